@@ -1,0 +1,35 @@
+# make demo   installs everything into .venv, aligns speech with words, and searches
+# make test   installs everything into .venv, then lints, checks types and tests, all without a network
+# make bench  the measurements of benchmarks/, printed and written to benchmarks/RESULTS.md
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PLUGINS := plugins/bridgekit-starter
+# Offline: any Hugging Face call without a network would retry for minutes.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test bench clean
+
+$(VENV)/.installed: pyproject.toml $(PLUGINS:%=%/pyproject.toml)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]" $(PLUGINS:%=--editable "%[dev]")
+	touch $@
+
+demo: $(VENV)/.installed
+	mkdir -p demo
+	cd demo && ../$(BIN)/bridgekit align --a audio --b text
+	cd demo && ../$(BIN)/python ../examples/say_words.py owl "red apple" "fire engine"
+	cd demo && ../$(BIN)/bridgekit search owl.wav red_apple.wav fire_engine.wav
+
+test: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy bridgekit plugins/bridgekit-starter/bridgekit_starter examples benchmarks
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) demo

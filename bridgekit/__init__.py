@@ -1,0 +1,53 @@
+"""One shared space for two modalities, from frozen encoders and a few thousand pairs, on one machine.
+
+    from bridgekit import align, Bridge, load_encoder
+
+Names are imported when first used: `import bridgekit` does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bridgekit.alignment import align as align
+    from bridgekit.bridge import Bridge as Bridge
+    from bridgekit.encoders import Encoder as Encoder
+    from bridgekit.errors import BridgekitError as BridgekitError
+    from bridgekit.errors import ItemError as ItemError
+    from bridgekit.fusion.training import PRESETS as PRESETS
+    from bridgekit.fusion.training import Preset as Preset
+    from bridgekit.hookspecs import EncoderProvider as EncoderProvider
+    from bridgekit.hookspecs import PairSource as PairSource
+    from bridgekit.hookspecs import hookimpl as hookimpl
+    from bridgekit.pairs import Pairs as Pairs
+    from bridgekit.pairs import read_pairs as read_pairs
+    from bridgekit.plugins import load_encoder as load_encoder
+
+_HOME = {
+    "align": "alignment",
+    "Bridge": "bridge",
+    "Encoder": "encoders",
+    "BridgekitError": "errors",
+    "ItemError": "errors",
+    "PRESETS": "fusion.training",
+    "Preset": "fusion.training",
+    "EncoderProvider": "hookspecs",
+    "PairSource": "hookspecs",
+    "hookimpl": "hookspecs",
+    "Pairs": "pairs",
+    "read_pairs": "pairs",
+    "load_encoder": "plugins",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'bridgekit' has no attribute {name!r}")
+    return getattr(import_module(f"bridgekit.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

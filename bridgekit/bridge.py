@@ -1,0 +1,376 @@
+"""The bridge: the trained thing. It embeds items of its modalities into one space, and is saved as a readable folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from bridgekit.card import model_card
+from bridgekit.encoders import TEXT, Encoder, Item, resolve_device
+from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.fusion.adapter import FrozenSide, FusionAdapter
+from bridgekit.fusion.training import Preset
+from bridgekit.latents import encode_items
+from bridgekit.plugins import load_encoder
+from bridgekit.progress import Report, silent
+from bridgekit.retrieval import search
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Side:
+    """One modality of a bridge.
+
+    Arguments:
+        encoder: `provider:model`.
+        revision: the encoder's exact weights and preprocessing at training time.
+        dim: the encoder's width.
+        frozen: whether the encoder's own latents are the shared space.
+    """
+
+    encoder: str
+    revision: str
+    dim: int
+    frozen: bool
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of those items that could be used.
+
+    Arguments:
+        vectors: (n, dim) float32 at unit length, in order, without the failed ones.
+        failed: position in the list to the reason.
+    """
+
+    vectors: Tensor
+    failed: Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One search result: an item and its cosine similarity to the query."""
+
+    item: Item
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """Two or more modalities in one shared space.
+
+    Arguments:
+        sides: modality to its encoder.
+        adapters: modality to its fusion adapter, in eval mode.
+        preset: the hyperparameters that the adapters were trained with.
+        temperature: the learned one.
+        provenance: where the pairs came from, seed, versions, command, counts.
+        metrics: what evaluation found, as `evaluation.evaluate_splits` gives it.
+        history: one record per validation during training.
+        device: where adapters and encoders run.
+    """
+
+    sides: Mapping[str, Side]
+    adapters: Mapping[str, nn.Module]
+    preset: Preset
+    temperature: float
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Sequence[Mapping[str, Any]] = ()
+    history: Sequence[Mapping[str, float]] = ()
+    device: str = "cpu"
+    _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def dim(self) -> int:
+        """Width of the shared space."""
+        frozen = [side.dim for side in self.sides.values() if side.frozen]
+        return frozen[0] if frozen else self.preset.shared_dim
+
+    def side(self, modality: str) -> Side:
+        """One side.
+
+        Raises:
+            BridgekitError: the bridge does not have the modality.
+        """
+        if modality not in self.sides:
+            raise BridgekitError(
+                f"this bridge has no side for {modality!r}", remedy=f"its modalities are {', '.join(self.sides)}"
+            )
+        return self.sides[modality]
+
+    def encoder(self, modality: str) -> Encoder:
+        """The side's frozen encoder, opened on first use.
+
+        Raises:
+            BridgekitError: the installed encoder is not the one that the bridge was trained on.
+        """
+        side = self.side(modality)
+        if modality not in self._encoders:
+            encoder = load_encoder(side.encoder, self.device)
+            if encoder.revision != side.revision:
+                raise BridgekitError(
+                    f"{side.encoder} is not the encoder that this bridge was trained on",
+                    where=f"trained on {side.revision}, installed is {encoder.revision}",
+                    remedy="install the version it was trained with, or train the bridge again",
+                )
+            self._encoders[modality] = encoder
+        return self._encoders[modality]
+
+    def project(self, modality: str, latents: Tensor) -> Tensor:
+        """Latents of one encoder, (n, d), into the shared space, (n, dim), at unit length."""
+        adapter = self.adapters[modality]
+        with torch.inference_mode():
+            parts = [
+                nn.functional.normalize(adapter(part.to(self.device)), dim=-1).cpu() for part in torch.split(latents, 8_192)
+            ]
+        return torch.cat(parts) if parts else torch.empty(0, self.dim)
+
+    def embed(self, modality: str, items: Sequence[Item] | Item, *, report: Report = silent) -> Tensor:
+        """Items into the shared space.
+
+        Arguments:
+            modality: one of the bridge's.
+            items: paths, or strings for `text`; a single one counts as a list of one.
+            report: told how encoding goes on.
+
+        Returns:
+            (n, dim) float32 at unit length, in order.
+
+        Raises:
+            ItemError: an item cannot be used. `embed_usable` sets such items aside instead.
+        """
+        embedded = self.embed_usable(modality, items, report=report)
+        for position, reason in embedded.failed.items():
+            raise ItemError(reason, where=str(_listed(items)[position])[:200], remedy="mend or leave out this item")
+        return embedded.vectors
+
+    def embed_usable(self, modality: str, items: Sequence[Item] | Item, *, report: Report = silent) -> Embedded:
+        """`embed`, with items that cannot be used left out and named."""
+        typed = [item if modality == TEXT else Path(item) for item in _listed(items)]
+        encoder = self.encoder(modality)
+        latents = encode_items(encoder, typed, progress=lambda done, total: report(f"encoding {modality}", done, total))
+        return Embedded(self.project(modality, latents.matrix[torch.from_numpy(latents.ids[latents.ids >= 0])]), latents.failed)
+
+    def similarity(self, **items: Sequence[Item] | Item) -> Tensor:
+        """Cosine similarities, for example `bridge.similarity(audio=["dog.wav"], text=["a dog", "rain"])`.
+
+        Arguments:
+            items: one or two modalities with their items. One is compared with itself.
+
+        Returns:
+            (n, m), the first modality's items by the second's.
+
+        Raises:
+            ItemError: an item cannot be used.
+        """
+        if not 1 <= len(items) <= 2:
+            raise TypeError("similarity() takes one or two modalities: similarity(audio=[...], text=[...])")
+        embedded = [self.embed(modality, things) for modality, things in items.items()]
+        return embedded[0] @ embedded[-1].T
+
+    def search(
+        self,
+        modality: str,
+        queries: Sequence[Item] | Item,
+        among_modality: str,
+        among: Sequence[Item],
+        k: int = 10,
+        *,
+        report: Report = silent,
+    ) -> list[list[Hit]]:
+        """The k nearest of some items of one modality to each query of another.
+
+        Arguments:
+            modality: the queries'.
+            queries: paths or texts.
+            among_modality: the candidates'.
+            among: the candidates. Those that cannot be used are left out.
+            k: how many hits a query.
+            report: told how encoding goes on.
+
+        Raises:
+            ItemError: a query cannot be used.
+            BridgekitError: no candidate can be used.
+        """
+        asked = self.embed(modality, queries, report=report)
+        candidates = self.embed_usable(among_modality, among, report=report)
+        items = [item for position, item in enumerate(among) if position not in candidates.failed]
+        if not items:
+            raise BridgekitError(f"there is no usable {among_modality} to search")
+        scores, indices = search(asked, candidates.vectors, k)
+        return [
+            [Hit(items[index], score) for score, index in zip(*row, strict=True)]
+            for row in zip(scores.tolist(), indices.tolist(), strict=True)
+        ]
+
+    def save(self, path: str | Path, *, pictures: Mapping[str, bytes] | None = None, overwrite: bool = False) -> Path:
+        """Write the bridge's folder whole: beside the final place first, then renamed.
+
+        Arguments:
+            path: the folder.
+            pictures: file name to PNG bytes, written with it.
+            overwrite: whether a bridge that is there already may be replaced.
+
+        Raises:
+            BridgekitError: something is there that must not be replaced, or the place cannot be written.
+        """
+        folder = Path(path)
+        check_free(folder, overwrite)
+        tensors = {
+            f"{modality}.{name}": tensor.detach().cpu().contiguous()
+            for modality, adapter in self.adapters.items()
+            for name, tensor in adapter.state_dict().items()
+        }
+        weights = save(tensors, {"format": str(FORMAT)})
+        story = {
+            "format": FORMAT,
+            "sides": {modality: asdict(side) for modality, side in self.sides.items()},
+            "dim": self.dim,
+            "temperature": self.temperature,
+            "preset": asdict(self.preset),
+            "adapters_sha256": hashlib.sha256(weights).hexdigest(),
+            "provenance": dict(self.provenance),
+            "metrics": list(self.metrics),
+        }
+        aside = folder.with_name(f".{folder.name}.{uuid4().hex}.part")
+        try:
+            aside.mkdir(parents=True)
+            (aside / "adapters.safetensors").write_bytes(weights)
+            (aside / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self.history))
+            (aside / "README.md").write_text(model_card(self, folder.name, sorted(pictures or ())), encoding="utf-8")
+            for name, data in (pictures or {}).items():
+                (aside / name).write_bytes(data)
+            (aside / "bridge.json").write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            _flush(aside)
+            _swap(aside, folder)
+        except OSError as error:
+            raise BridgekitError(f"the bridge cannot be written: {error.strerror or error}", where=str(folder)) from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return folder
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto") -> Bridge:
+        """Open a saved bridge. Encoders are opened when first needed.
+
+        Arguments:
+            path: the bridge's folder.
+            device: a torch device, or `auto`.
+
+        Raises:
+            BridgekitError: it is not a bridge, is damaged, or was written by a newer version.
+        """
+        folder = Path(path)
+        story = _read_story(folder)
+        try:
+            weights = (folder / "adapters.safetensors").read_bytes()
+            if hashlib.sha256(weights).hexdigest() != story["adapters_sha256"]:
+                raise _damaged(folder, "adapters.safetensors is not the file that bridge.json describes")
+            tensors = load(weights)
+            preset = Preset(**story["preset"])
+            sides = {modality: Side(**side) for modality, side in story["sides"].items()}
+            adapters: dict[str, nn.Module] = {}
+            for modality, side in sides.items():
+                adapters[modality] = (
+                    FrozenSide()
+                    if side.frozen
+                    else FusionAdapter(side.dim, story["dim"], preset.blocks, preset.expansion, preset.dropout)
+                )
+                prefix = f"{modality}."
+                own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+                adapters[modality].load_state_dict(own)
+                adapters[modality].eval().to(resolve_device(device))
+            lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+            history = [json.loads(line) for line in lines if line.strip()]
+            return cls(
+                sides,
+                adapters,
+                preset,
+                float(story["temperature"]),
+                story["provenance"],
+                story["metrics"],
+                history,
+                resolve_device(device),
+            )
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+            raise _damaged(folder, f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+def _listed(items: Sequence[Item] | Item) -> list[Item]:
+    return [items] if isinstance(items, (str, Path)) else list(items)
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raise BridgekitError unless a bridge may be written at `folder`."""
+    if not folder.exists():
+        return
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "bridge.json").exists()):
+        raise BridgekitError(
+            "this place holds something that is not a bridge", where=str(folder), remedy="choose another --out"
+        )
+    if (folder / "bridge.json").exists() and not overwrite:
+        raise BridgekitError(
+            "a bridge trained on other pairs or with other settings is there already",
+            where=str(folder),
+            remedy="choose another --out, or replace it with --overwrite",
+        )
+
+
+def _read_story(folder: Path) -> dict[str, Any]:
+    file = folder / "bridge.json"
+    if not file.is_file():
+        raise BridgekitError(
+            "there is no bridge here" if folder.exists() else "there is no such folder",
+            where=str(folder),
+            remedy="train one: bridgekit align --a audio --b text",
+        )
+    try:
+        story = json.loads(file.read_text(encoding="utf-8"))
+        version = story["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(folder, f"bridge.json cannot be read ({type(error).__name__})") from error
+    if not isinstance(version, int) or version > FORMAT:
+        raise BridgekitError(
+            f"this bridge has format {version}; this bridgekit reads format {FORMAT}",
+            where=str(folder),
+            remedy="pip install --upgrade bridgekit",
+        )
+    assert isinstance(story, dict)
+    return story
+
+
+def _damaged(folder: Path, why: str) -> BridgekitError:
+    return BridgekitError(f"this bridge is damaged: {why}", where=str(folder), remedy="copy it again, or train it again")
+
+
+def _flush(folder: Path) -> None:
+    for file in [*folder.iterdir(), folder]:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _swap(aside: Path, folder: Path) -> None:
+    """Put `aside` in `folder`'s place, with all that an older bridge had beside it (conditioners are of that bridge alone)."""
+    if not folder.exists():
+        aside.rename(folder)
+        return
+    old = folder.with_name(f".{folder.name}.{uuid4().hex}.old")
+    folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

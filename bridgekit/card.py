@@ -1,0 +1,63 @@
+"""The model card that lies in a bridge's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bridgekit.bridge import Bridge
+
+
+def model_card(bridge: Bridge, name: str, pictures: Sequence[str]) -> str:
+    """The text of a bridge's `README.md`."""
+    story = bridge.provenance
+    lines = [
+        f"# {name}",
+        "",
+        "A bridge made by [bridgekit](https://pypi.org/project/bridgekit/): "
+        f"{' and '.join(bridge.sides)} in one space of {bridge.dim} dimensions.",
+        "",
+        "| modality | encoder | width | side |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {modality} | `{side.encoder}` | {side.dim} | {'frozen (its latents are the space)' if side.frozen else 'adapter'} |"
+        for modality, side in bridge.sides.items()
+    ]
+    lines += ["", "## How it was made", ""]
+    lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in story.items() if key != "fingerprint"]
+    lines += [f"- temperature: {bridge.temperature:.4f}"]
+    if bridge.metrics:
+        lines += ["", "## What it does", "", metrics_table(bridge.metrics), ""]
+        lines += ["`recall@k`: the share of queries with a right candidate among the first k, on rows that training never saw."]
+    lines += ["", *[f"![{Path(picture).stem.replace('-', ' ')}]({picture})" for picture in pictures]]
+    lines += [
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from bridgekit import Bridge",
+        "",
+        f'bridge = Bridge.load("{name}")',
+        *[f'{modality} = bridge.embed("{modality}", [...])' for modality in bridge.sides],
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def metrics_table(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """The records of `evaluate_splits` as a Markdown table."""
+    rows = [
+        "| split | direction | among | method | recall@1 | recall@5 | recall@10 | median rank |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for record in metrics:
+        recalls = " | ".join(f"{100 * record[f'recall@{k}']:.1f} %" for k in (1, 5, 10))
+        rows.append(
+            f"| {record['split']} | {record['direction']} | {record['candidates']:,} | {record['method']} "
+            f"| {recalls} | {record['median_rank']:g} |"
+        )
+    return "\n".join(rows)

@@ -1,0 +1,72 @@
+"""The command line: one file a verb. This file gathers them and turns errors into messages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from bridgekit import plugins as installed
+from bridgekit.cli import align, embed, evaluate, info, plugins, search
+from bridgekit.errors import BridgekitError
+
+app = typer.Typer(
+    name="bridgekit",
+    help="One shared space for two modalities, from frozen encoders and a few thousand pairs, on one machine.",
+    epilog="Start with: bridgekit align --a audio --b text",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"bridgekit {version('bridgekit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with errors.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Options before the verb."""
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "align": align.command,
+    "eval": evaluate.command,
+    "embed": embed.command,
+    "search": search.command,
+    "info": info.command,
+    "plugins": plugins.command,
+}
+for name, verb in VERBS.items():
+    app.command(name, help=verb.__doc__, no_args_is_help=False)(verb)
+
+
+def main() -> None:
+    """Run the command line. Errors that the user can mend exit with 2 and no traceback; Ctrl-C exits with 130."""
+    installed.register_commands(app)
+    try:
+        app()
+    except BridgekitError as error:
+        if "--debug" in sys.argv:
+            raise
+        if "--json" in sys.argv:
+            print(json.dumps({"error": {"what": error.what, "where": error.where, "fix": error.remedy}}, ensure_ascii=False))
+        print(f"bridgekit: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nbridgekit: stopped. Nothing is lost: the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)

@@ -1,0 +1,51 @@
+"""`bridgekit embed`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bridgekit.cli.common import find_bridge, print_json, print_set_aside, query_modality
+from bridgekit.errors import BridgekitError
+
+
+def command(
+    items: Annotated[list[str], typer.Argument(help="Files, or texts; a table, folder or source with --modality.")],
+    bridge: Annotated[
+        Path | None, typer.Option(help="The bridge's folder. [dim]default: the newest in ./bridges[/dim]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where to write: .safetensors, .npy or .parquet.")] = Path("embeddings.safetensors"),
+    modality: Annotated[str | None, typer.Option(help="The items' modality, where it cannot be told.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where an item would be set aside.")] = False,
+    device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the embeddings as JSON and write no file.")] = False,
+) -> None:
+    """Files or texts as vectors of the shared space.
+
+    Example: [b]bridgekit embed clips/*.wav --out clips.safetensors[/b]
+    """
+    from bridgekit.bridge import Bridge
+    from bridgekit.embeddings import check_format, write_embeddings
+    from bridgekit.pairs import SetAside
+    from bridgekit.progress import progress_bars
+
+    if not as_json:
+        check_format(out)
+    opened = Bridge.load(find_bridge(bridge), device)
+    kind = query_modality(opened, items, modality)
+    with progress_bars() as report:
+        embedded = opened.embed_usable(kind, items, report=report)
+    set_aside = [SetAside(position + 1, kind, items[position], reason) for position, reason in embedded.failed.items()]
+    if set_aside and (strict or len(set_aside) == len(items)):
+        first = set_aside[0]
+        raise BridgekitError(f"{len(set_aside)} of {len(items)} items cannot be used: {first.reason}", where=first.item)
+    names = [item for position, item in enumerate(items) if position not in embedded.failed]
+    if as_json:
+        vectors = [{"item": name, "embedding": vector} for name, vector in zip(names, embedded.vectors.tolist(), strict=True)]
+        print_json({"modality": kind, "embeddings": vectors, "set_aside": [vars(row) for row in set_aside]})
+        return
+    write_embeddings(out, names, embedded.vectors)
+    print_set_aside(set_aside)
+    print(f"{len(names)} embeddings of {opened.dim} dimensions: {out}")

@@ -1,0 +1,60 @@
+"""`bridgekit eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bridgekit.cli.common import find_bridge, print_json, print_metrics, print_set_aside
+
+
+def command(
+    bridge: Annotated[
+        Path | None, typer.Argument(help="The bridge's folder. [dim]default: the newest in ./bridges[/dim]")
+    ] = None,
+    pairs: Annotated[str | None, typer.Option(help="A table, folder or source. [dim]default: the bridge's own[/dim]")] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="A split to ask. [dim]default: every one but train and val[/dim]"),
+    ] = None,
+    zero_shot: Annotated[
+        bool, typer.Option("--zero-shot", help="Classify by text prompts alone; the table's texts are the class names.")
+    ] = False,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(help="A prompt for --zero-shot, with {} for the class. May be given several times."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Recall on test splits in both directions, or zero-shot classification by text prompts.
+
+    Example: [b]bridgekit eval bridges/audio-text --pairs clips.csv --zero-shot --template "the sound of a {}"[/b]
+    """
+    from bridgekit.bridge import Bridge
+    from bridgekit.evaluation import evaluate_bridge, evaluate_zero_shot
+    from bridgekit.progress import progress_bars
+    from bridgekit.retrieval import TEMPLATES
+
+    opened = Bridge.load(find_bridge(bridge), device)
+    with progress_bars() as report:
+        if zero_shot:
+            result = evaluate_zero_shot(opened, pairs, tuple(template or TEMPLATES), split, report)
+        else:
+            records, set_aside = evaluate_bridge(opened, pairs, split, report)
+    if zero_shot:
+        if as_json:
+            print_json(result.as_json())
+            return
+        print_set_aside(result.set_aside)
+        print(f"{result.modality} into {len(result.per_class)} classes: {100 * result.accuracy:.1f} % of {result.items} right")
+        for name, accuracy in result.per_class.items():
+            print(f"  {100 * accuracy:5.1f} %  {name}")
+        return
+    if as_json:
+        print_json({"metrics": records, "set_aside": [vars(row) for row in set_aside]})
+        return
+    print_set_aside(set_aside)
+    print_metrics(records)

@@ -1,0 +1,49 @@
+"""`bridgekit info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bridgekit.cli.common import find_bridge, print_json, print_metrics
+
+
+def command(
+    bridge: Annotated[
+        Path | None, typer.Argument(help="The bridge's folder. [dim]default: the newest in ./bridges[/dim]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """What a bridge is made of, where it came from and how well it does.
+
+    Example: [b]bridgekit info bridges/audio-text[/b]
+    """
+    from dataclasses import asdict
+
+    from bridgekit.bridge import Bridge
+
+    folder = find_bridge(bridge)
+    opened = Bridge.load(folder, "cpu")
+    if as_json:
+        sides = {modality: asdict(side) for modality, side in opened.sides.items()}
+        print_json(
+            {
+                "bridge": str(folder),
+                "dim": opened.dim,
+                "temperature": opened.temperature,
+                "sides": sides,
+                "preset": asdict(opened.preset),
+                "provenance": dict(opened.provenance),
+                "metrics": list(opened.metrics),
+            }
+        )
+        return
+    print(f"{folder}: {' and '.join(opened.sides)} in {opened.dim} dimensions, temperature {opened.temperature:.4f}")
+    for modality, side in opened.sides.items():
+        print(f"  {modality}: {side.encoder}, {side.dim} wide{', frozen' if side.frozen else ''} ({side.revision})")
+    for key, value in opened.provenance.items():
+        print(f"  {key.replace('_', ' ')}: {value}")
+    if opened.metrics:
+        print_metrics(opened.metrics)

@@ -1,0 +1,56 @@
+"""`bridgekit search`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bridgekit.cli.common import find_bridge, print_json, query_modality
+
+
+def command(
+    queries: Annotated[list[str], typer.Argument(help="Files, or words.")],
+    bridge: Annotated[
+        Path | None, typer.Option(help="The bridge's folder. [dim]default: the newest in ./bridges[/dim]")
+    ] = None,
+    among: Annotated[
+        str | None,
+        typer.Option(
+            help="A table, a folder of files, a .txt of lines, or a source. [dim]default: the bridge's own pairs[/dim]"
+        ),
+    ] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="The queries' modality, where it cannot be told.")] = None,
+    to: Annotated[str | None, typer.Option(help="The modality to search. [dim]default: the other one[/dim]")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many to show for each query.")] = 5,
+    device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """The nearest items of one modality to files or words of another.
+
+    Example: [b]bridgekit search dog.wav rain.flac -k 3[/b]
+    """
+    from bridgekit.bridge import Bridge
+    from bridgekit.pairs import read_items
+    from bridgekit.progress import progress_bars
+
+    opened = Bridge.load(find_bridge(bridge), device)
+    source = query_modality(opened, queries, from_)
+    target = to or next(modality for modality in opened.sides if modality != source)
+    opened.side(target)
+    items = read_items(among or str(opened.provenance.get("pairs", "")), target)
+    with progress_bars() as report:
+        found = opened.search(source, queries, target, items, k, report=report)
+    if as_json:
+        print_json(
+            [
+                {"query": query, "found": [{"item": str(hit.item), "similarity": round(hit.similarity, 6)} for hit in hits]}
+                for query, hits in zip(queries, found, strict=True)
+            ]
+        )
+        return
+    for query, hits in zip(queries, found, strict=True):
+        print(query)
+        for hit in hits:
+            print(f"  {hit.similarity:6.3f}  {hit.item}")

@@ -1,0 +1,61 @@
+"""What an encoder is: a frozen model that prepares one item on its own and encodes a batch of prepared items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: One thing to encode: the path of a file, or, in the modality `text`, the text itself.
+Item = Path | str
+
+#: The modality whose items are strings rather than files.
+TEXT = "text"
+
+
+class Encoder(Protocol):
+    """A frozen, pre-trained, unimodal model: items in, one vector per item out.
+
+    The split in two is what buys parallel decoding, batches by length, and one bad file costing one row.
+
+    Attributes:
+        modality: what it encodes: `audio`, `image`, `text`, or a modality of a plugin's own.
+        dim: the width d of its latents.
+        revision: names the exact weights and preprocessing. It is part of every latent's key, so it must change
+            whenever the vectors would.
+    """
+
+    modality: str
+    dim: int
+    revision: str
+
+    def prepare(self, item: Item) -> Any:
+        """Read and preprocess one item into what `encode` takes. Runs on the CPU, in worker threads.
+
+        Raises:
+            ItemError: this item cannot be used. Only its own row is set aside.
+        """
+        ...
+
+    def encode(self, batch: Sequence[Any]) -> Tensor:
+        """One forward pass without gradients: n prepared items into a float32 tensor of shape (n, dim).
+
+        An item's vector must not depend on what else is in its batch.
+        """
+        ...
+
+
+def resolve_device(device: str = "auto") -> str:
+    """The torch device to run on: `auto` takes CUDA, then Apple's MPS, then the CPU."""
+    if device != "auto":
+        return device
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"

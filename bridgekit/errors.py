@@ -1,0 +1,35 @@
+"""One family of errors: what is wrong, in which file and row, how to mend it."""
+
+from __future__ import annotations
+
+
+class BridgekitError(Exception):
+    """Something that the user can mend. The command line prints it without a traceback and exits with 2.
+
+    Arguments:
+        what: one sentence that says what is wrong.
+        where: the file, row, column or name it is about.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  in: {self.where}")
+        if self.remedy:
+            lines.append(f"  fix: {self.remedy}")
+        return "\n".join(lines)
+
+
+class ItemError(BridgekitError):
+    """One item (a file or a text) cannot be used. Its row is set aside; the run goes on unless it is strict."""
+
+
+class PluginError(BridgekitError):
+    """A plugin is missing, broken, or does not keep its contract. The message names the plugin."""

@@ -1,0 +1,305 @@
+"""Trains the fusion adapters on latents: FuseMix, symmetric InfoNCE, AdamW, warm-up and cosine, early stopping, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bridgekit.cache import write_atomically
+from bridgekit.errors import BridgekitError
+from bridgekit.fusion.adapter import FrozenSide, FusionAdapter
+from bridgekit.fusion.contrastive import info_nce
+from bridgekit.fusion.fusemix import LambdaPer, Pairing, draw_lambda, draw_partners, fusemix
+
+#: A run that is killed loses at most this many seconds of training.
+CHECKPOINT_SECONDS = 10.0
+#: The temperature may move between these (FuseMix's released bounds).
+TEMPERATURE_BOUNDS = (0.001, 0.5)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Hyperparameters of one way to train.
+
+    Arguments:
+        shared_dim: width of the shared space. A frozen side sets it instead.
+        blocks, expansion, dropout: as in `FusionAdapter`.
+        alpha, alpha_end: lambda ~ Beta(alpha, alpha); alpha moves linearly to alpha_end over the epochs. 0 turns mixup off.
+        pairing: `halves` or `permutation`, see `draw_partners`.
+        lambda_per: one lambda per `batch` or per `pair`.
+        batch_size: rows drawn per step, before halves are mixed. At most the table's rows.
+        epochs: passes over the training rows.
+        lr, min_lr, warmup_steps: linear from min_lr to lr, then cosine back to min_lr.
+        weight_decay: AdamW's, not on biases and norms.
+        temperature: where the learnable temperature starts.
+        patience: stop after this many of the 50 validations without a better one; 0 never stops early.
+        standardise: standardise latents by the training rows' mean and standard deviation.
+    """
+
+    shared_dim: int = 512
+    blocks: int = 4
+    expansion: float = 4.0
+    dropout: float = 0.6
+    alpha: float = 1.0
+    alpha_end: float = 1.0
+    pairing: Pairing = "halves"
+    lambda_per: LambdaPer = "batch"
+    batch_size: int = 40_960
+    epochs: int = 500
+    lr: float = 1e-3
+    min_lr: float = 1e-6
+    warmup_steps: int = 100
+    weight_decay: float = 0.1
+    temperature: float = 0.07
+    patience: int = 0
+    standardise: bool = False
+
+
+#: `paper` is FuseMix's released configuration. `default` is for a few thousand pairs; benchmarks/PRESETS.md shows its choice.
+PRESETS: dict[str, Preset] = {
+    "default": Preset(
+        blocks=1,
+        expansion=2.0,
+        batch_size=2_048,
+        lambda_per="pair",
+        pairing="permutation",
+        epochs=100,
+        patience=15,
+        standardise=True,
+    ),
+    "paper": Preset(),
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gave.
+
+    Arguments:
+        adapters: modality to its adapter, in eval mode, on the CPU.
+        temperature: the learned temperature of the best epoch.
+        history: one record per validation: epoch, loss, temperature, lr, and what `validate` returned.
+        best_epoch: the epoch whose adapters these are.
+    """
+
+    adapters: dict[str, nn.Module]
+    temperature: float
+    history: list[dict[str, float]]
+    best_epoch: int
+
+
+def new_adapters(dims: Mapping[str, int], frozen: str | None, preset: Preset, seed: int) -> dict[str, nn.Module]:
+    """Untrained adapters, one per modality; the frozen side's is the identity and sets the shared width."""
+    shared_dim = dims[frozen] if frozen else preset.shared_dim
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return {
+            name: FrozenSide()
+            if name == frozen
+            else FusionAdapter(dim, shared_dim, preset.blocks, preset.expansion, preset.dropout)
+            for name, dim in dims.items()
+        }
+
+
+def train(
+    latents: Mapping[str, Tensor],
+    rows: Mapping[str, Tensor],
+    keys: Tensor,
+    *,
+    validate: Callable[[Mapping[str, nn.Module]], Mapping[str, float]],
+    preset: Preset,
+    seed: int = 0,
+    frozen: str | None = None,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[int, float], object] = lambda epoch, loss: None,
+) -> Trained:
+    """Train two or more fusion adapters so that the rows' latents meet in one space.
+
+    Arguments:
+        latents: modality to the distinct items' latents, (m_modality, d_modality).
+        rows: modality to n indices into its latents: the training pairs.
+        keys: (n, k) integers: rows that share one belong together and are never each other's negatives.
+        validate: from adapters in eval mode to figures; `score` among them is the one that early stopping maximises.
+        preset: the hyperparameters.
+        seed: of initialisation, batches, mixup and dropout. The same seed on the same machine gives the same adapters.
+        frozen: the modality whose own latents are the shared space, or None.
+        device: a torch device.
+        checkpoint: a file to go on from if it is there, and to write every few seconds. Removed when training ends.
+        on_epoch: called after each epoch with its number (from 1) and mean loss.
+
+    Raises:
+        BridgekitError: the loss is no longer finite.
+
+    Source: FuseMix (arXiv 2312.10144), algorithm 1.
+    """
+    names = list(latents)
+    data = {name: latents[name].to(device) for name in names}
+    index = {name: rows[name].to(device) for name in names}
+    keys = keys.to(device)
+    n = len(keys)
+    adapters = new_adapters({name: data[name].shape[1] for name in names}, frozen, preset, seed)
+    model = nn.ModuleDict(adapters)
+    if preset.standardise:
+        for name, adapter in adapters.items():
+            if isinstance(adapter, FusionAdapter):
+                adapter.standardise(latents[name][rows[name]])
+    model.to(device)
+    log_scale = nn.Parameter(torch.tensor(math.log(1 / preset.temperature), device=device))
+    optimizer = _optimizer(model, log_scale, preset)
+    batch_size = min(preset.batch_size, n)
+    steps_per_epoch = n // batch_size
+    total_steps = preset.epochs * steps_per_epoch
+    validate_every = max(1, preset.epochs // 50)
+
+    state = _State(model, log_scale, optimizer)
+    if checkpoint and checkpoint.exists():
+        state.load(checkpoint)
+    saved = time.monotonic()
+
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device.startswith("cuda") else []):
+        for epoch in range(state.epoch + 1, preset.epochs + 1):
+            if preset.patience and len(state.history) - state.best_index >= preset.patience:
+                break
+            # Each epoch has its own seed, so a run that goes on from a checkpoint draws what the undisturbed one draws.
+            torch.manual_seed(seed * 1_000_003 + epoch)
+            progress = (epoch - 1) / max(1, preset.epochs - 1)
+            alpha = preset.alpha + (preset.alpha_end - preset.alpha) * progress
+            order = torch.randperm(n, device=device)
+            losses: list[Tensor] = []
+            model.train()
+            for batch in torch.split(order[: steps_per_epoch * batch_size], batch_size):
+                step = (epoch - 1) * steps_per_epoch + len(losses)
+                lr = learning_rate(step, total_steps, preset)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                first, second = draw_partners(len(batch), preset.pairing, batch.device)
+                lam = draw_lambda(len(first), alpha, preset.lambda_per, batch.device)
+                mixed = fusemix([data[name][index[name][batch]] for name in names], first, second, lam)
+                x, y = (nn.functional.normalize(model[name](side), dim=-1) for name, side in zip(names, mixed, strict=True))
+                loss = info_nce(x, y, log_scale.exp(), _mixed_keys(keys[batch], first, second, preset.alpha > 0))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                with torch.no_grad():
+                    log_scale.clamp_(*(math.log(1 / bound) for bound in reversed(TEMPERATURE_BOUNDS)))
+                losses.append(loss.detach())
+            mean_loss = float(torch.stack(losses).mean())
+            if not math.isfinite(mean_loss):
+                raise BridgekitError(
+                    f"training diverged: the loss is not finite in epoch {epoch}",
+                    remedy="look for extreme latents, or train with --preset default; nothing was written",
+                )
+            state.epoch = epoch
+            on_epoch(epoch, mean_loss)
+            if epoch % validate_every == 0 or epoch == preset.epochs:
+                model.eval()
+                with torch.no_grad():
+                    figures = dict(validate(adapters))
+                state.judge({"epoch": epoch, "loss": mean_loss, "temperature": math.exp(-log_scale.item()), "lr": lr, **figures})
+                if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    state.save(checkpoint)
+                    saved = time.monotonic()
+
+    temperature = state.restore_best()
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    model.eval().cpu()
+    best_epoch = round(state.history[state.best_index - 1]["epoch"])
+    return Trained(adapters, temperature, state.history, best_epoch)
+
+
+def learning_rate(step: int, total_steps: int, preset: Preset) -> float:
+    """Linear warm-up, then cosine. Warm-up takes at most a tenth of a short run."""
+    warmup = min(preset.warmup_steps, total_steps // 10)
+    if step < warmup:
+        return preset.min_lr + (preset.lr - preset.min_lr) * step / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return preset.min_lr + (preset.lr - preset.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _mixed_keys(keys: Tensor, first: Tensor, second: Tensor, mixed: bool) -> Tensor:
+    """(m, k, 2) keys of mixed pairs, (m, k, 1) of plain ones: a mixed pair is related to whatever either of its parts is."""
+    return torch.stack([keys[first], keys[second]], -1) if mixed else keys[first, :, None]
+
+
+def _optimizer(model: nn.Module, log_scale: nn.Parameter, preset: Preset) -> torch.optim.AdamW:
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": preset.weight_decay},
+        {"params": [*others, log_scale], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=preset.lr, fused=True)
+
+
+class _State:
+    """Where a run stands: its weights, its optimizer, its history and the best weights so far. Saved without pickle."""
+
+    def __init__(self, model: nn.Module, log_scale: nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.log_scale, self.optimizer = model, log_scale, optimizer
+        self.epoch = 0
+        self.history: list[dict[str, float]] = []
+        self.best_index = 0  # how many validations there were when the best one came
+        self.best: dict[str, Tensor] = {}
+
+    def _now(self) -> dict[str, Tensor]:
+        return {**self.model.state_dict(), "log_scale": self.log_scale.data}
+
+    def judge(self, record: dict[str, float]) -> None:
+        """Take a validation into the history and keep the weights if it is the best so far."""
+        self.history.append(record)
+        if not self.best_index or record["score"] > self.history[self.best_index - 1]["score"]:
+            self.best_index = len(self.history)
+            self.best = {name: tensor.detach().clone() for name, tensor in self._now().items()}
+
+    def restore_best(self) -> float:
+        """Put the best weights back into the model; returns their temperature."""
+        self._restore(self.best)
+        return math.exp(-self.log_scale.item())
+
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self.model.load_state_dict({name: tensor for name, tensor in tensors.items() if name != "log_scale"})
+        self.log_scale.data.copy_(tensors["log_scale"])
+
+    def save(self, path: Path) -> None:
+        """Write everything that an undisturbed run would still have in memory."""
+        tensors = {f"now/{name}": tensor for name, tensor in self._now().items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
+        for number, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in values.items()}
+        story = {"epoch": self.epoch, "best_index": self.best_index, "history": self.history}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_atomically(path, lambda aside: save_file(tensors, aside, {"state": json.dumps(story)}))
+
+    def load(self, path: Path) -> None:
+        """The inverse of `save`."""
+        parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "optimizer": {}}
+        with safe_open(path, "pt", device=str(self.log_scale.device)) as file:
+            story: dict[str, Any] = json.loads(file.metadata()["state"])
+            for key in file.keys():  # noqa: SIM118  (a safetensors handle is not a mapping)
+                part, name = key.split("/", 1)
+                parts[part][name] = file.get_tensor(key)
+        self._restore(parts["now"])
+        self.best = parts["best"]
+        self.epoch, self.best_index, self.history = story["epoch"], story["best_index"], story["history"]
+        whole = self.optimizer.state_dict()
+        for key, tensor in parts["optimizer"].items():
+            number, name = key.split("/", 1)
+            whole["state"].setdefault(int(number), {})[name] = tensor
+        self.optimizer.load_state_dict(whole)
+
+
+def preset_as_json(preset: Preset) -> dict[str, Any]:
+    """The hyperparameters as plain data, for `bridge.json` and fingerprints."""
+    return asdict(preset)

@@ -1,0 +1,69 @@
+"""The plugin contract and nothing else: implement any of these hooks, under the entry point group `bridgekit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    import typer
+
+    from bridgekit.encoders import Encoder
+    from bridgekit.pairs import Pairs
+
+hookspec = pluggy.HookspecMarker("bridgekit")
+hookimpl = pluggy.HookimplMarker("bridgekit")
+
+
+@dataclass(frozen=True)
+class EncoderProvider:
+    """A family of encoders. Its models are named `name:model` on the command line.
+
+    Arguments:
+        name: the part before the colon, for example `timm`.
+        modalities: the modalities that its models encode.
+        open: `open(model, device)` gives the encoder. Import heavy packages inside it, not at the top of the plugin.
+        models: a few model names for people to start from.
+        defaults: modality to model, for those modalities whose default encoder this provider wants to be.
+    """
+
+    name: str
+    modalities: tuple[str, ...]
+    open: Callable[[str, str], Encoder]
+    models: Callable[[], Sequence[str]]
+    defaults: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """A named table of pairs, usable wherever a path to a table is: `--pairs starter:openmoji`.
+
+    Arguments:
+        name: `provider:source`.
+        description: one line: what is in it, how many pairs, which licence.
+        modalities: its columns. A source is the default table for exactly these modalities if no other one claims them.
+        build: makes the pairs. It may write files, once, under `bridgekit.cache.cache_folder()`.
+    """
+
+    name: str
+    description: str
+    modalities: tuple[str, ...]
+    build: Callable[[], Pairs]
+
+
+@hookspec
+def encoder_providers() -> Sequence[EncoderProvider]:  # type: ignore[empty-body]
+    """Return the encoder providers of this plugin."""
+
+
+@hookspec
+def pair_sources() -> Sequence[PairSource]:  # type: ignore[empty-body]
+    """Return the named tables of pairs that this plugin brings."""
+
+
+@hookspec
+def register_commands(app: typer.Typer) -> None:
+    """Add commands of the plugin's own to the `bridgekit` command line."""

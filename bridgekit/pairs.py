@@ -1,0 +1,517 @@
+"""The pair table: rows of items that belong together, from CSV, TSV, JSON Lines, Parquet, class folders or a plugin."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import re
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bridgekit.encoders import TEXT, Item
+from bridgekit.errors import BridgekitError
+
+MIN_ROWS = 10  # to learn anything, and to leave one row each for validation and test
+
+_TRAIN = ("train", "training")
+_VAL = ("val", "valid", "validation", "dev")
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_OPTIONAL = ("split", "group")
+#: A table as read: the names of its columns, and for each row its number and as many cells.
+_Records = tuple[list[str], list[tuple[int, "list[str | None]"]]]
+# Files that a class folder may hold. Formats that cannot be read are listed too: they are then reported, not overlooked.
+_EXTENSIONS = {
+    "audio": ["aac", "aif", "aiff", "au", "caf", "flac", "m4a", "mp3", "oga", "ogg", "opus", "w64", "wav", "wma"],
+    "image": ["avif", "bmp", "gif", "heic", "jp2", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"],
+}
+
+
+#: Modality to n ids, one a row of a table: rows with the same id hold the same item. Negative for a hole.
+Content = Mapping[str, "Sequence[int] | npt.NDArray[np.int64]"]
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A row that is left out, and why.
+
+    Arguments:
+        row: the row's number as a spreadsheet shows it (a CSV's first row of data is 2; blank lines count). The rows of a
+            Parquet table, and the files of class folders, are counted from 1.
+        column: the modality whose item is at fault.
+        item: the path or the beginning of the text.
+        reason: one line.
+    """
+
+    row: int
+    column: str
+    item: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A table whose columns are modalities and whose rows hold items that belong together.
+
+    Arguments:
+        columns: modality to its n items, one a row: absolute paths of files, or, for `text`, strings. None is a hole.
+        source: where the table came from: a path, or a plugin's source name.
+        rows: n row numbers for messages, as `SetAside.row`.
+        split: n names (`train`, `val`, and any other name for a test split), or None where the table says nothing.
+        group: n labels, or None. Rows of one group all belong together.
+        set_aside: rows already found unusable while reading.
+    """
+
+    columns: Mapping[str, tuple[Item | None, ...]]
+    source: str
+    rows: tuple[int, ...]
+    split: tuple[str, ...] | None = None
+    group: tuple[str, ...] | None = None
+    set_aside: tuple[SetAside, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        return tuple(self.columns)
+
+    def take(self, indices: Iterable[int]) -> Pairs:
+        """The table of these rows, counted from 0, in this order. It still tells what was set aside while reading."""
+        chosen = [int(index) for index in indices]
+        return Pairs(
+            columns={modality: tuple(items[i] for i in chosen) for modality, items in self.columns.items()},
+            source=self.source,
+            rows=tuple(self.rows[i] for i in chosen),
+            split=None if self.split is None else tuple(self.split[i] for i in chosen),
+            group=None if self.group is None else tuple(self.group[i] for i in chosen),
+            set_aside=self.set_aside,
+        )
+
+
+# ---- reading a table
+
+
+def read_pairs(source: str | Path, modalities: Sequence[str]) -> Pairs:
+    """Read a table of pairs, and set aside the rows that cannot be used.
+
+    A table has a header, and a column for each modality, named like it. Cells hold texts in the column `text` and paths
+    of files, relative to the table's folder, in all others; an empty cell is a hole. The columns `split` and `group` are
+    optional, all others are ignored. In a folder of class folders, a folder's name is the text of all files in it.
+
+    Set aside are rows with fewer than two items, with a file that is missing or empty, and those that repeat another row.
+
+    Arguments:
+        source: the path of a table (.csv, .tsv, .jsonl, .ndjson, .parquet) or of a folder of class folders, or the name
+            of a plugin's source, `provider:name`. A path wins over a name.
+        modalities: the columns to read.
+
+    Returns:
+        the rows that can be used.
+
+    Raises:
+        BridgekitError: there is no such table, it lacks a column, is malformed or not in UTF-8, or none of its rows can
+            be used. The message says which row, and how to mend it.
+    """
+    path = Path(source)
+    wanted = tuple(dict.fromkeys(modalities))
+    try:
+        if path.is_dir():
+            return _usable(_class_folders(path, wanted), wanted)
+        if path.exists():
+            return _usable(_table(path, wanted), wanted)
+    except OSError as error:
+        raise BridgekitError(
+            f"the table cannot be read ({error.strerror or error})", where=str(source), remedy="check its name and permissions"
+        ) from None
+    if ":" in str(source) and path.suffix.lower() not in _TABLES:
+        from bridgekit.plugins import find_pair_source
+
+        built = find_pair_source(str(source)).build()
+        _check_columns(built.modalities, wanted, str(source))
+        return _usable(built, wanted)
+    raise BridgekitError(
+        "there is no such table of pairs", where=str(source), remedy=f"check the path; it is taken from {Path.cwd()}"
+    )
+
+
+def read_items(source: str | Path, modality: str) -> list[Item]:
+    """The distinct items of one modality: a column of a table or source, the files in a folder and below, or a text file's lines.
+
+    Arguments:
+        source: as for `read_pairs`, or any folder, or a .txt file with one text a line.
+        modality: which column; or what the files or lines are.
+
+    Raises:
+        BridgekitError: there is no such thing, or there is nothing in it.
+    """
+    path = Path(source)
+    items: Iterable[Item | None]
+    if path.is_dir() and modality != TEXT:
+        extensions = _EXTENSIONS.get(modality)
+        files = sorted(file for file in path.absolute().rglob("*") if file.is_file() and file.name[0] != ".")
+        items = [file for file in files if extensions is None or file.suffix[1:].lower() in extensions]
+    elif path.is_dir():
+        items = [" ".join(re.split(r"[\s_-]+", entry.name)) for entry in sorted(path.iterdir()) if entry.is_dir()]
+    elif path.suffix.lower() == ".txt" and path.is_file() and modality == TEXT:
+        items = [line.strip() or None for line in _read_utf8(path).splitlines()]
+    else:
+        items = read_pairs(source, (modality,)).columns[modality]
+    distinct = [item for item in dict.fromkeys(items) if item is not None]
+    if not distinct:
+        raise BridgekitError(
+            f"there is no {modality} in it", where=str(source), remedy="name a table, folder or file that has some"
+        )
+    return distinct
+
+
+def _table(path: Path, modalities: Sequence[str]) -> Pairs:
+    """The rows of a table file, not yet checked. Cells are stripped, and empty ones are holes."""
+    suffix = path.suffix.lower()
+    if suffix not in _TABLES:
+        raise BridgekitError(
+            f"a table of pairs cannot be read from {suffix or 'a file without an extension'}",
+            where=str(path),
+            remedy=f"save it as one of {', '.join(_TABLES)}",
+        )
+    if suffix == ".parquet":
+        names, records = _read_parquet(path, (*modalities, *_OPTIONAL))
+    elif suffix in (".csv", ".tsv"):
+        names, records = _read_delimited(path, "," if suffix == ".csv" else "\t")
+    else:
+        names, records = _read_json_lines(path, (*modalities, *_OPTIONAL))
+    if not names:
+        raise BridgekitError("the table is empty", where=str(path), remedy="write a header that names its columns, and rows")
+    _check_columns(names, modalities, str(path))
+    if not records:
+        raise BridgekitError("the table has a header and no rows", where=str(path), remedy="add a row for each pair")
+    folder = path.parent.absolute()
+    cells = {name: [record[at] for _, record in records] for at, name in enumerate(names)}
+    columns: dict[str, tuple[Item | None, ...]] = {
+        modality: tuple(cell if cell is None or modality == TEXT else folder / cell for cell in cells[modality])
+        for modality in modalities
+    }
+    split, group = (tuple(cell or "" for cell in cells[name]) if name in cells else None for name in _OPTIONAL)
+    return Pairs(columns, str(path), tuple(row for row, _ in records), split, group)
+
+
+def _read_delimited(path: Path, delimiter: str) -> _Records:
+    # The csv module, not pyarrow's reader: where a quote is never closed, pyarrow takes all rows after it for one cell and
+    # says nothing. It is no slower either, as the cells are wanted as Python strings.
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(io.StringIO(_read_utf8(path), newline=""), delimiter=delimiter, strict=True)
+    names: list[str] = []
+    records: list[tuple[int, list[str | None]]] = []
+    row = 0
+    try:
+        for row, cells in enumerate(reader, 1):
+            record = [cell.strip() or None for cell in cells]
+            if not any(record):
+                continue
+            if not names:
+                names = [name or "" for name in record]
+            elif len(record) != len(names):
+                raise BridgekitError(
+                    f"the row has another number of cells ({len(record)}) than the header ({len(names)})",
+                    where=f"{path}, row {row}",
+                    remedy='put cells that contain commas, tabs or line breaks into "double quotes"',
+                )
+            else:
+                records.append((row, record))
+    except csv.Error as error:
+        reason = 'a double quote (") is never closed' if "end of data" in str(error) else f"the row is malformed ({error})"
+        raise BridgekitError(
+            reason, where=f"{path}, row {row + 1}", remedy='put the cell into "double quotes" and double those inside it ("")'
+        ) from None
+    return names, records
+
+
+def _read_json_lines(path: Path, wanted: Sequence[str]) -> _Records:
+    rows: list[tuple[int, dict[str, Any]]] = []
+    for row, line in enumerate(_read_utf8(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BridgekitError(
+                f"the row is not JSON ({error})", where=f"{path}, row {row}", remedy="write one JSON object a line"
+            ) from None
+        if not isinstance(value, dict):
+            raise BridgekitError(
+                "the row is JSON but no object",
+                where=f"{path}, row {row}",
+                remedy='write one JSON object a line, like {"audio": "a.wav", "text": "a dog barks"}',
+            )
+        rows.append((row, value))
+    names = list(dict.fromkeys(name for _, value in rows for name in value))
+    used = [name if name in wanted else None for name in names]
+    return names, [
+        (row, [_as_cell(value.get(name), f"{path}, row {row}") if name else None for name in used]) for row, value in rows
+    ]
+
+
+def _read_parquet(path: Path, wanted: Sequence[str]) -> _Records:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            names: list[str] = file.schema_arrow.names
+            used = [name for name in dict.fromkeys(names) if name in wanted]
+            table = file.read(columns=used)
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise BridgekitError(
+            f"this is not a Parquet file, or it is damaged ({reason})", where=str(path), remedy="write it anew"
+        ) from None
+    cells = {
+        name: [_as_cell(value, f"{path}, row {row}, column {name}") for row, value in enumerate(column.to_pylist(), 1)]
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+    return names, [(row + 1, [cells[name][row] if name in cells else None for name in names]) for row in range(len(table))]
+
+
+def _as_cell(value: Any, where: str) -> str | None:
+    """A value of JSON or Parquet as the text that it would be in a CSV. Missing values are None."""
+    if value is None or value != value:
+        return None
+    if isinstance(value, str | int | float):
+        return str(value).strip() or None
+    raise BridgekitError(f"the cell holds a {type(value).__name__}", where=where, remedy="give a text, or the path of a file")
+
+
+def _read_utf8(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = data.count(b"\n" if b"\n" in data else b"\r", 0, error.start) + 1
+        raise BridgekitError(
+            "the table is not in UTF-8", where=f"{path}, row {row}", remedy="save the table as UTF-8"
+        ) from None
+
+
+def _check_columns(names: Sequence[str], wanted: Sequence[str], where: str) -> None:
+    """Refuse a table that lacks a column, and name the column that was probably meant."""
+    for modality in wanted:
+        if names.count(modality) > 1:
+            raise BridgekitError(
+                f"the table has more than one column `{modality}`", where=where, remedy="rename the header of all but one"
+            )
+        if modality in names:
+            continue
+        lowered = {name.lower(): name for name in names}
+        close = difflib.get_close_matches(modality, lowered, n=1)
+        if len(names) == 1 and any(mark in names[0] for mark in ",;\t|"):
+            remedy = "separate the cells with commas (.csv) or tabs (.tsv)"
+        elif close:
+            remedy = f"rename the header `{lowered[close[0]]}` to `{modality}`"
+        else:
+            remedy = f"rename the header of the column that holds {modality} to `{modality}`"
+        found = ", ".join(f"`{name}`" for name in names)
+        raise BridgekitError(f"the table has no column `{modality}`; its columns are {found}", where=where, remedy=remedy)
+
+
+def _class_folders(folder: Path, modalities: Sequence[str]) -> Pairs:
+    """A row for each file of each folder in a folder: the file, and the folder's name as its text."""
+    files = [modality for modality in modalities if modality != TEXT]
+    if TEXT not in modalities or len(files) != 1:
+        raise BridgekitError(
+            f"a folder of class folders pairs {TEXT} with one other modality, not {' with '.join(modalities)}",
+            where=str(folder),
+            remedy=f"give a table ({', '.join(_TABLES)}) with a column for each",
+        )
+    extensions = _EXTENSIONS.get(files[0])
+    items: list[Item | None] = []
+    texts: list[Item | None] = []
+    for label in sorted(entry for entry in folder.absolute().iterdir() if entry.is_dir() and entry.name[0] != "."):
+        for file in sorted(label.iterdir()):
+            if file.name[0] != "." and (extensions is None or file.suffix[1:].lower() in extensions):
+                items.append(file)
+                texts.append(" ".join(label.name.replace("_", " ").replace("-", " ").split()) or None)
+    if not items:
+        raise BridgekitError(
+            f"there are no class folders with {files[0]} files in the folder",
+            where=str(folder),
+            remedy=f"arrange the files as FOLDER/name_of_class/file, or give a table ({', '.join(_TABLES)})",
+        )
+    columns = {modality: tuple(texts if modality == TEXT else items) for modality in modalities}
+    return Pairs(columns, str(folder), tuple(range(1, len(items) + 1)))
+
+
+def _usable(pairs: Pairs, modalities: Sequence[str]) -> Pairs:
+    """The rows of a table that can be used, in these columns only; the others join its `set_aside`."""
+    columns = {modality: pairs.columns[modality] for modality in modalities}
+    kept: list[int] = []
+    set_aside = list(pairs.set_aside)
+    first: dict[tuple[Item | None, ...], int] = {}
+    for index, (row, items) in enumerate(zip(pairs.rows, zip(*columns.values(), strict=True), strict=True)):
+        fault = _fault(dict(zip(modalities, items, strict=True)))
+        if fault is None and items in first:
+            fault = (modalities[0], f"the same as row {first[items]}")
+        if fault is None:
+            first[items] = row
+            kept.append(index)
+        else:
+            column, reason = fault
+            set_aside.append(SetAside(row, column, str(columns[column][index] or "")[:200], reason))
+    if not kept:
+        why = f" (row {set_aside[0].row}: {set_aside[0].reason}: {set_aside[0].item})" if set_aside else ""
+        raise BridgekitError(
+            f"none of the {len(set_aside):,} rows can be used{why}",
+            where=pairs.source,
+            remedy="mend the table; paths in it are relative to its own folder",
+        )
+    split = pairs.split if pairs.split and any(pairs.split) else None
+    group = pairs.group if pairs.group and any(pairs.group) else None
+    named = None if split is None else tuple(_split_name(cell) for cell in split)
+    return Pairs(columns, pairs.source, pairs.rows, named, group, tuple(set_aside)).take(kept)
+
+
+def _fault(items: Mapping[str, Item | None]) -> tuple[str, str] | None:
+    """The column and the reason why a row cannot be used, or None."""
+    holes = [modality for modality, item in items.items() if item is None]
+    if len(items) - len(holes) < min(2, len(items)):
+        return holes[0], f"no item in this column, and a pair needs two of {', '.join(items)}"
+    for modality, item in items.items():
+        if not isinstance(item, Path):
+            continue
+        try:
+            status = item.stat()
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            missing = isinstance(error, FileNotFoundError)
+            return modality, "there is no such file" if missing else f"the file cannot be read ({error})"
+        if not stat.S_ISREG(status.st_mode):
+            return modality, "this is a folder, or something else that is no file"
+        if not status.st_size:
+            return modality, "the file is empty (0 bytes)"
+    return None
+
+
+# ---- splits and relations
+
+
+def split_pairs(pairs: Pairs, seed: int, content: Content) -> tuple[str, ...]:
+    """Say which rows to train on, which to validate on, and which to test on.
+
+    A table's own split is kept. Without one, rows go to train, val and test as 80 : 10 : 10. Rows that share a file or a
+    group stay together, so that nothing tested on was trained on; a text may repeat across splits, as names of classes do.
+    A table with a train split and no val split has a tenth of its train rows moved to val, by the same rule.
+
+    Arguments:
+        pairs: the table, n rows.
+        seed: of the random choice. The same seed gives the same splits.
+        content: modality to n ids: rows with the same id hold the same item. Negative for a hole.
+
+    Returns:
+        n names: `train`, `val`, and any other name for a test split.
+
+    Raises:
+        BridgekitError: fewer than 10 rows, no train split, or so much in common between rows that they cannot be split.
+    """
+    count = len(pairs)
+    if count < MIN_ROWS:
+        rows = "1 row is" if count == 1 else f"{count} rows are"
+        raise BridgekitError(
+            f"{rows} too few to learn from: give at least {MIN_ROWS}; a few hundred give something worth having",
+            where=pairs.source,
+            remedy=f"add pairs; {len(pairs.set_aside)} rows were set aside" if pairs.set_aside else "add pairs",
+        )
+    names = ["train"] * count if pairs.split is None else [_split_name(name) for name in pairs.split]
+    if "train" not in names:
+        raise BridgekitError(
+            f"no row is in the train split; the splits are {', '.join(dict.fromkeys(names))}",
+            where=pairs.source,
+            remedy="write `train` in the column `split` of the rows to learn from, or leave the column out",
+        )
+    if "val" in names:
+        return tuple(names)
+    free = [row for row in range(count) if names[row] == "train"]
+    wanted = ("val", "test") if pairs.split is None else ("val",)
+    pieces = _components(pairs, content, free)
+    if len(pieces) <= len(wanted):
+        raise BridgekitError(
+            f"the rows to learn from cannot be divided into train, {' and '.join(wanted)}: they share files or groups",
+            where=pairs.source,
+            remedy="give a column `split`, or more rows that have nothing in common with these",
+        )
+    order = np.random.default_rng(seed).permutation(len(pieces)).tolist()
+    largest = max(order, key=lambda piece: len(pieces[piece]))
+    order.remove(largest)  # so that there is something to train on
+    target = max(1, min(round(len(free) / 10), (len(free) - len(pieces[largest])) // len(wanted)))
+    for name in wanted:
+        room = target
+        chosen = []
+        for piece in order:
+            if len(pieces[piece]) <= room:
+                chosen.append(piece)
+                room -= len(pieces[piece])
+        # Where all pieces are larger than the split is meant to be, the smallest does the least harm.
+        chosen = chosen or [min(order, key=lambda piece: len(pieces[piece]))]
+        taken = set(chosen)
+        order = [piece for piece in order if piece not in taken]
+        for piece in chosen:
+            for row in pieces[piece]:
+                names[row] = name
+    return tuple(names)
+
+
+def relation_keys(pairs: Pairs, content: Content) -> npt.NDArray[np.int64]:
+    """What makes two rows related, so that neither is ever the other's negative: the same item, or the same group.
+
+    Arguments:
+        pairs: the table, n rows.
+        content: modality to n ids: rows with the same id hold the same item. Negative for a hole.
+
+    Returns:
+        int64 of shape (n, k): a column for each modality, in the table's order, and a last one if it has groups. Two rows
+        are related where any column holds the same id, not negative, for both. An id means nothing in another column.
+    """
+    columns = [np.asarray(content[modality], np.int64) for modality in pairs.modalities]
+    if pairs.group is not None:
+        columns.append(np.asarray(_group_ids(pairs.group), np.int64))
+    return np.stack(columns, axis=1)
+
+
+def _group_ids(group: Sequence[str]) -> list[int]:
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(name, len(numbers)) if name else -1 for name in group]
+
+
+def _components(pairs: Pairs, content: Content, rows: Sequence[int]) -> list[list[int]]:
+    """These rows in pieces: two rows are in one piece if a chain of shared files or groups leads from one to the other."""
+    links = [content[modality] for modality in pairs.modalities if modality != TEXT]
+    if pairs.group is not None:
+        links.append(_group_ids(pairs.group))
+    parent = {row: row for row in rows}
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = row = parent[parent[row]]
+        return row
+
+    for ids in links:
+        seen: dict[int, int] = {}
+        for row in rows:
+            if (number := int(ids[row])) >= 0:
+                parent[root(row)] = root(seen.setdefault(number, row))
+    pieces: dict[int, list[int]] = {}
+    for row in rows:
+        pieces.setdefault(root(row), []).append(row)
+    return list(pieces.values())
+
+
+def _split_name(cell: str) -> str:
+    name = cell.strip().lower()
+    if name in ("", *_TRAIN):
+        return "train"
+    return "val" if name in _VAL else name

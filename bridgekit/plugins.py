@@ -1,0 +1,223 @@
+"""Finds plugins by entry point, says what is broken in a bad one, and resolves `provider:model` and `provider:source` names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from bridgekit import hookspecs
+from bridgekit.encoders import Encoder, resolve_device
+from bridgekit.errors import BridgekitError, PluginError
+from bridgekit.hookspecs import EncoderProvider, PairSource
+
+if TYPE_CHECKING:
+    import typer
+
+GROUP = "bridgekit"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One installed plugin: what it brings, or why it could not be used.
+
+    Arguments:
+        name: the entry point's name.
+        package: the distribution and its version, for example `bridgekit-starter 0.1.0`.
+        providers: its encoder providers.
+        sources: its named tables of pairs.
+        problem: one line, or None where all is well. A plugin may bring something and still have a problem.
+    """
+
+    name: str
+    package: str
+    providers: tuple[EncoderProvider, ...] = ()
+    sources: tuple[PairSource, ...] = ()
+    problem: str | None = None
+
+
+@cache
+def _manager() -> tuple[pluggy.PluginManager, tuple[Plugin, ...]]:
+    """Load every plugin once. An exception in one becomes its `problem`; the others are not touched by it."""
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hookspecs)
+    found: list[Plugin] = []
+    taken: dict[str, str] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
+        package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+        try:
+            manager.register(point.load(), name=point.name)
+        except (Exception, SystemExit) as error:  # whatever a stranger's module does at import
+            found.append(Plugin(point.name, package, problem=f"cannot be loaded: {type(error).__name__}: {error}"))
+            continue
+        providers, trouble = _ask(manager, point.name, "encoder_providers", EncoderProvider)
+        sources, more_trouble = _ask(manager, point.name, "pair_sources", PairSource)
+        problems = trouble + more_trouble
+        unique: list[Any] = []
+        for thing in [*providers, *sources]:
+            kind = "encoder provider" if isinstance(thing, EncoderProvider) else "pair source"
+            owner = taken.setdefault(f"{kind} {thing.name!r}", point.name)
+            if owner == point.name:
+                unique.append(thing)
+            else:
+                problems.append(f"its {kind} {thing.name!r} is ignored: plugin {owner!r} already brings one of that name")
+        found.append(
+            Plugin(
+                point.name,
+                package,
+                providers=tuple(thing for thing in unique if isinstance(thing, EncoderProvider)),
+                sources=tuple(thing for thing in unique if isinstance(thing, PairSource)),
+                problem="; ".join(problems) or None,
+            )
+        )
+    return manager, tuple(found)
+
+
+def _ask(manager: pluggy.PluginManager, plugin: str, hook: str, kind: type) -> tuple[list[Any], list[str]]:
+    """What one plugin's hook returns, and what is wrong with it."""
+    things: list[Any] = []
+    problems: list[str] = []
+    for implementation in getattr(manager.hook, hook).get_hookimpls():
+        if implementation.plugin_name != plugin:
+            continue
+        try:
+            answer = list(implementation.function())
+        except Exception as error:
+            problems.append(f"{hook}() failed: {type(error).__name__}: {error}")
+            continue
+        things += [thing for thing in answer if isinstance(thing, kind)]
+        if len(things) < len(answer):
+            problems.append(f"{hook}() must return a list of {kind.__name__}")
+    return things, problems
+
+
+def installed_plugins() -> tuple[Plugin, ...]:
+    """Every plugin that is installed, broken ones with the reason."""
+    return _manager()[1]
+
+
+def register_commands(app: typer.Typer) -> None:
+    """Let each plugin add its own commands; one that fails adds none."""
+    for implementation in _manager()[0].hook.register_commands.get_hookimpls():
+        try:
+            implementation.function(app=app)
+        except Exception as error:
+            import sys
+
+            print(f"plugin {implementation.plugin_name!r}: its commands failed: {error}", file=sys.stderr)
+
+
+def _closest(name: str, known: Iterable[str], what: str, none: str) -> str:
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"{what}: {', '.join(names)}" if names else none
+
+
+def find_pair_source(name: str) -> PairSource:
+    """The named table of pairs of some plugin.
+
+    Raises:
+        BridgekitError: no plugin brings it.
+    """
+    sources = {source.name: source for plugin in installed_plugins() for source in plugin.sources}
+    if name not in sources:
+        raise BridgekitError(
+            f"there is no pair source {name!r}",
+            remedy=_closest(name, sources, "use a path or one of", "give the path of a table"),
+        )
+    return sources[name]
+
+
+def default_pair_source(modalities: Iterable[str]) -> PairSource:
+    """The named table that serves these modalities where the user gives no table.
+
+    Raises:
+        BridgekitError: none, or more than one, does.
+    """
+    wanted = set(modalities)
+    fitting = [source for plugin in installed_plugins() for source in plugin.sources if set(source.modalities) == wanted]
+    if len(fitting) == 1:
+        return fitting[0]
+    names = ", ".join(source.name for source in fitting)
+    raise BridgekitError(
+        f"which pairs of {' and '.join(sorted(wanted))}?",
+        remedy=f"give --pairs: a table (CSV, TSV, JSON Lines, Parquet), a folder of class folders{f', or one of {names}' if names else ''}",
+    )
+
+
+def encoder_name(name: str) -> str:
+    """`provider:model` for what the user gave: that itself, or a modality, which means its default encoder.
+
+    Raises:
+        BridgekitError: no plugin, or more than one, has a default for the modality.
+    """
+    if ":" in name:
+        return name
+    offers = [
+        f"{provider.name}:{provider.defaults[name]}"
+        for plugin in installed_plugins()
+        for provider in plugin.providers
+        if name in provider.defaults
+    ]
+    if len(offers) == 1:
+        return offers[0]
+    if offers:
+        raise BridgekitError(f"several plugins offer a default encoder for {name!r}", remedy=f"name one: {', '.join(offers)}")
+    known = {modality for plugin in installed_plugins() for provider in plugin.providers for modality in provider.defaults}
+    remedy = _closest(name, known, "modalities", "install one: pip install bridgekit-starter")
+    raise BridgekitError(
+        f"no installed plugin has an encoder for the modality {name!r}", remedy=f"{remedy} (see: bridgekit plugins)"
+    )
+
+
+def load_encoder(name: str, device: str = "auto") -> Encoder:
+    """Open a frozen encoder by `provider:model`, or by modality for the default one.
+
+    Arguments:
+        name: for example `starter:audio`, `timm:resnet50`, or `text`.
+        device: a torch device, or `auto`.
+
+    Raises:
+        PluginError: the plugin is missing, fails, or returns something that is not an encoder. The message names it.
+    """
+    full = encoder_name(name)
+    provider_name, model = full.split(":", 1)
+    owners = {provider.name: (plugin, provider) for plugin in installed_plugins() for provider in plugin.providers}
+    if provider_name not in owners:
+        broken = [plugin for plugin in installed_plugins() if plugin.problem and plugin.name == provider_name]
+        if broken:
+            raise PluginError(f"the plugin {broken[0].package} does not work: {broken[0].problem}", where=full)
+        raise PluginError(
+            f"no installed plugin provides {provider_name!r}",
+            where=full,
+            remedy=f"pip install bridgekit-{provider_name}, or {_closest(provider_name, owners, 'use one of', 'see bridgekit plugins')}",
+        )
+    plugin, provider = owners[provider_name]
+    try:
+        encoder = provider.open(model, resolve_device(device))
+    except BridgekitError:
+        raise
+    except Exception as error:
+        raise PluginError(f"the plugin {plugin.package} cannot open {full}: {type(error).__name__}: {error}") from error
+    _check_contract(encoder, full, plugin.package)
+    return encoder
+
+
+def _check_contract(encoder: object, name: str, package: str) -> None:
+    expected: dict[str, Callable[[Any], bool]] = {
+        "modality": lambda value: isinstance(value, str) and bool(value),
+        "dim": lambda value: isinstance(value, int) and value > 0,
+        "revision": lambda value: isinstance(value, str) and bool(value),
+        "prepare": callable,
+        "encode": callable,
+    }
+    for attribute, good in expected.items():
+        if not good(getattr(encoder, attribute, None)):
+            raise PluginError(f"the plugin {package} returned an encoder without a valid `{attribute}`", where=name)

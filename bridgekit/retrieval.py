@@ -1,0 +1,164 @@
+"""Recall@k and median rank, search, and zero-shot classification, all in tiles: 100,000 by 100,000 fits in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+#: A tile of similarities holds about this many numbers (64 MiB in float32).
+TILE_NUMBERS = 16_777_216
+
+#: Sentences for zero-shot classification; `{}` is the class. The mean of their embeddings stands for the class.
+TEMPLATES = ("{}", "a {}", "the sound of a {}", "this is a {}")
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How well queries find their right candidates.
+
+    Arguments:
+        queries: how many queries were asked.
+        candidates: among how many distinct candidates.
+        at: k to the share of queries that have a right candidate among their first k.
+        median_rank: the median over queries of the best right candidate's rank, from 1.
+    """
+
+    queries: int
+    candidates: int
+    at: dict[int, float]
+    median_rank: float
+
+    @property
+    def mean(self) -> float:
+        """The mean of the recalls, by which training chooses its best epoch."""
+        return sum(self.at.values()) / len(self.at)
+
+    def as_json(self) -> dict[str, float]:
+        """Flat, for `bridge.json` and `--json`."""
+        recalls = {f"recall@{k}": round(value, 6) for k, value in self.at.items()}
+        return {"queries": self.queries, "candidates": self.candidates, **recalls, "median_rank": self.median_rank}
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """Which candidates are right for which query, as sorted index pairs without repeats.
+
+    Arguments:
+        query: (m,) indices of queries.
+        candidate: (m,) indices of candidates; candidate[i] is right for query[i].
+    """
+
+    query: NDArray[np.int64]
+    candidate: NDArray[np.int64]
+
+    def cells(self, queries: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rows and columns of these links in a similarity matrix whose rows are `queries`, sorted and without repeats."""
+        starts = np.searchsorted(self.query, queries)
+        counts = np.searchsorted(self.query, queries, side="right") - starts
+        rows = np.repeat(np.arange(len(queries)), counts)
+        links = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(starts, counts)
+        return torch.from_numpy(rows).to(device), torch.from_numpy(self.candidate[links]).to(device)
+
+
+def relevance(query: NDArray[np.int64], candidate: NDArray[np.int64], group: NDArray[np.int64] | None = None) -> Relevance:
+    """From rows to right answers.
+
+    Arguments:
+        query: (n,) the query item of each row.
+        candidate: (n,) the candidate item of each row. An item may stand in several rows: all its partners are right.
+        group: (n,) labels, negative for none: every candidate of a group is right for every query of it.
+    """
+    links = [np.stack([query, candidate], 1)]
+    if group is not None:
+        for label in np.unique(group[group >= 0]):
+            members = np.flatnonzero(group == label)
+            queries, candidates = np.unique(query[members]), np.unique(candidate[members])
+            links.append(np.stack([np.repeat(queries, len(candidates)), np.tile(candidates, len(queries))], 1))
+    unique = np.unique(np.concatenate(links), axis=0)
+    return Relevance(unique[:, 0], unique[:, 1])
+
+
+def recall(
+    queries: Tensor, candidates: Tensor, right: Relevance, *, skip: Relevance | None = None, ks: Sequence[int] = (1, 5, 10)
+) -> Recall:
+    """Recall@k and median rank of each query's best right candidate.
+
+    Arguments:
+        queries: (n, d) embeddings of unit length. Those without a right candidate are not asked.
+        candidates: (m, d) embeddings of unit length.
+        right: who is right for whom.
+        skip: pairs to leave out of a query's ranking, for example right answers that training has seen.
+        ks: the k of recall@k.
+
+    Other right candidates never push a right one down. A wrong candidate that ties with the right one counts as before
+    it, so embeddings that have collapsed into one point score nothing.
+    """
+    ranks = best_ranks(queries, candidates, right, skip)
+    at = {k: float((ranks <= k).float().mean()) for k in ks}
+    return Recall(len(ranks), len(candidates), at, float(ranks.double().quantile(0.5)))
+
+
+def best_ranks(queries: Tensor, candidates: Tensor, right: Relevance, skip: Relevance | None = None) -> Tensor:
+    """The rank, from 1, of the best right candidate of each query that has one. In tiles: memory does not grow with n m.
+
+    Raises:
+        ValueError: no query has a right candidate.
+    """
+    asked = np.unique(right.query)
+    if not len(asked):
+        raise ValueError("no query has a right candidate")
+    ranks = []
+    for tile in _tiles(len(asked), len(candidates)):
+        scores = queries[torch.from_numpy(asked[tile]).to(queries.device)] @ candidates.T
+        cells = right.cells(asked[tile], scores.device)
+        best = torch.full((len(scores),), -torch.inf, dtype=scores.dtype, device=scores.device)
+        best.scatter_reduce_(0, cells[0], scores[cells], "amax")
+        scores[cells] = -torch.inf
+        if skip is not None:
+            scores[skip.cells(asked[tile], scores.device)] = -torch.inf
+        # `~(scores < best)` rather than `>=`: a NaN counts against the query, never for it.
+        ranks.append(1 + (~(scores < best[:, None])).sum(1))
+    return torch.cat(ranks).cpu()
+
+
+def search(queries: Tensor, candidates: Tensor, k: int = 10) -> tuple[Tensor, Tensor]:
+    """The k most similar candidates of each query, best first.
+
+    Arguments:
+        queries: (n, d) embeddings of unit length.
+        candidates: (m, d) embeddings of unit length.
+        k: how many; at most m.
+
+    Returns:
+        cosine similarities and indices, both (n, min(k, m)).
+    """
+    found = [
+        (queries[tile] @ candidates.T).topk(min(k, len(candidates)), dim=1) for tile in _tiles(len(queries), len(candidates))
+    ]
+    return torch.cat([scores for scores, _ in found]), torch.cat([indices for _, indices in found])
+
+
+def class_embeddings(
+    embed_texts: Callable[[list[str]], Tensor], classes: Sequence[str], templates: Sequence[str] = TEMPLATES
+) -> Tensor:
+    """One embedding per class: the mean over templates of the embedded sentences, at unit length again.
+
+    Arguments:
+        embed_texts: a function from a list of texts to (n, d) embeddings of unit length.
+        classes: class names.
+        templates: sentences with `{}` where the class goes, as in CLIP's zero-shot evaluation.
+    """
+    sentences = [template.format(name) for name in classes for template in templates]
+    embedded = embed_texts(sentences)
+    means = embedded.view(len(classes), len(templates), -1).mean(1)
+    return nn.functional.normalize(means, dim=-1)
+
+
+def _tiles(n: int, m: int) -> Iterator[slice]:
+    rows = max(1, TILE_NUMBERS // max(1, m))
+    return (slice(start, start + rows) for start in range(0, n, rows))

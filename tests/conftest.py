@@ -1,0 +1,42 @@
+"""What all tests share: no network, a cache of their own, and small real files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+import soundfile
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has an empty latent store of its own."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("BRIDGEKIT_HOME", str(home))
+    return home
+
+
+@pytest.fixture(scope="session")
+def esc10() -> Path:
+    """The folder of the 400 field recordings, where they are."""
+    folder = SHARED / "data" / "esc10"
+    if not folder.is_dir():
+        pytest.skip("the ESC-10 recordings lie beside the project in ../shared/data/esc10, and they are not here")
+    return folder
+
+
+def tone(path: Path, hertz: float, seconds: float = 0.4, rate: int = 16_000) -> Path:
+    """A real audio file with one tone in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    time = np.arange(int(seconds * rate)) / rate
+    soundfile.write(path, 0.5 * np.sin(2 * np.pi * hertz * time), rate)
+    return path
+
+
+from tests.toys import toy  # noqa: E402, F401  (a fixture for all)

@@ -1,0 +1,44 @@
+"""The fusion adapter is the paper's formula."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import gelu, layer_norm
+
+from bridgekit.fusion.adapter import FrozenSide, FusionAdapter
+
+
+def test_it_computes_residual_blocks_then_layer_norm_and_a_linear_map() -> None:
+    torch.manual_seed(0)
+    adapter = FusionAdapter(6, 4, blocks=2, expansion=3, dropout=0.5).eval()
+    latents = torch.randn(5, 6) * 3 + 2
+    adapter.standardise(latents)
+    x = (latents - latents.mean(0)) / latents.std(0)
+    for block in adapter.blocks:
+        norm, up, _, _, down, _ = block.mlp
+        x = x + gelu(layer_norm(x, (6,), norm.weight, norm.bias) @ up.weight.T + up.bias) @ down.weight.T + down.bias
+    norm, head = adapter.head
+    expected = layer_norm(x, (6,), norm.weight, norm.bias) @ head.weight.T + head.bias
+    torch.testing.assert_close(adapter(latents), expected)
+    assert adapter(latents).shape == (5, 4)
+
+
+def test_a_constant_dimension_does_not_become_noise() -> None:
+    adapter = FusionAdapter(3, 2, blocks=0, expansion=1, dropout=0)
+    latents = torch.randn(50, 3)
+    latents[:, 1] = 7.0
+    adapter.standardise(latents)
+    assert ((latents - adapter.mean) / adapter.std).abs().max() < 10
+
+
+def test_dropout_acts_in_training_only() -> None:
+    adapter = FusionAdapter(8, 4, blocks=1, expansion=2, dropout=0.5)
+    x = torch.randn(3, 8)
+    assert not torch.equal(adapter(x), adapter(x))
+    adapter.eval()
+    assert torch.equal(adapter(x), adapter(x))
+
+
+def test_a_frozen_side_is_the_identity() -> None:
+    x = torch.randn(3, 8)
+    assert torch.equal(FrozenSide()(x), x)

@@ -1,0 +1,171 @@
+"""`align` from a table to a bridge: it learns, repeats itself, resumes, and loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bridgekit import PRESETS, Bridge, BridgekitError, align
+from bridgekit.alignment import run_alignment
+from tests.toys import NAMES, tone_table
+
+pytestmark = pytest.mark.usefixtures("toy")
+QUICK = replace(PRESETS["default"], epochs=40, batch_size=32, shared_dim=32)
+
+
+def adapters(folder: Path) -> bytes:
+    return (folder / "adapters.safetensors").read_bytes()
+
+
+def test_clips_find_their_names_and_the_bridge_tells_how_well(tmp_path: Path) -> None:
+    bridge = align(pairs=tone_table(tmp_path), out=tmp_path / "bridge", preset=QUICK, progress=False)
+    figures = {(record["method"], record["direction"]): record for record in bridge.metrics if record["among"] == "split"}
+    assert set(method for method, _ in figures) == {"untrained", "linear", "FuseMix"}
+    assert figures["FuseMix", "audio → text"]["recall@1"] > 0.8
+    assert figures["untrained", "audio → text"]["recall@1"] < 0.4
+    assert bridge.provenance["rows"] == {"train": 96, "val": 12, "test": 12}
+    names = {path.name for path in (tmp_path / "bridge").iterdir()}
+    assert names == {"bridge.json", "adapters.safetensors", "history.jsonl", "README.md", "training.png", "similarity.png"}
+
+
+def test_the_saved_bridge_embeds_compares_and_searches(tmp_path: Path) -> None:
+    trained = align(pairs=tone_table(tmp_path), out=tmp_path / "bridge", preset=QUICK, progress=False)
+    bridge = Bridge.load(tmp_path / "bridge")
+    clip = tmp_path / "clips" / "owl 0.wav"
+    assert torch.equal(bridge.embed("audio", clip), trained.embed("audio", [clip]))
+    torch.testing.assert_close(bridge.embed("audio", clip).norm(dim=1), torch.ones(1))
+    assert bridge.similarity(audio=[clip], text=NAMES).shape == (1, len(NAMES))
+    assert bridge.search("audio", clip, "text", NAMES, 3)[0][0].item == "owl"
+    assert bridge.dim == 32
+
+
+def test_the_same_call_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+    table = tone_table(tmp_path)
+    for name, seed in {"one": 0, "two": 0, "other": 1}.items():
+        align(pairs=table, out=tmp_path / name, preset=QUICK, seed=seed, progress=False)
+    assert adapters(tmp_path / "one") == adapters(tmp_path / "two")
+    assert adapters(tmp_path / "one") != adapters(tmp_path / "other")
+
+
+def test_a_finished_bridge_of_the_same_call_is_reused_and_another_is_not_overwritten(tmp_path: Path) -> None:
+    table, out = tone_table(tmp_path), tmp_path / "bridge"
+    assert not run_alignment("audio", "text", table, out=out, preset=QUICK, progress=False).reused
+    assert run_alignment("audio", "text", table, out=out, preset=QUICK, progress=False).reused
+    before = adapters(out)
+    with pytest.raises(BridgekitError, match="--overwrite"):
+        align(pairs=table, out=out, preset=QUICK, seed=1, progress=False)
+    assert adapters(out) == before
+    align(pairs=table, out=out, preset=QUICK, seed=1, overwrite=True, progress=False)
+    assert adapters(out) != before
+
+
+def test_a_folder_that_is_not_a_bridge_is_never_written_over(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(BridgekitError, match="not a bridge"):
+        align(pairs=tone_table(tmp_path), out=tmp_path / "mine", preset=QUICK, overwrite=True, progress=False)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_frozen_side_keeps_its_own_latents(tmp_path: Path) -> None:
+    bridge = align(pairs=tone_table(tmp_path), out=tmp_path / "bridge", preset=QUICK, frozen="text", progress=False)
+    raw = bridge.encoder("text").encode([bridge.encoder("text").prepare("owl")])
+    torch.testing.assert_close(bridge.embed("text", "owl"), torch.nn.functional.normalize(raw, dim=-1))
+    assert bridge.dim == 48
+    assert Bridge.load(tmp_path / "bridge").dim == 48
+
+
+def test_bad_rows_are_set_aside_and_counted_and_strict_refuses_them(tmp_path: Path) -> None:
+    table = tone_table(tmp_path)
+    (tmp_path / "clips" / "note.wav").write_text("not audio")
+    with table.open("a") as file:
+        file.write("clips/absent.wav,owl\nclips/note.wav,owl\n,owl\nclips/owl 0.wav,\n")
+    done = run_alignment("audio", "text", table, out=tmp_path / "bridge", preset=QUICK, progress=False)
+    assert sorted(row.row for row in done.set_aside) == [122, 123, 124, 125]
+    assert done.bridge.provenance["set_aside"] == 4
+    with pytest.raises(BridgekitError, match="4 of 124 rows"):
+        align(pairs=table, out=tmp_path / "strict", preset=QUICK, strict=True, progress=False)
+    assert not (tmp_path / "strict").exists()
+
+
+def test_two_rows_are_too_few(tmp_path: Path) -> None:
+    table = tone_table(tmp_path)
+    table.write_text("\n".join(table.read_text().splitlines()[:3]))
+    with pytest.raises(BridgekitError, match="too few"):
+        align(pairs=table, out=tmp_path / "bridge", preset=QUICK, progress=False)
+
+
+def test_one_text_for_all_rows_is_nothing_to_learn(tmp_path: Path) -> None:
+    table = tone_table(tmp_path)
+    table.write_text("audio,text\n" + "".join(f"clips/{name} {k}.wav,sound\n" for name in NAMES for k in range(3)))
+    with pytest.raises(BridgekitError, match="same text"):
+        align(pairs=table, out=tmp_path / "bridge", preset=QUICK, progress=False)
+
+
+def test_the_splits_of_the_table_are_honoured(tmp_path: Path) -> None:
+    table = tone_table(tmp_path)
+    rows = table.read_text().splitlines()
+    splits = ["split"] + ["later" if "owl" in row else "val" if " 5.wav" in row else "train" for row in rows[1:]]
+    table.write_text("\n".join(f"{row},{split}" for row, split in zip(rows, splits, strict=True)))
+    bridge = align(pairs=table, out=tmp_path / "bridge", preset=QUICK, progress=False)
+    assert bridge.provenance["rows"] == {"train": 95, "val": 19, "later": 6}
+    asked = [record for record in bridge.metrics if record["method"] == "FuseMix" and record["direction"] == "audio → text"]
+    assert {(record["split"], record["among"], record["candidates"]) for record in asked} == {("later", "split", 1), ("later", "all", 20)}
+
+
+RUN = """
+import sys
+import pytest
+from tests import toys
+from bridgekit import plugins
+from bridgekit.fusion import training
+training.CHECKPOINT_SECONDS = 0.0
+toys.install(pytest.MonkeyPatch(), toys.ToyPlugin())
+from tests.test_align import QUICK
+from bridgekit import align
+align(pairs=sys.argv[1], out=sys.argv[2], preset=QUICK, progress=False)
+"""
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_result_of_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tone_table(tmp_path)
+    root = Path(__file__).resolve().parents[1]
+
+    def start(home: str, out: str) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "BRIDGEKIT_HOME": str(tmp_path / "homes" / home), "PYTHONPATH": str(root)}
+        return subprocess.Popen([sys.executable, "-c", RUN, str(table), str(tmp_path / out)], env=environment, cwd=root)
+
+    began = time.monotonic()
+    assert start("calm", "calm").wait() == 0
+    whole = time.monotonic() - began
+    chance = random.Random(0)
+    kills = 0
+    for attempt in range(6):
+        process = start("wild", "wild")
+        try:
+            process.wait(timeout=chance.uniform(0.5, 0.98) * whole)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        if (tmp_path / "wild").exists():
+            Bridge.load(tmp_path / "wild")
+            break
+    assert kills, "no run was killed: the test proves nothing"
+    assert start("wild", "wild").wait() == 0
+    assert adapters(tmp_path / "wild") == adapters(tmp_path / "calm")
+    histories = [(tmp_path / name / "history.jsonl").read_text() for name in ("wild", "calm")]
+    assert histories[0] == histories[1]
+    json.loads((tmp_path / "wild" / "bridge.json").read_text())

@@ -1,0 +1,124 @@
+"""A bridge is saved whole, read back exactly, and says what is wrong with a bad one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bridgekit import PRESETS, Bridge, BridgekitError, ItemError
+from bridgekit.bridge import Side
+from bridgekit.fusion.adapter import FusionAdapter
+from tests.conftest import tone
+from tests.toys import install
+
+pytestmark = pytest.mark.usefixtures("toy")
+
+
+def untrained() -> Bridge:
+    torch.manual_seed(0)
+    preset = replace(PRESETS["default"], shared_dim=8, blocks=1)
+    sides = {"audio": Side("toy:tone", "toy:tone@1", 64, False), "text": Side("toy:letters", "toy:letters@1", 48, False)}
+    adapters = {name: FusionAdapter(side.dim, 8, 1, preset.expansion, preset.dropout).eval() for name, side in sides.items()}
+    return Bridge(sides, adapters, preset, 0.07, {"seed": 1}, (), [{"epoch": 1, "loss": 2.0, "score": 0.5}])
+
+
+def test_what_is_saved_is_what_is_read(tmp_path: Path) -> None:
+    saved = untrained()
+    saved.save(tmp_path / "a bridge ü")
+    read = Bridge.load(tmp_path / "a bridge ü")
+    assert torch.equal(saved.embed("text", ["dog"]), read.embed("text", ["dog"]))
+    assert (read.sides, read.preset, read.temperature, read.provenance) == (
+        saved.sides,
+        saved.preset,
+        saved.temperature,
+        saved.provenance,
+    )
+    assert list(read.history) == list(saved.history)
+    assert [path.name for path in tmp_path.iterdir()] == ["a bridge ü"], "nothing is left beside it"
+
+
+def test_a_bad_item_is_named(tmp_path: Path) -> None:
+    good = tone(tmp_path / "a.wav", 300)
+    with pytest.raises(ItemError, match=r"absent\.wav"):
+        untrained().embed("audio", [good, tmp_path / "absent.wav"])
+    usable = untrained().embed_usable("audio", [good, tmp_path / "absent.wav"])
+    assert usable.vectors.shape == (1, 8)
+    assert list(usable.failed) == [1]
+
+
+def test_no_items_give_no_rows() -> None:
+    assert untrained().embed("text", []).shape == (0, 8)
+
+
+def test_a_modality_that_it_does_not_have_is_refused() -> None:
+    with pytest.raises(BridgekitError, match="audio, text"):
+        untrained().embed("image", ["x.png"])
+    with pytest.raises(TypeError):
+        untrained().similarity()
+
+
+def test_other_weights_than_it_was_trained_on_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    bridge = untrained()
+    changed = replace(bridge, sides={**bridge.sides, "text": replace(bridge.sides["text"], revision="toy:letters@0")}, _encoders={})
+    with pytest.raises(BridgekitError, match="toy:letters@0"):
+        changed.embed("text", ["dog"])
+
+
+def test_a_missing_plugin_is_named_and_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    untrained().save(tmp_path / "b")
+    install(monkeypatch)
+    bridge = Bridge.load(tmp_path / "b")
+    with pytest.raises(BridgekitError, match="pip install bridgekit-toy"):
+        bridge.embed("text", ["dog"])
+
+
+def test_every_kind_of_damage_is_one_clear_message(tmp_path: Path) -> None:
+    untrained().save(tmp_path / "b")
+    story = (tmp_path / "b" / "bridge.json").read_text()
+    weights = (tmp_path / "b" / "adapters.safetensors").read_bytes()
+    flipped = bytearray(weights)
+    flipped[-5] ^= 1
+    newer = json.dumps({**json.loads(story), "format": 99})
+    damages: list[tuple[str, bytes, str]] = [
+        ("bridge.json", b"", "damaged"),
+        ("bridge.json", story[:100].encode(), "damaged"),
+        ("bridge.json", b"[1, 2]", "damaged"),
+        ("bridge.json", newer.encode(), "format 99"),
+        ("bridge.json", json.dumps({"format": 1}).encode(), "damaged"),
+        ("bridge.json", story.replace('"dim": 8', '"dim": 9').encode(), "damaged"),
+        ("bridge.json", b"\xff\xfe" + story.encode("utf-16-le"), "damaged"),
+        ("adapters.safetensors", weights[:-1], "damaged"),
+        ("adapters.safetensors", bytes(flipped), "damaged"),
+        ("history.jsonl", b"{", "damaged"),
+    ]
+    for name, content, expected in damages:
+        whole = (tmp_path / "b" / name).read_bytes()
+        (tmp_path / "b" / name).write_bytes(content)
+        with pytest.raises(BridgekitError, match=expected):
+            Bridge.load(tmp_path / "b")
+        (tmp_path / "b" / name).write_bytes(whole)
+    Bridge.load(tmp_path / "b")
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(BridgekitError, match="there is no"):
+            Bridge.load(place)
+
+
+def test_overwriting_replaces_the_whole_folder(tmp_path: Path) -> None:
+    untrained().save(tmp_path / "b")
+    (tmp_path / "b" / "conditioners").mkdir()
+    with pytest.raises(BridgekitError, match="--overwrite"):
+        untrained().save(tmp_path / "b")
+    replace(untrained(), temperature=0.05).save(tmp_path / "b", overwrite=True)
+    assert Bridge.load(tmp_path / "b").temperature == 0.05
+    assert not (tmp_path / "b" / "conditioners").exists()
+
+
+def test_the_model_card_tells_what_it_is_and_how_to_use_it(tmp_path: Path) -> None:
+    untrained().save(tmp_path / "b")
+    card = (tmp_path / "b" / "README.md").read_text()
+    assert "`toy:tone`" in card
+    assert 'Bridge.load("b")' in card

@@ -1,0 +1,131 @@
+"""Plugins are found by entry point; a bad one is named and breaks nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from bridgekit import plugins
+from bridgekit.errors import BridgekitError, PluginError
+from bridgekit.hookspecs import EncoderProvider, PairSource, hookimpl
+from bridgekit.plugins import default_pair_source, encoder_name, find_pair_source, load_encoder
+from tests.toys import LetterEncoder, ToneEncoder, ToyPlugin, install
+
+
+@pytest.fixture(autouse=True)
+def forget_plugins() -> Iterator[None]:
+    yield
+    plugins._manager.cache_clear()
+
+
+def provider(name: str = "odd", model: object = None, **defaults: str) -> object:
+    class Plugin:
+        @hookimpl
+        def encoder_providers(self) -> list[EncoderProvider]:
+            return [EncoderProvider(name, ("text",), lambda wanted, device: model, lambda: ["x"], defaults)]  # type: ignore[arg-type, return-value]
+
+    return Plugin()
+
+
+def test_a_modality_means_its_default_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, ToyPlugin())
+    assert encoder_name("audio") == "toy:tone"
+    assert encoder_name("toy:letters") == "toy:letters"
+    assert isinstance(load_encoder("audio"), ToneEncoder)
+
+
+@pytest.mark.parametrize("failure", [ImportError("no module named nothing"), RuntimeError("boom"), SystemExit(3)])
+def test_a_plugin_that_fails_to_import_is_reported_and_the_others_work(
+    monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    _, broken = install(monkeypatch, ToyPlugin(), failure)
+    assert broken.problem
+    assert type(failure).__name__ in broken.problem
+    assert isinstance(load_encoder("text"), LetterEncoder)
+
+
+def test_a_hook_that_raises_or_returns_nonsense_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Raises:
+        @hookimpl
+        def encoder_providers(self) -> list[EncoderProvider]:
+            raise KeyError("lost")
+
+    class Nonsense:
+        @hookimpl
+        def encoder_providers(self) -> list[object]:
+            return ["timm"]
+
+    good, raises, nonsense = install(monkeypatch, ToyPlugin(), Raises(), Nonsense())
+    assert good.problem is None
+    assert "lost" in str(raises.problem)
+    assert "EncoderProvider" in str(nonsense.problem)
+
+
+def test_of_two_providers_with_one_name_the_second_is_ignored_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = install(monkeypatch, ToyPlugin(), provider("toy"))
+    assert first.problem is None
+    assert "toy" in str(second.problem)
+    assert second.providers == ()
+
+
+def test_two_defaults_for_one_modality_ask_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, ToyPlugin(), provider("odd", None, text="x"))
+    with pytest.raises(BridgekitError, match="several plugins") as caught:
+        encoder_name("text")
+    assert "odd:x" in str(caught.value)
+
+
+def test_an_unknown_name_suggests_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, ToyPlugin())
+    with pytest.raises(BridgekitError, match="did you mean 'audio'"):
+        encoder_name("adio")
+    with pytest.raises(PluginError, match="toi"):
+        load_encoder("toi:tone")
+
+
+def test_nothing_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    with pytest.raises(BridgekitError, match="pip install bridgekit-starter"):
+        encoder_name("audio")
+
+
+def test_what_a_plugin_raises_while_opening_names_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, ToyPlugin())
+    with pytest.raises(PluginError, match=r"toy.*KeyError"):
+        load_encoder("toy:absent")
+
+
+@pytest.mark.parametrize("attribute", ["modality", "dim", "revision", "prepare", "encode"])
+def test_an_encoder_without_one_part_of_the_contract_is_refused(monkeypatch: pytest.MonkeyPatch, attribute: str) -> None:
+    class Partial:
+        modality, dim, revision = "text", 3, "r"
+
+        def prepare(self, item: str) -> str:
+            return item
+
+        def encode(self, batch: list[str]) -> torch.Tensor:
+            return torch.zeros(len(batch), 3)
+
+    delattr(Partial, attribute)
+    install(monkeypatch, provider("odd", Partial()))
+    with pytest.raises(PluginError, match=attribute):
+        load_encoder("odd:x")
+
+
+def test_pair_sources_are_found_by_name_and_by_modalities(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = PairSource("toy:pairs", "none", ("audio", "text"), lambda: None)  # type: ignore[arg-type, return-value]
+
+    class Plugin:
+        @hookimpl
+        def pair_sources(self) -> list[PairSource]:
+            return [source]
+
+    install(monkeypatch, Plugin())
+    assert find_pair_source("toy:pairs") is source
+    assert default_pair_source(["text", "audio"]) is source
+    with pytest.raises(BridgekitError, match="toy:pairs"):
+        find_pair_source("toy:pair")
+    with pytest.raises(BridgekitError, match="--pairs"):
+        default_pair_source(["text", "image"])

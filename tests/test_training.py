@@ -1,0 +1,146 @@
+"""Training learns, repeats itself, goes on where it was stopped, and leaves a frozen side alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from bridgekit.errors import BridgekitError
+from bridgekit.fusion import training
+from bridgekit.fusion.adapter import FrozenSide, FusionAdapter
+from bridgekit.fusion.training import PRESETS, Preset, Trained, learning_rate, train
+
+SMALL = Preset(
+    shared_dim=16, blocks=1, expansion=2, dropout=0.1, batch_size=64, epochs=60, lr=3e-3, lambda_per="pair", standardise=True
+)
+
+
+def two_views(n: int = 256, seed: int = 0) -> dict[str, Tensor]:
+    """Two random linear views of the same hidden things."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(n, 8, generator=generator)
+    return {
+        name: hidden @ torch.randn(8, dim, generator=generator) + 0.1 * torch.randn(n, dim, generator=generator)
+        for name, dim in {"a": 24, "b": 12}.items()
+    }
+
+
+def run(preset: Preset = SMALL, latents: Mapping[str, Tensor] | None = None, **options: object) -> Trained:
+    latents = latents or two_views()
+    held_out = slice(200, 256)
+
+    def validate(adapters: Mapping[str, nn.Module]) -> dict[str, float]:
+        x, y = (normalize(adapters[name](latents[name][held_out]), dim=-1) for name in ("a", "b"))
+        return {"score": float(((x @ y.T).argmax(1) == torch.arange(len(x))).float().mean())}
+
+    rows = {name: torch.arange(200) for name in ("a", "b")}
+    keys = torch.arange(200)[:, None]
+    return train(latents, rows, keys, validate=validate, preset=preset, **options)  # type: ignore[arg-type]
+
+
+def weights(trained: Trained) -> dict[str, Tensor]:
+    return {f"{name}.{key}": value for name, adapter in trained.adapters.items() for key, value in adapter.state_dict().items()}
+
+
+def test_two_views_of_the_same_things_find_each_other() -> None:
+    trained = run()
+    assert max(record["score"] for record in trained.history) > 0.9
+    assert trained.history[0]["loss"] > trained.history[-1]["loss"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_gives_others() -> None:
+    first, second, other = run(seed=3), run(seed=3), run(seed=4)
+    assert all(torch.equal(weights(first)[key], weights(second)[key]) for key in weights(first))
+    assert not all(torch.equal(weights(first)[key], weights(other)[key]) for key in weights(first))
+
+
+def test_training_does_not_touch_the_callers_random_numbers() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    run(replace(SMALL, epochs=1))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("stop", [1, 17, 59])
+def test_a_run_that_is_stopped_goes_on_and_ends_as_if_it_had_not_been(
+    stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    checkpoint = tmp_path / "run.safetensors"
+
+    class Stopped(Exception):
+        pass
+
+    def stop_after(epoch: int, loss: float) -> None:
+        if epoch == stop + 1:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(checkpoint=checkpoint, on_epoch=stop_after)
+    assert checkpoint.exists()
+    epochs: list[int] = []
+    resumed = run(checkpoint=checkpoint, on_epoch=lambda epoch, loss: epochs.append(epoch))
+    assert epochs[0] == stop + 1, "it began where it had stopped"
+    whole = run()
+    assert all(torch.equal(weights(whole)[key], weights(resumed)[key]) for key in weights(whole))
+    assert whole.history == resumed.history
+    assert not checkpoint.exists(), "a finished run leaves no checkpoint"
+
+
+def test_early_stopping_keeps_the_best_epoch_and_ends_soon_after() -> None:
+    calls = iter([0.1, 0.5, 0.9, 0.2, 0.2, 0.2, 0.2])
+    latents = two_views()
+    trained = train(
+        latents,
+        {name: torch.arange(200) for name in latents},
+        torch.arange(200)[:, None],
+        validate=lambda adapters: {"score": next(calls)},
+        preset=replace(SMALL, epochs=50, patience=4),
+    )
+    assert trained.best_epoch == 3
+    assert len(trained.history) == 7
+
+
+def test_a_frozen_side_does_not_move_and_sets_the_width() -> None:
+    trained = run(frozen="b")
+    assert isinstance(trained.adapters["b"], FrozenSide)
+    moved = trained.adapters["a"]
+    assert isinstance(moved, FusionAdapter)
+    assert moved(torch.zeros(1, 24)).shape == (1, 12)
+    assert max(record["score"] for record in trained.history) > 0.5
+
+
+def test_a_loss_that_is_not_finite_is_refused_with_advice() -> None:
+    latents = two_views()
+    latents["a"][5] = torch.inf
+    with pytest.raises(BridgekitError, match="diverged"):
+        run(replace(SMALL, standardise=False), latents=latents)
+
+
+def test_the_learning_rate_warms_up_and_comes_down_as_a_cosine() -> None:
+    preset = PRESETS["paper"]
+    rates = [learning_rate(step, 10_000, preset) for step in range(10_000)]
+    assert rates[0] == preset.min_lr
+    assert rates[100] == max(rates) == preset.lr
+    assert rates[-1] < 1e-5
+    assert abs(rates[5_050] - preset.lr / 2) < 1e-5
+
+
+def test_the_paper_preset_is_the_released_configuration() -> None:
+    paper = PRESETS["paper"]
+    assert (paper.shared_dim, paper.blocks, paper.expansion, paper.dropout) == (512, 4, 4.0, 0.6)
+    assert (paper.alpha, paper.pairing, paper.lambda_per, paper.batch_size) == (1.0, "halves", "batch", 40_960)
+    assert (paper.lr, paper.min_lr, paper.warmup_steps, paper.weight_decay, paper.epochs) == (1e-3, 1e-6, 100, 0.1, 500)
+    assert paper.temperature == 0.07
+
+
+def test_the_temperature_stays_within_its_bounds() -> None:
+    trained = run(replace(SMALL, temperature=0.5, lr=0.5, warmup_steps=0))
+    assert all(0.001 <= record["temperature"] <= 0.5 + 1e-6 for record in trained.history)
