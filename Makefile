@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE := 1
 
 $(VENV)/.installed: pyproject.toml $(PLUGINS:%=%/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[dev]" $(PLUGINS:%=--editable "%[dev]")
+	$(BIN)/python -m pip install --quiet --editable ".[dev]" $(PLUGINS:%=--editable "%[test]")
 	touch $@
 
 demo: $(VENV)/.installed

@@ -8,28 +8,29 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from bridgekit.baselines import linear, untrained
 from bridgekit.bridge import Bridge, Side, check_free
 from bridgekit.cache import cache_folder
 from bridgekit.encoders import Encoder, Item, resolve_device
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import EncodedPairs, encode_pairs, evaluate_splits, split_recall, test_splits
-from bridgekit.fusion.training import PRESETS, Preset, preset_as_json, train
+from bridgekit.evaluation import Embed, EncodedPairs, encode_pairs, evaluate_splits, split_recall, test_splits
+from bridgekit.fusion.training import PRESETS, Preset, Trained, preset_as_json, train
 from bridgekit.pairs import Pairs, SetAside, read_pairs, split_pairs
 from bridgekit.pictures import heat_map, training_curves
 from bridgekit.plugins import default_pair_source, encoder_name, load_encoder
-from bridgekit.progress import Report, progress_bars
+from bridgekit.progress import Report, progress_bars, silent
 
 #: Validation looks at this many rows at most, so that it stays a small part of training.
 VALIDATION_ROWS = 4_096
@@ -172,10 +173,91 @@ def run_alignment(
     return Alignment(bridge, folder, encoded.pairs.set_aside, example, reused=False)
 
 
+def train_encoded(
+    encoded: EncodedPairs,
+    split: NDArray[np.str_],
+    *,
+    preset: Preset,
+    seed: int = 0,
+    frozen: str | None = None,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    report: Report = silent,
+) -> Trained:
+    """Train adapters on the `train` rows of an encoded table, choosing the epoch by recall on its `val` rows.
+
+    Arguments:
+        encoded: the table with its latents.
+        split: (n,) each row's split.
+        preset, seed, frozen, device, checkpoint: as for `bridgekit.fusion.training.train`.
+        report: progress.
+    """
+    latents, rows = _training_rows(encoded, split)
+    score = validation(encoded, split)
+
+    def validate(adapters: Mapping[str, nn.Module]) -> dict[str, float]:
+        return score(lambda modality, matrix: normalize(adapters[modality](matrix.to(device)), dim=-1).cpu())
+
+    return train(
+        latents,
+        rows,
+        torch.from_numpy(encoded.keys[split == "train"]),
+        validate=validate,
+        preset=preset,
+        seed=seed,
+        frozen=frozen,
+        device=device,
+        checkpoint=checkpoint,
+        on_epoch=lambda epoch, loss: report("training", epoch, preset.epochs),
+    )
+
+
+def validation(encoded: EncodedPairs, split: NDArray[np.str_]) -> Callable[[Embed], dict[str, float]]:
+    """A function that measures embeddings on the `val` rows: recalls both ways, and their mean as `score`."""
+    a, b = encoded.latents
+    rows = np.flatnonzero(split == "val")
+    if len(rows) > VALIDATION_ROWS:
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[:VALIDATION_ROWS])
+    # Only the items that validation needs are embedded each time.
+    used = {modality: torch.from_numpy(np.unique(encoded.ids[modality][rows])) for modality in (a, b)}
+
+    def measure(embed: Embed) -> dict[str, float]:
+        embedded = {}
+        for modality, items in used.items():
+            vectors = embed(modality, encoded.latents[modality].matrix[items])
+            embedded[modality] = torch.zeros(len(encoded.latents[modality].matrix), vectors.shape[1])
+            embedded[modality][items] = vectors
+        there, back = (split_recall(encoded, embedded, rows, *pair) for pair in ((a, b), (b, a)))
+        figures = {"score": (there.mean + back.mean) / 2}
+        for direction, result in ((f"{a} → {b}", there), (f"{b} → {a}", back)):
+            figures |= {f"recall@{k} {direction}": result.at[k] for k in (1, 10)}
+        return figures
+
+    return measure
+
+
+def _training_rows(encoded: EncodedPairs, split: NDArray[np.str_]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    latents = {modality: encoded.latents[modality].matrix for modality in encoded.latents}
+    rows = {modality: torch.from_numpy(ids[split == "train"]) for modality, ids in encoded.ids.items()}
+    return latents, rows
+
+
+def baselines(
+    encoded: EncodedPairs, split: NDArray[np.str_], *, preset: Preset, seed: int = 0, frozen: str | None = None
+) -> dict[str, Embed]:
+    """Untrained adapters and ridge regression on the same rows."""
+    latents, rows = _training_rows(encoded, split)
+    score = validation(encoded, split)
+    return {
+        "untrained": untrained(latents, rows, frozen, preset, seed),
+        "linear": linear(latents, rows, lambda embed: score(embed)["score"]),
+    }
+
+
 def _fuse(
     encoders: Mapping[str, tuple[str, Encoder]],
     encoded: EncodedPairs,
-    split: np.ndarray[Any, np.dtype[Any]],
+    split: NDArray[np.str_],
     preset: Preset,
     frozen: str | None,
     seed: int,
@@ -185,50 +267,11 @@ def _fuse(
     report: Report,
 ) -> Bridge:
     """Train, and measure untrained adapters, ridge regression and FuseMix on the test splits."""
-    a, b = encoders
-    latents = {modality: encoded.latents[modality].matrix for modality in encoders}
-    train_rows = np.flatnonzero(split == "train")
-    rows = {modality: torch.from_numpy(encoded.ids[modality][train_rows]) for modality in encoders}
-    val_rows = np.flatnonzero(split == "val")
-    if len(val_rows) > VALIDATION_ROWS:
-        val_rows = np.sort(np.random.default_rng(0).permutation(val_rows)[:VALIDATION_ROWS])
-
-    def validate(embedded: Mapping[str, Tensor]) -> dict[str, float]:
-        there, back = (split_recall(encoded, embedded, val_rows, *pair) for pair in ((a, b), (b, a)))
-        return {
-            "score": (there.mean + back.mean) / 2,
-            f"recall@1 {a} → {b}": there.at[1],
-            f"recall@1 {b} → {a}": back.at[1],
-            f"recall@10 {a} → {b}": there.at[10],
-            f"recall@10 {b} → {a}": back.at[10],
-        }
-
-    # Only what validation needs is projected each time.
-    val_ids = {modality: torch.from_numpy(np.unique(encoded.ids[modality][val_rows])) for modality in encoders}
-    val_latents = {modality: latents[modality][val_ids[modality]].to(device) for modality in encoders}
-
-    def embed_validation(adapters: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-        embedded = {}
-        for modality, matrix in val_latents.items():
-            projected = nn.functional.normalize(adapters[modality](matrix), dim=-1).cpu()
-            embedded[modality] = torch.zeros(len(latents[modality]), projected.shape[1])
-            embedded[modality][val_ids[modality]] = projected
-        return embedded
-
     checkpoint = cache_folder() / "training" / f"{fingerprint}.safetensors"
     if not resume:
         checkpoint.unlink(missing_ok=True)
-    trained = train(
-        latents,
-        rows,
-        torch.from_numpy(encoded.keys[train_rows]),
-        validate=lambda adapters: validate(embed_validation(adapters)),
-        preset=preset,
-        seed=seed,
-        frozen=frozen,
-        device=device,
-        checkpoint=checkpoint,
-        on_epoch=lambda epoch, loss: report("training", epoch, preset.epochs),
+    trained = train_encoded(
+        encoded, split, preset=preset, seed=seed, frozen=frozen, device=device, checkpoint=checkpoint, report=report
     )
     report("training", preset.epochs, preset.epochs)
     for adapter in trained.adapters.values():
@@ -240,9 +283,7 @@ def _fuse(
     opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
     provenance = {"best_epoch": trained.best_epoch, "epochs": preset.epochs}
     bridge = Bridge(sides, trained.adapters, preset, trained.temperature, provenance, (), trained.history, device, opened)
-
-    ridge = linear(latents, rows, lambda embed: validate({m: embed(m, latents[m]) for m in encoders})["score"])
-    methods = {"untrained": untrained(latents, rows, frozen, preset, seed), "linear": ridge, "FuseMix": bridge.project}
+    methods = {**baselines(encoded, split, preset=preset, seed=seed, frozen=frozen), "FuseMix": bridge.project}
     records = [
         record for method, embed in methods.items() for record in evaluate_splits(encoded, split.tolist(), embed, method)
     ]
@@ -282,7 +323,7 @@ def _table(pairs: str | Path | Pairs | None, modalities: tuple[str, ...]) -> Pai
 def _fingerprint(
     encoders: Mapping[str, tuple[str, Encoder]],
     encoded: EncodedPairs,
-    split: np.ndarray[Any, np.dtype[Any]],
+    split: NDArray[np.str_],
     preset: Preset,
     frozen: str | None,
     seed: int,

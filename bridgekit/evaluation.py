@@ -85,7 +85,7 @@ def encode_pairs(pairs: Pairs, encoders: Mapping[str, Encoder], report: Report, 
         )
     kept = [row for row in range(len(pairs)) if row not in bad]
     if not kept:
-        why = f" (row {set_aside[0].row}: {set_aside[0].reason})" if set_aside else ""
+        why = f" (row {set_aside[0].row}: {set_aside[0].reason}: {set_aside[0].item})" if set_aside else ""
         raise BridgekitError(f"no row of the table can be used{why}", where=pairs.source, remedy="mend the files or the paths")
     usable = pairs.take(kept)
     usable = Pairs(usable.columns, usable.source, usable.rows, usable.split, usable.group, set_aside)

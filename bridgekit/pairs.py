@@ -144,7 +144,7 @@ def read_pairs(source: str | Path, modalities: Sequence[str]) -> Pairs:
 
 
 def read_items(source: str | Path, modality: str) -> list[Item]:
-    """The distinct items of one modality: a column of a table or source, the files in a folder and below, or a text file's lines.
+    """The distinct items of one modality: a table's or source's column, the files in a folder and below, or a text's lines.
 
     Arguments:
         source: as for `read_pairs`, or any folder, or a .txt file with one text a line.
@@ -445,9 +445,9 @@ def split_pairs(pairs: Pairs, seed: int, content: Content) -> tuple[str, ...]:
             remedy="give a column `split`, or more rows that have nothing in common with these",
         )
     order = np.random.default_rng(seed).permutation(len(pieces)).tolist()
-    largest = max(order, key=lambda piece: len(pieces[piece]))
-    order.remove(largest)  # so that there is something to train on
-    target = max(1, min(round(len(free) / 10), (len(free) - len(pieces[largest])) // len(wanted)))
+    # A target of no more than its share of what is not in the largest piece leaves something for each split.
+    largest = max(len(piece) for piece in pieces)
+    target = max(1, min(round(len(free) / 10), (len(free) - largest) // len(wanted)))
     for name in wanted:
         room = target
         chosen = []

@@ -145,10 +145,10 @@ def default_pair_source(modalities: Iterable[str]) -> PairSource:
     fitting = [source for plugin in installed_plugins() for source in plugin.sources if set(source.modalities) == wanted]
     if len(fitting) == 1:
         return fitting[0]
-    names = ", ".join(source.name for source in fitting)
+    names = f", or one of {', '.join(source.name for source in fitting)}" if fitting else ""
     raise BridgekitError(
         f"which pairs of {' and '.join(sorted(wanted))}?",
-        remedy=f"give --pairs: a table (CSV, TSV, JSON Lines, Parquet), a folder of class folders{f', or one of {names}' if names else ''}",
+        remedy=f"give --pairs: a table (CSV, TSV, JSON Lines, Parquet), a folder of class folders{names}",
     )
 
 
@@ -194,10 +194,11 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
         broken = [plugin for plugin in installed_plugins() if plugin.problem and plugin.name == provider_name]
         if broken:
             raise PluginError(f"the plugin {broken[0].package} does not work: {broken[0].problem}", where=full)
+        near = _closest(provider_name, owners, "use one of", "see bridgekit plugins")
         raise PluginError(
             f"no installed plugin provides {provider_name!r}",
             where=full,
-            remedy=f"pip install bridgekit-{provider_name}, or {_closest(provider_name, owners, 'use one of', 'see bridgekit plugins')}",
+            remedy=f"pip install bridgekit-{provider_name}, or {near}",
         )
     plugin, provider = owners[provider_name]
     try:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+#: Seconds that work may take before a bar is worth showing.
+PATIENCE = 1.0
 
 #: Called with what is going on, how much is done, and of how much.
 Report = Callable[[str, int, int], object]
@@ -15,7 +19,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 @contextmanager
 def progress_bars(show: bool = True) -> Iterator[Report]:
-    """A report that shows one bar per kind of work, with rate and time left. Nothing is shown until something is reported."""
+    """A report that shows one bar per kind of work, with rate and time left. Quick work shows none."""
     if not show:
         yield silent
         return
@@ -39,14 +43,21 @@ def progress_bars(show: bool = True) -> Iterator[Report]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
+    began: dict[str, float] = {}
     tasks: dict[str, TaskID] = {}
 
     def report(what: str, done: int, total: int) -> None:
+        if time.monotonic() - began.setdefault(what, time.monotonic()) < PATIENCE and what not in tasks:
+            return
         if what not in tasks:
+            bars.start()
             tasks[what] = bars.add_task(what, total=total, rate="")
         task = tasks[what]
         speed = bars.tasks[bars.task_ids.index(task)].speed
         bars.update(task, completed=done, total=total, rate=f"{speed:,.1f}/s" if speed else "")
 
-    with bars:
+    try:
         yield report
+    finally:
+        if tasks:
+            bars.stop()

@@ -30,7 +30,7 @@ def adapters(folder: Path) -> bytes:
 def test_clips_find_their_names_and_the_bridge_tells_how_well(tmp_path: Path) -> None:
     bridge = align(pairs=tone_table(tmp_path), out=tmp_path / "bridge", preset=QUICK, progress=False)
     figures = {(record["method"], record["direction"]): record for record in bridge.metrics if record["among"] == "split"}
-    assert set(method for method, _ in figures) == {"untrained", "linear", "FuseMix"}
+    assert {method for method, _ in figures} == {"untrained", "linear", "FuseMix"}
     assert figures["FuseMix", "audio → text"]["recall@1"] > 0.8
     assert figures["untrained", "audio → text"]["recall@1"] < 0.4
     assert bridge.provenance["rows"] == {"train": 96, "val": 12, "test": 12}
@@ -120,7 +120,10 @@ def test_the_splits_of_the_table_are_honoured(tmp_path: Path) -> None:
     bridge = align(pairs=table, out=tmp_path / "bridge", preset=QUICK, progress=False)
     assert bridge.provenance["rows"] == {"train": 95, "val": 19, "later": 6}
     asked = [record for record in bridge.metrics if record["method"] == "FuseMix" and record["direction"] == "audio → text"]
-    assert {(record["split"], record["among"], record["candidates"]) for record in asked} == {("later", "split", 1), ("later", "all", 20)}
+    assert {(record["split"], record["among"], record["candidates"]) for record in asked} == {
+        ("later", "split", 1),
+        ("later", "all", 20),
+    }
 
 
 RUN = """
@@ -152,7 +155,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_result_of_an_undistu
     whole = time.monotonic() - began
     chance = random.Random(0)
     kills = 0
-    for attempt in range(6):
+    for _ in range(6):
         process = start("wild", "wild")
         try:
             process.wait(timeout=chance.uniform(0.5, 0.98) * whole)

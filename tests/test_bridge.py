@@ -63,7 +63,9 @@ def test_a_modality_that_it_does_not_have_is_refused() -> None:
 
 def test_other_weights_than_it_was_trained_on_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     bridge = untrained()
-    changed = replace(bridge, sides={**bridge.sides, "text": replace(bridge.sides["text"], revision="toy:letters@0")}, _encoders={})
+    changed = replace(
+        bridge, sides={**bridge.sides, "text": replace(bridge.sides["text"], revision="toy:letters@0")}, _encoders={}
+    )
     with pytest.raises(BridgekitError, match="toy:letters@0"):
         changed.embed("text", ["dog"])
 

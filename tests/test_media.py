@@ -225,6 +225,14 @@ def test_a_file_without_a_sample_is_refused(tmp_path: Path, suffix: str) -> None
     assert "zero samples" in audio_refusal(path)
 
 
+def test_a_wav_without_a_sample_may_have_other_chunks_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "none.wav"
+    soundfile.write(path, np.zeros(0), 16_000)
+    data = path.read_bytes() + b"LIST" + struct.pack("<I", 4) + b"INFO"
+    path.write_bytes(data[:4] + struct.pack("<I", len(data) - 8) + data[8:])
+    assert "zero samples" in audio_refusal(path)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_samples_that_are_no_numbers_are_refused(tmp_path: Path, bad: float) -> None:
     path = tmp_path / "nan.wav"
@@ -328,8 +336,9 @@ def test_a_picture_is_turned_upright(tmp_path: Path, suffix: str, orientation: i
     assert near(image.getpixel((5, 5)), corner, 30)
 
 
-def test_broken_exif_does_not_spoil_a_picture(tmp_path: Path) -> None:
-    path = tmp_path / "broken.jpg"
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_broken_exif_does_not_spoil_a_picture(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"broken.{suffix}"
     picture().save(path, exif=b"Exif\0\0this is no TIFF header")
     assert read_image(path).size == (40, 30)
 

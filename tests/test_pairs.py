@@ -462,6 +462,12 @@ def test_the_largest_piece_is_never_held_out_while_smaller_ones_will_do() -> Non
         assert {"val", "test"} <= set(split)
 
 
+def test_holes_and_empty_groups_hold_no_rows_together() -> None:
+    content = {"audio": [-1] * 40, "text": list(range(40))}
+    split = split_pairs(table(40, group=[""] * 20 + ["a", "b"] * 10), 0, content)
+    assert split.count("val") == split.count("test") == 4
+
+
 def test_rows_that_all_hang_together_cannot_be_split() -> None:
     content = {"audio": [0] * 6 + [1] * 6, "text": list(range(12))}
     with pytest.raises(BridgekitError, match="share files or groups"):
@@ -535,7 +541,7 @@ def test_no_two_splits_share_a_file_or_a_group(
     except BridgekitError:
         split = None
     if split is None:
-        with pytest.raises(BridgekitError, match="share files|no row is in the train split"):
+        with pytest.raises(BridgekitError, match=r"share files|no row is in the train split"):
             split_pairs(pairs, seed, content)
         return
     assert len(split) == len(audio)

@@ -103,7 +103,28 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> object:
     plugins._manager.cache_clear()
 
 
-NAMES = "ant bee cat dog elk fox gnu hen ibis jay kiwi lark mole newt owl pig quail rat seal toad".split()
+NAMES = [
+    "ant",
+    "bee",
+    "cat",
+    "dog",
+    "elk",
+    "fox",
+    "gnu",
+    "hen",
+    "ibis",
+    "jay",
+    "kiwi",
+    "lark",
+    "mole",
+    "newt",
+    "owl",
+    "pig",
+    "quail",
+    "rat",
+    "seal",
+    "toad",
+]
 
 
 def tone_table(folder: Path, copies: int = 6) -> Path:

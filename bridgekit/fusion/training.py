@@ -206,7 +206,9 @@ def train(
                 model.eval()
                 with torch.no_grad():
                     figures = dict(validate(adapters))
-                state.judge({"epoch": epoch, "loss": mean_loss, "temperature": math.exp(-log_scale.item()), "lr": lr, **figures})
+                state.judge(
+                    {"epoch": epoch, "loss": mean_loss, "temperature": math.exp(-log_scale.item()), "lr": lr, **figures}
+                )
                 if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
                     state.save(checkpoint)
                     saved = time.monotonic()
