@@ -15,10 +15,9 @@ def test_it_computes_residual_blocks_then_layer_norm_and_a_linear_map() -> None:
     adapter.standardise(latents)
     x = (latents - latents.mean(0)) / latents.std(0)
     for block in adapter.blocks:
-        norm, up, _, _, down, _ = block.mlp
-        x = x + gelu(layer_norm(x, (6,), norm.weight, norm.bias) @ up.weight.T + up.bias) @ down.weight.T + down.bias
-    norm, head = adapter.head
-    expected = layer_norm(x, (6,), norm.weight, norm.bias) @ head.weight.T + head.bias
+        inner = layer_norm(x, (6,), block.norm.weight, block.norm.bias) @ block.up.weight.T + block.up.bias
+        x = x + gelu(inner) @ block.down.weight.T + block.down.bias
+    expected = layer_norm(x, (6,), adapter.norm.weight, adapter.norm.bias) @ adapter.head.weight.T + adapter.head.bias
     torch.testing.assert_close(adapter(latents), expected)
     assert adapter(latents).shape == (5, 4)
 

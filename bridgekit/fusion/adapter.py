@@ -13,23 +13,20 @@ def mean_and_std(latents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Block(nn.Module):
-    """One residual MLP block: `x + W2 GELU(W1 LayerNorm(x))` with dropout inside (FuseMix, section 5)."""
+    """One residual MLP block: `x + W2 GELU(W1 LayerNorm(x))` with dropout inside."""
 
     def __init__(self, dim: int, expansion: float, dropout: float) -> None:
         super().__init__()
         hidden = round(dim * expansion)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(dim),
-            nn.Linear(dim, hidden),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, dim),
-            nn.Dropout(dropout),
-        )
+        self.norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, hidden)
+        self.down = nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, dim) into (n, dim)."""
-        out: Tensor = x + self.mlp(x)
+        hidden = self.dropout(nn.functional.gelu(self.up(self.norm(x))))
+        out: Tensor = x + self.dropout(self.down(hidden))
         return out
 
 
@@ -42,21 +39,26 @@ class FusionAdapter(nn.Module):
         blocks: how many residual blocks; 0 leaves LayerNorm and the linear map.
         expansion: hidden width of a block as a multiple of `dim`.
         dropout: inside the blocks.
+        input_dropout: on the latents, before the blocks.
 
-    Source: FuseMix (Vouitsis et al., CVPR 2024, arXiv 2312.10144), section 5 and its released configuration. The one
-    addition is `mean` and `std`, by which latents are standardised first: pooled latents of many encoders share a large
-    common part, and a LayerNorm over one vector cannot take it away.
+    Source: FuseMix (Vouitsis et al., CVPR 2024, arXiv 2312.10144), section 5 and its released configuration. Two things
+    are added for small tables: `mean` and `std`, by which latents are standardised first (pooled latents of many encoders
+    share a large common part, and a LayerNorm over one vector cannot take it away), and the dropout on the input.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, dim: int, shared_dim: int, blocks: int, expansion: float, dropout: float) -> None:
+    def __init__(
+        self, dim: int, shared_dim: int, blocks: int, expansion: float, dropout: float, input_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
-        self.blocks = nn.Sequential(*[Block(dim, expansion, dropout) for _ in range(blocks)])
-        self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, shared_dim))
+        self.input_dropout = nn.Dropout(input_dropout)
+        self.blocks = nn.ModuleList([Block(dim, expansion, dropout) for _ in range(blocks)])
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, shared_dim)
 
     def standardise(self, latents: Tensor) -> None:
         """Take mean and standard deviation from training latents of shape (n, dim)."""
@@ -64,9 +66,37 @@ class FusionAdapter(nn.Module):
         self.mean.copy_(mean)
         self.std.copy_(std)
 
+    def normalised(self, latents: Tensor) -> Tensor:
+        """What the head's linear map sees where the blocks do nothing: (n, dim) standardised, then LayerNorm."""
+        return nn.functional.layer_norm((latents - self.mean) / self.std, self.mean.shape)
+
+    @torch.no_grad()
+    def set_linear(self, weight: Tensor, bias: Tensor) -> None:
+        """Become the linear map `weight @ normalised(x) + bias`, up to a positive factor.
+
+        Arguments:
+            weight: (k, dim). Where k is less than the shared width, the other outputs start small and random.
+            bias: (k,).
+        """
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.down.weight.zero_()
+            block.down.bias.zero_()
+        self.norm.reset_parameters()
+        own, shift = self.head.weight, self.head.bias
+        k = min(len(weight), len(own))
+        # Embeddings are compared at unit length: the factor only sets how large an optimizer's step is beside the weights.
+        factor = (own.norm() / len(own) ** 0.5) / (weight[:k].norm() / k**0.5).clamp_min(1e-12)
+        own[:k], shift[:k] = (weight[:k] * factor).to(own.dtype), (bias[:k] * factor).to(own.dtype)
+        own[k:] *= 0.1
+        shift[k:] = 0
+
     def forward(self, latents: Tensor) -> Tensor:
         """(n, dim) latents into (n, shared_dim)."""
-        out: Tensor = self.head(self.blocks((latents - self.mean) / self.std))
+        x = self.input_dropout((latents - self.mean) / self.std)
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.head(self.norm(x))
         return out
 
 

@@ -20,6 +20,7 @@ from bridgekit.errors import BridgekitError
 from bridgekit.fusion.adapter import FrozenSide, FusionAdapter
 from bridgekit.fusion.contrastive import info_nce
 from bridgekit.fusion.fusemix import LambdaPer, Pairing, draw_lambda, draw_partners, fusemix
+from bridgekit.fusion.warm_start import warm_start
 
 #: A run that is killed loses at most this many seconds of training.
 CHECKPOINT_SECONDS = 10.0
@@ -33,28 +34,32 @@ class Preset:
 
     Arguments:
         shared_dim: width of the shared space. A frozen side sets it instead.
-        blocks, expansion, dropout: as in `FusionAdapter`.
+        blocks, expansion, dropout, input_dropout: as in `FusionAdapter`.
         alpha, alpha_end: lambda ~ Beta(alpha, alpha); alpha moves linearly to alpha_end over the epochs. 0 turns mixup off.
         pairing: `halves` or `permutation`, see `draw_partners`.
         lambda_per: one lambda per `batch` or per `pair`.
-        batch_size: rows drawn per step, before halves are mixed. At most the table's rows.
+        batch_size: rows drawn per step, before halves are mixed.
+        min_steps_per_epoch: a small table is cut into at least this many batches.
         epochs: passes over the training rows.
         lr, min_lr, warmup_steps: linear from min_lr to lr, then cosine back to min_lr.
         weight_decay: AdamW's, not on biases and norms.
         temperature: where the learnable temperature starts.
         patience: stop after this many of the 50 validations without a better one; 0 never stops early.
         standardise: standardise latents by the training rows' mean and standard deviation.
+        warm_start: start from the linear solution with this much regularisation (see `warm_start`); 0 starts at random.
     """
 
     shared_dim: int = 512
     blocks: int = 4
     expansion: float = 4.0
     dropout: float = 0.6
+    input_dropout: float = 0.0
     alpha: float = 1.0
     alpha_end: float = 1.0
     pairing: Pairing = "halves"
     lambda_per: LambdaPer = "batch"
     batch_size: int = 40_960
+    min_steps_per_epoch: int = 1
     epochs: int = 500
     lr: float = 1e-3
     min_lr: float = 1e-6
@@ -63,19 +68,27 @@ class Preset:
     temperature: float = 0.07
     patience: int = 0
     standardise: bool = False
+    warm_start: float = 0.0
 
 
 #: `paper` is FuseMix's released configuration. `default` is for a few thousand pairs; benchmarks/PRESETS.md shows its choice.
 PRESETS: dict[str, Preset] = {
     "default": Preset(
+        shared_dim=384,
         blocks=1,
-        expansion=2.0,
-        batch_size=2_048,
-        lambda_per="pair",
+        expansion=1.0,
+        dropout=0.6,
+        input_dropout=0.25,
         pairing="permutation",
-        epochs=100,
+        lambda_per="pair",
+        batch_size=1_024,
+        min_steps_per_epoch=3,
+        epochs=30,
+        lr=3e-3,
+        warmup_steps=20,
         patience=15,
         standardise=True,
+        warm_start=0.5,
     ),
     "paper": Preset(),
 }
@@ -106,7 +119,7 @@ def new_adapters(dims: Mapping[str, int], frozen: str | None, preset: Preset, se
         return {
             name: FrozenSide()
             if name == frozen
-            else FusionAdapter(dim, shared_dim, preset.blocks, preset.expansion, preset.dropout)
+            else FusionAdapter(dim, shared_dim, preset.blocks, preset.expansion, preset.dropout, preset.input_dropout)
             for name, dim in dims.items()
         }
 
@@ -154,10 +167,12 @@ def train(
         for name, adapter in adapters.items():
             if isinstance(adapter, FusionAdapter):
                 adapter.standardise(latents[name][rows[name]])
+    if preset.warm_start:
+        warm_start(adapters, {name: latents[name][rows[name]] for name in names}, preset.warm_start)
     model.to(device)
     log_scale = nn.Parameter(torch.tensor(math.log(1 / preset.temperature), device=device))
     optimizer = _optimizer(model, log_scale, preset)
-    batch_size = min(preset.batch_size, n)
+    batch_size = max(2, min(preset.batch_size, n // preset.min_steps_per_epoch))
     steps_per_epoch = n // batch_size
     total_steps = preset.epochs * steps_per_epoch
     validate_every = max(1, preset.epochs // 50)

@@ -1,0 +1,21 @@
+"""Speak words into WAV files here, in a voice that the starter's training never used: python say_words.py owl "red apple" """
+
+from __future__ import annotations
+
+import sys
+
+import soundfile
+from bridgekit_starter.voice import speak
+
+
+def main(words: list[str]) -> None:
+    """Write one file a word."""
+    for word in words:
+        samples, rate = speak(word, "en-gb-x-gbclan+steph", rate=165)
+        name = f"{word.replace(' ', '_')}.wav"
+        soundfile.write(name, samples, rate)
+        print(f"{name}: {len(samples) / rate:.1f} s")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["owl", "red apple", "fire engine"])

@@ -1,0 +1,60 @@
+"""The starter kit: small real encoders for text, images and audio, and pair sources, all of which work without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bridgekit.errors import PluginError
+from bridgekit.hookspecs import EncoderProvider, PairSource, hookimpl
+
+if TYPE_CHECKING:
+    from bridgekit.encoders import Encoder
+
+MODELS = ("text", "image", "audio", "audio-30s")
+
+
+def open_encoder(model: str, device: str) -> Encoder:
+    """The starter's encoder of that name, on that torch device.
+
+    Raises:
+        PluginError: there is no such model, or its weights are missing or are not the expected ones.
+    """
+    # The imports stand here because each brings torch and a model library with it: `bridgekit --help` needs none of them.
+    if model == "text":
+        from bridgekit_starter.text import TextEncoder
+
+        return TextEncoder(device)
+    if model == "image":
+        from bridgekit_starter.image import ImageEncoder
+
+        return ImageEncoder(device)
+    if model in ("audio", "audio-30s"):
+        from bridgekit_starter.audio import AudioEncoder
+
+        return AudioEncoder(device, padded=model == "audio-30s")
+    raise PluginError(
+        f"The starter has no model {model!r}.", where=f"starter:{model}", remedy=f"choose one of: {', '.join(MODELS)}"
+    )
+
+
+@hookimpl
+def encoder_providers() -> Sequence[EncoderProvider]:
+    """`starter:text`, `starter:image`, `starter:audio` and `starter:audio-30s`: the defaults for their modalities."""
+    return [
+        EncoderProvider(
+            name="starter",
+            modalities=("text", "image", "audio"),
+            open=open_encoder,
+            models=lambda: MODELS,
+            defaults={"text": "text", "image": "image", "audio": "audio"},
+        )
+    ]
+
+
+@hookimpl
+def pair_sources() -> Sequence[PairSource]:
+    """`starter:openmoji` (pictures and their names) and `starter:spoken-openmoji` (the names, spoken)."""
+    from bridgekit_starter import openmoji, spoken
+
+    return [openmoji.SOURCE, spoken.SOURCE]

@@ -1,0 +1,73 @@
+"""`starter:text`: all-MiniLM-L6-v2, a small sentence encoder. 384 numbers a text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import torch
+from safetensors.torch import load
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import BertConfig, BertModel
+
+from bridgekit.encoders import Item
+from bridgekit.media import read_text
+from bridgekit_starter.weights import MINILM_CONFIG, MINILM_TOKENIZER, MINILM_WEIGHTS
+
+#: The model was trained with 128 tokens and is published with 256; what a text has beyond them is not seen.
+MAX_TOKENS = 256
+
+
+class TextEncoder:
+    """all-MiniLM-L6-v2 as its authors use it: the mean over a text's tokens, scaled to length 1.
+
+    Arguments:
+        device: a torch device.
+
+    Raises:
+        PluginError: the weights are missing or are not the expected ones.
+    """
+
+    modality = "text"
+    dim = 384
+    revision = f"starter:text@{MINILM_WEIGHTS.sha256[:12]}+mean-{MAX_TOKENS}-v1"
+
+    def __init__(self, device: str = "cpu") -> None:
+        # The tokenizer itself, not transformers' wrapper: that sets truncation anew at a call, which is not safe in threads.
+        self._tokenizer = Tokenizer.from_buffer(MINILM_TOKENIZER.read())
+        self._tokenizer.enable_truncation(MAX_TOKENS)
+        self._tokenizer.no_padding()
+        model: torch.nn.Module = BertModel(BertConfig(**json.loads(MINILM_CONFIG.read())), add_pooling_layer=False)
+        # The file also has the pooler, which sentence vectors do not use, and position ids, which are no weights.
+        weights = {
+            name: tensor
+            for name, tensor in load(MINILM_WEIGHTS.read()).items()
+            if not name.startswith("pooler.") and not name.endswith("position_ids")
+        }
+        model.load_state_dict(weights)
+        self._device = torch.device(device)
+        self._model = model.eval().to(self._device)
+
+    def prepare(self, item: Item) -> list[int]:
+        """The text's token ids, at most 256.
+
+        Raises:
+            ItemError: there is no text.
+        """
+        ids: list[int] = self._tokenizer.encode(read_text(item)).ids
+        return ids
+
+    @torch.inference_mode()
+    def encode(self, batch: Sequence[list[int]]) -> Tensor:
+        """n lists of token ids into a float32 tensor of shape (n, 384) whose rows have length 1."""
+        if not batch:
+            return torch.zeros(0, self.dim)
+        lengths = torch.tensor([len(ids) for ids in batch])
+        longest = int(lengths.max())
+        tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in batch], device=self._device)
+        mask = (torch.arange(longest) < lengths[:, None]).to(self._device)
+        hidden = self._model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return normalize(mean, dim=-1).cpu()

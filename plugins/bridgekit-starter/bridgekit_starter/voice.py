@@ -1,0 +1,107 @@
+"""eSpeak NG, from the package espeakng-loader: a text in, samples out, and for the same arguments the same samples, always."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from bridgekit.errors import BridgekitError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# From espeak-ng/speak_lib.h.
+SYNCHRONOUS = 2  # espeak_Synth hands over samples in the thread that called it, and returns when all are out
+DO_NOT_EXIT = 0x8000  # where the data are missing, return an error rather than end the process
+UTF8 = 1
+RATE, PITCH, RANGE = 1, 3, 4
+
+TakeSamples = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+# The library keeps its state in global variables.
+_one_at_a_time = threading.Lock()
+
+
+def speak(text: str, voice: str, *, rate: int = 175, pitch: int = 50, pitch_range: int = 50) -> tuple[NDArray[np.int16], int]:
+    """Speak a text.
+
+    The library is loaded afresh for each call, which takes about a millisecond. eSpeak wavers the pitch by a table whose
+    position lives on from one text to the next, and no function resets it: in a library that stays loaded, a clip would
+    depend on all the clips before it.
+
+    Arguments:
+        text: what to say.
+        voice: a language of eSpeak's, or a language and a variant: `en-us`, `en-gb-x-rp+f2`.
+        rate: words a minute, 80 to 450.
+        pitch: 0 to 100.
+        pitch_range: 0 (monotone) to 100.
+
+    Returns:
+        The samples, shape (n,), and the number of samples a second (22,050).
+
+    Raises:
+        BridgekitError: eSpeak does not start, does not know the voice, or cannot speak the text.
+    """
+    import numpy as np
+
+    with _one_at_a_time:
+        library = _load()
+        try:
+            samples, samples_a_second = _synthesise(library, text, voice, rate, pitch, pitch_range)
+        finally:
+            _unload(library)
+    return np.frombuffer(samples, dtype=np.int16), samples_a_second
+
+
+def _synthesise(library: ctypes.CDLL, text: str, voice: str, rate: int, pitch: int, pitch_range: int) -> tuple[bytes, int]:
+    import espeakng_loader
+
+    data = espeakng_loader.get_data_path()
+    samples_a_second = library.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), DO_NOT_EXIT)
+    if samples_a_second <= 0:
+        remedy = (
+            "reinstall espeakng-loader; where that path is longer than 150 letters, use a virtual environment nearer the root"
+        )
+        raise BridgekitError("eSpeak NG cannot read its data", where=data, remedy=remedy)
+    pieces: list[bytes] = []
+
+    def take(samples: ctypes._Pointer[ctypes.c_short], count: int, _: object) -> int:
+        if samples and count > 0:
+            pieces.append(ctypes.string_at(samples, 2 * count))
+        return 0  # go on
+
+    taker = TakeSamples(take)  # held by a variable, for the library does not keep it alive
+    library.espeak_SetSynthCallback(taker)
+    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # breath is noise, seeded with the time of day if not by this
+    if library.espeak_SetVoiceByName(voice.encode()) != 0:
+        raise BridgekitError("eSpeak NG has no such voice", where=voice, remedy="name a language and a variant, as en-us+f2")
+    for parameter, value in ((RATE, rate), (PITCH, pitch), (RANGE, pitch_range)):
+        library.espeak_SetParameter(parameter, value, 0)
+    letters = text.encode() + b"\0"
+    if library.espeak_Synth(letters, ctypes.c_size_t(len(letters)), 0, 1, 0, UTF8, None, None) != 0 or not pieces:
+        raise BridgekitError("eSpeak NG cannot speak this text", where=text)
+    return b"".join(pieces), samples_a_second
+
+
+def _load() -> ctypes.CDLL:
+    import espeakng_loader
+
+    path = espeakng_loader.get_library_path()
+    try:
+        return ctypes.CDLL(path)
+    except OSError as error:
+        raise BridgekitError(f"eSpeak NG does not load: {error}", where=path, remedy="reinstall espeakng-loader") from error
+
+
+def _unload(library: ctypes.CDLL) -> None:
+    """End eSpeak and take its library out of memory, global variables and all."""
+    import _ctypes
+
+    library.espeak_Terminate()
+    if sys.platform == "win32":
+        _ctypes.FreeLibrary(library._handle)
+    else:
+        _ctypes.dlclose(library._handle)

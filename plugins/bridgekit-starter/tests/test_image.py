@@ -1,0 +1,78 @@
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+import torch
+from bridgekit_starter.image import ImageEncoder
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from bridgekit.errors import ItemError
+
+DAISY = 985
+PALACE = 698  # china.jpg shows the Summer Palace in Beijing
+
+
+@pytest.fixture(scope="module")
+def encoder() -> ImageEncoder:
+    return ImageEncoder("cpu")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("photographs")
+    samples = load_sample_images()
+    paths = {}
+    for name, pixels in zip(samples.filenames, samples.images, strict=True):
+        paths[Path(name).stem] = folder / f"{Path(name).stem}.png"
+        Image.fromarray(pixels).save(paths[Path(name).stem])
+    return paths
+
+
+@pytest.mark.parametrize(("name", "label"), [("flower", DAISY), ("china", PALACE)])
+def test_the_classifier_on_top_names_what_a_photograph_shows(
+    encoder: ImageEncoder, photographs: dict[str, Path], name: str, label: int
+) -> None:
+    probabilities = encoder.classify([encoder.prepare(photographs[name])])[0]
+    assert int(probabilities.argmax()) == label
+    assert probabilities[label] > 0.25
+
+
+def test_vectors_are_float32_of_the_stated_width_and_not_negative(encoder: ImageEncoder, photographs: dict[str, Path]) -> None:
+    found = encoder.encode([encoder.prepare(path) for path in photographs.values()])
+    assert found.shape == (2, encoder.dim)
+    assert found.dtype == torch.float32
+    assert (found >= 0).all()  # means over what a ReLU6 let through
+
+
+def test_a_picture_has_the_same_vector_alone_and_in_a_batch(encoder: ImageEncoder, photographs: dict[str, Path]) -> None:
+    prepared = [encoder.prepare(path) for path in photographs.values()]
+    torch.testing.assert_close(encoder.encode(prepared[:1]), encoder.encode(prepared * 5)[:1], atol=1e-5, rtol=1e-5)
+
+
+def test_the_middle_square_of_a_picture_is_what_counts(
+    encoder: ImageEncoder, photographs: dict[str, Path], tmp_path: Path
+) -> None:
+    wide = Image.open(photographs["china"])
+    left = (wide.width - wide.height) // 2
+    wide.crop((left, 0, left + wide.height, wide.height)).save(tmp_path / "square.png")
+    both = encoder.encode([encoder.prepare(photographs["china"]), encoder.prepare(tmp_path / "square.png")])
+    assert torch.cosine_similarity(both[0], both[1], dim=0) > 0.98
+
+
+@pytest.mark.parametrize("size", [(8, 8), (2000, 20), (33, 700)])
+def test_pictures_of_any_size_and_shape_are_prepared(encoder: ImageEncoder, size: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("RGB", size, "orange").save(tmp_path / "plain.png")
+    prepared = encoder.prepare(tmp_path / "plain.png")
+    assert prepared.shape == (3, 224, 224)
+    assert prepared.abs().max() <= 1
+    assert encoder.encode([prepared]).isfinite().all()
+
+
+def test_a_file_that_is_no_picture_fails_alone(encoder: ImageEncoder, tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("not a picture")
+    with pytest.raises(ItemError):
+        encoder.prepare(tmp_path / "notes.png")

@@ -1,0 +1,238 @@
+"""The command line as a newcomer meets it: help, output for people and machines, one message for each mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+from safetensors.numpy import load_file
+
+from bridgekit import PRESETS, align, cli
+from tests.toys import tone_table
+
+pytestmark = pytest.mark.usefixtures("toy")
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run the command line in an empty folder, in this process; gives exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PRESETS, "default", replace(PRESETS["default"], epochs=15, batch_size=32, shared_dim=16))
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bridgekit", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return code, printed.out, printed.err
+
+    return call
+
+
+def test_import_does_not_import_torch_and_neither_does_help() -> None:
+    script = "import sys, bridgekit; assert 'torch' not in sys.modules; import bridgekit.cli; print(sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    for heavy in ("torch", "numpy", "transformers", "timm", "sklearn", "matplotlib", "pyarrow"):
+        assert f"'{heavy}'" not in loaded
+
+
+@pytest.mark.parametrize("verb", ["align", "eval", "embed", "search", "info", "plugins"])
+def test_every_verb_has_help_with_an_example(run: Run, verb: str) -> None:
+    code, out, _ = run(verb, "--help")
+    assert code == 0
+    assert f"Example: bridgekit {verb}" in " ".join(out.split())
+    assert "--json" in out
+
+
+def test_align_then_search_then_info_then_eval_then_embed(run: Run, tmp_path: Path) -> None:
+    tone_table(tmp_path)
+    code, out, _ = run("align", "--a", "audio", "--b", "text", "--pairs", "pairs.csv")
+    assert code == 0
+    assert "FuseMix" in out
+    assert "untrained" in out
+    assert "linear" in out
+    assert "bridges/audio-text" in out
+    assert "bridgekit search" in out
+    code, out, _ = run("search", "clips/owl 0.wav", "-k", 2, "--json")
+    assert code == 0
+    (answer,) = json.loads(out)
+    assert answer["query"] == "clips/owl 0.wav"
+    assert len(answer["found"]) == 2
+    assert run("search", "owl")[0] == 0
+    code, out, _ = run("info", "--json")
+    assert json.loads(out)["provenance"]["pairs"] == "pairs.csv"
+    assert "toy:tone" in run("info")[1]
+    code, out, _ = run("eval", "--json")
+    assert {record["split"] for record in json.loads(out)["metrics"]} == {"test"}
+    assert "test" in run("eval")[1]
+    code, out, _ = run("eval", "--zero-shot", "--json", "--pairs", "pairs.csv")
+    assert json.loads(out)["items"] == 120
+    code, out, _ = run("embed", "clips/owl 0.wav", "clips/ant 1.wav", "--out", "two.safetensors")
+    assert code == 0
+    assert load_file("two.safetensors")["embeddings"].shape == (2, 16)
+    run("embed", "an owl", "--out", "one.npy")
+    assert np.load("one.npy").shape == (1, 16)
+
+
+def test_search_shows_words_files_folders_and_lines(run: Run, tmp_path: Path) -> None:
+    tone_table(tmp_path)
+    run("align", "--pairs", "pairs.csv")
+    (tmp_path / "words.txt").write_text("owl\ncat\n\nowl\n")
+    assert run("search", "clips/owl 0.wav", "--among", "words.txt")[1].count("\n") == 3
+    assert ".wav" in run("search", "owl", "--among", "clips", "-k", 1)[1]
+
+
+def test_rows_set_aside_are_told_and_counted(run: Run, tmp_path: Path) -> None:
+    table = tone_table(tmp_path)
+    with table.open("a") as file:
+        file.writelines(f"clips/gone {k}.wav,owl\n" for k in range(14))
+        file.write("clips/owl 0.wav,owl\n")
+    code, _, err = run("align", "--pairs", "pairs.csv")
+    assert code == 0
+    assert "15 rows were set aside" in err
+    assert "row 122, audio" in err
+    assert "and 5 more" in err
+    code, out, _ = run("align", "--pairs", "pairs.csv", "--json")
+    assert len(json.loads(out)["set_aside"]) == 15
+    code, _, err = run("align", "--pairs", "pairs.csv", "--strict", "--out", "other")
+    assert code == 2
+    assert "15 of 135 rows" in err
+
+
+def huge_png(path: Path) -> None:
+    """A 20,000 x 20,000 PNG of one bit a pixel, all white, 50 KB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = (20_000).to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
+    pixels = zlib.compress((b"\0" + b"\xff" * 2_500) * 20_000, 1)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+
+
+def table_with(audio: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "pairs.csv").write_text("audio,text\n" + f"{audio},owl\n" * 1, encoding="utf-8")
+
+    return write
+
+
+def truncated_mp3(folder: Path) -> None:
+    soundfile.write(folder / "cut.mp3", np.sin(np.arange(88_200) / 20), 44_100)
+    whole = (folder / "cut.mp3").read_bytes()
+    (folder / "cut.mp3").write_bytes(whole[: len(whole) // 2])
+    table_with("cut.mp3")(folder)
+
+
+MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
+    "a missing table": (lambda folder: None, ["--pairs", "gone.csv"], ["no such table", "gone.csv"]),
+    "an unknown source": (lambda folder: None, ["--pairs", "toy:words"], ["no pair source", "toy:words"]),
+    "no pairs": (lambda folder: None, [], ["which pairs", "--pairs"]),
+    "an unknown modality": (lambda folder: None, ["--a", "smell"], ["smell", "bridgekit plugins"]),
+    "an unknown provider": (lambda folder: None, ["--a", "timm:resnet50"], ["timm", "pip install bridgekit-timm"]),
+    "twice the same modality": (lambda folder: None, ["--a", "text", "--b", "text"], ["both sides are text"]),
+    "an unknown preset": (lambda folder: None, ["--preset", "best"], ["best", "default, paper"]),
+    "a frozen side that is none": (lambda folder: None, ["--freeze", "image"], ["image", "audio, text"]),
+    "an unknown column": (
+        lambda folder: (folder / "pairs.csv").write_text("sound,text\na.wav,owl\n"),
+        ["--pairs", "pairs.csv"],
+        ["no column `audio`", "`sound`, `text`", "rename"],
+    ),
+    "an empty table": (lambda folder: (folder / "pairs.csv").touch(), ["--pairs", "pairs.csv"], ["empty"]),
+    "a header and no rows": (
+        lambda folder: (folder / "pairs.csv").write_text("audio,text\n"),
+        ["--pairs", "pairs.csv"],
+        ["no rows"],
+    ),
+    "text that is not UTF-8": (
+        lambda folder: (folder / "pairs.csv").write_bytes("audio,text\na.wav,Bär\n".encode("latin-1")),
+        ["--pairs", "pairs.csv"],
+        ["UTF-8", "row 2"],
+    ),
+    "a missing file": (table_with("gone.wav"), ["--pairs", "pairs.csv"], ["no such file", "gone.wav", "row 2"]),
+    "an empty file": (
+        lambda folder: ((folder / "a.wav").touch(), table_with("a.wav")(folder)),
+        ["--pairs", "pairs.csv"],
+        ["empty", "a.wav"],
+    ),
+    "text named .wav": (
+        lambda folder: ((folder / "a.wav").write_text("hello"), table_with("a.wav")(folder)),
+        ["--pairs", "pairs.csv"],
+        ["row 2", "a.wav"],
+    ),
+    "a truncated mp3": (truncated_mp3, ["--pairs", "pairs.csv"], ["row 2", "cut.mp3"]),
+    "a folder without class folders": (lambda folder: (folder / "c").mkdir(), ["--pairs", "c"], ["no class folders"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_clear_message_with_exit_code_2(run: Run, tmp_path: Path, mistake: str) -> None:
+    prepare, arguments, expected = MISTAKES[mistake]
+    prepare(tmp_path)
+    code, _, err = run("align", *arguments)
+    assert code == 2
+    message = [line for line in err.splitlines() if line.strip()]
+    assert message[0].startswith("bridgekit: ")
+    assert len(message) <= 3
+    for part in expected:
+        assert part in err
+    assert not (tmp_path / "bridges").exists()
+
+
+def test_the_json_of_a_mistake_says_the_same(run: Run) -> None:
+    code, out, _ = run("align", "--pairs", "gone.csv", "--json")
+    assert code == 2
+    assert json.loads(out)["error"]["where"] == "gone.csv"
+
+
+@pytest.mark.parametrize("kind", ["1x1", "20,000 x 20,000"])
+def test_a_picture_too_small_or_too_large_says_how_large_it_is(tmp_path: Path, kind: str) -> None:
+    from bridgekit import ItemError
+    from bridgekit.media import read_image
+
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (1, 1)).save(path) if kind == "1x1" else huge_png(path)
+    with pytest.raises(ItemError) as caught:
+        read_image(path)
+    assert "picture.png" in str(caught.value)
+    assert kind.split("x")[0].strip().replace(",", "") in str(caught.value).replace(",", "")
+
+
+def test_searching_for_a_file_that_is_not_there_or_without_a_bridge(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("search", "owl")
+    assert code == 2
+    assert "no bridge" in err
+    tone_table(tmp_path)
+    align(pairs="pairs.csv", progress=False)
+    code, _, err = run("search", "clips/gone.wav")
+    assert code == 2
+    assert "no such file" in err
+    assert run("embed", "owl", "--out", "vectors.docx")[0] == 2
+
+
+def test_plugins_shows_what_each_brings(run: Run) -> None:
+    assert "toy:tone  (default for audio)" in run("plugins")[1]
+    (toy,) = json.loads(run("plugins", "--json")[1])
+    assert toy["defaults"] == {"audio": "toy:tone", "text": "toy:letters"}
+
+
+def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bridgekit import BridgekitError
+
+    with pytest.raises(BridgekitError):
+        run("--debug", "align", "--pairs", "gone.csv")
