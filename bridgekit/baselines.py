@@ -53,10 +53,10 @@ def linear(latents: Mapping[str, Tensor], rows: Mapping[str, Tensor], score: Cal
     x, y = (_standardiser(train[name]) for name in (a, b))
     best: tuple[float, Embed] | None = None
     for alpha in RIDGE_ALPHAS:
-        model = Ridge(alpha=alpha).fit(x(train[a]).numpy(), y(train[b]).numpy())
+        model = Ridge(alpha=alpha).fit(x(train[a]).double().numpy(), y(train[b]).double().numpy())
 
         def embed(modality: str, matrix: Tensor, model: Ridge = model) -> Tensor:
-            mapped = torch.from_numpy(model.predict(x(matrix).numpy())).float() if modality == a else y(matrix)
+            mapped = torch.from_numpy(model.predict(x(matrix).double().numpy())).float() if modality == a else y(matrix)
             return nn.functional.normalize(mapped, dim=-1)
 
         best = _better(best, embed, score)

@@ -23,18 +23,29 @@ def adapters(shared_dim: int) -> dict[str, FusionAdapter]:
     return {name: FusionAdapter(dim, shared_dim, 1, 2, 0.5, 0.2).eval() for name, dim in {"a": 12, "b": 9}.items()}
 
 
-def test_two_sides_start_as_the_canonical_correlation_analysis_of_scikit_learn() -> None:
-    from sklearn.cross_decomposition import CCA
+def canonical_variates(inputs: dict[str, np.ndarray], k: int) -> dict[str, np.ndarray]:
+    """Canonical correlation analysis by another road: the principal angles between the two column spaces (Björck, Golub 1973).
 
+    Not scikit-learn's CCA: its iteration loses its way where a covariance is singular, as after a LayerNorm it is.
+    """
+    bases = {}
+    for name, matrix in inputs.items():
+        left, values, _ = np.linalg.svd(matrix - matrix.mean(0), full_matrices=False)
+        bases[name] = left[:, values > 1e-4 * values[0]]
+    u, _, vt = np.linalg.svd(bases["a"].T @ bases["b"])
+    return {"a": bases["a"] @ u[:, :k], "b": bases["b"] @ vt[:k].T}
+
+
+def test_two_sides_start_as_canonical_correlation_analysis() -> None:
     latents, pair = views(), adapters(3)
     warm_start(pair, latents, ridge=1e-4)
-    inputs = {name: pair[name].normalised(latents[name]).numpy() for name in pair}
-    expected = CCA(n_components=3, scale=False, max_iter=5_000, tol=1e-12).fit_transform(inputs["a"], inputs["b"])
+    inputs = {name: pair[name].normalised(latents[name]).double().numpy() for name in pair}
+    reference = canonical_variates(inputs, 3)
     with torch.no_grad():
-        for name, reference in zip(pair, expected, strict=True):
+        for name in pair:
             ours = pair[name](latents[name]).numpy()
-            agreement = np.abs([np.corrcoef(ours[:, k], reference[:, k])[0, 1] for k in range(3)])
-            assert agreement.min() > 0.999
+            agreement = [abs(np.corrcoef(ours[:, k], reference[name][:, k])[0, 1]) for k in range(3)]
+            assert min(agreement) > 0.999
 
 
 @pytest.mark.parametrize("frozen", ["a", "b"])

@@ -73,29 +73,28 @@ def print_set_aside(rows: Sequence[SetAside]) -> None:
 
 
 def print_metrics(metrics: Sequence[Mapping[str, Any]]) -> None:
-    """Recall figures, one line per split, direction and set of candidates; the methods side by side."""
+    """Recall figures: for each split, direction and set of candidates, the methods one under the other. Fits 80 columns."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    methods = list(dict.fromkeys(record["method"] for record in metrics))
-    lines: dict[tuple[str, str, int], dict[str, Mapping[str, Any]]] = {}
-    for record in metrics:
-        key = (record["split"], record["direction"], record["candidates"])
-        lines.setdefault(key, {})[record["method"]] = record
-    table = Table(title="Recall on rows that training never saw, in %", title_justify="left")
-    table.add_column("split")
-    table.add_column("query → answer")
+    table = Table(
+        title="Recall on rows that training never saw, in %", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for name in ("split", "query → answer"):
+        table.add_column(name, no_wrap=True)
     table.add_column("among", justify="right")
-    for method in methods[:-1]:
-        table.add_column(f"{method}\n@1 / @10", justify="right")
+    table.add_column("method")
     for k in (1, 5, 10):
-        table.add_column(f"{methods[-1]}\n@{k}", justify="right", style="bold")
-    table.add_column("median\nrank", justify="right")
-    for (split, direction, candidates), by_method in lines.items():
-        cells = [
-            f"{100 * by_method[method]['recall@1']:.1f} / {100 * by_method[method]['recall@10']:.1f}" for method in methods[:-1]
-        ]
-        last = by_method[methods[-1]]
-        cells += [f"{100 * last[f'recall@{k}']:.1f}" for k in (1, 5, 10)] + [f"{last['median_rank']:g}"]
-        table.add_row(split, direction, f"{candidates:,}", *cells)
+        table.add_column(f"@{k}", justify="right")
+    table.add_column("median rank", justify="right")
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for record in metrics:
+        groups.setdefault((record["split"], record["direction"], f"{record['candidates']:,}"), []).append(record)
+    for key, records in groups.items():
+        for number, record in enumerate(records):
+            label = key if number == 0 else ("", "", "")
+            recalls = [f"{100 * record[f'recall@{k}']:.1f}" for k in (1, 5, 10)]
+            style = "bold" if record["method"] == "FuseMix" and len(records) > 1 else None
+            table.add_row(*label, record["method"], *recalls, f"{record['median_rank']:g}", style=style)
     Console().print(table)

@@ -45,6 +45,7 @@ class Preset:
         weight_decay: AdamW's, not on biases and norms.
         temperature: where the learnable temperature starts.
         patience: stop after this many of the 50 validations without a better one; 0 never stops early.
+        keep_best: end with the adapters of the best validation; otherwise with the last epoch's.
         standardise: standardise latents by the training rows' mean and standard deviation.
         warm_start: start from the linear solution with this much regularisation (see `warm_start`); 0 starts at random.
     """
@@ -67,6 +68,7 @@ class Preset:
     weight_decay: float = 0.1
     temperature: float = 0.07
     patience: int = 0
+    keep_best: bool = True
     standardise: bool = False
     warm_start: float = 0.0
 
@@ -177,7 +179,7 @@ def train(
     total_steps = preset.epochs * steps_per_epoch
     validate_every = max(1, preset.epochs // 50)
 
-    state = _State(model, log_scale, optimizer)
+    state = _State(model, log_scale, optimizer, preset.keep_best)
     if checkpoint and checkpoint.exists():
         state.load(checkpoint)
     saved = time.monotonic()
@@ -263,7 +265,8 @@ def _optimizer(model: nn.Module, log_scale: nn.Parameter, preset: Preset) -> tor
 class _State:
     """Where a run stands: its weights, its optimizer, its history and the best weights so far. Saved without pickle."""
 
-    def __init__(self, model: nn.Module, log_scale: nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, model: nn.Module, log_scale: nn.Parameter, optimizer: torch.optim.Optimizer, keep_best: bool) -> None:
+        self.keep_best = keep_best
         self.model, self.log_scale, self.optimizer = model, log_scale, optimizer
         self.epoch = 0
         self.history: list[dict[str, float]] = []
@@ -276,7 +279,7 @@ class _State:
     def judge(self, record: dict[str, float]) -> None:
         """Take a validation into the history and keep the weights if it is the best so far."""
         self.history.append(record)
-        if not self.best_index or record["score"] > self.history[self.best_index - 1]["score"]:
+        if not self.keep_best or not self.best_index or record["score"] > self.history[self.best_index - 1]["score"]:
             self.best_index = len(self.history)
             self.best = {name: tensor.detach().clone() for name, tensor in self._now().items()}
 

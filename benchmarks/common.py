@@ -1,0 +1,81 @@
+"""What the benchmarks share: encoding a table once, training, and printing tables."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from bridgekit import Pairs, Preset, load_encoder, read_pairs
+from bridgekit.alignment import train_encoded
+from bridgekit.evaluation import Embed, EncodedPairs, encode_pairs
+from bridgekit.pairs import split_pairs
+from bridgekit.progress import progress_bars
+
+#: The recordings lie beside the project and are no part of it.
+ESC10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "esc10"
+
+
+@cache
+def encoded_source(source: str, *encoders: str) -> EncodedPairs:
+    """A plugin's table with the latents of the named encoders (from the latent store, if they are there)."""
+    opened = [load_encoder(name, "cpu") for name in encoders]
+    return encode(read_pairs(source, [encoder.modality for encoder in opened]), *encoders)
+
+
+def encode(pairs: Pairs, *encoders: str) -> EncodedPairs:
+    """A table with the latents of the named encoders."""
+    opened = [load_encoder(name, "cpu") for name in encoders]
+    with progress_bars() as report:
+        return encode_pairs(pairs, {encoder.modality: encoder for encoder in opened}, report)
+
+
+def random_split(encoded: EncodedPairs, seed: int) -> NDArray[np.str_]:
+    """80/10/10 by seed, whatever the table's own splits are."""
+    return np.asarray(split_pairs(replace(encoded.pairs, split=None), seed, encoded.ids))
+
+
+def fusemix(encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, seed: int) -> Embed:
+    """Train and give the embedding function."""
+    trained = train_encoded(encoded, split, preset=preset, seed=seed)
+
+    def embed(modality: str, matrix: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return normalize(trained.adapters[modality](matrix), dim=-1)
+
+    return embed
+
+
+def without_mixup(preset: Preset) -> Preset:
+    """The same training, mixup off."""
+    return replace(preset, alpha=0.0, alpha_end=0.0)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation of shares, in percent."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def where() -> str:
+    """Machine and versions, for the head of a result."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("bridgekit", "torch", "scikit-learn", "transformers", "timm"))
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {sys.version.split()[0]}, {packages}"

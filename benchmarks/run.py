@@ -1,0 +1,38 @@
+"""Run every benchmark and write benchmarks/RESULTS.md: python benchmarks/run.py [NAME ...]
+
+Each result is a section that tells its command, machine and versions. Sections that are not run again stay.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import time
+from pathlib import Path
+
+from common import where
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+BENCHMARKS = ("openmoji", "speech", "esc10", "presets")
+
+
+def main(names: list[str]) -> None:
+    """Run the named benchmarks, or all."""
+    for name in names or BENCHMARKS:
+        module = importlib.import_module(name)
+        started = time.monotonic()
+        body = module.main()
+        print(body)
+        title = str(module.__doc__).splitlines()[0]
+        section = (
+            f"## {name}\n\n{title}\n\n{body}\n\n`python benchmarks/{name}.py`, {time.monotonic() - started:.0f} s. {where()}.\n"
+        )
+        text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n\nMade by `make bench`.\n"
+        old = re.search(rf"^## {name}\n.*?(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+        text = text.replace(old.group(0), section + "\n") if old else text.rstrip() + "\n\n" + section
+        RESULTS.write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
