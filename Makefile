@@ -19,8 +19,8 @@ $(VENV)/.installed: pyproject.toml $(PLUGINS:%=%/pyproject.toml)
 demo: $(VENV)/.installed
 	mkdir -p demo
 	cd demo && ../$(BIN)/bridgekit align --a audio --b text
-	cd demo && ../$(BIN)/python ../examples/say_words.py owl "red apple" "fire engine"
-	cd demo && ../$(BIN)/bridgekit search owl.wav red_apple.wav fire_engine.wav
+	cd demo && ../$(BIN)/python ../examples/say_words.py penguin "red apple" "fire engine"
+	cd demo && ../$(BIN)/bridgekit search penguin.wav red_apple.wav fire_engine.wav -k 3
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check .

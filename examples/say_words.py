@@ -1,4 +1,4 @@
-"""Speak words into WAV files here, in a voice that the starter's training never used: python say_words.py owl "red apple" """
+"""Speak words into WAV files here, in a voice that the starter's training never used: python say_words.py penguin "red apple" """
 
 from __future__ import annotations
 
@@ -18,4 +18,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["owl", "red apple", "fire engine"])
+    main(sys.argv[1:] or ["penguin", "red apple", "fire engine"])

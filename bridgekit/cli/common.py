@@ -79,15 +79,19 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(
-        title="Recall on rows that training never saw, in %", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        title="Recall on rows that training never saw, in %",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     for name in ("split", "query → answer"):
         table.add_column(name, no_wrap=True)
-    table.add_column("among", justify="right")
-    table.add_column("method")
+    table.add_column("among", justify="right", no_wrap=True)
+    table.add_column("method", no_wrap=True)
     for k in (1, 5, 10):
         table.add_column(f"@{k}", justify="right")
-    table.add_column("median rank", justify="right")
+    table.add_column("median\nrank", justify="right")
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for record in metrics:
         groups.setdefault((record["split"], record["direction"], f"{record['candidates']:,}"), []).append(record)
