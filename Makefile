@@ -13,6 +13,7 @@ export HF_HUB_OFFLINE := 1
 
 $(VENV)/.installed: pyproject.toml $(PLUGINS:%=%/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (torch is large; this takes a few minutes the first time)"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]" $(PLUGINS:%=--editable "%[test]")
 	touch $@
 

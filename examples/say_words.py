@@ -1,4 +1,4 @@
-"""Speak words into WAV files here, in a voice that the starter's training never used: python say_words.py penguin "red apple" """
+"""Speak words into WAV files here, in a voice that training never used: python say_words.py penguin "red apple" """
 
 from __future__ import annotations
 

@@ -236,3 +236,13 @@ def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 
     with pytest.raises(BridgekitError):
         run("--debug", "align", "--pairs", "gone.csv")
+
+
+def test_ctrl_c_says_that_nothing_is_lost(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bridgekit.alignment.run_alignment", interrupted)
+    code, _, err = run("align")
+    assert code == 130
+    assert "Nothing is lost" in err

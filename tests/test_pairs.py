@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bridgekit.errors import BridgekitError
 from bridgekit.hookspecs import PairSource
-from bridgekit.pairs import Pairs, read_pairs, relation_keys, split_pairs
+from bridgekit.pairs import Pairs, read_items, read_pairs, relation_keys, split_pairs
 
 BOTH = ("audio", "text")
 Rows = Sequence[Sequence["str | None"]]
@@ -582,3 +582,22 @@ def test_reading_a_table_imports_no_torch() -> None:
 
     code = "import sys, bridgekit.pairs, bridgekit.media; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ}, check=False).returncode == 0
+
+
+def test_items_are_read_from_a_column_a_folder_a_text_file_or_class_folders(tmp_path: Path) -> None:
+    (tmp_path / "sounds" / "dog_bark").mkdir(parents=True)
+    clip = tmp_path / "sounds" / "dog_bark" / "a.wav"
+    clip.write_bytes(b"RIFF")
+    (tmp_path / "sounds" / "notes.md").write_text("not a sound")
+    (tmp_path / "words.txt").write_text("owl\n\n cat \nowl\n", encoding="utf-8")
+    (tmp_path / "t.csv").write_text("audio,text\nsounds/dog_bark/a.wav,bark\nsounds/dog_bark/a.wav,woof\n")
+    assert read_items(tmp_path / "sounds", "audio") == [clip]
+    assert read_items(tmp_path / "sounds", "text") == ["dog bark"]
+    assert read_items(tmp_path / "words.txt", "text") == ["owl", "cat"]
+    assert read_items(tmp_path / "t.csv", "text") == ["bark", "woof"]
+    assert read_items(tmp_path / "t.csv", "audio") == [clip]
+
+
+def test_nothing_to_read_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BridgekitError, match="no image in it"):
+        read_items(tmp_path, "image")

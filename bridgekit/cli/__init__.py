@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -40,6 +41,20 @@ def options(
     """Options before the verb."""
 
 
+def _says_when_stopped(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb, with a word for whoever presses Ctrl-C. Inside the verb, since typer would swallow the interrupt."""
+
+    @functools.wraps(verb)
+    def run(*arguments: object, **options: object) -> None:
+        try:
+            verb(*arguments, **options)
+        except KeyboardInterrupt:
+            print("\nbridgekit: stopped. Nothing is lost: the same command goes on from here.", file=sys.stderr)
+            sys.exit(130)
+
+    return run
+
+
 VERBS: dict[str, Callable[..., None]] = {
     "align": align.command,
     "eval": evaluate.command,
@@ -49,11 +64,11 @@ VERBS: dict[str, Callable[..., None]] = {
     "plugins": plugins.command,
 }
 for name, verb in VERBS.items():
-    app.command(name, help=verb.__doc__, no_args_is_help=False)(verb)
+    app.command(name, help=verb.__doc__, no_args_is_help=False)(_says_when_stopped(verb))
 
 
 def main() -> None:
-    """Run the command line. Errors that the user can mend exit with 2 and no traceback; Ctrl-C exits with 130."""
+    """Run the command line. Errors that the user can mend exit with 2 and no traceback."""
     installed.register_commands(app)
     try:
         app()
@@ -64,9 +79,6 @@ def main() -> None:
             print(json.dumps({"error": {"what": error.what, "where": error.where, "fix": error.remedy}}, ensure_ascii=False))
         print(f"bridgekit: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nbridgekit: stopped. Nothing is lost: the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
