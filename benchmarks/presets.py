@@ -8,42 +8,41 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from common import encoded_source, fusemix, random_split, table, without_mixup
+from common import encoded_source, fusemix, random_split, spread, table, without_mixup
+from numpy.typing import NDArray
 
 from bridgekit import PRESETS, Preset
 from bridgekit.alignment import validation
+from bridgekit.evaluation import EncodedPairs
 
 DEFAULT = PRESETS["default"]
 VARIANTS: dict[str, Preset] = {
     "default": DEFAULT,
     "without mixup": without_mixup(DEFAULT),
+    "one lambda a batch, halves": replace(DEFAULT, pairing="halves", lambda_per="batch"),
     "from a random start": replace(DEFAULT, warm_start=0.0),
     "without dropout on the input": replace(DEFAULT, input_dropout=0.0),
-    "input dropout 0.5": replace(DEFAULT, input_dropout=0.5),
-    "no residual block": replace(DEFAULT, blocks=0),
-    "learning rate 1e-3": replace(DEFAULT, lr=1e-3),
-    "one lambda a batch, halves": replace(DEFAULT, pairing="halves", lambda_per="batch"),
-    "paper's adapters and lr, 30 epochs of 1,024": replace(
-        PRESETS["paper"], batch_size=1_024, min_steps_per_epoch=3, epochs=30, patience=15
-    ),
+    "without the residual block": replace(DEFAULT, blocks=0),
 }
+#: The paper's adapters are thirty times as large: on two cores they are measured on the small table alone.
+PAPER = replace(PRESETS["paper"], batch_size=1_024, min_steps_per_epoch=3, epochs=30)
 
 
 def main() -> str:
     """Train every variant on both tables; gives the table."""
     pictures = encoded_source("starter:openmoji", "starter:image", "starter:text")
     speech = encoded_source("starter:spoken-openmoji", "starter:audio", "starter:text")
-    rows = []
-    for name, preset in VARIANTS.items():
-        scores = []
-        for seed in (0, 1):
-            split = random_split(pictures, seed)
-            scores.append(validation(pictures, split)(fusemix(pictures, split, preset, seed))["score"])
-        split = np.asarray(speech.pairs.split)
-        score = validation(speech, split)(fusemix(speech, split, preset, 0))["score"]
-        rows.append([name, f"{100 * np.mean(scores):.1f}", f"{100 * score:.1f}"])
-        print(rows[-1], flush=True)
-    head = ["variant", "starter:openmoji (mean of 2 splits)", "starter:spoken-openmoji (unseen names)"]
+
+    def score(encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, seed: int) -> float:
+        return validation(encoded, split)(fusemix(encoded, split, preset, seed))["score"]
+
+    def on_pictures(preset: Preset) -> str:
+        return spread([score(pictures, random_split(pictures, seed), preset, seed) for seed in (0, 1, 2)])
+
+    names = np.asarray(speech.pairs.split)
+    rows = [[name, on_pictures(preset), f"{100 * score(speech, names, preset, 0):.1f}"] for name, preset in VARIANTS.items()]
+    rows.append(["paper's adapters and rates, 30 epochs", on_pictures(PAPER), "not measured"])
+    head = ["variant", "starter:openmoji (3 splits and seeds)", "starter:spoken-openmoji (unseen names, seed 0)"]
     return "Mean of recall@1, @5 and @10 both ways on validation rows, in %. Test splits took no part.\n\n" + table(head, rows)
 
 

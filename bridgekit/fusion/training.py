@@ -73,7 +73,7 @@ class Preset:
     warm_start: float = 0.0
 
 
-#: `paper` is FuseMix's released configuration. `default` is for a few thousand pairs; benchmarks/PRESETS.md shows its choice.
+#: `paper` is FuseMix's released configuration. `default` is for a few thousand pairs; benchmarks/RESULTS.md shows its choice.
 PRESETS: dict[str, Preset] = {
     "default": Preset(
         shared_dim=384,
