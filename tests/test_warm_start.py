@@ -46,6 +46,11 @@ def test_two_sides_start_as_canonical_correlation_analysis() -> None:
             ours = pair[name](latents[name]).numpy()
             agreement = [abs(np.corrcoef(ours[:, k], reference[name][:, k])[0, 1]) for k in range(3)]
             assert min(agreement) > 0.999
+    correlations = np.array([np.corrcoef(reference["a"][:, k], reference["b"][:, k])[0, 1] for k in range(3)])
+    with torch.no_grad():
+        spreads = pair["a"](latents["a"]).std(0).numpy()
+    # A direction counts as far as it is shared: by the square root of its correlation on each side.
+    np.testing.assert_allclose(spreads / spreads[0], np.sqrt(correlations / correlations[0]), rtol=1e-3)
 
 
 @pytest.mark.parametrize("frozen", ["a", "b"])
