@@ -27,7 +27,8 @@ test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy bridgekit plugins/bridgekit-starter/bridgekit_starter examples benchmarks
-	$(BIN)/python -m pytest
+	# Two workers of one thread each: small tests gain nothing from threads, and threads that outnumber cores wait on each other.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -84,12 +85,12 @@ class Bridge:
     """
 
     sides: Mapping[str, Side]
-    adapters: Mapping[str, nn.Module]
+    adapters: Mapping[str, nn.Module] = field(repr=False)
     preset: Preset
     temperature: float
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Sequence[Mapping[str, Any]] = ()
-    history: Sequence[Mapping[str, float]] = ()
+    metrics: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+    history: Sequence[Mapping[str, float]] = field(default=(), repr=False)
     device: str = "cpu"
     _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False, compare=False)
 
@@ -316,7 +317,14 @@ def _listed(items: Sequence[Item] | Item) -> list[Item]:
 def check_free(folder: Path, overwrite: bool) -> None:
     """Raise BridgekitError unless a bridge may be written at `folder`."""
     if not folder.exists():
-        return
+        try:
+            # In the nearest folder that exists: a mistake found later should leave no empty folders behind.
+            with tempfile.TemporaryFile(dir=next(parent for parent in folder.absolute().parents if parent.exists())):
+                return
+        except OSError as error:
+            raise BridgekitError(
+                f"a bridge cannot be written here: {error.strerror or error}", where=str(folder), remedy="choose another --out"
+            ) from error
     if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "bridge.json").exists()):
         raise BridgekitError(
             "this place holds something that is not a bridge", where=str(folder), remedy="choose another --out"

@@ -52,7 +52,9 @@ def write_embeddings(path: Path, names: Sequence[str], vectors: Tensor) -> None:
             import pyarrow as pa
             import pyarrow.parquet as pq
 
-            pq.write_table(pa.table({"item": list(names), "embedding": vectors.tolist()}), aside)
+            pq.write_table(
+                pa.table({"item": list(names), "embedding": pa.array(vectors.tolist(), pa.list_(pa.float32()))}), aside
+            )
 
     try:
         write_atomically(path, write)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import typer
 
 GROUP = "bridgekit"
+OURS = ("starter", "timm", "transformers", "clap")
 
 
 @dataclass(frozen=True)
@@ -195,11 +196,9 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
         if broken:
             raise PluginError(f"the plugin {broken[0].package} does not work: {broken[0].problem}", where=full)
         near = _closest(provider_name, owners, "use one of", "see bridgekit plugins")
-        raise PluginError(
-            f"no installed plugin provides {provider_name!r}",
-            where=full,
-            remedy=f"pip install bridgekit-{provider_name}, or {near}",
-        )
+        # Only names of ours: a mistyped one could be a stranger's package.
+        package = f"pip install bridgekit-{provider_name}" if provider_name in OURS else "install the plugin that brings it"
+        raise PluginError(f"no installed plugin provides {provider_name!r}", where=full, remedy=f"{package}, or {near}")
     plugin, provider = owners[provider_name]
     try:
         encoder = provider.open(model, resolve_device(device))

@@ -74,7 +74,7 @@ def test_a_missing_plugin_is_named_and_not_installed(tmp_path: Path, monkeypatch
     untrained().save(tmp_path / "b")
     install(monkeypatch)
     bridge = Bridge.load(tmp_path / "b")
-    with pytest.raises(BridgekitError, match="pip install bridgekit-toy"):
+    with pytest.raises(BridgekitError, match="no installed plugin provides 'toy'"):
         bridge.embed("text", ["dog"])
 
 

@@ -176,6 +176,11 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
         ["row 2", "a.wav"],
     ),
     "a truncated mp3": (truncated_mp3, ["--pairs", "pairs.csv"], ["row 2", "cut.mp3"]),
+    "a place that cannot be written": (
+        tone_table,
+        ["--pairs", "pairs.csv", "--out", "/proc/x"],
+        ["cannot be written", "/proc/x"],
+    ),
     "a folder without class folders": (lambda folder: (folder / "c").mkdir(), ["--pairs", "c"], ["no class folders"]),
 }
 

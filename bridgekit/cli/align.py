@@ -64,7 +64,7 @@ def command(
     print_set_aside(done.set_aside)
     counts = ", ".join(f"{count:,} {split}" for split, count in bridge.provenance["rows"].items())
     print(f"Rows: {counts}.")
-    print_metrics(bridge.metrics)
+    print_metrics(bridge.metrics, "Recall on rows that training never saw, in %")
     what = "This bridge was made by the same command before; nothing had to be done again" if done.reused else "Bridge"
     print(f"{what}: {done.folder}")
     print(f"Next:   {_next_command(str(done.example), done.folder)}")

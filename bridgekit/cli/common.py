@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ def find_bridge(path: Path | None) -> Path:
         raise BridgekitError(
             "there is no bridge in ./bridges", remedy="train one (bridgekit align --a audio --b text) or name its folder"
         )
+    # Said, since the newest may not be the one that was meant.
+    print(f"Bridge: {found[-1].parent} (the newest; name another with its folder or --bridge)", file=sys.stderr)
     return found[-1].parent
 
 
@@ -66,20 +69,20 @@ def print_set_aside(rows: Sequence[SetAside]) -> None:
     console = Console(stderr=True, highlight=False, markup=False)
     if rows:
         console.print(f"{len(rows)} {'row was' if len(rows) == 1 else 'rows were'} set aside:")
-    for row in rows[:SHOWN]:
-        console.print(f"  row {row.row}, {row.column}: {row.item}: {row.reason}", soft_wrap=True)
+    for row in sorted(rows, key=lambda row: row.row)[:SHOWN]:
+        console.print(f"  row {row.row}, {row.column}: {f'{row.item}: ' if row.item else ''}{row.reason}", soft_wrap=True)
     if len(rows) > SHOWN:
         console.print(f"  ... and {len(rows) - SHOWN} more")
 
 
-def print_metrics(metrics: Sequence[Mapping[str, Any]]) -> None:
-    """Recall figures: for each split, direction and set of candidates, the methods one under the other. Fits 80 columns."""
+def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Recall figures under a title: for each split, direction and set of candidates, one method a line. Fits 80 columns."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(
-        title="Recall on rows that training never saw, in %",
+        title=title,
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -102,3 +105,7 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]]) -> None:
             style = "bold" if record["method"] == "FuseMix" and len(records) > 1 else None
             table.add_row(*label, record["method"], *recalls, f"{record['median_rank']:g}", style=style)
     Console().print(table)
+    print("among: how many candidates; first the split's own, then all of the table. linear: ridge regression.")
+    few = min(record["queries"] for record in metrics)
+    if few < 30:
+        print(f"The smallest test has only {few} queries: such figures say little.")

@@ -12,7 +12,7 @@ from bridgekit.errors import BridgekitError
 
 
 def command(
-    items: Annotated[list[str], typer.Argument(help="Files, or texts; a table, folder or source with --modality.")],
+    items: Annotated[list[str], typer.Argument(help="Files, or texts.")],
     bridge: Annotated[
         Path | None, typer.Option(help="The bridge's folder. [dim]default: the newest in ./bridges[/dim]")
     ] = None,

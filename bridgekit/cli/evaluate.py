@@ -9,6 +9,8 @@ import typer
 
 from bridgekit.cli.common import find_bridge, print_json, print_metrics, print_set_aside
 
+SEEN = "Rows that training saw, if this table has any, are not left out: their figures flatter."
+
 
 def command(
     bridge: Annotated[
@@ -50,6 +52,8 @@ def command(
             return
         print_set_aside(result.set_aside)
         print(f"{result.modality} into {len(result.per_class)} classes: {100 * result.accuracy:.1f} % of {result.items} right")
+        if pairs:
+            print(SEEN)
         for name, accuracy in result.per_class.items():
             print(f"  {100 * accuracy:5.1f} %  {name}")
         return
@@ -57,4 +61,6 @@ def command(
         print_json({"metrics": records, "set_aside": [vars(row) for row in set_aside]})
         return
     print_set_aside(set_aside)
-    print_metrics(records)
+    print_metrics(records, f"Recall on {pairs or opened.provenance.get('pairs')}, in %")
+    if pairs:
+        print(SEEN)

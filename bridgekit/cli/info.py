@@ -46,4 +46,4 @@ def command(
     for key, value in opened.provenance.items():
         print(f"  {key.replace('_', ' ')}: {value}")
     if opened.metrics:
-        print_metrics(opened.metrics)
+        print_metrics(opened.metrics, "Recall on rows that training never saw, in %")
