@@ -5,6 +5,7 @@ python benchmarks/presets.py
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -36,13 +37,13 @@ def main() -> str:
     def score(encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, seed: int) -> float:
         return validation(encoded, split)(fusemix(encoded, split, preset, seed))["score"]
 
-    def on_pictures(preset: Preset) -> str:
-        return spread([score(pictures, random_split(pictures, seed), preset, seed) for seed in (0, 1, 2)])
+    def on_pictures(preset: Preset, seeds: Sequence[int] = (0, 1)) -> str:
+        return spread([score(pictures, random_split(pictures, seed), preset, seed) for seed in seeds])
 
     names = np.asarray(speech.pairs.split)
     rows = [[name, on_pictures(preset), f"{100 * score(speech, names, preset, 0):.1f}"] for name, preset in VARIANTS.items()]
-    rows.append(["paper's adapters and rates, 30 epochs", on_pictures(PAPER), "not measured"])
-    head = ["variant", "starter:openmoji (3 splits and seeds)", "starter:spoken-openmoji (unseen names, seed 0)"]
+    rows.append(["paper's adapters and rates, 30 epochs (1 split)", on_pictures(PAPER, (0,)), "not measured"])
+    head = ["variant", "starter:openmoji (2 splits and seeds)", "starter:spoken-openmoji (unseen names, seed 0)"]
     return "Mean of recall@1, @5 and @10 both ways on validation rows, in %. Test splits took no part.\n\n" + table(head, rows)
 
 

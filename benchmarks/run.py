@@ -17,21 +17,23 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 BENCHMARKS = ("openmoji", "speech", "esc10", "presets")
 
 
+def write_section(name: str, body: str, seconds: float) -> None:
+    """Put one benchmark's result in its place in RESULTS.md."""
+    title = str(importlib.import_module(name).__doc__).splitlines()[0]
+    section = f"## {name}\n\n{title}\n\n{body}\n\n`python benchmarks/{name}.py`, {seconds:.0f} s. {where()}.\n"
+    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n\nMade by `make bench`.\n"
+    old = re.search(rf"^## {name}\n.*?(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    text = text.replace(old.group(0), section + "\n") if old else text.rstrip() + "\n\n" + section
+    RESULTS.write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
 def main(names: list[str]) -> None:
     """Run the named benchmarks, or all."""
     for name in names or BENCHMARKS:
-        module = importlib.import_module(name)
         started = time.monotonic()
-        body = module.main()
+        body = importlib.import_module(name).main()
         print(body)
-        title = str(module.__doc__).splitlines()[0]
-        section = (
-            f"## {name}\n\n{title}\n\n{body}\n\n`python benchmarks/{name}.py`, {time.monotonic() - started:.0f} s. {where()}.\n"
-        )
-        text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n\nMade by `make bench`.\n"
-        old = re.search(rf"^## {name}\n.*?(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
-        text = text.replace(old.group(0), section + "\n") if old else text.rstrip() + "\n\n" + section
-        RESULTS.write_text(text.rstrip() + "\n", encoding="utf-8")
+        write_section(name, body, time.monotonic() - started)
 
 
 if __name__ == "__main__":
