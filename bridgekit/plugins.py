@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -43,40 +43,58 @@ class Plugin:
 
 
 @cache
-def _manager() -> tuple[pluggy.PluginManager, tuple[Plugin, ...]]:
-    """Load every plugin once. An exception in one becomes its `problem`; the others are not touched by it."""
+def _loaded() -> tuple[pluggy.PluginManager, tuple[Plugin, ...]]:
+    """Import every plugin once; what each brings is not asked yet, so that `--help` stays quick."""
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     found: list[Plugin] = []
-    taken: dict[str, str] = {}
     for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
         package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+        problem = None
         try:
             manager.register(point.load(), name=point.name)
         except (Exception, SystemExit) as error:  # whatever a stranger's module does at import
-            found.append(Plugin(point.name, package, problem=f"cannot be loaded: {type(error).__name__}: {error}"))
+            problem = f"cannot be loaded: {type(error).__name__}: {error}"
+        found.append(Plugin(point.name, package, problem=problem))
+    return manager, tuple(found)
+
+
+@cache
+def installed_plugins() -> tuple[Plugin, ...]:
+    """Every plugin that is installed and what it brings; broken ones with the reason, which touches no other plugin."""
+    manager, loaded = _loaded()
+    found: list[Plugin] = []
+    taken: dict[str, str] = {}
+    for plugin in loaded:
+        if plugin.problem:
+            found.append(plugin)
             continue
-        providers, trouble = _ask(manager, point.name, "encoder_providers", EncoderProvider)
-        sources, more_trouble = _ask(manager, point.name, "pair_sources", PairSource)
+        providers, trouble = _ask(manager, plugin.name, "encoder_providers", EncoderProvider)
+        sources, more_trouble = _ask(manager, plugin.name, "pair_sources", PairSource)
         problems = trouble + more_trouble
         unique: list[Any] = []
         for thing in [*providers, *sources]:
             kind = "encoder provider" if isinstance(thing, EncoderProvider) else "pair source"
-            owner = taken.setdefault(f"{kind} {thing.name!r}", point.name)
-            if owner == point.name:
+            owner = taken.setdefault(f"{kind} {thing.name!r}", plugin.name)
+            if owner == plugin.name:
                 unique.append(thing)
             else:
                 problems.append(f"its {kind} {thing.name!r} is ignored: plugin {owner!r} already brings one of that name")
         found.append(
-            Plugin(
-                point.name,
-                package,
+            replace(
+                plugin,
                 providers=tuple(thing for thing in unique if isinstance(thing, EncoderProvider)),
                 sources=tuple(thing for thing in unique if isinstance(thing, PairSource)),
                 problem="; ".join(problems) or None,
             )
         )
-    return manager, tuple(found)
+    return tuple(found)
+
+
+def forget_plugins() -> None:
+    """Find plugins anew at the next call: for tests, and after an installation in the same process."""
+    _loaded.cache_clear()
+    installed_plugins.cache_clear()
 
 
 def _ask(manager: pluggy.PluginManager, plugin: str, hook: str, kind: type) -> tuple[list[Any], list[str]]:
@@ -97,14 +115,9 @@ def _ask(manager: pluggy.PluginManager, plugin: str, hook: str, kind: type) -> t
     return things, problems
 
 
-def installed_plugins() -> tuple[Plugin, ...]:
-    """Every plugin that is installed, broken ones with the reason."""
-    return _manager()[1]
-
-
 def register_commands(app: typer.Typer) -> None:
     """Let each plugin add its own commands; one that fails adds none."""
-    for implementation in _manager()[0].hook.register_commands.get_hookimpls():
+    for implementation in _loaded()[0].hook.register_commands.get_hookimpls():
         try:
             implementation.function(app=app)
         except Exception as error:

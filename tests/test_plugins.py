@@ -15,9 +15,9 @@ from tests.toys import LetterEncoder, ToneEncoder, ToyPlugin, install
 
 
 @pytest.fixture(autouse=True)
-def forget_plugins() -> Iterator[None]:
+def forget() -> Iterator[None]:
     yield
-    plugins._manager.cache_clear()
+    plugins.forget_plugins()
 
 
 def provider(name: str = "odd", model: object = None, **defaults: str) -> object:

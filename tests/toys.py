@@ -92,7 +92,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *modules: object) -> tuple[Plugin, 
 
     points = [Point(number, module) for number, module in enumerate(modules)]
     monkeypatch.setattr(plugins, "entry_points", lambda group: points)
-    plugins._manager.cache_clear()
+    plugins.forget_plugins()
     return plugins.installed_plugins()
 
 
@@ -100,7 +100,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *modules: object) -> tuple[Plugin, 
 def toy(monkeypatch: pytest.MonkeyPatch) -> object:
     """The toy plugin is the only one installed."""
     yield install(monkeypatch, ToyPlugin())
-    plugins._manager.cache_clear()
+    plugins.forget_plugins()
 
 
 NAMES = [
