@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml $(PLUGINS:%=%/pyproject.toml)
 
 demo: $(VENV)/.installed
 	mkdir -p demo
-	cd demo && ../$(BIN)/bridgekit align --a audio --b text
+	cd demo && ../$(BIN)/bridgekit align --a audio --b text --overwrite
 	cd demo && ../$(BIN)/python ../examples/say_words.py penguin "red apple" "fire engine"
 	cd demo && ../$(BIN)/bridgekit search penguin.wav red_apple.wav fire_engine.wav -k 3
 
