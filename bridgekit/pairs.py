@@ -421,10 +421,14 @@ def split_pairs(pairs: Pairs, seed: int, content: Content) -> tuple[str, ...]:
     count = len(pairs)
     if count < MIN_ROWS:
         rows = "1 row is" if count == 1 else f"{count} rows are"
+        remedy = "add pairs"
+        if pairs.set_aside:
+            first = pairs.set_aside[0]
+            remedy += f"; {len(pairs.set_aside)} set aside, the first in row {first.row}: {first.reason}"
         raise BridgekitError(
             f"{rows} too few to learn from: give at least {MIN_ROWS}; a few hundred give something worth having",
             where=pairs.source,
-            remedy=f"add pairs; {len(pairs.set_aside)} rows were set aside" if pairs.set_aside else "add pairs",
+            remedy=remedy,
         )
     names = ["train"] * count if pairs.split is None else [_split_name(name) for name in pairs.split]
     if "train" not in names:
