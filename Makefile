@@ -1,4 +1,4 @@
-# make demo   installs everything into .venv, aligns speech with words, and searches
+# make demo   installs everything into .venv, aligns speech with words, searches, and makes pictures of spoken words
 # make test   installs everything into .venv, then lints, checks types and tests, all without a network
 # make bench  the measurements of benchmarks/, printed and written to benchmarks/RESULTS.md
 
@@ -22,11 +22,13 @@ demo: $(VENV)/.installed
 	cd demo && ../$(BIN)/bridgekit align --a audio --b text --overwrite
 	cd demo && ../$(BIN)/python ../examples/say_words.py penguin "red apple" "fire engine"
 	cd demo && ../$(BIN)/bridgekit search penguin.wav red_apple.wav fire_engine.wav -k 3
+	cd demo && ../$(BIN)/bridgekit generate --audio penguin.wav
+	cd demo && ../$(BIN)/python ../examples/say_it_see_it.py
 
 test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy bridgekit plugins/bridgekit-starter/bridgekit_starter examples benchmarks
+	$(BIN)/mypy bridgekit plugins/bridgekit-starter/bridgekit_starter plugins/bridgekit-starter/training examples benchmarks
 	# Two workers of one thread each: small tests gain nothing from threads, and threads that outnumber cores wait on each other.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 

@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bridgekit.alignment import align as align
     from bridgekit.bridge import Bridge as Bridge
+    from bridgekit.diffusion.generation import Input as Input
+    from bridgekit.diffusion.generation import generate as generate
+    from bridgekit.diffusion.judging import judge_generation as judge_generation
     from bridgekit.encoders import Encoder as Encoder
     from bridgekit.errors import BridgekitError as BridgekitError
     from bridgekit.errors import ItemError as ItemError
     from bridgekit.fusion.training import PRESETS as PRESETS
     from bridgekit.fusion.training import Preset as Preset
     from bridgekit.hookspecs import EncoderProvider as EncoderProvider
+    from bridgekit.hookspecs import ImageGenerator as ImageGenerator
     from bridgekit.hookspecs import PairSource as PairSource
     from bridgekit.hookspecs import hookimpl as hookimpl
     from bridgekit.pairs import Pairs as Pairs
@@ -28,12 +32,16 @@ if TYPE_CHECKING:
 _HOME = {
     "align": "alignment",
     "Bridge": "bridge",
+    "Input": "diffusion.generation",
+    "generate": "diffusion.generation",
+    "judge_generation": "diffusion.judging",
     "Encoder": "encoders",
     "BridgekitError": "errors",
     "ItemError": "errors",
     "PRESETS": "fusion.training",
     "Preset": "fusion.training",
     "EncoderProvider": "hookspecs",
+    "ImageGenerator": "hookspecs",
     "PairSource": "hookspecs",
     "hookimpl": "hookspecs",
     "Pairs": "pairs",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +21,7 @@ from torch.nn.functional import normalize
 from bridgekit.baselines import linear, untrained
 from bridgekit.bridge import Bridge, Side, check_free
 from bridgekit.cache import cache_folder
+from bridgekit.card import command_line
 from bridgekit.encoders import Encoder, Item, resolve_device
 from bridgekit.errors import BridgekitError
 from bridgekit.evaluation import Embed, EncodedPairs, encode_pairs, evaluate_splits, split_recall, test_splits
@@ -161,7 +160,7 @@ def run_alignment(
         "device": device,
         "seconds": round(time.monotonic() - started, 1),
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv and sys.argv[0] else "python",
+        "command": command_line(),
         "machine": f"{platform.system()} {platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads",
         "bridgekit": version("bridgekit"),
         "fingerprint": fingerprint,
@@ -282,12 +281,30 @@ def _fuse(
     }
     opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
     provenance = {"best_epoch": trained.best_epoch, "epochs": preset.epochs}
-    bridge = Bridge(sides, trained.adapters, preset, trained.temperature, provenance, (), trained.history, device, opened)
+    bridge = Bridge(sides, trained.adapters, preset, trained.temperature, provenance, (), trained.history, device, {}, opened)
+    bridge = measure_gap(bridge, encoded, split)
     methods = {**baselines(encoded, split, preset=preset, seed=seed, frozen=frozen), "FuseMix": bridge.project}
     records = [
         record for method, embed in methods.items() for record in evaluate_splits(encoded, split.tolist(), embed, method)
     ]
     return replace(bridge, metrics=records)
+
+
+def measure_gap(bridge: Bridge, encoded: EncodedPairs, split: NDArray[np.str_]) -> Bridge:
+    """The bridge with the means of its training embeddings, and how far apart its modalities lie (Liang et al., 2022).
+
+    `modality_gap` is the distance between the two means; `pair_cosine` the mean cosine similarity of the pairs in `val`.
+    """
+
+    def project(modality: str, rows: str) -> Tensor:
+        ids = np.unique(encoded.ids[modality][split == rows]) if rows == "train" else encoded.ids[modality][split == rows]
+        return bridge.project(modality, encoded.latents[modality].matrix[torch.from_numpy(ids)])
+
+    means = {modality: project(modality, "train").mean(0) for modality in encoded.latents}
+    a, b = means.values()
+    pairs = torch.stack([project(modality, "val") for modality in means]).prod(0).sum(1)
+    gap = {"modality_gap": round(float((a - b).norm()), 4), "pair_cosine": round(float(pairs.mean()), 4)}
+    return replace(bridge, means=means, provenance={**bridge.provenance, **gap})
 
 
 def _preset(preset: str | Preset) -> tuple[str, Preset]:

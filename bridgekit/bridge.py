@@ -29,6 +29,8 @@ from bridgekit.progress import Report, silent
 from bridgekit.retrieval import search
 
 FORMAT = 1
+#: Before a modality, the name of its mean among the tensors.
+MEAN = "mean/"
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Bridge:
         metrics: what evaluation found, as `evaluation.evaluate_splits` gives it.
         history: one record per validation during training.
         device: where adapters and encoders run.
+        means: modality to the mean of its training embeddings, (dim,). Their difference is the gap between modalities.
     """
 
     sides: Mapping[str, Side]
@@ -92,6 +95,7 @@ class Bridge:
     metrics: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
     history: Sequence[Mapping[str, float]] = field(default=(), repr=False)
     device: str = "cpu"
+    means: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -235,6 +239,7 @@ class Bridge:
             for modality, adapter in self.adapters.items()
             for name, tensor in adapter.state_dict().items()
         }
+        tensors |= {f"{MEAN}{modality}": mean.contiguous() for modality, mean in self.means.items()}
         weights = save(tensors, {"format": str(FORMAT)})
         story = {
             "format": FORMAT,
@@ -305,6 +310,7 @@ class Bridge:
                 story["metrics"],
                 history,
                 resolve_device(device),
+                {name.removeprefix(MEAN): tensor for name, tensor in tensors.items() if name.startswith(MEAN)},
             )
         except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
             raise _damaged(folder, f"{type(error).__name__}: {error}".splitlines()[0]) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,3 +63,8 @@ def metrics_table(metrics: Sequence[Mapping[str, Any]]) -> str:
             f"| {recalls} | {record['median_rank']:g} |"
         )
     return "\n".join(rows)
+
+
+def command_line() -> str:
+    """The command that is running, for provenance."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv and sys.argv[0] else "python"

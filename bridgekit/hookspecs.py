@@ -11,6 +11,7 @@ import pluggy
 if TYPE_CHECKING:
     import typer
 
+    from bridgekit.diffusion.models import ImageModel
     from bridgekit.encoders import Encoder
     from bridgekit.pairs import Pairs
 
@@ -54,6 +55,21 @@ class PairSource:
     build: Callable[[], Pairs]
 
 
+@dataclass(frozen=True)
+class ImageGenerator:
+    """A named text-to-image model with its conditioning, usable as `--model provider:model`.
+
+    Arguments:
+        name: `provider:model`.
+        description: one line: what it draws, how large, which licence.
+        open: `open(device)` gives the model. Import heavy packages inside it.
+    """
+
+    name: str
+    description: str
+    open: Callable[[str], ImageModel]
+
+
 @hookspec
 def encoder_providers() -> Sequence[EncoderProvider]:  # type: ignore[empty-body]
     """Return the encoder providers of this plugin."""
@@ -62,6 +78,11 @@ def encoder_providers() -> Sequence[EncoderProvider]:  # type: ignore[empty-body
 @hookspec
 def pair_sources() -> Sequence[PairSource]:  # type: ignore[empty-body]
     """Return the named tables of pairs that this plugin brings."""
+
+
+@hookspec
+def image_generators() -> Sequence[ImageGenerator]:  # type: ignore[empty-body]
+    """Return the named text-to-image models that this plugin brings."""
 
 
 @hookspec

@@ -14,12 +14,18 @@ import pluggy
 from bridgekit import hookspecs
 from bridgekit.encoders import Encoder, resolve_device
 from bridgekit.errors import BridgekitError, PluginError
-from bridgekit.hookspecs import EncoderProvider, PairSource
+from bridgekit.hookspecs import EncoderProvider, ImageGenerator, PairSource
 
 if TYPE_CHECKING:
     import typer
 
 GROUP = "bridgekit"
+#: Each hook that returns a list: its name, what is in the list, and what people call that.
+HOOKS: tuple[tuple[str, type, str], ...] = (
+    ("encoder_providers", EncoderProvider, "encoder provider"),
+    ("pair_sources", PairSource, "pair source"),
+    ("image_generators", ImageGenerator, "text-to-image model"),
+)
 OURS = ("starter", "timm", "transformers", "clap")
 
 
@@ -32,6 +38,7 @@ class Plugin:
         package: the distribution and its version, for example `bridgekit-starter 0.1.0`.
         providers: its encoder providers.
         sources: its named tables of pairs.
+        generators: its named text-to-image models.
         problem: one line, or None where all is well. A plugin may bring something and still have a problem.
     """
 
@@ -39,6 +46,7 @@ class Plugin:
     package: str
     providers: tuple[EncoderProvider, ...] = ()
     sources: tuple[PairSource, ...] = ()
+    generators: tuple[ImageGenerator, ...] = ()
     problem: str | None = None
 
 
@@ -69,22 +77,24 @@ def installed_plugins() -> tuple[Plugin, ...]:
         if plugin.problem:
             found.append(plugin)
             continue
-        providers, trouble = _ask(manager, plugin.name, "encoder_providers", EncoderProvider)
-        sources, more_trouble = _ask(manager, plugin.name, "pair_sources", PairSource)
-        problems = trouble + more_trouble
-        unique: list[Any] = []
-        for thing in [*providers, *sources]:
-            kind = "encoder provider" if isinstance(thing, EncoderProvider) else "pair source"
-            owner = taken.setdefault(f"{kind} {thing.name!r}", plugin.name)
-            if owner == plugin.name:
-                unique.append(thing)
-            else:
-                problems.append(f"its {kind} {thing.name!r} is ignored: plugin {owner!r} already brings one of that name")
+        problems: list[str] = []
+        unique: dict[type, list[Any]] = {}
+        for hook, kind, what in HOOKS:
+            things, trouble = _ask(manager, plugin.name, hook, kind)
+            problems += trouble
+            unique[kind] = []
+            for thing in things:
+                owner = taken.setdefault(f"{what} {thing.name!r}", plugin.name)
+                if owner == plugin.name:
+                    unique[kind].append(thing)
+                else:
+                    problems.append(f"its {what} {thing.name!r} is ignored: plugin {owner!r} already brings one of that name")
         found.append(
             replace(
                 plugin,
-                providers=tuple(thing for thing in unique if isinstance(thing, EncoderProvider)),
-                sources=tuple(thing for thing in unique if isinstance(thing, PairSource)),
+                providers=tuple(unique[EncoderProvider]),
+                sources=tuple(unique[PairSource]),
+                generators=tuple(unique[ImageGenerator]),
                 problem="; ".join(problems) or None,
             )
         )
@@ -147,6 +157,12 @@ def find_pair_source(name: str) -> PairSource:
             remedy=_closest(name, sources, "use a path or one of", "give the path of a table"),
         )
     return sources[name]
+
+
+def find_image_generator(name: str | None) -> ImageGenerator | None:
+    """The named text-to-image model of some plugin, or the first one for None; None where no plugin brings it."""
+    generators = {generator.name: generator for plugin in installed_plugins() for generator in plugin.generators}
+    return next(iter(generators.values()), None) if name is None else generators.get(name)
 
 
 def default_pair_source(modalities: Iterable[str]) -> PairSource:

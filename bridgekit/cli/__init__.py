@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from bridgekit import plugins as installed
-from bridgekit.cli import align, embed, evaluate, info, plugins, search
+from bridgekit.cli import align, embed, evaluate, generate, info, plugins, search
 from bridgekit.errors import BridgekitError
 
 app = typer.Typer(
@@ -60,6 +60,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "eval": evaluate.command,
     "embed": embed.command,
     "search": search.command,
+    "generate": generate.command,
     "info": info.command,
     "plugins": plugins.command,
 }

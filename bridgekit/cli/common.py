@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +23,23 @@ SHOWN = 10
 
 def find_bridge(path: Path | None) -> Path:
     """The bridge that the user names, or else the newest in `bridges/` here."""
-    if path is not None:
-        return path
-    found = sorted(BRIDGES.glob("*/bridge.json"), key=lambda file: file.stat().st_mtime)
-    if not found:
+    found = path or newest_bridge()
+    if found is None:
         raise BridgekitError(
             "there is no bridge in ./bridges", remedy="train one (bridgekit align --a audio --b text) or name its folder"
         )
-    # Said, since the newest may not be the one that was meant.
-    print(f"Bridge: {found[-1].parent} (the newest; name another with its folder or --bridge)", file=sys.stderr)
-    return found[-1].parent
+    return found
+
+
+def newest_bridge(modalities: Set[str] = frozenset()) -> Path | None:
+    """The newest bridge in `bridges/` here that joins these modalities, or None."""
+    for file in sorted(BRIDGES.glob("*/bridge.json"), key=lambda file: file.stat().st_mtime, reverse=True):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is told of when it is asked for by name
+            if modalities <= set(json.loads(file.read_text(encoding="utf-8"))["sides"]):
+                # Said, since the newest may not be the one that was meant.
+                print(f"Bridge: {file.parent} (the newest; name another with its folder or --bridge)", file=sys.stderr)
+                return file.parent
+    return None
 
 
 def query_modality(bridge: Bridge, queries: Sequence[str], named: str | None) -> str:

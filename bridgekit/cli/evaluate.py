@@ -28,10 +28,27 @@ def command(
         list[str] | None,
         typer.Option(help="A prompt for --zero-shot, with {} for the class. May be given several times."),
     ] = None,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Make pictures from test items and let an image encoder recognise them.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="For --generate: the text-to-image model. [dim]default: starter:openmoji-64[/dim]")
+    ] = None,
+    gallery: Annotated[
+        str | None, typer.Option(help="For --generate: the true pictures and captions. [dim]default: starter:openmoji[/dim]")
+    ] = None,
+    judge: Annotated[str, typer.Option(help="For --generate: the image encoder that judges.")] = "image",
+    among: Annotated[
+        str, typer.Option(help="For --generate: choose among the whole gallery, or asked: the captions that are asked.")
+    ] = "gallery",
+    gap: Annotated[
+        list[str] | None, typer.Option(help="For --generate: captions, mean or none; may be given several times.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="For --generate: at most so many pictures of each kind.")] = 300,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Recall on test splits in both directions, or zero-shot classification by text prompts.
+    """Recall on test splits in both directions, zero-shot classification, or how many generated pictures are recognised.
 
     Example: [b]bridgekit eval bridges/audio-text --pairs clips.csv --zero-shot --template "the sound of a {}"[/b]
     """
@@ -40,7 +57,11 @@ def command(
     from bridgekit.progress import progress_bars
     from bridgekit.retrieval import TEMPLATES
 
-    opened = Bridge.load(find_bridge(bridge), device)
+    folder = find_bridge(bridge)
+    if generate:
+        _generate(folder, as_json, model, pairs, split, gallery, judge, among, gap, limit, device)
+        return
+    opened = Bridge.load(folder, device)
     with progress_bars() as report:
         if zero_shot:
             result = evaluate_zero_shot(opened, pairs, tuple(template or TEMPLATES), split, report)
@@ -64,3 +85,44 @@ def command(
     print_metrics(records, f"Recall on {pairs or opened.provenance.get('pairs')}, in %")
     if pairs:
         print(SEEN)
+
+
+def _generate(
+    folder: Path,
+    as_json: bool,
+    model: str | None,
+    pairs: str | None,
+    split: list[str] | None,
+    gallery: str | None,
+    judge: str,
+    among: str,
+    gap: list[str] | None,
+    limit: int,
+    device: str,
+) -> None:
+    from bridgekit.diffusion.judging import judge_generation
+    from bridgekit.progress import progress_bars
+
+    with progress_bars() as report:
+        records = judge_generation(
+            folder,
+            model=model,
+            pairs=pairs,
+            splits=split,
+            gallery=gallery,
+            judge=judge,
+            among=among,
+            gaps=gap or ["captions"],
+            limit=limit,
+            device=device,
+            report=report,
+        )
+    if as_json:
+        print_json({"generated": records})
+        return
+    first = records[0]
+    print(f"{first['pictures']} pictures of each kind; the judge chooses among {first['candidates']:,} and is right, in %")
+    print(f"{'made from':28}   top-1  top-5")
+    for record in records:
+        name = record["made_from"] + (f" (gap: {record['gap']})" if record["gap"] else "")
+        print(f"{name:28}  {100 * record['top1']:6.1f} {100 * record['top5']:6.1f}")

@@ -33,6 +33,9 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
                         for modality, model in provider.defaults.items()
                     },
                     "sources": [{"name": source.name, "description": source.description} for source in plugin.sources],
+                    "image_generators": [
+                        {"name": generator.name, "description": generator.description} for generator in plugin.generators
+                    ],
                     "problem": plugin.problem,
                 }
                 for plugin in found
@@ -50,5 +53,7 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
                 print(f"    {provider.name}:{model}" + (f"  (default for {defaults[model]})" if model in defaults else ""))
         for source in plugin.sources:
             print(f"  pairs {source.name}: {source.description}")
+        for generator in plugin.generators:
+            print(f"  pictures by {generator.name}: {generator.description}")
         if plugin.problem:
             print(f"  PROBLEM: {plugin.problem}")

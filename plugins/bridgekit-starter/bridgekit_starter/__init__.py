@@ -1,4 +1,4 @@
-"""The starter kit: small real encoders for text, images and audio, and pair sources, all of which work without a network."""
+"""The starter kit: small real encoders, pair sources and a small text-to-image model, all of which work without a network."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bridgekit.errors import PluginError
-from bridgekit.hookspecs import EncoderProvider, PairSource, hookimpl
+from bridgekit.hookspecs import EncoderProvider, ImageGenerator, PairSource, hookimpl
 
 if TYPE_CHECKING:
+    from bridgekit.diffusion.models import ImageModel
     from bridgekit.encoders import Encoder
 
 MODELS = ("text", "image", "audio", "audio-30s")
@@ -58,3 +59,22 @@ def pair_sources() -> Sequence[PairSource]:
     from bridgekit_starter import openmoji, spoken
 
     return [openmoji.SOURCE, spoken.SOURCE]
+
+
+def open_generator(device: str) -> ImageModel:
+    """`starter:openmoji-64`, on that torch device."""
+    from bridgekit_starter import generator
+
+    return generator.open_generator(device)
+
+
+@hookimpl
+def image_generators() -> Sequence[ImageGenerator]:
+    """`starter:openmoji-64`, the default text-to-image model."""
+    return [
+        ImageGenerator(
+            "starter:openmoji-64",
+            "64 x 64 pictures in the manner of OpenMoji, trained on 1,679 of them (weights CC BY-SA 4.0)",
+            open_generator,
+        )
+    ]

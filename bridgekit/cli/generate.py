@@ -1,0 +1,138 @@
+"""`bridgekit generate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bridgekit.cli.common import BRIDGES, newest_bridge, print_json
+from bridgekit.errors import BridgekitError
+
+
+def command(
+    audio: Annotated[list[str] | None, typer.Option(help="A clip, or a folder of clips: then a picture for each.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="A picture, or a folder, where the bridge has images.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="Words, by way of the bridge.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="How much each input counts in a mixture, audio first, then image, then text: 2,1."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Words for the model itself that steer the style.")] = None,
+    prompt_weight: Annotated[float, typer.Option(min=0, max=1, help="How much the prompt counts beside the inputs.")] = 0.3,
+    bridge: Annotated[
+        Path | None, typer.Option(help="The bridge's folder. [dim]default: the newest fitting one in ./bridges[/dim]")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A plugin's model, a diffusers folder or a hub id. [dim]default: starter:openmoji-64[/dim]"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A .png, or a folder. [dim]default: named after the input, here or in ./pictures[/dim]")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Pictures of each input, from seeds that follow each other.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The first picture's.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [dim]default: the model's[/dim]")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Guidance scale; 1 is none. [dim]default: the model's[/dim]")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=8, max=4096, help="Side in pixels. [dim]default: the model's[/dim]")] = None,
+    gap: Annotated[str, typer.Option(help="How the gap between modalities is closed: captions, mean or none.")] = "captions",
+    captions: Annotated[
+        Path | None, typer.Option(help="Fit the conditioner on these (a table or .txt). [dim]default: the bridge's own[/dim]")
+    ] = None,
+    refit: Annotated[bool, typer.Option("--refit", help="Fit the conditioner anew.")] = False,
+    device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Sounds become pictures: hear a clip, draw what was heard.
+
+    Example: [b]bridgekit generate --audio clip.wav[/b]
+    """
+    given = {"audio": audio or [], "image": image or [], "text": text or []}
+    folder = bridge or _bridge({modality for modality, items in given.items() if items}, as_json)
+    from bridgekit.diffusion.generation import Input, generate
+
+    shares = _weights(weights, sum(map(len, given.values())))
+    inputs = [Input(modality, item, shares.pop(0)) for modality, items in given.items() for item in items]
+    done = generate(
+        folder,
+        inputs,
+        model=model,
+        prompt=prompt,
+        prompt_weight=prompt_weight,
+        gap=gap,
+        n=n,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        size=size,
+        captions=captions,
+        refit=refit,
+        out=out,
+        device=device,
+    )
+    if as_json:
+        print_json(
+            {
+                "bridge": str(folder),
+                "pictures": [
+                    {
+                        "file": str(made.file),
+                        "inputs": list(made.inputs),
+                        "seed": made.seed,
+                        "nearest": [{"item": item, "similarity": round(score, 6)} for item, score in made.nearest],
+                    }
+                    for made in done.pictures
+                ],
+                "sheet": str(done.sheet) if done.sheet else None,
+                "set_aside": [{"item": item, "reason": reason} for item, reason in done.set_aside.items()],
+                "conditioner": {"items": len(done.conditioner.items), "cosine": done.conditioner.cosine, "fitted": done.fitted},
+            }
+        )
+        return
+    for item, reason in done.set_aside.items():
+        print(f"set aside: {item[:200]}: {reason}", file=sys.stderr)
+    if done.fitted and done.conditioner.net is not None:
+        print(
+            f"Fitted a conditioner on {len(done.conditioner.items):,} captions; it gives their conditioning back "
+            f"to a cosine of {done.conditioner.cosine:.3f}. Kept in {folder / 'conditioners'}."
+        )
+    for made in done.pictures:
+        heard = ", ".join(f"{item} ({score:.2f})" for item, score in made.nearest)
+        print(f"{made.file}: heard {heard}" if heard else made.file)
+    if done.sheet:
+        print(f"All together: {done.sheet}")
+
+
+def _weights(text: str | None, inputs: int) -> list[float]:
+    try:
+        shares = [float(part) for part in text.split(",")] if text else [1.0] * inputs
+    except ValueError:
+        shares = []
+    if len(shares) != inputs:
+        raise BridgekitError(f"--weights {text} does not fit {inputs} inputs", remedy="give a number for each, as in 2,1")
+    return shares
+
+
+def _bridge(modalities: set[str], quiet: bool) -> Path:
+    """The newest bridge here that joins these modalities; where there is none, the starter's, if the user wants it trained."""
+    if not modalities:
+        raise BridgekitError("there is nothing to make a picture of", remedy="give --audio clip.wav, --image or --text")
+    found = newest_bridge(modalities)
+    if found:
+        return found
+    train = "bridgekit align --a audio --b text"
+    if quiet or not sys.stdin.isatty() or not modalities <= {"audio", "text"}:
+        raise BridgekitError(
+            f"there is no bridge for {' and '.join(sorted(modalities))} in ./bridges",
+            remedy=f"train one ({train}) or name its folder with --bridge",
+        )
+    print("There is no bridge here yet. The starter can train one on 16,000 spoken words (about 10 minutes, 300 MB of cache).")
+    if not typer.confirm(f"Run `{train}` now?", default=True):
+        raise typer.Exit(2)
+    from bridgekit.alignment import run_alignment
+
+    return run_alignment("audio", "text", out=BRIDGES / "audio-text").folder

@@ -1,0 +1,384 @@
+"""The conditioner: the map from a bridge's shared space into one model's conditioning, fitted on captions alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, normalize
+
+from bridgekit.bridge import Bridge
+from bridgekit.cache import write_atomically
+from bridgekit.diffusion.conditioning import Conditioning
+from bridgekit.encoders import TEXT, Item
+from bridgekit.latents import encode_items
+from bridgekit.progress import Report, silent
+
+FORMAT = 1
+#: A model whose encoding of the probes is less like it was than this has other weights: its conditioner is fitted again.
+SAME_WEIGHTS = 0.999
+#: What every fitted conditioner remembers the model's own encoding of.
+PROBES = ("a red apple", "a dog barks in the rain")
+#: How an embedding of another modality is brought to where the captions' embeddings lie.
+GAPS = ("captions", "mean", "none")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a conditioner is fitted.
+
+    Arguments:
+        steps: of the optimizer.
+        batch_size: captions in one step.
+        lr: peak learning rate of AdamW; cosine down to zero.
+        noise: the longest noise added to embeddings of length 1, since those of other modalities only come near.
+        mixed: the share of rows that are a mixture of two captions, on both sides, as in FuseMix.
+        captions: at most so many, drawn at random from more.
+        seed: of everything random.
+    """
+
+    steps: int = 1_500
+    batch_size: int = 128
+    lr: float = 2e-3
+    noise: float = 0.5
+    mixed: float = 0.25
+    captions: int = 4_096
+    seed: int = 0
+
+
+class ConditionerNet(nn.Module):
+    """An embedding to everything that a model's conditioning consists of.
+
+    A vector (a pooled text embedding, a CLIP image embedding) comes from a linear map plus an MLP. A sequence (prompt
+    embeddings) comes from learned queries, one a position, which attend to a few tokens made of the embedding. A mask
+    comes as logits, by a linear map.
+
+    Arguments:
+        dim: width of the shared space.
+        shapes: name to shape without the batch: (d,) for a vector, (L, d) for a sequence, (L,) for a mask.
+        masks: which names are masks.
+        width: of the MLP and the queries.
+    """
+
+    TOKENS = 8
+
+    def __init__(self, dim: int, shapes: Mapping[str, tuple[int, ...]], masks: Sequence[str], width: int = 512) -> None:
+        super().__init__()
+        self.shapes, self.masks = dict(shapes), tuple(masks)
+        self.parts = nn.ModuleDict()
+        for name, shape in self.shapes.items():
+            if name in self.masks:
+                self.parts[name] = nn.Linear(dim, shape[0])
+            elif len(shape) == 1:
+                self.parts[name] = _Vector(dim, shape[0], 2 * width)
+            else:
+                self.parts[name] = _Sequence(dim, shape[0], shape[1], width, self.TOKENS)
+
+    def forward(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """(n, dim) unit vectors to name -> (n, ...), standardised; masks as logits."""
+        scaled = embeddings * embeddings.shape[1] ** 0.5  # entries of deviation 1, as initial weights expect
+        return {name: part(scaled) for name, part in self.parts.items()}
+
+
+class _Vector(nn.Module):
+    def __init__(self, dim: int, out: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, out)
+        self.mlp = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(x) + self.mlp(x)
+        return out
+
+
+class _Sequence(nn.Module):
+    def __init__(self, dim: int, length: int, out: int, width: int, tokens: int) -> None:
+        super().__init__()
+        self.tokens = nn.Sequential(nn.Linear(dim, tokens * width), nn.Unflatten(1, (tokens, width)), nn.LayerNorm(width))
+        self.queries = nn.Parameter(torch.randn(length, width))
+        layer = nn.TransformerDecoderLayer(width, 8, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.decoder = nn.TransformerDecoder(layer, 2, nn.LayerNorm(width))
+        self.out = nn.Linear(width, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries = self.queries.expand(len(x), -1, -1)
+        out: Tensor = self.out(self.decoder(queries, self.tokens(x)))
+        return out
+
+
+@dataclass(frozen=True)
+class Conditioner:
+    """Embeddings of a bridge's shared space into one model's conditioning.
+
+    Arguments:
+        kind: the conditioning's, for example `prompt_embeds`.
+        made_of: the modality of the items that it was fitted on.
+        items: those items: captions, or the paths of pictures.
+        embeddings: (n, dim) their embeddings in the shared space, at unit length.
+        net: the map; None where the shared space is the conditioning already.
+        scale: where there is no map: the usual length of the conditioning's vectors.
+        mean, std: name to the centre and spread that targets were standardised by.
+        probe: the model's own encoding of `PROBES` when this was fitted.
+        cosine: how well it gives back the conditioning of what it was fitted on: the mean cosine over its vectors.
+    """
+
+    kind: str
+    made_of: str
+    items: Sequence[str]
+    embeddings: Tensor = field(repr=False)
+    net: ConditionerNet | None = field(repr=False, default=None)
+    scale: float = 1.0
+    mean: Mapping[str, Tensor] = field(repr=False, default_factory=dict)
+    std: Mapping[str, Tensor] = field(repr=False, default_factory=dict)
+    probe: Mapping[str, Tensor] = field(repr=False, default_factory=dict)
+    cosine: float = 1.0
+
+    @torch.inference_mode()
+    def __call__(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """(n, dim) unit vectors to the tensors that `Conditioning.arguments` takes: float32, masks bool, on the CPU."""
+        if self.net is None:
+            return {self.kind: embeddings * self.scale}
+        made = self.net(embeddings)
+        return {
+            name: tensor > 0 if name in self.net.masks else tensor * self.std[name] + self.mean[name]
+            for name, tensor in made.items()
+        }
+
+    def nearest(self, embeddings: Tensor, k: int = 3) -> list[list[tuple[str, float]]]:
+        """For each of n embeddings the k items that it is nearest to, with their cosine similarities."""
+        scores, rows = (embeddings @ self.embeddings.T).topk(min(k, len(self.items)))
+        return [
+            [(self.items[row], score) for row, score in zip(*found, strict=True)]
+            for found in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
+
+
+def close_gap(bridge: Bridge, conditioner: Conditioner, modality: str, embeddings: Tensor, gap: str) -> Tensor:
+    """Bring embeddings of one modality to where the conditioner knows its way.
+
+    Contrastive training leaves each modality in a region of its own (Liang et al., "Mind the gap", NeurIPS 2022), so a clip's
+    embedding is not where its caption's is.
+
+    Arguments:
+        bridge: the bridge that they came from.
+        conditioner: fitted for it.
+        modality: the embeddings'. Those of the conditioner's own modality are left as they are.
+        embeddings: (n, dim) at unit length.
+        gap: `none` leaves them. `mean` moves them by the difference of the two modalities' means. `captions` takes the mean
+            of the captions' embeddings, weighted by the bridge's own softmax over similarities: the expected caption under
+            the contrastive model (cf. DeCap, Li et al., ICLR 2023, which projects onto such a memory).
+
+    Returns:
+        (n, dim) at unit length.
+    """
+    if modality == conditioner.made_of or gap == "none":
+        return embeddings
+    if gap == "mean":
+        if not {modality, conditioner.made_of} <= set(bridge.means):
+            return embeddings
+        return normalize(embeddings - bridge.means[modality] + bridge.means[conditioner.made_of], dim=-1)
+    weights = (embeddings @ conditioner.embeddings.T / bridge.temperature).softmax(-1)
+    return normalize(weights @ conditioner.embeddings, dim=-1)
+
+
+def fit_conditioner(
+    bridge: Bridge, conditioning: Conditioning, items: Sequence[Item], *, fit: Fit = Fit(), report: Report = silent
+) -> Conditioner:
+    """Learn the map from a bridge's space into a model's conditioning.
+
+    Arguments:
+        bridge: has a side for the modality that the conditioning is made of.
+        conditioning: the model's.
+        items: captions (or pictures, where the conditioning is made of those). No sound is needed.
+        fit: the hyperparameters.
+        report: progress.
+
+    Raises:
+        BridgekitError: an item cannot be encoded, or none is left.
+    """
+    generator = torch.Generator().manual_seed(fit.seed)
+    if len(items) > fit.captions:
+        items = [items[row] for row in torch.randperm(len(items), generator=generator)[: fit.captions].sort().values.tolist()]
+    embeddings = bridge.embed(conditioning.made_of, items, report=report)
+    report("the model's own encoding", 0, 1)
+    targets = conditioning.encode(items)
+    report("the model's own encoding", 1, 1)
+    masks = [name for name, tensor in targets.items() if tensor.dtype == torch.bool]
+    mean = {name: tensor.mean(0) for name, tensor in targets.items() if name not in masks}
+    std = {name: (targets[name] - mean[name]).std().clamp_min(1e-6) for name in mean}
+    weights = {name: _weight(targets[name], [targets[mask] for mask in masks]) for name in mean}
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fit.seed)
+        net = ConditionerNet(bridge.dim, {name: tuple(tensor.shape[1:]) for name, tensor in targets.items()}, masks)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=fit.lr, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, fit.lr, total_steps=fit.steps, pct_start=0.05)
+        for step in range(fit.steps):
+            first, second = torch.randint(len(items), (2, fit.batch_size))
+            share = (torch.rand(fit.batch_size) / 2) * (torch.rand(fit.batch_size) < fit.mixed)
+            seen = normalize(embeddings[first].lerp(embeddings[second], share[:, None]), dim=-1)
+            noise = torch.randn_like(seen) * torch.rand(len(seen), 1) * fit.noise / seen.shape[1] ** 0.5
+            made = net(normalize(seen + noise, dim=-1))
+            loss = torch.zeros(())
+            for name, tensor in made.items():
+                target = targets[name]
+                if name in masks:
+                    loss = loss + binary_cross_entropy_with_logits(tensor, target[first].float())
+                    continue
+                wanted = target[first].lerp(target[second], share.view(-1, *[1] * (target.ndim - 1)))
+                error = (tensor - (wanted - mean[name]) / std[name]).square().mean(-1)
+                weight = weights[name][first]
+                loss = loss + (error * weight).sum() / weight.sum()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            report("fitting conditioner", step + 1, fit.steps)
+    net.eval().requires_grad_(False)
+    fitted = Conditioner(
+        conditioning.kind,
+        conditioning.made_of,
+        [str(item) for item in items],
+        embeddings,
+        net,
+        1.0,
+        mean,
+        std,
+        probe(conditioning),
+    )
+    return replace(fitted, cosine=_cosine(fitted, targets, weights))
+
+
+def direct_conditioner(bridge: Bridge, conditioning: Conditioning, modality: str, items: Sequence[Item]) -> Conditioner:
+    """The conditioner where a side is frozen in the conditioning's own space: nothing to learn but how long its vectors are.
+
+    Arguments:
+        bridge: the bridge.
+        conditioning: takes the latents of that side as they are.
+        modality: the frozen side.
+        items: some of that modality: what `close_gap` takes for captions.
+    """
+    latents = encode_items(bridge.encoder(modality), items)
+    rows = latents.matrix[torch.from_numpy(latents.ids[latents.ids >= 0])]
+    kept = [str(item) for position, item in enumerate(items) if position not in latents.failed]
+    return Conditioner(conditioning.kind, modality, kept, bridge.project(modality, rows), None, float(rows.norm(dim=-1).mean()))
+
+
+def _weight(target: Tensor, masks: Sequence[Tensor]) -> Tensor:
+    """How much each of a target's vectors counts, (n,) or (n, L): what is masked is never read and need not be learned."""
+    for mask in masks:
+        if mask.shape == target.shape[:-1]:
+            return mask.float()
+    return torch.ones(target.shape[:-1])
+
+
+def _cosine(conditioner: Conditioner, targets: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> float:
+    """The mean cosine over all vectors of all targets, masked ones left out."""
+    total, count = 0.0, 0.0
+    for start in range(0, len(conditioner.items), 64):
+        made = conditioner(conditioner.embeddings[start : start + 64])
+        for name, weight in weights.items():
+            part = weight[start : start + 64]
+            total += float((cosine_similarity(made[name], targets[name][start : start + 64], dim=-1) * part).sum())
+            count += float(part.sum())
+    return total / max(count, 1.0)
+
+
+def probe(conditioning: Conditioning) -> dict[str, Tensor]:
+    """The model's own encoding of two fixed texts (or pictures), a vector each: it changes when the weights do."""
+    encoded = conditioning.encode(list(PROBES) if conditioning.made_of == TEXT else _probe_pictures())
+    return {
+        name: (tensor.mean(1) if tensor.ndim == 3 else tensor) for name, tensor in encoded.items() if tensor.dtype != torch.bool
+    }
+
+
+def _probe_pictures() -> list[Any]:
+    from PIL import Image
+
+    return [Image.linear_gradient("L").convert("RGB"), Image.radial_gradient("L").convert("RGB")]
+
+
+def same_weights(conditioner: Conditioner, conditioning: Conditioning) -> bool:
+    """Whether the model still encodes the probes as it did when the conditioner was fitted.
+
+    Compared with a tolerance, for half precision and other machines give the same vectors only nearly.
+    """
+    if conditioner.net is None:
+        return conditioner.kind == conditioning.kind
+    if conditioner.kind != conditioning.kind:
+        return False
+    now = probe(conditioning)
+    if {name: tensor.shape for name, tensor in now.items()} != {name: then.shape for name, then in conditioner.probe.items()}:
+        return False
+    return all(
+        bool((cosine_similarity(now[name], then, dim=-1) > SAME_WEIGHTS).all()) for name, then in conditioner.probe.items()
+    )
+
+
+# ---- on disk
+
+
+def save_conditioner(conditioner: Conditioner, path: Path) -> None:
+    """Write it as one safetensors file, atomically."""
+    tensors = {"embeddings": conditioner.embeddings, "items": _as_bytes(json.dumps(list(conditioner.items)))}
+    for part in ("mean", "std", "probe"):
+        tensors |= {f"{part}/{name}": tensor for name, tensor in getattr(conditioner, part).items()}
+    story: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": conditioner.kind,
+        "made_of": conditioner.made_of,
+        "scale": conditioner.scale,
+        "cosine": conditioner.cosine,
+    }
+    if conditioner.net is not None:
+        tensors |= {f"net/{name}": tensor for name, tensor in conditioner.net.state_dict().items()}
+        story |= {"shapes": conditioner.net.shapes, "masks": conditioner.net.masks}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda aside: save_file(tensors, aside, {"conditioner": json.dumps(story)}))
+
+
+def load_conditioner(path: Path) -> Conditioner | None:
+    """A saved conditioner, or None where there is none that can be read: it is then fitted again."""
+    parts: dict[str, dict[str, Tensor]] = {"net": {}, "mean": {}, "std": {}, "probe": {}}
+    whole: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, "pt") as file:
+            story = json.loads(file.metadata()["conditioner"])
+            for key in file.keys():  # noqa: SIM118  (a safetensors handle is not a mapping)
+                part, _, name = key.partition("/")
+                (parts[part] if name else whole)[name or part] = file.get_tensor(key)
+        if story["format"] != FORMAT:
+            return None
+        items = json.loads(bytes(whole["items"].numpy()))
+        net = None
+        if "shapes" in story:
+            shapes = {name: tuple(shape) for name, shape in story["shapes"].items()}
+            net = ConditionerNet(whole["embeddings"].shape[1], shapes, story["masks"])
+            net.load_state_dict(parts["net"])
+            net.eval().requires_grad_(False)
+        return Conditioner(
+            story["kind"],
+            story["made_of"],
+            items,
+            whole["embeddings"],
+            net,
+            story["scale"],
+            parts["mean"],
+            parts["std"],
+            parts["probe"],
+            story["cosine"],
+        )
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _as_bytes(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)

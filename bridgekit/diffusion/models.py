@@ -1,0 +1,204 @@
+"""Text-to-image models: loading one by name, asking it for its conditioning, and running it on conditioning tensors."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bridgekit.diffusion.conditioning import Conditioning, find_conditionings, guidance_argument
+from bridgekit.encoders import TEXT, resolve_device
+from bridgekit.errors import BridgekitError, PluginError
+from bridgekit.plugins import find_image_generator
+from bridgekit.progress import Report, silent
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from bridgekit.hookspecs import ImageGenerator
+
+#: Pictures drawn together. More would be no faster on a CPU, and would not fit a large model on a small GPU.
+BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class ImageModel:
+    """A loaded text-to-image model.
+
+    Arguments:
+        name: what the user called it.
+        pipeline: a diffusers pipeline.
+        conditionings: what it takes in place of a prompt, best first.
+        steps: how many it wants by default; None leaves it to the pipeline.
+        guidance: likewise; 1 is none.
+        size: the one side in pixels that it can draw, or None where the pipeline may be asked for others.
+    """
+
+    name: str
+    pipeline: Any = field(repr=False)
+    conditionings: Sequence[Conditioning] = field(repr=False)
+    steps: int | None = None
+    guidance: float | None = None
+    size: int | None = None
+
+
+def open_model(name: str | None = None, device: str = "auto") -> ImageModel:
+    """Load a text-to-image model.
+
+    Arguments:
+        name: a plugin's (`starter:openmoji-64`), a folder in the layout of diffusers, or a hub id; None is the first that
+            a plugin brings.
+        device: a torch device, or `auto`.
+
+    Raises:
+        BridgekitError: there is no such model, a part of it is missing, or its pipeline offers no conditioning.
+    """
+    device = resolve_device(device)
+    known = find_image_generator(name)
+    if known is not None:
+        return _opened(known, device)
+    if name is None:
+        raise BridgekitError(
+            "no installed plugin brings a text-to-image model",
+            remedy="pip install 'bridgekit-starter[generate]', or name a folder or hub id with --model",
+        )
+    pipeline = _pipeline(name, device)
+    return ImageModel(name, pipeline, find_conditionings(pipeline))
+
+
+def _opened(known: ImageGenerator, device: str) -> ImageModel:
+    try:
+        model = known.open(device)
+    except BridgekitError:
+        raise
+    except Exception as error:  # whatever a stranger's plugin raises
+        raise PluginError(f"its plugin cannot open {known.name}: {type(error).__name__}: {error}", where=known.name) from error
+    if not isinstance(model, ImageModel):
+        raise PluginError(f"its plugin returned {type(model).__name__} in place of an ImageModel", where=known.name)
+    return model
+
+
+def _pipeline(name: str, device: str) -> Any:
+    """A pipeline from a local folder or the hub. Weights in safetensors only: a pickle from a stranger can run anything."""
+    folder = Path(name)
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise BridgekitError(
+            "this is not a diffusers model: it has no model_index.json", where=name, remedy="name a folder that has one"
+        )
+    if not folder.exists() and name.count("/") != 1:
+        known = find_image_generator(None)
+        example = f" such as {known.name}" if known else ""
+        raise BridgekitError(
+            f"there is no text-to-image model {name!r}", remedy=f"name a plugin's model{example}, a folder or a hub id"
+        )
+    diffusers = _diffusers()
+    # In half precision where that is fast: on a GPU. On the CPU float32, which every layer has.
+    dtype = torch.float32 if device == "cpu" else torch.float16
+    try:
+        missing = _missing_parts(folder) if folder.exists() else []
+        if missing:
+            raise FileNotFoundError(f"its {' and '.join(missing)} are not there")
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(name, torch_dtype=dtype, use_safetensors=True)
+    except Exception as error:  # diffusers raises nearly anything for a part that is missing or damaged
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        remedy = "copy the folder again, whole" if folder.exists() else "check the id and the network, or give a local folder"
+        raise BridgekitError(f"the model cannot be loaded: {reason}", where=name, remedy=remedy) from error
+    return pipeline.to(device)
+
+
+def _missing_parts(folder: Path) -> list[str]:
+    """The parts that a model's index names and its folder lacks. Of some, diffusers makes an empty one without a word."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return [
+        name
+        for name, kind in index.items()
+        if name[0] != "_" and isinstance(kind, list) and len(kind) == 2 and all(isinstance(part, str) for part in kind)
+        if not (folder / name).is_dir()
+    ]
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise BridgekitError("making pictures needs diffusers", remedy="pip install 'bridgekit[generate]'") from error
+    return diffusers
+
+
+def draw(
+    model: ImageModel,
+    conditioning: Conditioning,
+    tensors: Mapping[str, Tensor],
+    *,
+    prompt: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seeds: Sequence[int] | int = 0,
+    size: int | None = None,
+    report: Report = silent,
+) -> list[Image]:
+    """Run the pipeline on conditioning tensors of n rows, in batches. Arguments are `paint`'s."""
+    n = len(next(iter(tensors.values())))
+    each = [seeds] * n if isinstance(seeds, int) else list(seeds)
+    takes = inspect.signature(model.pipeline.__call__).parameters
+    steps = steps or model.steps or _default(takes, "num_inference_steps")
+    guided, scales = _guidance(model, takes, guidance)
+    wanted: dict[str, Any] = {"num_inference_steps": steps, "output_type": "pil", **scales}
+    side = model.size or size
+    wanted |= {"height": side, "width": side, "use_resolution_binning": False if side else None}
+    options = {name: value for name, value in wanted.items() if name in takes and value is not None}
+    model.pipeline.set_progress_bar_config(disable=True)
+    pictures: list[Image] = []
+    done, total = 0, (steps or 1) * -(-n // BATCH_SIZE)
+    for start in range(0, n, BATCH_SIZE):
+        part = {name: tensor[start : start + BATCH_SIZE] for name, tensor in tensors.items()}
+
+        def step_done(*_: Any) -> dict[str, Any]:
+            nonlocal done
+            done += 1
+            report("drawing", min(done, total), total)
+            return {}
+
+        if "callback_on_step_end" in takes:
+            options["callback_on_step_end"] = step_done
+        elif "callback" in takes:
+            options["callback"] = step_done
+        options["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in each[start : start + BATCH_SIZE]]
+        with torch.inference_mode():
+            arguments = conditioning.arguments(part, guided=guided, prompt=prompt if conditioning.made_of != TEXT else None)
+            try:
+                pictures += model.pipeline(**arguments, **options).images
+            except (ValueError, TypeError, RuntimeError) as error:
+                reason = " ".join(str(error).split())[:300]
+                raise BridgekitError(
+                    f"the pipeline could not draw: {reason}", where=model.name, remedy="look at --size, --steps and --guidance"
+                ) from error
+    report("drawing", total, total)
+    return [picture.resize((size, size), 1) if size and picture.size != (size, size) else picture for picture in pictures]
+
+
+def _guidance(model: ImageModel, takes: Mapping[str, inspect.Parameter], guidance: float | None) -> tuple[bool, dict[str, Any]]:
+    """Whether to draw with negatives, and the arguments that say how strongly.
+
+    Distilled models take a scale as an input of theirs, `guidance_scale`, and are guided only by `true_cfg_scale`.
+    """
+    wanted = model.guidance if guidance is None else guidance
+    name = next((name for name in ("guidance_scale", "true_cfg_scale") if _default(takes, name) is not None), None)
+    scales = {name: wanted} if name and wanted is not None else {}
+    decisive = guidance_argument(model.pipeline)
+    if decisive is None:
+        return False, scales
+    scale = scales.get(decisive, _default(takes, decisive))
+    if scale > 1:
+        return True, scales
+    return False, {**scales, decisive: 0.0}  # 1 is guidance still for some pipelines; 0 is none for all
+
+
+def _default(takes: Mapping[str, inspect.Parameter], name: str) -> Any:
+    return takes[name].default if name in takes and takes[name].default is not inspect.Parameter.empty else None

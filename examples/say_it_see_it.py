@@ -1,0 +1,32 @@
+"""Say words and see them: python say_it_see_it.py penguin "red apple" "fire engine"
+
+Needs the starter's bridge (`bridgekit align --a audio --b text`). The voice is one that training never heard.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import soundfile
+from bridgekit_starter.voice import speak
+
+from bridgekit import Input, generate
+
+
+def main(words: list[str]) -> None:
+    """Speak each word into a clip, and make a picture of each clip and a contact sheet of all."""
+    clips = Path("said")
+    clips.mkdir(exist_ok=True)
+    for word in words:
+        samples, rate = speak(word, "en-gb-x-gbclan+steph", rate=165)
+        soundfile.write(clips / f"{word}.wav", samples, rate)
+    inputs = [Input("audio", clips)] if len(words) > 1 else [Input("audio", clips / f"{words[0]}.wav")]
+    done = generate("bridges/audio-text", inputs, out="seen")
+    for made in done.pictures:
+        print(f"{made.file}: heard {made.nearest[0][0]}")
+    print(f"all together: {done.sheet}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["penguin", "red apple", "fire engine", "snowman", "guitar", "rainbow"])

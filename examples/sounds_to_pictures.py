@@ -1,0 +1,54 @@
+"""A dog's bark gives a dog: python sounds_to_pictures.py ../../shared/data/esc10/clips.csv
+
+The table lists field recordings of ten kinds (ESC-10) in columns `audio`, `label` and `fold`. The caption of each kind is the
+name of an emoji. Four folds train a bridge; clips of the fifth, which it never heard, are drawn.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+from bridgekit import Input, align, generate, judge_generation
+
+EMOJI = {
+    "dog bark": "dog face",
+    "rain": "cloud with rain",
+    "sea waves": "water wave",
+    "baby cry": "crying face",
+    "clock tick": "alarm clock",
+    "person sneeze": "sneezing face",
+    "helicopter": "helicopter",
+    "chainsaw": "carpentry saw",
+    "rooster": "rooster",
+    "fire crackling": "fire",
+}
+LEFT_OUT, SHOWN = "5", 3
+BRIDGE = Path("bridges/sounds")
+
+
+def main(table: Path) -> None:
+    """Align, draw three clips of each kind, and let an image encoder say how many pictures of the fold it recognises."""
+    with table.open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["label"] in EMOJI]
+    pairs = Path("sounds.csv")
+    with pairs.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["audio", "text", "split"])
+        for number, row in enumerate(rows):
+            split = "test" if row["fold"] == LEFT_OUT else "val" if number % 10 == 0 else "train"
+            writer.writerow([(table.parent / row["audio"]).absolute(), EMOJI[row["label"]], split])
+    align("audio", "text", pairs, out=BRIDGE, overwrite=True)
+
+    test = {label: [table.parent / row["audio"] for row in rows if (row["label"], row["fold"]) == (label, LEFT_OUT)] for label in EMOJI}
+    done = generate(BRIDGE, [Input("audio", [clip for clips in test.values() for clip in clips[:SHOWN]])], out="drawn")
+    for made in done.pictures:
+        print(f"{made.file}: heard {made.nearest[0][0]}")
+    print(f"all together: {done.sheet}")
+    for record in judge_generation(BRIDGE, among="asked"):
+        print(f"made from {record['made_from']}: {100 * record['top1']:.0f} % of {record['pictures']} recognised among the ten")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
