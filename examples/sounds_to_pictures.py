@@ -41,7 +41,10 @@ def main(table: Path) -> None:
             writer.writerow([(table.parent / row["audio"]).absolute(), EMOJI[row["label"]], split])
     align("audio", "text", pairs, out=BRIDGE, overwrite=True)
 
-    test = {label: [table.parent / row["audio"] for row in rows if (row["label"], row["fold"]) == (label, LEFT_OUT)] for label in EMOJI}
+    test = {
+        label: [table.parent / row["audio"] for row in rows if (row["label"], row["fold"]) == (label, LEFT_OUT)]
+        for label in EMOJI
+    }
     done = generate(BRIDGE, [Input("audio", [clip for clips in test.values() for clip in clips[:SHOWN]])], out="drawn")
     for made in done.pictures:
         print(f"{made.file}: heard {made.nearest[0][0]}")

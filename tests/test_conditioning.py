@@ -259,6 +259,18 @@ def test_negatives_of_the_callers_own_are_used() -> None:
     assert "negative_prompt_embeds" not in conditioning.arguments(tensors, guided=False)
 
 
+def test_a_negative_longer_than_the_text_is_not_cut() -> None:
+    pipeline = build("pixart")
+    conditioning = first(pipeline)
+    negative = {f"negative_{name}": tensor for name, tensor in conditioning.encode([CAPTIONS[1]]).items()}
+    positive = conditioning.encode(["dog"])
+    arguments = conditioning.arguments({**positive, **negative}, guided=True)
+    torch.testing.assert_close(arguments["negative_prompt_embeds"], negative["negative_prompt_embeds"])
+    assert arguments["prompt_embeds"].shape == arguments["negative_prompt_embeds"].shape
+    assert arguments["prompt_attention_mask"].sum() == positive["prompt_attention_mask"].sum()
+    assert draw(pipeline, arguments, guided=True).shape[0] == 1
+
+
 def test_the_argument_that_scales_guidance_is_the_one_that_weighs_negatives() -> None:
     named = {name: guidance_argument(build(name)) for name in (*PROMPTED, "unconditional")}
     true = {"flux": "true_cfg_scale", "qwen_image": "true_cfg_scale", "unconditional": None}
@@ -505,8 +517,9 @@ def test_an_adapter_driven_in_batches_is_otherwise_as_diffusers_made_it() -> Non
     conditioning = first(used)
     for _ in range(2):
         draw(used, conditioning.arguments(conditioning.encode(pictures(3)), guided=True), guided=True, seeds=(0, 1, 2))
-    asked = {"ip_adapter_image": pictures(1)[0], "prompt": CAPTIONS}
+    one_for_all = torch.randn(2, 1, pipelines.IMAGE_WIDTH)
     for guided in (True, False):
+        asked = {"ip_adapter_image_embeds": [one_for_all[: 1 + guided]], "prompt": CAPTIONS}
         one, other = (draw(pipeline, asked, guided=guided, seeds=(0, 1, 2)) for pipeline in (used, untouched))
         np.testing.assert_array_equal(one, other)
 

@@ -33,7 +33,7 @@ def command(
         Path | None, typer.Option(help="A .png, or a folder. [dim]default: named after the input, here or in ./pictures[/dim]")
     ] = None,
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Pictures of each input, from seeds that follow each other.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="The first picture's.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="The first picture's.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [dim]default: the model's[/dim]")] = None,
     guidance: Annotated[
         float | None, typer.Option(min=0, help="Guidance scale; 1 is none. [dim]default: the model's[/dim]")
@@ -96,9 +96,10 @@ def command(
     for item, reason in done.set_aside.items():
         print(f"set aside: {item[:200]}: {reason}", file=sys.stderr)
     if done.fitted and done.conditioner.net is not None:
+        kept = folder / "conditioners"
         print(
-            f"Fitted a conditioner on {len(done.conditioner.items):,} captions; it gives their conditioning back "
-            f"to a cosine of {done.conditioner.cosine:.3f}. Kept in {folder / 'conditioners'}."
+            f"Fitted a conditioner on {len(done.conditioner.items):,} captions; it gives their conditioning back to a cosine "
+            f"of {done.conditioner.cosine:.3f}. " + (f"Kept in {kept}." if kept.is_dir() else f"{kept} cannot be written.")
         )
     for made in done.pictures:
         heard = ", ".join(f"{item} ({score:.2f})" for item, score in made.nearest)

@@ -18,6 +18,7 @@ from bridgekit.bridge import Bridge
 from bridgekit.cache import write_atomically
 from bridgekit.diffusion.conditioning import Conditioning
 from bridgekit.encoders import TEXT, Item
+from bridgekit.errors import BridgekitError
 from bridgekit.latents import encode_items
 from bridgekit.progress import Report, silent
 
@@ -201,14 +202,14 @@ def fit_conditioner(
         report: progress.
 
     Raises:
-        BridgekitError: an item cannot be encoded, or none is left.
+        BridgekitError: an item cannot be encoded, or the model cannot encode any.
     """
     generator = torch.Generator().manual_seed(fit.seed)
     if len(items) > fit.captions:
         items = [items[row] for row in torch.randperm(len(items), generator=generator)[: fit.captions].sort().values.tolist()]
     embeddings = bridge.embed(conditioning.made_of, items, report=report)
     report("the model's own encoding", 0, 1)
-    targets = conditioning.encode(items)
+    targets = _own_encoding(conditioning, items)
     report("the model's own encoding", 1, 1)
     masks = [name for name, tensor in targets.items() if tensor.dtype == torch.bool]
     mean = {name: tensor.mean(0) for name, tensor in targets.items() if name not in masks}
@@ -257,6 +258,19 @@ def fit_conditioner(
     return replace(fitted, cosine=_cosine(fitted, targets, weights))
 
 
+def _own_encoding(conditioning: Conditioning, items: Sequence[Any]) -> dict[str, Tensor]:
+    """The model's own encoding. A part of it that is not whole may have been loaded without complaint: it shows here."""
+    try:
+        return conditioning.encode(items)
+    except BridgekitError:
+        raise
+    except Exception as error:  # whatever diffusers and transformers raise then
+        raise BridgekitError(
+            f"the model cannot encode {conditioning.made_of}: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            remedy="see that its folder is whole: tokenizer, text encoder, image encoder",
+        ) from error
+
+
 def direct_conditioner(bridge: Bridge, conditioning: Conditioning, modality: str, items: Sequence[Item]) -> Conditioner:
     """The conditioner where a side is frozen in the conditioning's own space: nothing to learn but how long its vectors are.
 
@@ -294,7 +308,7 @@ def _cosine(conditioner: Conditioner, targets: Mapping[str, Tensor], weights: Ma
 
 def probe(conditioning: Conditioning) -> dict[str, Tensor]:
     """The model's own encoding of two fixed texts (or pictures), a vector each: it changes when the weights do."""
-    encoded = conditioning.encode(list(PROBES) if conditioning.made_of == TEXT else _probe_pictures())
+    encoded = _own_encoding(conditioning, PROBES if conditioning.made_of == TEXT else _probe_pictures())
     return {
         name: (tensor.mean(1) if tensor.ndim == 3 else tensor) for name, tensor in encoded.items() if tensor.dtype != torch.bool
     }

@@ -179,7 +179,7 @@ class PromptConditioning:
                 where=type(self.pipeline).__name__,
                 remedy="load it with its text_encoder, at least to fit a conditioner and to draw with guidance",
             )
-        # Not in inference mode: its tensors could not be the targets of training.
+        # As a pipeline's own call does. What a model caches in inference mode could not be trained with later.
         with torch.no_grad():
             values = _filled(
                 self.pipeline,
@@ -352,7 +352,7 @@ def _name_of(value: ast.expr) -> str:
 def _source_of(method: Callable[..., Any]) -> ast.AST:
     """The syntax tree of a method, through its wrappers; empty where there is no source."""
     try:
-        source = inspect.getsource(inspect.unwrap(method))
+        source = inspect.getsource(method)
     except (OSError, TypeError):
         return ast.Module(body=[], type_ignores=[])
     return ast.parse(textwrap.dedent(source)).body[0]

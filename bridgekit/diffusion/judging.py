@@ -19,7 +19,7 @@ from bridgekit.diffusion.generation import Painter, open_painter, paint
 from bridgekit.diffusion.models import draw, open_model
 from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import test_splits
+from bridgekit.evaluation import encode_pairs, test_splits
 from bridgekit.latents import encode_items
 from bridgekit.pairs import read_pairs, split_pairs
 from bridgekit.plugins import default_pair_source, load_encoder
@@ -55,7 +55,9 @@ class Gallery:
                 file = Path(folder) / f"{number}.png"  # encoders read files: the very ones that a user gets
                 picture.save(file)
                 prepared.append(self.judge.prepare(file))
-        seen = torch.cat([self.judge.encode(prepared[start : start + 8]).float() for start in range(0, len(prepared), 8)])
+        with torch.inference_mode():
+            parts = [self.judge.encode(prepared[start : start + 8]).float().cpu() for start in range(0, len(prepared), 8)]
+        seen = torch.cat(parts)
         place = {name: row for row, name in enumerate(self.names)}
         rows = torch.tensor([place[name] for name in names])
         scores = normalize(seen - self.centre, dim=-1) @ self.vectors.T
@@ -138,11 +140,16 @@ def judge_generation(
     Raises:
         BridgekitError: no row can be asked.
     """
+    if among not in ("gallery", "asked"):
+        raise BridgekitError(f"the judge cannot choose among {among!r}", remedy="use one of gallery, asked")
+    unknown = [gap for gap in gaps if gap not in GAPS]
+    if unknown:
+        raise BridgekitError(f"there is no way {unknown[0]!r} to close the gap", remedy=f"use one of {', '.join(GAPS)}")
     bridge = Bridge.load(folder, device)
     bridge.side(TEXT)
     modality = next(name for name in bridge.sides if name != TEXT)
     shown = open_gallery(gallery, judge, device)
-    items, captions = _asked(bridge, modality, pairs, splits, shown, limit, seed)
+    items, captions = _asked(bridge, modality, pairs, splits, shown, limit, seed, report)
     embedded = bridge.embed_usable(modality, items, report=report)
     kept = [row for row in range(len(items)) if row not in embedded.failed]
     captions = [captions[row] for row in kept]
@@ -179,16 +186,18 @@ def _asked(
     gallery: Gallery,
     limit: int,
     seed: int,
+    report: Report,
 ) -> tuple[list[Item], list[str]]:
-    """Items and captions of the rows to ask."""
+    """Items and captions of the rows to ask. The bridge's own table is split as it was for training, by content."""
     own = str(bridge.provenance.get("pairs", ""))
     table = read_pairs(pairs or own, (modality, TEXT))
     known = set(gallery.names)
     if table.split is None and pairs and pairs != own:
         split: Sequence[str] = ["all"] * len(table)
     else:
-        ids = {name: _numbers(table.columns[name]) for name in (modality, TEXT)}
-        split = split_pairs(table, int(bridge.provenance.get("seed", 0)), ids)
+        encoded = encode_pairs(table, {name: bridge.encoder(name) for name in (modality, TEXT)}, report)
+        table = encoded.pairs
+        split = split_pairs(table, int(bridge.provenance.get("seed", 0)), encoded.ids)
     wanted = list(splits or test_splits(split))
     rows = [
         row
@@ -203,11 +212,6 @@ def _asked(
         )
     chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:limit]).tolist()
     return [table.columns[modality][row] or "" for row in chosen], [str(table.columns[TEXT][row]) for row in chosen]
-
-
-def _numbers(items: Sequence[Item | None]) -> list[int]:
-    numbers: dict[Item | None, int] = {None: -1}
-    return [numbers.setdefault(item, len(numbers) - 1) for item in items]
 
 
 def _others(captions: Sequence[str], seed: int) -> list[str]:

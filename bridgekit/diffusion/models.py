@@ -195,7 +195,7 @@ def _guidance(model: ImageModel, takes: Mapping[str, inspect.Parameter], guidanc
     if decisive is None:
         return False, scales
     scale = scales.get(decisive, _default(takes, decisive))
-    if scale > 1:
+    if scale and scale > 1:
         return True, scales
     return False, {**scales, decisive: 0.0}  # 1 is guidance still for some pipelines; 0 is none for all
 

@@ -59,7 +59,9 @@ def contact_sheet(pictures: Sequence[Image], labels: Sequence[Sequence[str]], co
     for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         left, top = 8 + number % columns * (TILE + 8), 8 + number // columns * height
         sheet.paste(picture.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS), (left, top))
-        for line, text in enumerate(label):
+        for line, words in enumerate(label):
+            # On one line, in characters that can be drawn, and no more than might find room.
+            text = " ".join(words.split()).encode("utf-8", "replace").decode()[:TILE]
             while text and pen.textlength(text, font) > TILE:
                 text = text.removesuffix("…")[:-1] + "…" if len(text) > 1 else ""
             pen.text((left, top + TILE + LINE * line), text, fill="black" if line == 0 else "#777777", font=font)

@@ -1,0 +1,120 @@
+"""Pictures from names, from speech and from field recordings, and how many of them an independent judge recognises.
+
+python benchmarks/generation.py (needs the speech bridge: it is trained, or found again, by the same call as `make demo`'s)
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+import tempfile
+import time
+from pathlib import Path
+
+from common import ESC10, table
+
+from bridgekit import align, judge_generation
+from bridgekit.diffusion.judging import open_gallery, shares
+from bridgekit.diffusion.models import draw, open_model
+
+NAMES, SEED = 300, 0
+#: Ten kinds of sound and the names of their emoji, as in examples/sounds_to_pictures.py.
+EMOJI = {
+    "dog bark": "dog face",
+    "rain": "cloud with rain",
+    "sea waves": "water wave",
+    "baby cry": "crying face",
+    "clock tick": "alarm clock",
+    "person sneeze": "sneezing face",
+    "helicopter": "helicopter",
+    "chainsaw": "carpentry saw",
+    "rooster": "rooster",
+    "fire crackling": "fire",
+}
+GAPS = ("captions", "mean", "none")
+
+
+def from_names() -> str:
+    """The text-to-image model alone: names drawn at random, those it was trained on and those it never saw."""
+    from bridgekit_starter.openmoji import split_of
+
+    gallery = open_gallery(device="cpu")
+    model = open_model("starter:openmoji-64", "cpu")
+    conditioning = model.conditionings[0]
+    drawn = random.Random(SEED).sample(list(gallery.names), NAMES)
+    unseen = [name for name in gallery.names if split_of(name) == "test"]
+    rows = []
+    for label, names in (("drawn at random", drawn), ("never seen in training", unseen)):
+        started = time.monotonic()
+        pictures = draw(model, conditioning, conditioning.encode(names), seeds=list(range(len(names))))
+        seconds = time.monotonic() - started
+        found = shares(gallery.ranks(pictures, names))
+        rows.append([label, str(len(names)), percent(found["top1"]), percent(found["top5"]), f"{seconds / len(names):.2f} s"])
+    return table(["names", "pictures", "top-1", "top-5", "a picture"], rows)
+
+
+def from_speech(work: Path) -> str:
+    """Clips of the starter's speech in held-out voices."""
+    align("audio", "text", out=work / "speech")
+    return records(judge_generation(work / "speech", splits=["test-voices"], gaps=GAPS, limit=NAMES, seed=SEED))
+
+
+def from_sounds(work: Path) -> str:
+    """ESC-10: each fold left out in turn, all of its clips drawn; the judge chooses among the ten. Means over the folds."""
+    with (ESC10 / "clips.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    folds = []
+    for fold in "12345":
+        pairs = work / f"fold{fold}.csv"
+        with pairs.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["audio", "text", "split"])
+            for number, row in enumerate(rows):
+                split = "test" if row["fold"] == fold else "val" if number % 10 == 0 else "train"
+                writer.writerow([ESC10 / row["audio"], EMOJI[row["label"]], split])
+        align("audio", "text", pairs, out=work / f"fold{fold}")
+        folds.append(judge_generation(work / f"fold{fold}", gaps=GAPS, among="asked", seed=SEED))
+    means = [
+        {**same[0], "pictures": sum(record["pictures"] for record in same)}
+        | {name: sum(record[name] for record in same) / len(same) for name in ("top1", "top5")}
+        for same in zip(*folds, strict=True)
+    ]
+    each = ", ".join(percent(records[0]["top1"]) for records in folds)
+    return f"{records(means)}\n\nTop-1 of the five folds, gap closed by captions: {each}."
+
+
+def records(found: list[dict[str, object]]) -> str:
+    """The records of `judge_generation` as a table."""
+    rows = [
+        [
+            str(r["made_from"]),
+            str(r["gap"] or ""),
+            str(r["pictures"]),
+            str(r["candidates"]),
+            percent(r["top1"]),
+            percent(r["top5"]),
+        ]
+        for r in found
+    ]
+    return table(["made from", "gap", "pictures", "candidates", "top-1", "top-5"], rows)
+
+
+def percent(share: object) -> str:
+    """A share as people read it."""
+    assert isinstance(share, float)
+    return f"{100 * share:.1f} %"
+
+
+def main() -> str:
+    """Measure all three; gives the tables."""
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [
+            "From names, by the model alone:\n\n" + from_names(),
+            "From speech in held-out voices:\n\n" + from_speech(Path(folder)),
+        ]
+        parts += ["From ESC-10, one fold left out:\n\n" + from_sounds(Path(folder))] if ESC10.is_dir() else []
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(main())

@@ -1,0 +1,256 @@
+"""`bridgekit generate` and `bridgekit eval --generate` as a newcomer meets them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bridgekit import alignment, cli
+from bridgekit.diffusion import generation
+from bridgekit.diffusion.conditioner import Fit, fit_conditioner
+from bridgekit.hookspecs import ImageGenerator, hookimpl
+from tests.painting import PicturePlugin, Workshop
+from tests.toys import ToyPlugin, install
+
+pytestmark = pytest.mark.usefixtures("picture_toys")
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run the command line in an empty folder, in this process; gives exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    fit = Fit(steps=100, batch_size=32, noise=0.2)
+    monkeypatch.setattr(generation, "fit_conditioner", partial(fit_conditioner, fit=fit))
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bridgekit", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def ready(run: Run, workshop: Workshop, tmp_path: Path) -> Run:
+    """`run` where there is a bridge, and clips of an owl, a seal and a fox."""
+    workshop.bridge(tmp_path / "bridges" / "audio-text")
+    (tmp_path / "clips").mkdir()
+    for name in ("fox", "owl", "seal"):
+        shutil.copy(workshop.clip(name), tmp_path / "clips" / f"{name}.wav")
+    return run
+
+
+def test_a_clip_becomes_a_picture_and_json_tells_all_of_it(ready: Run, tmp_path: Path) -> None:
+    code, out, err = ready("generate", "--audio", "clips/owl.wav", "--json")
+    assert code == 0
+    assert "bridges/audio-text" in err
+    told = json.loads(out)
+    assert told["bridge"] == "bridges/audio-text"
+    [picture] = told["pictures"]
+    assert (picture["file"], picture["inputs"], picture["seed"]) == ("owl.png", ["clips/owl.wav"], 0)
+    assert [set(near) for near in picture["nearest"]] == [{"item", "similarity"}] * 3
+    assert picture["nearest"][0]["item"] == "owl"
+    assert (told["sheet"], told["set_aside"]) == (None, [])
+    assert told["conditioner"]["items"] == 20
+    assert 0 < told["conditioner"]["cosine"] <= 1
+    assert told["conditioner"]["fitted"]
+    story = json.loads(Image.open(tmp_path / "owl.png").info["bridgekit"])
+    assert story["command"] == "bridgekit generate --audio clips/owl.wav --json"
+    assert not json.loads(ready("generate", "--audio", "clips/owl.wav", "--json")[1])["conditioner"]["fitted"]
+
+
+def test_people_are_told_what_was_heard_and_where_the_pictures_are(ready: Run, tmp_path: Path) -> None:
+    code, out, _ = ready("generate", "--audio", "clips/owl.wav")
+    assert code == 0
+    assert "Fitted a conditioner on 20 captions" in out
+    assert "Kept in bridges/audio-text/conditioners" in out
+    assert "owl.png: heard owl (" in out
+    (tmp_path / "clips" / "note.wav").write_text("not audio")
+    code, out, err = ready("generate", "--audio", "clips", "-n", 2, "--seed", 5, "--out", "seen")
+    assert code == 0
+    assert "Fitted" not in out
+    assert "set aside: " in err
+    assert "note.wav" in err
+    assert out.splitlines()[-1] == "All together: seen/sheet.png"
+    assert len(list((tmp_path / "seen").iterdir())) == 7
+    assert json.loads(Image.open(tmp_path / "seen" / "owl-1.png").info["bridgekit"])["seed"] == 6
+
+
+def test_words_and_weights_and_a_prompt_and_a_gap_go_in(ready: Run) -> None:
+    heard = []
+    for weights in ("20,1", "1,20"):
+        inputs = ["--audio", "clips/owl.wav", "--text", "seal", "--weights", weights, "--gap", "none", "--prompt", "in oil"]
+        code, out, _ = ready("generate", *inputs, "--json")
+        assert code == 0
+        heard.append(json.loads(out)["pictures"][0]["nearest"][0]["item"])
+    assert heard == ["owl", "seal"]
+
+
+def test_the_newest_bridge_that_has_the_inputs_is_taken(ready: Run, workshop: Workshop, tmp_path: Path) -> None:
+    workshop.bridge(tmp_path / "bridges" / "newer", "audio", "image")
+    (tmp_path / "bridges" / "newer" / "bridge.json").touch()
+    code, out, _ = ready("generate", "--text", "owl", "--json")
+    assert code == 0
+    assert json.loads(out)["bridge"] == "bridges/audio-text"
+
+
+MISTAKES: dict[str, tuple[list[str], list[str]]] = {
+    "no input": ([], ["nothing to make a picture of", "--audio"]),
+    "no input for a named bridge": (["--bridge", "bridges/audio-text"], ["nothing to make a picture of", "--audio"]),
+    "a missing clip": (["--audio", "gone.wav"], ["no such file", "gone.wav"]),
+    "a missing bridge": (["--audio", "clips/owl.wav", "--bridge", "gone"], ["gone", "bridgekit align"]),
+    "an empty folder": (["--audio", "bridges"], ["no audio in it"]),
+    "too many weights": (["--audio", "clips/owl.wav", "--weights", "1,2"], ["--weights 1,2", "1 input"]),
+    "weights that are none": (["--audio", "clips/owl.wav", "--weights", "loud"], ["--weights loud"]),
+    "a weight of nothing": (["--audio", "clips/owl.wav", "--weights", "0"], ["above 0"]),
+    "an unknown gap": (["--audio", "clips/owl.wav", "--gap", "wide"], ["wide", "captions, mean, none"]),
+    "an unknown model": (["--audio", "clips/owl.wav", "--model", "toy:patchs"], ["toy:patchs", "toy:patches"]),
+    "a modality that no bridge has": (["--image", "clips/owl.wav"], ["no bridge for image"]),
+    "a folder for one file": (["--audio", "clips", "--out", "all.png"], ["3 pictures", "all.png"]),
+    "captions that are not there": (["--audio", "clips/owl.wav", "--captions", "gone.txt"], ["gone.txt"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_clear_message_with_exit_code_2(ready: Run, tmp_path: Path, mistake: str) -> None:
+    arguments, expected = MISTAKES[mistake]
+    code, out, err = ready("generate", *arguments)
+    assert code == 2
+    assert len(err[err.index("bridgekit: ") :].splitlines()) <= 3
+    for part in expected:
+        assert part in err
+    assert not list(tmp_path.glob("*.png"))
+    code, out, _ = ready("generate", *arguments, "--json")
+    assert code == 2
+    assert json.loads(out)["error"]["what"] in err
+
+
+@pytest.mark.parametrize(
+    "option", [["-n", "0"], ["--seed", "-1"], ["--seed", 2**70], ["--size", "1"], ["--prompt-weight", "2"]]
+)
+def test_an_option_out_of_range_is_refused(ready: Run, option: list[object]) -> None:
+    code, _, err = ready("generate", "--audio", "clips/owl.wav", *option)
+    assert code == 2
+    assert str(option[0]) in err
+
+
+def test_without_a_bridge_nobody_is_asked_who_cannot_answer(
+    run: Run, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("typer.confirm", None)
+    code, out, err = run("generate", "--audio", workshop.clip("owl"))
+    assert code == 2
+    assert "no bridge for audio in ./bridges" in err
+    assert "bridgekit align --a audio --b text" in err
+    assert not out
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    assert run("generate", "--audio", workshop.clip("owl"), "--json")[0] == 2
+
+
+@pytest.mark.parametrize("answer", [True, False], ids=["yes", "no"])
+def test_at_a_terminal_the_starters_bridge_is_offered(
+    run: Run, workshop: Workshop, monkeypatch: pytest.MonkeyPatch, answer: bool
+) -> None:
+    trained: list[tuple[str, str]] = []
+
+    def train(a: str, b: str, *, out: Path) -> Any:
+        trained.append((a, b))
+        return SimpleNamespace(folder=workshop.bridge(out))
+
+    monkeypatch.setattr(alignment, "run_alignment", train)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("typer.confirm", lambda *arguments, **options: answer)
+    code, out, _ = run("generate", "--audio", workshop.clip("owl"))
+    assert code == (0 if answer else 2)
+    assert trained == ([("audio", "text")] if answer else [])
+    assert ("heard owl" in out) == answer
+
+
+def test_pictures_are_evaluated_between_two_bounds(ready: Run, workshop: Workshop) -> None:
+    arguments = ["eval", "--generate", "--gallery", workshop.folder / "gallery.csv", "--limit", 6]
+    code, out, _ = ready(*arguments, "--gap", "mean", "--gap", "none", "--json")
+    assert code == 0
+    records = json.loads(out)["generated"]
+    assert [record["gap"] for record in records] == ["mean", "none", None, None]
+    assert all((record["pictures"], record["candidates"]) == (6, 20) for record in records)
+    assert records[2]["top1"] == 1.0
+    code, out, _ = ready(*arguments)
+    assert code == 0
+    assert "6 pictures of each kind; the judge chooses among 20" in out
+    assert "audio (gap: captions)" in out
+    assert "100.0" in next(line for line in out.splitlines() if line.startswith("the true caption"))
+
+
+def test_plugins_lists_text_to_image_models(run: Run) -> None:
+    assert "pictures by toy:patches: eight patches of colour a caption" in run("plugins")[1]
+    (toy,) = json.loads(run("plugins", "--json")[1])
+    assert toy["image_generators"] == [{"name": "toy:patches", "description": "eight patches of colour a caption"}]
+
+
+class Failing(ToyPlugin):
+    @hookimpl
+    def image_generators(self) -> list[ImageGenerator]:
+        raise RuntimeError("out of paint")
+
+
+class Confused(ToyPlugin):
+    @hookimpl
+    def image_generators(self) -> list[Any]:
+        return ["toy:patches"]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "problem"),
+    [
+        (Failing(), "image_generators() failed: RuntimeError: out of paint"),
+        (Confused(), "image_generators() must return a list of ImageGenerator"),
+    ],
+)
+def test_a_plugin_whose_models_cannot_be_had_is_reported_and_its_encoders_still_serve(
+    run: Run, monkeypatch: pytest.MonkeyPatch, plugin: object, problem: str
+) -> None:
+    install(monkeypatch, plugin)
+    code, out, _ = run("plugins")
+    assert code == 0
+    assert f"PROBLEM: {problem}" in out
+    assert "toy:tone" in out
+
+
+def test_of_two_models_with_one_name_the_first_is_taken_and_the_other_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, PicturePlugin(), PicturePlugin())
+    first, second = json.loads(run("plugins", "--json")[1])
+    assert first["image_generators"]
+    assert not second["image_generators"]
+    assert "'toy:patches' is ignored" in second["problem"]
+
+
+def test_without_any_model_it_is_said_which_package_brings_one(ready: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, ToyPlugin())
+    code, _, err = ready("generate", "--audio", "clips/owl.wav")
+    assert code == 2
+    assert "no installed plugin brings a text-to-image model" in err
+    assert "bridgekit-starter" in err
+
+
+def test_help_has_an_example(run: Run) -> None:
+    code, out, _ = run("generate", "--help")
+    assert code == 0
+    assert "Example: bridgekit generate --audio clip.wav" in " ".join(out.split())
+    assert "--json" in out
