@@ -24,7 +24,7 @@ SIZE = 64
 #: In the layout of diffusers, but for the text encoder: `head.safetensors` goes on top of the starter's MiniLM.
 FOLDER = Path(__file__).parent / "openmoji-64"
 #: The sampler's steps, and guidance (1 is none), as chosen by pixel error on training names: see the model card.
-STEPS, GUIDANCE = 20, 1.0
+STEPS, GUIDANCE = 10, 1.5
 #: What each file must hash to; written by `training/openmoji64.py`.
 HASHES = FOLDER / "sha256.json"
 

@@ -9,7 +9,7 @@ from bridgekit_starter import spoken
 from bridgekit_starter.openmoji import pictures
 from bridgekit_starter.spoken import Clip
 
-from bridgekit import Bridge, Pairs, align
+from bridgekit import Bridge, Input, Pairs, align, generate
 
 VOICES = {"en-us+m3": "train", "en+f4": "train", "en-gb-x-rp+m1": "train", "en-us-nyc+m6": "test"}
 
@@ -35,3 +35,14 @@ def test_names_spoken_by_a_voice_never_heard_are_found_among_forty(tmp_path: Pat
     assert figures["untrained"] <= 0.2
     hits = Bridge.load(tmp_path / "bridge").search("audio", files[3], "text", names, k=5)[0]
     assert names[0] in [hit.item for hit in hits]
+
+    captions = tmp_path / "names.txt"
+    captions.write_text("\n".join(names), encoding="utf-8")
+    unheard = files[3::4]
+    done = generate(tmp_path / "bridge", [Input("audio", unheard)], captions=captions, out=tmp_path / "seen", progress=False)
+    right = [made.nearest[0][0] == name for made, name in zip(done.pictures, names, strict=True)]
+    assert sum(right) >= 32
+    assert done.conditioner.cosine > 0.9
+    assert all(made.file.stat().st_size > 500 for made in done.pictures)
+    again = generate(tmp_path / "bridge", [Input("audio", unheard[0])], out=tmp_path / "again.png", progress=False)
+    assert not again.fitted
