@@ -227,7 +227,7 @@ def normalise(model: AutoencoderKL, pixels: Tensor) -> None:
 @torch.no_grad()
 def encode(model: AutoencoderKL, pixels: Tensor) -> Tensor:
     """(n, 3, 64, 64) to (n, 16, 8, 8): the posterior's mean."""
-    return torch.cat([model.encode(part).latent_dist.mean for part in pixels.split(64)])
+    return torch.cat([model.encode(part).latent_dist.mean for part in torch.split(pixels, 64)])
 
 
 class Painter(nn.Module):
@@ -370,7 +370,7 @@ def main() -> None:
     unseen, unseen_names = pictures(held_out=True)
     autoencoder = train_autoencoder(work, pixels)
     with torch.no_grad():
-        again = torch.cat([autoencoder.decode(part).sample for part in encode(autoencoder, unseen[:48]).split(16)])
+        again = torch.cat([autoencoder.decode(part).sample for part in torch.split(encode(autoencoder, unseen[:48]), 16)])
     print(f"autoencoder, pictures never seen: L1 {l1_loss(again, unseen[:48]):.4f}", flush=True)
     sheet(torch.cat([unseen[:24], again[:24], unseen[24:48], again[24:]]), work / "autoencoder.png")
     latents, latents_unseen = encode(autoencoder, pixels), encode(autoencoder, unseen)
