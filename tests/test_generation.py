@@ -204,6 +204,13 @@ def test_a_prompt_steers_the_picture_by_its_weight(workshop: Workshop, draw: Cal
     np.testing.assert_allclose(plain, not_at_all, **ABOUT)
 
 
+def test_how_the_gap_is_closed_shows_in_the_picture(workshop: Workshop, draw: Callable[..., Generation]) -> None:
+    inputs = [Input("audio", workshop.clip("owl"))]
+    drawn = [pixels(draw(inputs, gap=gap, out=f"{gap}.png").pictures[0].file) for gap in ("captions", "mean", "none")]
+    assert not np.allclose(drawn[0], drawn[1], atol=0.5)
+    assert not np.allclose(drawn[1], drawn[2], atol=0.5)
+
+
 def test_a_blend_of_two_conditionings_keeps_what_only_one_of_them_has() -> None:
     short = {"prompt_embeds": torch.ones(2, 2, 3), "prompt_attention_mask": torch.tensor([[True, False], [True, True]])}
     long = {"prompt_embeds": torch.full((1, 3, 3), 5.0), "prompt_attention_mask": torch.ones(1, 3, dtype=torch.bool)}

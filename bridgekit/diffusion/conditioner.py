@@ -27,6 +27,8 @@ FORMAT = 1
 SAME_WEIGHTS = 0.999
 #: What every fitted conditioner remembers the model's own encoding of.
 PROBES = ("a red apple", "a dog barks in the rain")
+#: How much surer than its temperature says the contrastive model is taken to be: it learned that temperature on mixtures of pairs.
+SHARPNESS = 3.0
 #: How an embedding of another modality is brought to where the captions' embeddings lie.
 GAPS = ("captions", "mean", "none")
 
@@ -47,9 +49,9 @@ class Fit:
 
     steps: int = 1_500
     batch_size: int = 128
-    lr: float = 2e-3
-    noise: float = 0.5
-    mixed: float = 0.25
+    lr: float = 3e-3
+    noise: float = 0.25
+    mixed: float = 0.0
     captions: int = 4_096
     seed: int = 0
 
@@ -125,7 +127,7 @@ class Conditioner:
         embeddings: (n, dim) their embeddings in the shared space, at unit length.
         net: the map; None where the shared space is the conditioning already.
         scale: where there is no map: the usual length of the conditioning's vectors.
-        mean, std: name to the centre and spread that targets were standardised by.
+        mean, std: name to the centre and spread that targets were standardised by; of a sequence, position by position.
         probe: the model's own encoding of `PROBES` when this was fitted.
         cosine: how well it gives back the conditioning of what it was fitted on: the mean cosine over its vectors.
     """
@@ -185,7 +187,7 @@ def close_gap(bridge: Bridge, conditioner: Conditioner, modality: str, embedding
         if not {modality, conditioner.made_of} <= set(bridge.means):
             return embeddings
         return normalize(embeddings - bridge.means[modality] + bridge.means[conditioner.made_of], dim=-1)
-    weights = (embeddings @ conditioner.embeddings.T / bridge.temperature).softmax(-1)
+    weights = (SHARPNESS * embeddings @ conditioner.embeddings.T / bridge.temperature).softmax(-1)
     return normalize(weights @ conditioner.embeddings, dim=-1)
 
 
@@ -213,7 +215,8 @@ def fit_conditioner(
     report("the model's own encoding", 1, 1)
     masks = [name for name, tensor in targets.items() if tensor.dtype == torch.bool]
     mean = {name: tensor.mean(0) for name, tensor in targets.items() if name not in masks}
-    std = {name: (targets[name] - mean[name]).std().clamp_min(1e-6) for name in mean}
+    std = {name: _spread(targets[name] - mean[name]) for name in mean}
+    counts = {name: (spread.square() / spread.square().mean()).squeeze(-1) for name, spread in std.items()}
     weights = {name: _weight(targets[name], [targets[mask] for mask in masks]) for name in mean}
 
     with torch.random.fork_rng(devices=[]):
@@ -235,7 +238,7 @@ def fit_conditioner(
                     continue
                 wanted = target[first].lerp(target[second], share.view(-1, *[1] * (target.ndim - 1)))
                 error = (tensor - (wanted - mean[name]) / std[name]).square().mean(-1)
-                weight = weights[name][first]
+                weight = weights[name][first] * counts[name]
                 loss = loss + (error * weight).sum() / weight.sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -284,6 +287,18 @@ def direct_conditioner(bridge: Bridge, conditioning: Conditioning, modality: str
     rows = latents.matrix[torch.from_numpy(latents.ids[latents.ids >= 0])]
     kept = [str(item) for position, item in enumerate(items) if position not in latents.failed]
     return Conditioner(conditioning.kind, modality, kept, bridge.project(modality, rows), None, float(rows.norm(dim=-1).mean()))
+
+
+def _spread(centred: Tensor) -> Tensor:
+    """The deviation of (n, d) targets, or that of each position of (n, L, d) ones, (L, 1).
+
+    A short caption in a long sequence is said in a few positions, and the others hardly ever change. A net whose outputs all
+    have deviation 1 learns those few; in the loss each position then counts by its spread, as it would unscaled.
+    """
+    if centred.ndim < 3:
+        return centred.std().clamp_min(1e-6)
+    spread = centred.square().mean((0, 2)).sqrt()[:, None]
+    return spread.clamp_min(max(1e-6, 1e-3 * float(spread.max())))
 
 
 def _weight(target: Tensor, masks: Sequence[Tensor]) -> Tensor:
