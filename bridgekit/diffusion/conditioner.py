@@ -27,7 +27,7 @@ FORMAT = 1
 SAME_WEIGHTS = 0.999
 #: What every fitted conditioner remembers the model's own encoding of.
 PROBES = ("a red apple", "a dog barks in the rain")
-#: How much surer than its temperature says the contrastive model is taken to be: it learned that temperature on mixtures of pairs.
+#: How much surer the contrastive model is taken to be than its temperature says, which it learned on mixtures of pairs.
 SHARPNESS = 3.0
 #: How an embedding of another modality is brought to where the captions' embeddings lie.
 GAPS = ("captions", "mean", "none")
