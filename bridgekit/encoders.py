@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from bridgekit.errors import BridgekitError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +49,27 @@ class Encoder(Protocol):
         An item's vector must not depend on what else is in its batch.
         """
         ...
+
+
+def split_options(model: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """`name,option=value,...` into the name and its options: how a plugin's model takes settings, safe in any shell.
+
+    Arguments:
+        model: what stands after the colon of `provider:model`. A comma that no `word=` follows belongs to what is before it.
+        known: the options that the provider has.
+
+    Raises:
+        BridgekitError: there is an option of another name, or one is given twice.
+    """
+    name, *parts = re.split(r",(?=[a-z_]+=)", model)
+    options: dict[str, str] = {}
+    for part in parts:
+        option, value = part.split("=", 1)
+        if option not in known or option in options:
+            wrong = "is given twice" if option in options else "is none that this provider knows"
+            raise BridgekitError(f"the option {option!r} {wrong}", where=model, remedy=f"its options are {', '.join(known)}")
+        options[option] = value
+    return name, options
 
 
 def resolve_device(device: str = "auto") -> str:
