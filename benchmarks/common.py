@@ -13,14 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from bridgekit import Pairs, Preset, load_encoder, read_pairs
-from bridgekit.alignment import train_encoded
 from bridgekit.evaluation import Embed, EncodedPairs, encode_pairs
+from bridgekit.fitting import train_encoded
+from bridgekit.fusion.adapter import project
 from bridgekit.pairs import split_pairs
 from bridgekit.progress import progress_bars
 
@@ -50,12 +48,7 @@ def random_split(encoded: EncodedPairs, seed: int) -> NDArray[np.str_]:
 def fusemix(encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, seed: int) -> Embed:
     """Train and give the embedding function."""
     trained = train_encoded(encoded, split, preset=preset, seed=seed)
-
-    def embed(modality: str, matrix: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return normalize(trained.adapters[modality](matrix), dim=-1)
-
-    return embed
+    return lambda modality, matrix: project(trained.adapters[modality], matrix)
 
 
 def without_mixup(preset: Preset) -> Preset:

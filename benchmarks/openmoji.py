@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bridgekit import PRESETS
-from bridgekit.alignment import validation
 from bridgekit.baselines import linear
 from bridgekit.evaluation import Embed, EncodedPairs, evaluate_splits
+from bridgekit.fitting import training_rows, validation
+from bridgekit.fusion.adapter import FusionAdapter, project
 from bridgekit.fusion.training import new_adapters
 from bridgekit.fusion.warm_start import warm_start
 
@@ -60,17 +61,13 @@ def cca(encoded: EncodedPairs, split: NDArray[np.str_]) -> Embed:
 
 def start(encoded: EncodedPairs, split: NDArray[np.str_], seed: int) -> Embed:
     """FuseMix's adapters before the first step: regularised CCA in closed form."""
-    rows = {m: encoded.latents[m].matrix[torch.from_numpy(encoded.ids[m][split == "train"])] for m in encoded.latents}
-    adapters = new_adapters({m: matrix.shape[1] for m, matrix in rows.items()}, None, PRESET, seed)
+    latents, rows = training_rows(encoded, split)
+    adapters = new_adapters({m: matrix.shape[1] for m, matrix in latents.items()}, PRESET, seed)
     for modality, adapter in adapters.items():
-        adapter.eval().standardise(rows[modality])  # type: ignore[operator]
-    warm_start(adapters, rows, PRESET.warm_start)
-
-    def embed(modality: str, matrix: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return normalize(adapters[modality](matrix), dim=-1)
-
-    return embed
+        assert isinstance(adapter, FusionAdapter)
+        adapter.eval().standardise(latents[modality][rows[modality]])
+    warm_start(adapters, latents, rows, PRESET.warm_start)
+    return lambda modality, matrix: project(adapters[modality], matrix)
 
 
 def main() -> str:

@@ -1,4 +1,4 @@
-"""One shared space for two modalities, from frozen encoders and a few thousand pairs, on one machine.
+"""One shared space for two or more modalities, from frozen encoders and a few thousand pairs, on one machine.
 
     from bridgekit import align, Bridge, load_encoder
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bridgekit.alignment import align as align
+    from bridgekit.binding import bind as bind
     from bridgekit.bridge import Bridge as Bridge
     from bridgekit.diffusion.generation import Input as Input
     from bridgekit.diffusion.generation import generate as generate
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "align": "alignment",
+    "bind": "binding",
     "Bridge": "bridge",
     "Input": "diffusion.generation",
     "generate": "diffusion.generation",

@@ -1,4 +1,4 @@
-"""`align`: two piles of files become one space. Encode once, fuse, evaluate, save a bridge."""
+"""`align`: piles of files become one space. Encode once, fuse, evaluate, save a bridge."""
 
 from __future__ import annotations
 
@@ -6,44 +6,42 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from bridgekit.baselines import linear, untrained
 from bridgekit.bridge import Bridge, Side, check_free
 from bridgekit.cache import cache_folder
 from bridgekit.card import command_line
-from bridgekit.encoders import Encoder, Item, resolve_device
+from bridgekit.encoders import TEXT, Encoder, Item, resolve_device
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import Embed, EncodedPairs, encode_pairs, evaluate_splits, split_recall, test_splits
-from bridgekit.fusion.training import PRESETS, Preset, Trained, preset_as_json, train
-from bridgekit.pairs import Pairs, SetAside, read_pairs, split_pairs
+from bridgekit.evaluation import EncodedPairs, encode_pairs, evaluate_splits, test_splits
+from bridgekit.fitting import baselines, measure_gap, train_encoded
+from bridgekit.fusion.adapter import Adapter, FrozenSide
+from bridgekit.fusion.training import PRESETS, Preset
+from bridgekit.pairs import Pairs, SetAside, read_pairs, split_pairs, table_modalities
 from bridgekit.pictures import heat_map, training_curves
-from bridgekit.plugins import default_pair_source, encoder_name, load_encoder
-from bridgekit.progress import Report, progress_bars, silent
-
-#: Validation looks at this many rows at most, so that it stays a small part of training.
-VALIDATION_ROWS = 4_096
+from bridgekit.plugins import default_modalities, default_pair_source, encoder_name, load_encoder
+from bridgekit.progress import Report, progress_bars
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """What a run of `align` did.
+    """What a run of `align` or `bind` did.
 
     Arguments:
         bridge: the saved bridge.
         folder: where it is.
         set_aside: the rows that could not be used.
-        example: an item of the first modality that training never saw, to try a search with.
+        example: an item that training never saw, to try a search with.
         reused: whether the bridge was already there, made by the same call.
     """
 
@@ -55,10 +53,11 @@ class Alignment:
 
 
 def align(
-    a: str = "audio",
-    b: str = "text",
+    a: str | None = None,
+    b: str | None = None,
     pairs: str | Path | Pairs | None = None,
     *,
+    more: Sequence[str] = (),
     out: str | Path | None = None,
     preset: str | Preset = "default",
     frozen: str | None = None,
@@ -69,12 +68,15 @@ def align(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Bridge:
-    """Align two modalities with FuseMix and save the bridge.
+    """Align two or more modalities with FuseMix and save the bridge.
 
     Arguments:
-        a, b: a modality (its default encoder is taken) or an encoder, `provider:model`.
+        a, b: a modality (its default encoder is taken) or an encoder, `provider:model`. Where neither is given, the table's
+            columns say which modalities; without a table they are audio and text.
         pairs: a table (CSV, TSV, JSON Lines, Parquet), a folder of class folders, the name of a plugin's source, or `Pairs`.
-            By default the source that a plugin brings for these modalities.
+            By default the source that a plugin brings for these modalities. With three or more modalities, rows may have
+            holes, as long as two items are left; rows must join all modalities with each other, be it through others.
+        more: further modalities or encoders.
         out: the bridge's folder; by default `bridges/<a>-<b>` here.
         preset: `default`, `paper`, or a `Preset`.
         frozen: a modality whose encoder's own latents are to be the shared space.
@@ -95,6 +97,7 @@ def align(
         a,
         b,
         pairs,
+        more=more,
         out=out,
         preset=preset,
         frozen=frozen,
@@ -108,10 +111,11 @@ def align(
 
 
 def run_alignment(
-    a: str,
-    b: str,
+    a: str | None = None,
+    b: str | None = None,
     pairs: str | Path | Pairs | None = None,
     *,
+    more: Sequence[str] = (),
     out: str | Path | None = None,
     preset: str | Preset = "default",
     frozen: str | None = None,
@@ -126,7 +130,7 @@ def run_alignment(
     started = time.monotonic()
     name, chosen = _preset(preset)
     device = resolve_device(device)
-    encoders = _open(a, b, device)
+    encoders = _open(_sides(a, b, more, pairs), device)
     if frozen is not None and frozen not in encoders:
         raise BridgekitError(f"{frozen!r} cannot be frozen: it is not a side", remedy=f"use one of {', '.join(encoders)}")
     folder = Path(out) if out is not None else Path("bridges") / "-".join(encoders)
@@ -137,25 +141,43 @@ def run_alignment(
     with progress_bars(progress) as report:
         encoded = encode_pairs(table, {modality: encoder for modality, (_, encoder) in encoders.items()}, report, strict=strict)
         split = np.asarray(split_pairs(encoded.pairs, seed, encoded.ids))
-        for modality, ids in encoded.ids.items():
-            if len(np.unique(ids)) < 2:
-                raise BridgekitError(f"every row has the same {modality}: there is nothing to tell apart", where=table.source)
-        fingerprint = _fingerprint(encoders, encoded, split, chosen, frozen, seed, device)
+        check_variety(encoded)
+        fingerprint = fingerprint_of(
+            encoded,
+            split,
+            encoders={modality: (name, encoder.revision) for modality, (name, encoder) in encoders.items()},
+            preset=asdict(chosen),
+            frozen=frozen,
+            seed=seed,
+            device=device,
+        )
         finished = _same_bridge(folder, fingerprint, device) if resume else None
         if not finished:
             check_free(folder, overwrite)
         bridge = finished or _fuse(encoders, encoded, split, chosen, frozen, seed, device, resume, fingerprint, report)
 
-    shown = np.flatnonzero(np.isin(split, test_splits(split.tolist())[:1] or ["val"]))
-    example = encoded.pairs.columns[next(iter(encoders))][int(shown[0])]
-    assert example is not None
+    example = unseen_item(encoded, split, next(iter(encoders)))
     if finished:
         return Alignment(finished, folder, encoded.pairs.set_aside, example, reused=True)
     provenance = {
+        **story_of(encoded, split, seed, device, started),
+        "preset": name,
+        "fingerprint": fingerprint,
+        **bridge.provenance,
+    }
+    bridge = replace(bridge, provenance=provenance)
+    pictures = {"training.png": training_curves(bridge.history), **heat_maps(bridge, encoded, split)}
+    bridge.save(folder, pictures=pictures, overwrite=overwrite)
+    return Alignment(bridge, folder, encoded.pairs.set_aside, example, reused=False)
+
+
+def story_of(encoded: EncodedPairs, split: NDArray[np.str_], seed: int, device: str, started: float) -> dict[str, Any]:
+    """Where a bridge, or a side bound to one, came from: for its provenance."""
+    return {
         "pairs": encoded.pairs.source,
+        "modalities": list(encoded.ids),
         "rows": {name: int((split == name).sum()) for name in dict.fromkeys(split.tolist())},
         "set_aside": len(encoded.pairs.set_aside),
-        "preset": name,
         "seed": seed,
         "device": device,
         "seconds": round(time.monotonic() - started, 1),
@@ -163,94 +185,35 @@ def run_alignment(
         "command": command_line(),
         "machine": f"{platform.system()} {platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads",
         "bridgekit": version("bridgekit"),
-        "fingerprint": fingerprint,
-        **bridge.provenance,
     }
-    bridge = replace(bridge, provenance=provenance)
-    pictures = {"training.png": training_curves(bridge.history), "similarity.png": heat_map(bridge, encoded, shown)}
-    bridge.save(folder, pictures=pictures, overwrite=overwrite)
-    return Alignment(bridge, folder, encoded.pairs.set_aside, example, reused=False)
 
 
-def train_encoded(
-    encoded: EncodedPairs,
-    split: NDArray[np.str_],
-    *,
-    preset: Preset,
-    seed: int = 0,
-    frozen: str | None = None,
-    device: str = "cpu",
-    checkpoint: Path | None = None,
-    report: Report = silent,
-) -> Trained:
-    """Train adapters on the `train` rows of an encoded table, choosing the epoch by recall on its `val` rows.
-
-    Arguments:
-        encoded: the table with its latents.
-        split: (n,) each row's split.
-        preset, seed, frozen, device, checkpoint: as for `bridgekit.fusion.training.train`.
-        report: progress.
-    """
-    latents, rows = _training_rows(encoded, split)
-    score = validation(encoded, split)
-
-    def validate(adapters: Mapping[str, nn.Module]) -> dict[str, float]:
-        return score(lambda modality, matrix: normalize(adapters[modality](matrix.to(device)), dim=-1).cpu())
-
-    return train(
-        latents,
-        rows,
-        torch.from_numpy(encoded.keys[split == "train"]),
-        validate=validate,
-        preset=preset,
-        seed=seed,
-        frozen=frozen,
-        device=device,
-        checkpoint=checkpoint,
-        on_epoch=lambda epoch, loss: report("training", epoch, preset.epochs),
-    )
+def check_variety(encoded: EncodedPairs) -> None:
+    """Raise BridgekitError where all rows have the same item of a modality."""
+    for modality, ids in encoded.ids.items():
+        if len(np.unique(ids[ids >= 0])) < 2:
+            raise BridgekitError(
+                f"every row has the same {modality}, or none: there is nothing to tell apart", where=encoded.pairs.source
+            )
 
 
-def validation(encoded: EncodedPairs, split: NDArray[np.str_]) -> Callable[[Embed], dict[str, float]]:
-    """A function that measures embeddings on the `val` rows: recalls both ways, and their mean as `score`."""
-    a, b = encoded.latents
-    rows = np.flatnonzero(split == "val")
-    if len(rows) > VALIDATION_ROWS:
-        rows = np.sort(np.random.default_rng(0).permutation(rows)[:VALIDATION_ROWS])
-    # Only the items that validation needs are embedded each time.
-    used = {modality: torch.from_numpy(np.unique(encoded.ids[modality][rows])) for modality in (a, b)}
-
-    def measure(embed: Embed) -> dict[str, float]:
-        embedded = {}
-        for modality, items in used.items():
-            vectors = embed(modality, encoded.latents[modality].matrix[items])
-            embedded[modality] = torch.zeros(len(encoded.latents[modality].matrix), vectors.shape[1])
-            embedded[modality][items] = vectors
-        there, back = (split_recall(encoded, embedded, rows, *pair) for pair in ((a, b), (b, a)))
-        figures = {"score": (there.mean + back.mean) / 2}
-        for direction, result in ((f"{a} → {b}", there), (f"{b} → {a}", back)):
-            figures |= {f"recall@{k} {direction}": result.at[k] for k in (1, 10)}
-        return figures
-
-    return measure
+def unseen_item(encoded: EncodedPairs, split: NDArray[np.str_], modality: str) -> Item:
+    """An item of a modality that training never saw; if there is none, any."""
+    unseen = np.isin(split, test_splits(split.tolist())[:1] or ["val"])
+    there = encoded.ids[modality] >= 0
+    row = int(np.flatnonzero(unseen & there if (unseen & there).any() else there)[0])
+    item = encoded.pairs.columns[modality][row]
+    assert item is not None
+    return item
 
 
-def _training_rows(encoded: EncodedPairs, split: NDArray[np.str_]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    latents = {modality: encoded.latents[modality].matrix for modality in encoded.latents}
-    rows = {modality: torch.from_numpy(ids[split == "train"]) for modality, ids in encoded.ids.items()}
-    return latents, rows
-
-
-def baselines(
-    encoded: EncodedPairs, split: NDArray[np.str_], *, preset: Preset, seed: int = 0, frozen: str | None = None
-) -> dict[str, Embed]:
-    """Untrained adapters and ridge regression on the same rows."""
-    latents, rows = _training_rows(encoded, split)
-    score = validation(encoded, split)
-    return {
-        "untrained": untrained(latents, rows, frozen, preset, seed),
-        "linear": linear(latents, rows, lambda embed: score(embed)["score"]),
-    }
+def heat_maps(bridge: Bridge, encoded: EncodedPairs, split: NDArray[np.str_]) -> dict[str, bytes]:
+    """For each pair of modalities that held-out rows have in common, the file name and PNG of a heat map."""
+    shown = np.isin(split, test_splits(split.tolist())[:1] or ["val"])
+    pairs = [
+        (a, b, np.flatnonzero(shown & (encoded.ids[a] >= 0) & (encoded.ids[b] >= 0))) for a, b in combinations(encoded.ids, 2)
+    ]
+    return {f"similarity-{a}-{b}.png": heat_map(bridge, encoded, a, b, rows) for a, b, rows in pairs if len(rows)}
 
 
 def _fuse(
@@ -266,13 +229,11 @@ def _fuse(
     report: Report,
 ) -> Bridge:
     """Train, and measure untrained adapters, ridge regression and FuseMix on the test splits."""
-    checkpoint = cache_folder() / "training" / f"{fingerprint}.safetensors"
-    if not resume:
-        checkpoint.unlink(missing_ok=True)
+    checkpoint = checkpoint_of(fingerprint, resume)
+    fixed: dict[str, Adapter] = {frozen: FrozenSide(encoders[frozen][1].dim)} if frozen else {}
     trained = train_encoded(
-        encoded, split, preset=preset, seed=seed, frozen=frozen, device=device, checkpoint=checkpoint, report=report
+        encoded, split, preset=preset, seed=seed, fixed=fixed, device=device, checkpoint=checkpoint, report=report
     )
-    report("training", preset.epochs, preset.epochs)
     for adapter in trained.adapters.values():
         adapter.to(device)
     sides = {
@@ -283,28 +244,30 @@ def _fuse(
     provenance = {"best_epoch": trained.best_epoch, "epochs": preset.epochs}
     bridge = Bridge(sides, trained.adapters, preset, trained.temperature, provenance, (), trained.history, device, {}, opened)
     bridge = measure_gap(bridge, encoded, split)
-    methods = {**baselines(encoded, split, preset=preset, seed=seed, frozen=frozen), "FuseMix": bridge.project}
+    methods = {**baselines(encoded, split, preset=preset, seed=seed, fixed=fixed), "FuseMix": bridge.project}
     records = [
         record for method, embed in methods.items() for record in evaluate_splits(encoded, split.tolist(), embed, method)
     ]
     return replace(bridge, metrics=records)
 
 
-def measure_gap(bridge: Bridge, encoded: EncodedPairs, split: NDArray[np.str_]) -> Bridge:
-    """The bridge with the means of its training embeddings, and how far apart its modalities lie (Liang et al., 2022).
+def checkpoint_of(fingerprint: str, resume: bool) -> Path:
+    """Where a run's checkpoint lies; an old one is removed unless the run is to go on from it."""
+    checkpoint = cache_folder() / "training" / f"{fingerprint}.safetensors"
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
+    return checkpoint
 
-    `modality_gap` is the distance between the two means; `pair_cosine` the mean cosine similarity of the pairs in `val`.
+
+def _sides(a: str | None, b: str | None, more: Sequence[str], pairs: str | Path | Pairs | None) -> list[str]:
+    """The modalities or encoders to align: the named ones, or those of the table's columns that have a default encoder.
+
+    Of a table with fewer than two such columns, reading it will tell what is missing.
     """
-
-    def project(modality: str, rows: str) -> Tensor:
-        ids = np.unique(encoded.ids[modality][split == rows]) if rows == "train" else encoded.ids[modality][split == rows]
-        return bridge.project(modality, encoded.latents[modality].matrix[torch.from_numpy(ids)])
-
-    means = {modality: project(modality, "train").mean(0) for modality in encoded.latents}
-    a, b = means.values()
-    pairs = torch.stack([project(modality, "val") for modality in means]).prod(0).sum(1)
-    gap = {"modality_gap": round(float((a - b).norm()), 4), "pair_cosine": round(float(pairs.mean()), 4)}
-    return replace(bridge, means=means, provenance={**bridge.provenance, **gap})
+    if a or b or more or pairs is None:
+        return [a or "audio", b or TEXT, *more]
+    known = [column for column in table_modalities(pairs) if column in default_modalities() and column != TEXT]
+    return [*(known or ["audio"]), *([TEXT] if len(known) < 2 or TEXT in table_modalities(pairs) else [])]
 
 
 def _preset(preset: str | Preset) -> tuple[str, Preset]:
@@ -315,14 +278,14 @@ def _preset(preset: str | Preset) -> tuple[str, Preset]:
     return preset, PRESETS[preset]
 
 
-def _open(a: str, b: str, device: str) -> dict[str, tuple[str, Encoder]]:
+def _open(names: Sequence[str], device: str) -> dict[str, tuple[str, Encoder]]:
     opened: dict[str, tuple[str, Encoder]] = {}
-    for name in (a, b):
+    for name in names:
         full = encoder_name(name)
         encoder = load_encoder(full, device)
         if encoder.modality in opened:
             raise BridgekitError(
-                f"both sides are {encoder.modality}", where=f"{a}, {b}", remedy="a bridge joins two different modalities"
+                f"two sides are {encoder.modality}", where=", ".join(names), remedy="a bridge joins different modalities"
             )
         opened[encoder.modality] = (full, encoder)
     return opened
@@ -337,32 +300,25 @@ def _table(pairs: str | Path | Pairs | None, modalities: tuple[str, ...]) -> Pai
     return default_pair_source(modalities).build() if pairs is None else read_pairs(pairs, modalities)
 
 
-def _fingerprint(
-    encoders: Mapping[str, tuple[str, Encoder]],
-    encoded: EncodedPairs,
-    split: NDArray[np.str_],
-    preset: Preset,
-    frozen: str | None,
-    seed: int,
-    device: str,
-) -> str:
-    """A hash over all that the trained adapters depend on; a run may go on from a checkpoint of the same one."""
-    whole = hashlib.sha256()
+def fingerprint_of(encoded: EncodedPairs, split: NDArray[np.str_], **settings: Any) -> str:
+    """A hash over all that trained adapters depend on; a run may go on from a checkpoint of the same one.
+
+    Arguments:
+        encoded: the table.
+        split: each row's split.
+        settings: everything else, as plain data.
+    """
     about = {
-        "encoders": [[name, encoder.revision] for name, encoder in encoders.values()],
-        "latents": [encoded.latents[modality].fingerprint for modality in encoders],
-        "preset": preset_as_json(preset),
-        "frozen": frozen,
-        "seed": seed,
-        "device": device,
+        **settings,
+        "latents": {modality: latents.fingerprint for modality, latents in encoded.latents.items()},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "bridgekit": version("bridgekit"),
         "split": split.tolist(),
     }
-    whole.update(json.dumps(about, sort_keys=True).encode())
-    for modality in encoders:
-        whole.update(encoded.ids[modality].tobytes())
+    whole = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for ids in encoded.ids.values():
+        whole.update(ids.tobytes())
     whole.update(encoded.keys.tobytes())
     return whole.hexdigest()[:32]
 

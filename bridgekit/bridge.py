@@ -16,12 +16,12 @@ from uuid import uuid4
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from bridgekit.card import model_card
 from bridgekit.encoders import TEXT, Encoder, Item, resolve_device
 from bridgekit.errors import BridgekitError, ItemError
-from bridgekit.fusion.adapter import FrozenSide, FusionAdapter
+from bridgekit.fusion.adapter import Adapter, FrozenSide, FusionAdapter, project
 from bridgekit.fusion.training import Preset
 from bridgekit.latents import encode_items
 from bridgekit.plugins import load_encoder
@@ -48,6 +48,23 @@ class Side:
     revision: str
     dim: int
     frozen: bool
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """A table that a bridge was trained on.
+
+    Arguments:
+        source: its path or name, as it was given.
+        modalities: those of its columns that were used.
+        seed: which its rows were split by, where it has no splits of its own.
+        bound: the modality that was bound to the bridge with it, or None for the table that the bridge began with.
+    """
+
+    source: str
+    modalities: tuple[str, ...]
+    seed: int
+    bound: str | None
 
 
 @dataclass(frozen=True)
@@ -88,7 +105,7 @@ class Bridge:
     """
 
     sides: Mapping[str, Side]
-    adapters: Mapping[str, nn.Module] = field(repr=False)
+    adapters: Mapping[str, Adapter] = field(repr=False)
     preset: Preset
     temperature: float
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -103,6 +120,31 @@ class Bridge:
         """Width of the shared space."""
         frozen = [side.dim for side in self.sides.values() if side.frozen]
         return frozen[0] if frozen else self.preset.shared_dim
+
+    @property
+    def tables(self) -> list[TrainedOn]:
+        """The tables that the bridge was trained on: the first one, and one for each modality that was bound to it later."""
+        return [
+            TrainedOn(
+                str(story.get("pairs", "")),
+                tuple(story.get("modalities", self.sides)),
+                int(story.get("seed", 0)),
+                story.get("modality"),
+            )
+            for story in (self.provenance, *self.provenance.get("bound", ()))
+        ]
+
+    def table_of(self, modality: str) -> str:
+        """The source of the first of these tables that has a modality."""
+        return next((table.source for table in self.tables if modality in table.modalities), "")
+
+    def weights_hash(self, modalities: Sequence[str]) -> str:
+        """SHA-256 over the adapters of some modalities: equal where they embed alike, bit for bit."""
+        whole = hashlib.sha256()
+        for modality in modalities:
+            for name, tensor in self.adapters[modality].state_dict().items():
+                whole.update(f"{modality}.{name}".encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return whole.hexdigest()
 
     def side(self, modality: str) -> Side:
         """One side.
@@ -136,12 +178,7 @@ class Bridge:
 
     def project(self, modality: str, latents: Tensor) -> Tensor:
         """Latents of one encoder, (n, d), into the shared space, (n, dim), at unit length."""
-        adapter = self.adapters[modality]
-        with torch.inference_mode():
-            parts = [
-                nn.functional.normalize(adapter(part.to(self.device)), dim=-1).cpu() for part in torch.split(latents, 8_192)
-            ]
-        return torch.cat(parts) if parts else torch.empty(0, self.dim)
+        return project(self.adapters[modality], latents)
 
     def embed(self, modality: str, items: Sequence[Item] | Item, *, report: Report = silent) -> Tensor:
         """Items into the shared space.
@@ -221,13 +258,22 @@ class Bridge:
             for row in zip(scores.tolist(), indices.tolist(), strict=True)
         ]
 
-    def save(self, path: str | Path, *, pictures: Mapping[str, bytes] | None = None, overwrite: bool = False) -> Path:
+    def save(
+        self,
+        path: str | Path,
+        *,
+        pictures: Mapping[str, bytes] | None = None,
+        overwrite: bool = False,
+        grown_from: Path | None = None,
+    ) -> Path:
         """Write the bridge's folder whole: beside the final place first, then renamed.
 
         Arguments:
             path: the folder.
             pictures: file name to PNG bytes, written with it.
             overwrite: whether a bridge that is there already may be replaced.
+            grown_from: the folder of the bridge that this one has grown from: its pictures and conditioners hold still, and
+                go along.
 
         Raises:
             BridgekitError: something is there that must not be replaced, or the place cannot be written.
@@ -256,9 +302,15 @@ class Bridge:
             aside.mkdir(parents=True)
             (aside / "adapters.safetensors").write_bytes(weights)
             (aside / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self.history))
-            (aside / "README.md").write_text(model_card(self, folder.name, sorted(pictures or ())), encoding="utf-8")
+            if grown_from:
+                for file in grown_from.glob("*.png"):
+                    shutil.copyfile(file, aside / file.name)
+                if (grown_from / "conditioners").is_dir():
+                    shutil.copytree(grown_from / "conditioners", aside / "conditioners")
             for name, data in (pictures or {}).items():
                 (aside / name).write_bytes(data)
+            shown = sorted(file.name for file in aside.glob("*.png"))
+            (aside / "README.md").write_text(model_card(self, folder.name, shown), encoding="utf-8")
             (aside / "bridge.json").write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             _flush(aside)
             _swap(aside, folder)
@@ -288,10 +340,10 @@ class Bridge:
             tensors = load(weights)
             preset = Preset(**story["preset"])
             sides = {modality: Side(**side) for modality, side in story["sides"].items()}
-            adapters: dict[str, nn.Module] = {}
+            adapters: dict[str, Adapter] = {}
             for modality, side in sides.items():
                 adapters[modality] = (
-                    FrozenSide()
+                    FrozenSide(side.dim)
                     if side.frozen
                     else FusionAdapter(side.dim, story["dim"], preset.blocks, preset.expansion, preset.dropout)
                 )
@@ -371,7 +423,7 @@ def _damaged(folder: Path, why: str) -> BridgekitError:
 
 
 def _flush(folder: Path) -> None:
-    for file in [*folder.iterdir(), folder]:
+    for file in [*folder.rglob("*"), folder]:
         descriptor = os.open(file, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -29,7 +29,7 @@ def model_card(bridge: Bridge, name: str, pictures: Sequence[str]) -> str:
         for modality, side in bridge.sides.items()
     ]
     lines += ["", "## How it was made", ""]
-    lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in story.items() if key != "fingerprint"]
+    lines += [f"- {line}" for line in story_lines(story)]
     lines += [f"- temperature: {bridge.temperature:.4f}"]
     if bridge.metrics:
         lines += ["", "## What it does", "", metrics_table(bridge.metrics), ""]
@@ -48,6 +48,23 @@ def model_card(bridge: Bridge, name: str, pictures: Sequence[str]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def story_lines(story: Mapping[str, Any]) -> list[str]:
+    """A bridge's provenance, a line each; a modality that was bound to it later has its own on one line."""
+    lines = []
+    for key, value in story.items():
+        if key == "bound":
+            lines += [f"bound later: {bound['modality']} ({'; '.join(story_lines(bound))})" for bound in value]
+        elif key != "fingerprint":
+            lines.append(f"{key.replace('_', ' ')}: {_told(value)}")
+    return lines
+
+
+def _told(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {each}" for key, each in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def metrics_table(metrics: Sequence[Mapping[str, Any]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,12 @@ from torch import Tensor
 from bridgekit.encoders import TEXT, Encoder
 from bridgekit.errors import BridgekitError
 from bridgekit.latents import Latents, encode_items
-from bridgekit.pairs import Pairs, SetAside, read_pairs, relation_keys, split_pairs
+from bridgekit.pairs import Pairs, SetAside, read_pairs, relation_keys, split_pairs, table_modalities
 from bridgekit.progress import Report
 from bridgekit.retrieval import Recall, Relevance, class_embeddings, recall, relevance, search
 
 if TYPE_CHECKING:
-    from bridgekit.bridge import Bridge
+    from bridgekit.bridge import Bridge, TrainedOn
 
 #: Splits that are not for reporting.
 NOT_TESTS = ("train", "val")
@@ -34,7 +35,7 @@ class EncodedPairs:
     Arguments:
         pairs: the usable rows; its `set_aside` tells of the others.
         latents: modality to its latents.
-        ids: modality to (n,) indices into its latents' matrix.
+        ids: modality to (n,) indices into its latents' matrix; -1 for a hole. A row has two items at least.
         keys: (n, k), see `bridgekit.pairs.relation_keys`.
     """
 
@@ -50,7 +51,7 @@ class EncodedPairs:
 
 
 def encode_pairs(pairs: Pairs, encoders: Mapping[str, Encoder], report: Report, *, strict: bool = False) -> EncodedPairs:
-    """Encode both columns and set aside the rows that have a bad item.
+    """Encode the columns, and set aside the rows that have a bad item, or fewer than two.
 
     Arguments:
         pairs: the table.
@@ -71,10 +72,12 @@ def encode_pairs(pairs: Pairs, encoders: Mapping[str, Encoder], report: Report, 
     }
     bad: dict[int, SetAside] = {}
     for modality, encoded in latents.items():
-        for row in np.flatnonzero(encoded.ids < 0).tolist():
-            item = pairs.columns[modality][row]
-            reason = encoded.failed.get(row, "no item in this column")
-            bad.setdefault(row, SetAside(pairs.rows[row], modality, str(item or "")[:200], reason))
+        for row, reason in encoded.failed.items():
+            bad.setdefault(row, SetAside(pairs.rows[row], modality, str(pairs.columns[modality][row])[:200], reason))
+    items = sum((encoded.ids >= 0).astype(int) for encoded in latents.values())
+    for row in np.flatnonzero(items < 2).tolist():
+        hole = next(modality for modality, encoded in latents.items() if encoded.ids[row] < 0)
+        bad.setdefault(row, SetAside(pairs.rows[row], hole, "", "no item in this column, and a pair needs two"))
     set_aside = (*pairs.set_aside, *bad.values())
     if strict and set_aside:
         first = set_aside[0]
@@ -88,7 +91,8 @@ def encode_pairs(pairs: Pairs, encoders: Mapping[str, Encoder], report: Report, 
         why = f" (row {set_aside[0].row}: {set_aside[0].reason}: {set_aside[0].item})" if set_aside else ""
         raise BridgekitError(f"no row of the table can be used{why}", where=pairs.source, remedy="mend the files or the paths")
     usable = pairs.take(kept)
-    usable = Pairs(usable.columns, usable.source, usable.rows, usable.split, usable.group, set_aside)
+    columns = {modality: usable.columns[modality] for modality in encoders}
+    usable = Pairs(columns, usable.source, usable.rows, usable.split, usable.group, set_aside)
     ids = {modality: latents[modality].ids[kept] for modality in encoders}
     return EncodedPairs(usable, latents, ids, relation_keys(usable, ids))
 
@@ -101,7 +105,7 @@ def test_splits(split: Sequence[str]) -> list[str]:
 def evaluate_splits(
     encoded: EncodedPairs, split: Sequence[str], embed: Embed, method: str, splits: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
-    """Recall of every test split in both directions.
+    """Recall of every test split in each direction that it has rows for.
 
     Arguments:
         encoded: the table.
@@ -117,11 +121,10 @@ def evaluate_splits(
     names = np.asarray(split)
     wanted = splits if splits is not None else test_splits(split)
     embedded = {modality: embed(modality, latents.matrix) for modality, latents in encoded.latents.items()}
-    a, b = embedded
     records: list[dict[str, Any]] = []
     for name in wanted:
         rows = np.flatnonzero(names == name)
-        for query, candidate in ((a, b), (b, a)):
+        for query, candidate in directions(encoded, rows):
             for among in ("split", "all"):
                 result = split_recall(encoded, embedded, rows, query, candidate, among)
                 if among == "all" and result.candidates == records[-1]["candidates"]:
@@ -138,6 +141,16 @@ def evaluate_splits(
     return records
 
 
+def directions(encoded: EncodedPairs, rows: NDArray[np.int64]) -> list[tuple[str, str]]:
+    """(query, candidate) modalities for which some rows say who is right: a row that has both, or a group that does."""
+    found = []
+    for a, b in combinations(encoded.ids, 2):
+        together = ((encoded.ids[a][rows] >= 0) & (encoded.ids[b][rows] >= 0)).any()
+        if together or len(_relevance(encoded, rows, a, b).query):
+            found += [(a, b), (b, a)]
+    return found
+
+
 def split_recall(
     encoded: EncodedPairs,
     embedded: Mapping[str, Tensor],
@@ -151,7 +164,7 @@ def split_recall(
     Arguments:
         encoded: the table.
         embedded: modality to the embeddings of its distinct items.
-        rows: indices of the rows to ask.
+        rows: indices of the rows to ask, one of which at least says who is right (see `directions`).
         query, candidate: modalities.
         among: `split`: candidates are the rows' own items. `all`: the rest of the table's items are distractors too; right
             answers from other splits (which training may have seen) neither count nor stand in the way.
@@ -159,7 +172,7 @@ def split_recall(
     right = _relevance(encoded, rows, query, candidate)
     if among == "all":
         everywhere = _relevance(encoded, np.arange(len(encoded.pairs)), query, candidate)
-        used = np.unique(encoded.ids[candidate])
+        used = np.unique(encoded.ids[candidate][encoded.ids[candidate] >= 0])
         return _recall_among(embedded, right, query, candidate, used, everywhere)
     return _recall_among(embedded, right, query, candidate, np.unique(right.candidate), None)
 
@@ -190,7 +203,8 @@ def evaluate_bridge(
 
     Arguments:
         bridge: the bridge.
-        pairs: a table, folder, source or `Pairs`; None is the table that the bridge was trained on, split as it was then.
+        pairs: a table, folder, source or `Pairs`, with two or more of the bridge's modalities; None is the tables that the
+            bridge was trained on, split as they were then.
         splits: which splits to ask; by default all but `train` and `val`. A foreign table without splits is asked whole.
         report: progress.
 
@@ -200,13 +214,32 @@ def evaluate_bridge(
     Raises:
         BridgekitError: the table cannot be read or has no such split.
     """
-    own = str(bridge.provenance.get("pairs", ""))
-    table = pairs if isinstance(pairs, Pairs) else read_pairs(pairs or own, tuple(bridge.sides))
-    encoded = encode_pairs(table, {modality: bridge.encoder(modality) for modality in bridge.sides}, report)
-    if table.split is None and table.source != own:
-        split = ["all"] * len(encoded.pairs)
+    if pairs is not None:
+        table = pairs if isinstance(pairs, Pairs) else read_pairs(pairs, _sides_in(bridge, pairs))
+        return _evaluate_table(bridge, table, None, splits, report)
+    records: list[dict[str, Any]] = []
+    set_aside: list[SetAside] = []
+    for own in bridge.tables:
+        found, left_out = _evaluate_table(bridge, read_pairs(own.source, own.modalities), own, splits, report)
+        # The table that a modality was bound with tells of that modality; the others may have been trained on its rows.
+        records += [record for record in found if not own.bound or own.bound in record["direction"].split(" → ")]
+        set_aside += left_out
+    return records, set_aside
+
+
+def _evaluate_table(
+    bridge: Bridge, table: Pairs, own: TrainedOn | None, splits: Sequence[str] | None, report: Report
+) -> tuple[list[dict[str, Any]], Sequence[SetAside]]:
+    sides = [modality for modality in table.modalities if modality in bridge.sides]
+    if len(sides) < 2:
+        raise BridgekitError(
+            f"the table has fewer than two of this bridge's modalities ({', '.join(bridge.sides)})", where=table.source
+        )
+    encoded = encode_pairs(table, {modality: bridge.encoder(modality) for modality in sides}, report)
+    if own:
+        split = list(split_pairs(encoded.pairs, own.seed, encoded.ids))
     else:
-        split = list(split_pairs(encoded.pairs, int(bridge.provenance.get("seed", 0)), encoded.ids))
+        split = list(encoded.pairs.split or ["all"] * len(encoded.pairs))
     wanted = list(splits) if splits else test_splits(split)
     unknown = [name for name in wanted if name not in split]
     if unknown or not wanted:
@@ -216,6 +249,12 @@ def evaluate_bridge(
             remedy=f"name one with --split: {', '.join(dict.fromkeys(split))}",
         )
     return evaluate_splits(encoded, split, bridge.project, "FuseMix", wanted), encoded.pairs.set_aside
+
+
+def _sides_in(bridge: Bridge, source: str | Path) -> tuple[str, ...]:
+    """Those of a bridge's modalities that a table has a column for; all of them where that leaves no pair."""
+    there = [modality for modality in table_modalities(source) if modality in bridge.sides]
+    return tuple(there if len(there) > 1 else bridge.sides)
 
 
 @dataclass(frozen=True)
@@ -270,8 +309,8 @@ def evaluate_zero_shot(
         BridgekitError: no text side, or no row left.
     """
     bridge.side(TEXT)
-    modality = next(name for name in bridge.sides if name != TEXT)
-    source = pairs or str(bridge.provenance.get("pairs", ""))
+    source = pairs or bridge.tables[0].source
+    modality = next(name for name in (*_sides_in(bridge, source), *bridge.sides) if name != TEXT)
     table = read_pairs(source, (modality, TEXT))
     names = table.columns[TEXT]
     wanted = list(splits or (test_splits(table.split) if table.split else ())) or None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import io
 import json
 import re
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _OPTIONAL = ("split", "group")
 #: A table as read: the names of its columns, and for each row its number and as many cells.
 _Records = tuple[list[str], list[tuple[int, "list[str | None]"]]]
-# Files that a class folder may hold. Formats that cannot be read are listed too: they are then reported, not overlooked.
-_EXTENSIONS = {
+#: Files that a class folder may hold. Formats that cannot be read are listed too: they are then reported, not overlooked.
+EXTENSIONS = {
     "audio": ["aac", "aif", "aiff", "au", "caf", "flac", "m4a", "mp3", "oga", "ogg", "opus", "w64", "wav", "wma"],
     "image": ["avif", "bmp", "gif", "heic", "jp2", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"],
 }
@@ -123,24 +124,63 @@ def read_pairs(source: str | Path, modalities: Sequence[str]) -> Pairs:
     """
     path = Path(source)
     wanted = tuple(dict.fromkeys(modalities))
-    try:
+    with _readable(source):
         if path.is_dir():
             return _usable(_class_folders(path, wanted), wanted)
         if path.exists():
             return _usable(_table(path, wanted), wanted)
-    except OSError as error:
-        raise BridgekitError(
-            f"the table cannot be read ({error.strerror or error})", where=str(source), remedy="check its name and permissions"
-        ) from None
     if ":" in str(source) and path.suffix.lower() not in _TABLES:
         from bridgekit.plugins import find_pair_source
 
         built = find_pair_source(str(source)).build()
         _check_columns(built.modalities, wanted, str(source))
         return _usable(built, wanted)
-    raise BridgekitError(
+    raise _missing(source)
+
+
+@contextlib.contextmanager
+def _readable(source: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise _missing(source) from None
+    except OSError as error:
+        raise BridgekitError(
+            f"the table cannot be read ({error.strerror or error})", where=str(source), remedy="check its name and permissions"
+        ) from None
+
+
+def _missing(source: str | Path) -> BridgekitError:
+    return BridgekitError(
         "there is no such table of pairs", where=str(source), remedy=f"check the path; it is taken from {Path.cwd()}"
     )
+
+
+def table_modalities(source: str | Path | Pairs) -> tuple[str, ...]:
+    """The columns of a table that may be modalities, in its order: all but `split` and `group`.
+
+    A folder of class folders has `text`, and whichever of audio and image most of its files are.
+
+    Arguments:
+        source: as for `read_pairs`.
+
+    Raises:
+        BridgekitError: there is no such table, or it cannot be read.
+    """
+    if isinstance(source, Pairs):
+        return source.modalities
+    path = Path(source)
+    if path.is_dir():
+        endings = [file.suffix[1:].lower() for file in path.glob("*/*")]
+        count = {modality: sum(ending in known for ending in endings) for modality, known in EXTENSIONS.items()}
+        return (max(count, key=lambda modality: count[modality]), TEXT)
+    if not path.exists() and ":" in str(source) and path.suffix.lower() not in _TABLES:
+        from bridgekit.plugins import find_pair_source
+
+        return find_pair_source(str(source)).modalities
+    with _readable(source):
+        names, _ = _read_table(path, ())
+    return tuple(name for name in dict.fromkeys(names) if name and name not in _OPTIONAL)
 
 
 def read_items(source: str | Path, modality: str) -> list[Item]:
@@ -156,7 +196,7 @@ def read_items(source: str | Path, modality: str) -> list[Item]:
     path = Path(source)
     items: Iterable[Item | None]
     if path.is_dir() and modality != TEXT:
-        extensions = _EXTENSIONS.get(modality)
+        extensions = EXTENSIONS.get(modality)
         files = sorted(file for file in path.absolute().rglob("*") if file.is_file() and file.name[0] != ".")
         items = [file for file in files if extensions is None or file.suffix[1:].lower() in extensions]
     elif path.is_dir():
@@ -173,8 +213,8 @@ def read_items(source: str | Path, modality: str) -> list[Item]:
     return distinct
 
 
-def _table(path: Path, modalities: Sequence[str]) -> Pairs:
-    """The rows of a table file, not yet checked. Cells are stripped, and empty ones are holes."""
+def _read_table(path: Path, wanted: Sequence[str]) -> _Records:
+    """Names of columns, and rows: of Parquet and JSON Lines only the wanted columns' cells."""
     suffix = path.suffix.lower()
     if suffix not in _TABLES:
         raise BridgekitError(
@@ -183,11 +223,15 @@ def _table(path: Path, modalities: Sequence[str]) -> Pairs:
             remedy=f"save it as one of {', '.join(_TABLES)}",
         )
     if suffix == ".parquet":
-        names, records = _read_parquet(path, (*modalities, *_OPTIONAL))
-    elif suffix in (".csv", ".tsv"):
-        names, records = _read_delimited(path, "," if suffix == ".csv" else "\t")
-    else:
-        names, records = _read_json_lines(path, (*modalities, *_OPTIONAL))
+        return _read_parquet(path, wanted)
+    if suffix in (".csv", ".tsv"):
+        return _read_delimited(path, "," if suffix == ".csv" else "\t")
+    return _read_json_lines(path, wanted)
+
+
+def _table(path: Path, modalities: Sequence[str]) -> Pairs:
+    """The rows of a table file, not yet checked. Cells are stripped, and empty ones are holes."""
+    names, records = _read_table(path, (*modalities, *_OPTIONAL))
     if not names:
         raise BridgekitError("the table is empty", where=str(path), remedy="write a header that names its columns, and rows")
     _check_columns(names, modalities, str(path))
@@ -330,7 +374,7 @@ def _class_folders(folder: Path, modalities: Sequence[str]) -> Pairs:
             where=str(folder),
             remedy=f"give a table ({', '.join(_TABLES)}) with a column for each",
         )
-    extensions = _EXTENSIONS.get(files[0])
+    extensions = EXTENSIONS.get(files[0])
     items: list[Item | None] = []
     texts: list[Item | None] = []
     for label in sorted(entry for entry in folder.absolute().iterdir() if entry.is_dir() and entry.name[0] != "."):

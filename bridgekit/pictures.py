@@ -56,9 +56,15 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> bytes:
     return _png(figure)
 
 
-def heat_map(bridge: Bridge, encoded: EncodedPairs, rows: NDArray[np.int64]) -> bytes:
-    """Cosine similarities of some held-out pairs, one item's partner on the diagonal, as PNG."""
-    a, b = bridge.sides
+def heat_map(bridge: Bridge, encoded: EncodedPairs, a: str, b: str, rows: NDArray[np.int64]) -> bytes:
+    """Cosine similarities of some held-out pairs of modalities a and b, an item's partner on the diagonal, as PNG.
+
+    Arguments:
+        bridge: the bridge.
+        encoded: the table.
+        a, b: modalities.
+        rows: indices of rows that have both.
+    """
     chosen: list[int] = []
     seen: set[tuple[str, int]] = set()
     for row in np.random.default_rng(0).permutation(rows).tolist():

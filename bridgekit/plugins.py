@@ -182,6 +182,11 @@ def default_pair_source(modalities: Iterable[str]) -> PairSource:
     )
 
 
+def default_modalities() -> set[str]:
+    """The modalities for which some plugin offers a default encoder."""
+    return {modality for plugin in installed_plugins() for provider in plugin.providers for modality in provider.defaults}
+
+
 def encoder_name(name: str) -> str:
     """`provider:model` for what the user gave: that itself, or a modality, which means its default encoder.
 
@@ -200,8 +205,7 @@ def encoder_name(name: str) -> str:
         return offers[0]
     if offers:
         raise BridgekitError(f"several plugins offer a default encoder for {name!r}", remedy=f"name one: {', '.join(offers)}")
-    known = {modality for plugin in installed_plugins() for provider in plugin.providers for modality in provider.defaults}
-    remedy = _closest(name, known, "modalities", "install one: pip install bridgekit-starter")
+    remedy = _closest(name, default_modalities(), "modalities", "install one: pip install bridgekit-starter")
     raise BridgekitError(
         f"no installed plugin has an encoder for the modality {name!r}", remedy=f"{remedy} (see: bridgekit plugins)"
     )

@@ -69,15 +69,16 @@ def relevance(query: NDArray[np.int64], candidate: NDArray[np.int64], group: NDA
     """From rows to right answers.
 
     Arguments:
-        query: (n,) the query item of each row.
+        query: (n,) the query item of each row, negative for a hole.
         candidate: (n,) the candidate item of each row. An item may stand in several rows: all its partners are right.
         group: (n,) labels, negative for none: every candidate of a group is right for every query of it.
     """
-    links = [np.stack([query, candidate], 1)]
+    both = (query >= 0) & (candidate >= 0)
+    links = [np.stack([query[both], candidate[both]], 1)]
     if group is not None:
         for label in np.unique(group[group >= 0]):
             members = np.flatnonzero(group == label)
-            queries, candidates = np.unique(query[members]), np.unique(candidate[members])
+            queries, candidates = (np.unique(ids[members][ids[members] >= 0]) for ids in (query, candidate))
             links.append(np.stack([np.repeat(queries, len(candidates)), np.tile(candidates, len(queries))], 1))
     unique = np.unique(np.concatenate(links), axis=0)
     return Relevance(unique[:, 0], unique[:, 1])

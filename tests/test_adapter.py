@@ -40,4 +40,4 @@ def test_dropout_acts_in_training_only() -> None:
 
 def test_a_frozen_side_is_the_identity() -> None:
     x = torch.randn(3, 8)
-    assert torch.equal(FrozenSide()(x), x)
+    assert torch.equal(FrozenSide(3)(x), x)

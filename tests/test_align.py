@@ -32,7 +32,14 @@ def test_clips_find_their_names_and_the_bridge_tells_how_well(tmp_path: Path) ->
     assert figures["untrained", "audio → text"]["recall@1"] < 0.4
     assert bridge.provenance["rows"] == {"train": 96, "val": 12, "test": 12}
     names = {path.name for path in (tmp_path / "bridge").iterdir()}
-    assert names == {"bridge.json", "adapters.safetensors", "history.jsonl", "README.md", "training.png", "similarity.png"}
+    assert names == {
+        "bridge.json",
+        "adapters.safetensors",
+        "history.jsonl",
+        "README.md",
+        "training.png",
+        "similarity-audio-text.png",
+    }
 
 
 def test_the_saved_bridge_embeds_compares_and_searches(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ CPU = torch.device("cpu")
 def test_the_same_lambda_is_used_in_every_modality(n: int, pairing: Pairing, per: LambdaPer, seed: int) -> None:
     torch.manual_seed(seed)
     sides = [torch.randn(n, 3, dtype=torch.float64), torch.randn(n, 5, dtype=torch.float64)]
-    first, second = draw_partners(n, pairing, CPU)
+    first, second = draw_partners(torch.zeros(n, dtype=torch.long), pairing)
     lam = draw_lambda(len(first), 1.0, per, CPU).double()
-    mixed = fusemix(sides, first, second, lam)
+    mixed = [fusemix(side[first], side[second], lam) for side in sides]
     for k, (i, j) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
         share = float(lam[min(k, len(lam) - 1)])
         for side, result in zip(sides, mixed, strict=True):
@@ -32,21 +32,38 @@ def test_the_same_lambda_is_used_in_every_modality(n: int, pairing: Pairing, per
 
 
 def test_halves_mix_one_half_of_the_batch_with_the_other() -> None:
-    first, second = draw_partners(7, "halves", CPU)
+    first, second = draw_partners(torch.zeros(7, dtype=torch.long), "halves")
     assert first.tolist() == [0, 1, 2]
     assert second.tolist() == [3, 4, 5]
 
 
 def test_a_permutation_keeps_every_row() -> None:
-    first, second = draw_partners(50, "permutation", CPU)
+    first, second = draw_partners(torch.zeros(50, dtype=torch.long), "permutation")
     assert first.tolist() == list(range(50))
     assert sorted(second.tolist()) == list(range(50))
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    pattern=st.lists(st.sampled_from([3, 5, 6, 7]), min_size=2, max_size=40),
+    pairing=st.sampled_from(["halves", "permutation"]),
+    seed=st.integers(0, 999),
+)
+def test_only_rows_with_the_same_modalities_are_mixed(pattern: list[int], pairing: Pairing, seed: int) -> None:
+    torch.manual_seed(seed)
+    first, second = draw_partners(torch.tensor(pattern), pairing)
+    assert [pattern[i] for i in first] == [pattern[j] for j in second]
+    if pairing == "permutation":
+        assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(len(pattern)))
+    else:
+        halves = sum(pattern.count(kind) // 2 for kind in set(pattern))
+        assert len(set(first.tolist()) | set(second.tolist())) == 2 * halves == 2 * len(first)
+
+
 def test_an_alpha_of_zero_leaves_the_latents_alone() -> None:
     side = torch.randn(6, 4)
-    first, second = draw_partners(6, "permutation", CPU)
-    assert torch.equal(fusemix([side], first, second, draw_lambda(6, 0.0, "pair", CPU))[0], side)
+    first, second = draw_partners(torch.zeros(6, dtype=torch.long), "permutation")
+    assert torch.equal(fusemix(side[first], side[second], draw_lambda(6, 0.0, "pair", CPU)), side)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])

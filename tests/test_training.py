@@ -109,7 +109,7 @@ def test_early_stopping_keeps_the_best_epoch_and_ends_soon_after() -> None:
 
 
 def test_a_frozen_side_does_not_move_and_sets_the_width() -> None:
-    trained = run(frozen="b")
+    trained = run(fixed={"b": FrozenSide(12)})
     assert isinstance(trained.adapters["b"], FrozenSide)
     moved = trained.adapters["a"]
     assert isinstance(moved, FusionAdapter)

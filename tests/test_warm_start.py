@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, normalize
 
 from bridgekit.fusion.adapter import FrozenSide, FusionAdapter
-from bridgekit.fusion.warm_start import warm_start
+from bridgekit.fusion.warm_start import joining_order, warm_start
 
 
 def views(n: int = 400) -> dict[str, torch.Tensor]:
@@ -16,6 +16,10 @@ def views(n: int = 400) -> dict[str, torch.Tensor]:
     hidden = torch.randn(n, 5, generator=generator)
     noise = {name: torch.randn(n, dim, generator=generator) for name, dim in {"a": 12, "b": 9}.items()}
     return {name: hidden @ torch.randn(5, dim.shape[1], generator=generator) + dim for name, dim in noise.items()}
+
+
+def rows_of(latents: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: torch.arange(len(matrix)) for name, matrix in latents.items()}
 
 
 def adapters(shared_dim: int) -> dict[str, FusionAdapter]:
@@ -38,7 +42,7 @@ def canonical_variates(inputs: dict[str, np.ndarray], k: int) -> dict[str, np.nd
 
 def test_two_sides_start_as_canonical_correlation_analysis() -> None:
     latents, pair = views(), adapters(3)
-    warm_start(pair, latents, ridge=1e-4)
+    warm_start(pair, latents, rows_of(latents), 1e-4)
     inputs = {name: pair[name].normalised(latents[name]).double().numpy() for name in pair}
     reference = canonical_variates(inputs, 3)
     with torch.no_grad():
@@ -61,10 +65,12 @@ def test_with_a_frozen_side_the_other_starts_as_ridge_regression_onto_it(frozen:
     moving = "b" if frozen == "a" else "a"
     dims = {"a": 12, "b": 9}
     adapter = FusionAdapter(dims[moving], dims[frozen], 1, 2, 0.5).eval()
-    warm_start({name: adapter if name == moving else FrozenSide() for name in ("a", "b")}, latents, ridge=0.5)
+    sides = {name: adapter if name == moving else FrozenSide(dims[frozen]) for name in ("a", "b")}
+    warm_start(sides, latents, rows_of(latents), 0.5, [frozen])
     inputs = adapter.normalised(latents[moving]).numpy()
     mean_eigenvalue = np.cov(inputs.T, bias=True).trace() / dims[moving]
-    reference = Ridge(alpha=0.5 * mean_eigenvalue * len(inputs)).fit(inputs, latents[frozen].numpy()).predict(inputs)
+    target = normalize(latents[frozen], dim=-1).numpy()
+    reference = Ridge(alpha=0.5 * mean_eigenvalue * len(inputs)).fit(inputs, target).predict(inputs)
     with torch.no_grad():
         agreement = cosine_similarity(adapter(latents[moving]), torch.from_numpy(reference).float())
     assert agreement.min() > 0.9999
@@ -72,6 +78,53 @@ def test_with_a_frozen_side_the_other_starts_as_ridge_regression_onto_it(frozen:
 
 def test_a_shared_space_wider_than_either_side_still_works() -> None:
     pair = adapters(20)
-    warm_start(pair, views(), ridge=1.0)
+    warm_start(pair, views(), rows_of(views()), 1.0)
     with torch.no_grad():
         assert pair["a"](views()["a"]).isfinite().all()
+
+
+def three_views(n: int = 600) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Three views of the same hidden things; the first half of the rows lacks one, the second half another."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(n, 5, generator=generator)
+    latents = {
+        name: hidden @ torch.randn(5, dim, generator=generator) + 0.3 * torch.randn(n, dim, generator=generator)
+        for name, dim in {"a": 12, "b": 9, "c": 10}.items()
+    }
+    index, hole = torch.arange(n), torch.full((n,), -1)
+    first = torch.arange(n) < n // 2
+    return latents, {"a": torch.where(first, index, hole), "b": index, "c": torch.where(first, hole, index)}
+
+
+def agreement(pair: dict[str, FusionAdapter], latents: dict[str, torch.Tensor], one: str, other: str) -> float:
+    """The share of items whose partner is among the nearest twentieth."""
+    with torch.no_grad():
+        x, y = (normalize(pair[name](latents[name]), dim=-1) for name in (one, other))
+    scores = x @ y.T
+    return float(((scores >= scores.diag()[:, None]).sum(1) <= len(x) // 20).float().mean())
+
+
+def test_modalities_without_a_row_in_common_meet_through_the_third() -> None:
+    latents, rows = three_views()
+    trio = {name: FusionAdapter(matrix.shape[1], 8, 1, 2, 0.5, 0.2).eval() for name, matrix in latents.items()}
+    before = agreement(trio, latents, "a", "c")
+    warm_start(trio, latents, rows, 0.1)
+    assert before < 0.15
+    assert agreement(trio, latents, "a", "b") > 0.9
+    assert agreement(trio, latents, "a", "c") > 0.9
+
+
+def test_a_side_is_bound_to_fixed_ones_through_whatever_it_shares_rows_with() -> None:
+    latents, rows = three_views()
+    trio = {name: FusionAdapter(matrix.shape[1], 8, 1, 2, 0.5, 0.2).eval() for name, matrix in latents.items()}
+    fixed = {name: tensor.clone() for name, tensor in trio["a"].state_dict().items()}
+    assert joining_order(["a"], rows) == [("b", ["a"]), ("c", ["b"])]
+    warm_start(trio, latents, rows, 0.1, ["a"])
+    assert all(torch.equal(tensor, fixed[name]) for name, tensor in trio["a"].state_dict().items())
+    assert agreement(trio, latents, "a", "b") > 0.8
+    assert agreement(trio, latents, "a", "c") > 0.5
+
+
+def test_modalities_that_nothing_ties_together_are_left_out() -> None:
+    rows = {"a": torch.tensor([0, 1, -1, -1]), "b": torch.tensor([0, 1, -1, -1]), "c": torch.tensor([-1, -1, 0, 1])}
+    assert joining_order(["a"], rows) == [("b", ["a"])]

@@ -11,12 +11,12 @@ from typing import Annotated
 import typer
 
 from bridgekit import plugins as installed
-from bridgekit.cli import align, embed, evaluate, generate, info, plugins, search
+from bridgekit.cli import align, bind, embed, evaluate, generate, info, plugins, search
 from bridgekit.errors import BridgekitError
 
 app = typer.Typer(
     name="bridgekit",
-    help="One shared space for two modalities, from frozen encoders and a few thousand pairs, on one machine.",
+    help="One shared space for two or more modalities, from frozen encoders and a few thousand pairs, on one machine.",
     epilog="Start with: bridgekit align --a audio --b text",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -57,15 +57,16 @@ def _says_when_stopped(verb: Callable[..., None]) -> Callable[..., None]:
 
 VERBS: dict[str, Callable[..., None]] = {
     "align": align.command,
+    "bind": bind.command,
     "eval": evaluate.command,
     "embed": embed.command,
     "search": search.command,
     "generate": generate.command,
     "info": info.command,
-    "plugins": plugins.command,
 }
 for name, verb in VERBS.items():
     app.command(name, help=verb.__doc__, no_args_is_help=False)(_says_when_stopped(verb))
+app.add_typer(plugins.app, name="plugins")
 
 
 def main() -> None:

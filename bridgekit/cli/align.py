@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import print_json, print_metrics, print_set_aside
+from bridgekit.cli.common import print_alignment
 
 
 def command(
-    a: Annotated[str, typer.Option("--a", help="One side: a modality, or an encoder as [b]provider:model[/b].")] = "audio",
-    b: Annotated[str, typer.Option("--b", help="The other side.")] = "text",
+    a: Annotated[
+        str | None,
+        typer.Option(
+            "--a",
+            help="One side: a modality, or an encoder as [b]provider:model[/b]. [dim]default: as the table says[/dim]",
+        ),
+    ] = None,
+    b: Annotated[str | None, typer.Option("--b", help="The other side. [dim]default: as the table says[/dim]")] = None,
+    c: Annotated[
+        list[str] | None, typer.Option("--c", help="A third side, and further ones: may be given several times.")
+    ] = None,
     pairs: Annotated[
         str | None,
         typer.Option(help="CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a source's name (bridgekit plugins)."),
@@ -30,7 +38,7 @@ def command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another bridge at --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Two piles of files become one space: encode once, fuse, evaluate, save a bridge.
+    """Piles of files become one space: encode once, fuse, evaluate, save a bridge.
 
     Example: [b]bridgekit align --a audio --b text --pairs clips.csv[/b]
     """
@@ -40,6 +48,7 @@ def command(
         a,
         b,
         pairs,
+        more=c or (),
         out=out,
         preset=preset,
         frozen=freeze,
@@ -49,26 +58,4 @@ def command(
         resume=resume,
         overwrite=overwrite,
     )
-    bridge = done.bridge
-    if as_json:
-        print_json(
-            {
-                "bridge": str(done.folder),
-                "reused": done.reused,
-                "provenance": dict(bridge.provenance),
-                "metrics": list(bridge.metrics),
-                "set_aside": [vars(row) for row in done.set_aside],
-            }
-        )
-        return
-    print_set_aside(done.set_aside)
-    counts = ", ".join(f"{count:,} {split}" for split, count in bridge.provenance["rows"].items())
-    print(f"Rows: {counts}.")
-    print_metrics(bridge.metrics, "Recall on rows that training never saw, in %")
-    what = "This bridge was made by the same command before; nothing had to be done again" if done.reused else "Bridge"
-    print(f"{what}: {done.folder}")
-    print(f"Next:   {_next_command(str(done.example), done.folder)}")
-
-
-def _next_command(example: str, folder: Path) -> str:
-    return f"bridgekit search {shlex.quote(example)} --bridge {shlex.quote(str(folder))}"
+    print_alignment(done, as_json)

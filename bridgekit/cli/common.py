@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bridgekit.errors import BridgekitError
 
 if TYPE_CHECKING:
+    from bridgekit.alignment import Alignment
     from bridgekit.bridge import Bridge
     from bridgekit.pairs import SetAside
 
@@ -47,22 +49,36 @@ def query_modality(bridge: Bridge, queries: Sequence[str], named: str | None) ->
     if named is not None:
         bridge.side(named)
         return named
-    others = [modality for modality in bridge.sides if modality != "text"]
     if "text" in bridge.sides and not any(Path(query).suffix and Path(query).exists() for query in queries):
-        looks_like_files = [query for query in queries if len(query) < 256 and _looks_like_a_file(query)]
+        looks_like_files = [query for query in queries if len(query) < 256 and _modality_of_file(query)]
         if not looks_like_files:
             return "text"
         raise BridgekitError(
             "there is no such file", where=looks_like_files[0], remedy="give a path, or add --from text to search by words"
         )
+    others = [modality for modality in bridge.sides if modality != "text"]
+    if len(others) > 1:
+        told = {_modality_of_file(query) for query in queries}
+        others = [modality for modality in others if told == {modality}] or others
     if len(others) == 1:
         return others[0]
     raise BridgekitError("are these queries " + " or ".join(others) + "?", remedy="say so with --from")
 
 
-def _looks_like_a_file(query: str) -> bool:
-    known = {".wav", ".flac", ".ogg", ".mp3", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-    return Path(query).suffix.lower() in known
+def other_modality(bridge: Bridge, modality: str) -> str:
+    """What to search where the user does not say: the other modality; of several, text."""
+    others = [name for name in bridge.sides if name != modality]
+    if len(others) == 1 or "text" in others:
+        return others[0] if len(others) == 1 else "text"
+    raise BridgekitError(f"search {' or '.join(others)}?", remedy=f"say so, for example --to {others[0]}")
+
+
+def _modality_of_file(query: str) -> str | None:
+    """The modality that a file's ending tells, or None."""
+    from bridgekit.pairs import EXTENSIONS
+
+    ending = Path(query).suffix[1:].lower()
+    return next((modality for modality, endings in EXTENSIONS.items() if ending in endings), None)
 
 
 def print_json(value: object) -> None:
@@ -117,3 +133,26 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
     few = min(record["queries"] for record in metrics)
     if few < 30:
         print(f"The smallest test has only {few} queries: such figures say little.")
+
+
+def print_alignment(done: Alignment, as_json: bool) -> None:
+    """What a run of `align` or `bind` did, and what to try next."""
+    bridge = done.bridge
+    if as_json:
+        print_json(
+            {
+                "bridge": str(done.folder),
+                "reused": done.reused,
+                "provenance": dict(bridge.provenance),
+                "metrics": list(bridge.metrics),
+                "set_aside": [vars(row) for row in done.set_aside],
+            }
+        )
+        return
+    print_set_aside(done.set_aside)
+    story = [bridge.provenance, *bridge.provenance.get("bound", ())][-1]
+    print(f"Rows: {', '.join(f'{count:,} {split}' for split, count in story['rows'].items())}.")
+    print_metrics(bridge.metrics, "Recall on rows that training never saw, in %")
+    what = "This bridge was made by the same command before; nothing had to be done again" if done.reused else "Bridge"
+    print(f"{what}: {done.folder}")
+    print(f"Next:   bridgekit search {shlex.quote(str(done.example))} --bridge {shlex.quote(str(done.folder))}")

@@ -82,7 +82,7 @@ def command(
         print_json({"metrics": records, "set_aside": [vars(row) for row in set_aside]})
         return
     print_set_aside(set_aside)
-    print_metrics(records, f"Recall on {pairs or opened.provenance.get('pairs')}, in %")
+    print_metrics(records, f"Recall on {pairs or ', '.join(table.source for table in opened.tables)}, in %")
     if pairs:
         print(SEEN)
 

@@ -23,6 +23,7 @@ def command(
     from dataclasses import asdict
 
     from bridgekit.bridge import Bridge
+    from bridgekit.card import story_lines
 
     folder = find_bridge(bridge)
     opened = Bridge.load(folder, "cpu")
@@ -43,7 +44,7 @@ def command(
     print(f"{folder}: {' and '.join(opened.sides)} in {opened.dim} dimensions, temperature {opened.temperature:.4f}")
     for modality, side in opened.sides.items():
         print(f"  {modality}: {side.encoder}, {side.dim} wide{', frozen' if side.frozen else ''} ({side.revision})")
-    for key, value in opened.provenance.items():
-        print(f"  {key.replace('_', ' ')}: {value}")
+    for line in story_lines(opened.provenance):
+        print(f"  {line}")
     if opened.metrics:
         print_metrics(opened.metrics, "Recall on rows that training never saw, in %")

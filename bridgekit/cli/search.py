@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import find_bridge, print_json, query_modality
+from bridgekit.cli.common import find_bridge, other_modality, print_json, query_modality
 
 
 def command(
@@ -22,7 +22,9 @@ def command(
         ),
     ] = None,
     from_: Annotated[str | None, typer.Option("--from", help="The queries' modality, where it cannot be told.")] = None,
-    to: Annotated[str | None, typer.Option(help="The modality to search. [dim]default: the other one[/dim]")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="The modality to search. [dim]default: the other one; of several, text[/dim]")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many to show for each query.")] = 5,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -37,9 +39,9 @@ def command(
 
     opened = Bridge.load(find_bridge(bridge), device)
     source = query_modality(opened, queries, from_)
-    target = to or next(modality for modality in opened.sides if modality != source)
+    target = to or other_modality(opened, source)
     opened.side(target)
-    items = read_items(among or str(opened.provenance.get("pairs", "")), target)
+    items = read_items(among or opened.table_of(target), target)
     with progress_bars() as report:
         found = opened.search(source, queries, target, items, k, report=report)
     if as_json:

@@ -118,7 +118,7 @@ def _fitted_on(conditioner: Conditioner, items: Sequence[Item]) -> bool:
 
 
 def _own_items(bridge: Bridge, modality: str) -> list[Item]:
-    source = str(bridge.provenance.get("pairs", ""))
+    source = bridge.table_of(modality)
     try:
         if not source:
             raise BridgekitError("the bridge does not say what it was trained on")

@@ -189,15 +189,19 @@ def _asked(
     report: Report,
 ) -> tuple[list[Item], list[str]]:
     """Items and captions of the rows to ask. The bridge's own table is split as it was for training, by content."""
-    own = str(bridge.provenance.get("pairs", ""))
-    table = read_pairs(pairs or own, (modality, TEXT))
+    own = next((table for table in bridge.tables if {modality, TEXT} <= {*table.modalities}), bridge.tables[0])
     known = set(gallery.names)
-    if table.split is None and pairs and pairs != own:
-        split: Sequence[str] = ["all"] * len(table)
+    split: Sequence[str]
+    if pairs and pairs != own.source:
+        table = read_pairs(pairs, (modality, TEXT))
+        split = table.split or ["all"] * len(table)
     else:
-        encoded = encode_pairs(table, {name: bridge.encoder(name) for name in (modality, TEXT)}, report)
+        # Whole, since the rows' splits depend on all of their items.
+        encoded = encode_pairs(
+            read_pairs(own.source, own.modalities), {name: bridge.encoder(name) for name in own.modalities}, report
+        )
         table = encoded.pairs
-        split = split_pairs(table, int(bridge.provenance.get("seed", 0)), encoded.ids)
+        split = split_pairs(table, own.seed, encoded.ids)
     wanted = list(splits or test_splits(split))
     rows = [
         row

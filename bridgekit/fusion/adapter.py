@@ -60,6 +60,11 @@ class FusionAdapter(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, shared_dim)
 
+    @property
+    def shared_dim(self) -> int:
+        """Width of the shared space."""
+        return self.head.out_features
+
     def standardise(self, latents: Tensor) -> None:
         """Take mean and standard deviation from training latents of shape (n, dim)."""
         mean, std = mean_and_std(latents)
@@ -101,8 +106,35 @@ class FusionAdapter(nn.Module):
 
 
 class FrozenSide(nn.Module):
-    """The identity adapter: the encoder's own latents are the shared space, and the other side comes to them."""
+    """The identity adapter: the encoder's own latents are the shared space, and the other sides come to them.
+
+    Arguments:
+        dim: width of the encoder's latents, and so of the shared space.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.shared_dim = dim
 
     def forward(self, latents: Tensor) -> Tensor:
         """(n, dim) into the same."""
         return latents
+
+
+Adapter = FusionAdapter | FrozenSide
+
+
+@torch.inference_mode()
+def project(adapter: nn.Module, latents: Tensor, rows: int = 8_192) -> Tensor:
+    """Latents, (n, dim), into the shared space, (n, shared), at unit length; some rows at a time.
+
+    Arguments:
+        adapter: in eval mode.
+        latents: may lie on another device than the adapter.
+        rows: how many go through at once.
+
+    Returns:
+        float32 on the CPU.
+    """
+    device = next((tensor.device for tensor in adapter.state_dict().values()), latents.device)
+    return torch.cat([nn.functional.normalize(adapter(part.to(device)), dim=-1).cpu() for part in torch.split(latents, rows)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,16 +11,23 @@ Pairing = Literal["halves", "permutation"]
 LambdaPer = Literal["batch", "pair"]
 
 
-def draw_partners(n: int, pairing: Pairing, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which rows of a batch of n are mixed with which: two index vectors of equal length.
+def draw_partners(pattern: Tensor, pairing: Pairing) -> tuple[Tensor, Tensor]:
+    """Which rows of a batch are mixed with which: two index vectors of equal length.
 
-    `halves` cuts the batch in two and mixes the halves, giving n // 2 mixed pairs, as the release does. `permutation` mixes
-    every row with a random one, giving n.
+    Arguments:
+        pattern: (n,) integers that say which modalities a row has. Only rows of one pattern are mixed, so that a mixed row
+            has what its parts have, and no item is lost to a partner's hole.
+        pairing: `halves` cuts the rows of a pattern in two and mixes the halves, giving n // 2 mixed rows where all have one
+            pattern, as the release does. `permutation` mixes every row with a random one, giving n.
     """
-    if pairing == "halves":
-        half = n // 2
-        return torch.arange(half, device=device), torch.arange(half, 2 * half, device=device)
-    return torch.arange(n, device=device), torch.randperm(n, device=device)
+    order = pattern.argsort(stable=True)
+    if pairing == "permutation":
+        shuffled = torch.randperm(len(pattern), device=pattern.device)
+        return order, shuffled[pattern[shuffled].argsort(stable=True)]
+    counts = pattern.bincount()
+    place = torch.arange(len(pattern), device=pattern.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    half = (counts // 2).repeat_interleave(counts)
+    return order[place < half], order[(place >= half) & (place < 2 * half)]
 
 
 def draw_lambda(n: int, alpha: float, per: LambdaPer, device: torch.device) -> Tensor:
@@ -38,18 +44,17 @@ def draw_lambda(n: int, alpha: float, per: LambdaPer, device: torch.device) -> T
     return gamma[0] / (gamma[0] + gamma[1])
 
 
-def fusemix(sides: Sequence[Tensor], first: Tensor, second: Tensor, lam: Tensor) -> list[Tensor]:
-    """Mix rows `first` with rows `second` by `lam`, alike in every modality.
+def fusemix(first: Tensor, second: Tensor, lam: Tensor) -> Tensor:
+    """Mix latents of one modality; with the same partners and lambda in each modality, a mixed pair is still a pair.
 
     Arguments:
-        sides: for each modality the batch's latents, (n, d_modality).
-        first: m row indices.
-        second: m row indices, the partners.
+        first: (m, d) latents.
+        second: (m, d), those of their partners.
         lam: (1, 1) or (m, 1), in [0, 1].
 
     Returns:
-        for each modality lam x[first] + (1 - lam) x[second], (m, d_modality). Row k of every modality is a positive pair.
+        lam first + (1 - lam) second, (m, d).
 
-    Source: FuseMix (arXiv 2312.10144), equation 4: the same lambda in both modalities keeps a mixed pair a pair.
+    Source: FuseMix (arXiv 2312.10144), equation 4.
     """
-    return [torch.lerp(side[second], side[first], lam.to(side.dtype)) for side in sides]
+    return torch.lerp(second, first, lam.to(first.dtype))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from bridgekit.cache import write_atomically
 from bridgekit.errors import BridgekitError
-from bridgekit.fusion.adapter import FrozenSide, FusionAdapter
+from bridgekit.fusion.adapter import Adapter, FusionAdapter
 from bridgekit.fusion.contrastive import info_nce
 from bridgekit.fusion.fusemix import LambdaPer, Pairing, draw_lambda, draw_partners, fusemix
 from bridgekit.fusion.warm_start import warm_start
@@ -101,26 +102,29 @@ class Trained:
     """What training gave.
 
     Arguments:
-        adapters: modality to its adapter, in eval mode, on the CPU.
+        adapters: modality to its adapter, in eval mode, on the CPU. Fixed ones are those that were given.
         temperature: the learned temperature of the best epoch.
         history: one record per validation: epoch, loss, temperature, lr, and what `validate` returned.
         best_epoch: the epoch whose adapters these are.
     """
 
-    adapters: dict[str, nn.Module]
+    adapters: dict[str, Adapter]
     temperature: float
     history: list[dict[str, float]]
     best_epoch: int
 
 
-def new_adapters(dims: Mapping[str, int], frozen: str | None, preset: Preset, seed: int) -> dict[str, nn.Module]:
-    """Untrained adapters, one per modality; the frozen side's is the identity and sets the shared width."""
-    shared_dim = dims[frozen] if frozen else preset.shared_dim
+def new_adapters(
+    dims: Mapping[str, int], preset: Preset, seed: int, fixed: Mapping[str, Adapter] | None = None
+) -> dict[str, Adapter]:
+    """Untrained adapters, one per modality, beside the fixed ones, which set the shared width."""
+    fixed = fixed or {}
+    shared_dim = next((adapter.shared_dim for adapter in fixed.values()), preset.shared_dim)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return {
-            name: FrozenSide()
-            if name == frozen
+            name: fixed[name]
+            if name in fixed
             else FusionAdapter(dim, shared_dim, preset.blocks, preset.expansion, preset.dropout, preset.input_dropout)
             for name, dim in dims.items()
         }
@@ -131,24 +135,28 @@ def train(
     rows: Mapping[str, Tensor],
     keys: Tensor,
     *,
-    validate: Callable[[Mapping[str, nn.Module]], Mapping[str, float]],
+    validate: Callable[[Mapping[str, Adapter]], Mapping[str, float]],
     preset: Preset,
     seed: int = 0,
-    frozen: str | None = None,
+    fixed: Mapping[str, Adapter] | None = None,
     device: str = "cpu",
     checkpoint: Path | None = None,
     on_epoch: Callable[[int, float], object] = lambda epoch, loss: None,
 ) -> Trained:
-    """Train two or more fusion adapters so that the rows' latents meet in one space.
+    """Train fusion adapters so that the latents of two or more modalities meet in one space.
+
+    Every row is mixed with another that has the same modalities, by one lambda for all of them. The loss is the symmetric
+    InfoNCE of each pair of modalities over the mixed rows that have both, averaged over all such pairs of items.
 
     Arguments:
         latents: modality to the distinct items' latents, (m_modality, d_modality).
-        rows: modality to n indices into its latents: the training pairs.
-        keys: (n, k) integers: rows that share one belong together and are never each other's negatives.
+        rows: modality to n indices into its latents: the training rows, each with two items at least. Negative for a hole.
+        keys: (n, k) integers: rows that share one that is not negative belong together and are never each other's negatives.
         validate: from adapters in eval mode to figures; `score` among them is the one that early stopping maximises.
         preset: the hyperparameters.
         seed: of initialisation, batches, mixup and dropout. The same seed on the same machine gives the same adapters.
-        frozen: the modality whose own latents are the shared space, or None.
+        fixed: modality to an adapter that stays as it is: a side's own latents (`FrozenSide`), or a trained bridge's
+            adapter where a further modality is bound to it.
         device: a torch device.
         checkpoint: a file to go on from if it is there, and to write every few seconds. Removed when training ends.
         on_epoch: called after each epoch with its number (from 1) and mean loss.
@@ -156,30 +164,37 @@ def train(
     Raises:
         BridgekitError: the loss is no longer finite.
 
-    Source: FuseMix (arXiv 2312.10144), algorithm 1.
+    Source: FuseMix (arXiv 2312.10144), algorithm 1, there for two modalities.
     """
     names = list(latents)
+    fixed = fixed or {}
     data = {name: latents[name].to(device) for name in names}
-    index = {name: rows[name].to(device) for name in names}
+    index = torch.stack([rows[name] for name in names], 1).to(device)
     keys = keys.to(device)
     n = len(keys)
-    adapters = new_adapters({name: data[name].shape[1] for name in names}, frozen, preset, seed)
-    model = nn.ModuleDict(adapters)
+    adapters = new_adapters({name: data[name].shape[1] for name in names}, preset, seed, fixed)
+    moving = nn.ModuleDict({name: adapter for name, adapter in adapters.items() if name not in fixed})
     if preset.standardise:
-        for name, adapter in adapters.items():
-            if isinstance(adapter, FusionAdapter):
-                adapter.standardise(latents[name][rows[name]])
+        for name, adapter in moving.items():
+            assert isinstance(adapter, FusionAdapter)
+            adapter.standardise(latents[name][rows[name][rows[name] >= 0]])
     if preset.warm_start:
-        warm_start(adapters, {name: latents[name][rows[name]] for name in names}, preset.warm_start)
-    model.to(device)
+        warm_start(adapters, latents, rows, preset.warm_start, fixed)
+    for adapter in adapters.values():
+        adapter.to(device)
+    for adapter in fixed.values():
+        adapter.eval().requires_grad_(False)
+    # Two fixed sides have nothing to learn from each other.
+    joined = [(a, b) for a, b in combinations(range(len(names)), 2) if not {names[a], names[b]} <= set(fixed)]
+    pattern = ((index >= 0) * 2 ** torch.arange(len(names), device=device)).sum(1)
     log_scale = nn.Parameter(torch.tensor(math.log(1 / preset.temperature), device=device))
-    optimizer = _optimizer(model, log_scale, preset)
+    optimizer = _optimizer(moving, log_scale, preset)
     batch_size = max(2, min(preset.batch_size, n // preset.min_steps_per_epoch))
     steps_per_epoch = n // batch_size
     total_steps = preset.epochs * steps_per_epoch
     validate_every = max(1, preset.epochs // 50)
 
-    state = _State(model, log_scale, optimizer, preset.keep_best)
+    state = _State(moving, log_scale, optimizer, preset.keep_best)
     if checkpoint and checkpoint.exists():
         state.load(checkpoint)
     saved = time.monotonic()
@@ -194,17 +209,23 @@ def train(
             alpha = preset.alpha + (preset.alpha_end - preset.alpha) * progress
             order = torch.randperm(n, device=device)
             losses: list[Tensor] = []
-            model.train()
+            moving.train()
             for batch in torch.split(order[: steps_per_epoch * batch_size], batch_size):
                 step = (epoch - 1) * steps_per_epoch + len(losses)
                 lr = learning_rate(step, total_steps, preset)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
-                first, second = draw_partners(len(batch), preset.pairing, batch.device)
-                lam = draw_lambda(len(first), alpha, preset.lambda_per, batch.device)
-                mixed = fusemix([data[name][index[name][batch]] for name in names], first, second, lam)
-                x, y = (nn.functional.normalize(model[name](side), dim=-1) for name, side in zip(names, mixed, strict=True))
-                loss = info_nce(x, y, log_scale.exp(), _mixed_keys(keys[batch], first, second, preset.alpha > 0))
+                first, second = draw_partners(pattern[batch], preset.pairing)
+                first, second = batch[first], batch[second]
+                lam = draw_lambda(len(first), alpha, preset.lambda_per, batch.device).expand(len(first), 1)
+                there = (index[first] >= 0).unbind(1)
+                embedded = []
+                for side, name in enumerate(names):
+                    one, other = (data[name][index[part[there[side]], side]] for part in (first, second))
+                    mixed = fusemix(one, other, lam[there[side]])
+                    embedded.append(nn.functional.normalize(adapters[name](mixed), dim=-1))
+                related = _mixed_keys(keys, first, second, preset.alpha > 0)
+                loss = _loss_over_pairs(joined, embedded, there, log_scale.exp(), related)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -220,7 +241,7 @@ def train(
             state.epoch = epoch
             on_epoch(epoch, mean_loss)
             if epoch % validate_every == 0 or epoch == preset.epochs:
-                model.eval()
+                moving.eval()
                 with torch.no_grad():
                     figures = dict(validate(adapters))
                 state.judge(
@@ -233,9 +254,37 @@ def train(
     temperature = state.restore_best()
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
-    model.eval().cpu()
+    moving.eval().cpu()
     best_epoch = round(state.history[state.best_index - 1]["epoch"])
     return Trained(adapters, temperature, state.history, best_epoch)
+
+
+def _loss_over_pairs(
+    joined: Sequence[tuple[int, int]],
+    embedded: Sequence[Tensor],
+    there: Sequence[Tensor],
+    scale: Tensor,
+    keys: Tensor,
+) -> Tensor:
+    """The mean InfoNCE over all pairs of items that mixed rows have.
+
+    Arguments:
+        joined: the pairs of sides to count.
+        embedded: for each side the embeddings of those of the m mixed rows that have it, in their order.
+        there: for each side (m,) whether a row has it.
+        scale: 1 / temperature.
+        keys: (m, k, r), see `info_nce`.
+    """
+    loss, count = scale * 0, 0
+    for a, b in joined:
+        both = there[a] & there[b]
+        rows = int(both.sum())
+        if rows == len(both):
+            loss, count = loss + rows * info_nce(embedded[a], embedded[b], scale, keys), count + rows
+        elif rows:
+            x, y = embedded[a][both[there[a]]], embedded[b][both[there[b]]]
+            loss, count = loss + rows * info_nce(x, y, scale, keys[both]), count + rows
+    return loss / max(1, count)
 
 
 def learning_rate(step: int, total_steps: int, preset: Preset) -> float:
@@ -318,8 +367,3 @@ class _State:
             number, name = key.split("/", 1)
             whole["state"].setdefault(int(number), {})[name] = tensor
         self.optimizer.load_state_dict(whole)
-
-
-def preset_as_json(preset: Preset) -> dict[str, Any]:
-    """The hyperparameters as plain data, for `bridge.json` and fingerprints."""
-    return asdict(preset)

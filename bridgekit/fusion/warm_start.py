@@ -2,52 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from bridgekit.fusion.adapter import FusionAdapter
+from bridgekit.fusion.adapter import Adapter, FusionAdapter, project
 
 
 @torch.no_grad()
-def warm_start(adapters: Mapping[str, object], latents: Mapping[str, Tensor], ridge: float) -> None:
-    """Set two adapters to the regularised canonical correlation analysis of their training latents.
+def warm_start(
+    adapters: Mapping[str, Adapter],
+    latents: Mapping[str, Tensor],
+    rows: Mapping[str, Tensor],
+    ridge: float,
+    fixed: Collection[str] = (),
+) -> None:
+    """Set adapters to the regularised canonical correlation analysis of their training latents.
 
     On a few thousand pairs a linear map with the right regularisation is hard to beat from a random start; starting from it,
     FuseMix only has to improve on it. Residual blocks begin as the identity (their last layers are zeroed) and the head
     becomes the linear map, so before the first step the adapters are exactly that solution.
 
     Arguments:
-        adapters: two adapters; with a frozen side the other becomes the ridge regression onto it.
-        latents: modality to the training rows' latents, (n, d_modality), row i of one belonging to row i of the other.
+        adapters: two or more. Where some are fixed, the others become the ridge regressions onto those.
+        latents: modality to its distinct items' latents, (m_modality, d_modality).
+        rows: modality to n indices into its latents, one a training row; negative for a hole.
         ridge: added to each covariance's diagonal, in units of its mean eigenvalue.
+        fixed: the modalities whose adapters stay as they are.
 
-    Source: Hotelling, Relations between two sets of variates, 1936; regularised as in Vinod, Canonical ridge, 1976.
-    Canonical directions are weighted by the square root of their correlation on each side, so that cosine similarity
-    trusts a direction as far as it is shared.
+    Source: Hotelling, Relations between two sets of variates, 1936; regularised as in Vinod, Canonical ridge, 1976; for more
+    than two sets the sum of correlations as in Kettenring, Canonical analysis of several sets of variables, 1971, which is
+    Hotelling's for two. Two sets without a row in common count as uncorrelated and meet through the others. Canonical
+    directions are weighted by the square root of their correlation, so that cosine similarity trusts a direction as far as
+    it is shared.
     """
-    inputs = {
-        name: adapter.normalised(latents[name]) if isinstance(adapter, FusionAdapter) else latents[name]
-        for name, adapter in adapters.items()
-    }
-    a, b = inputs
-    means = {name: matrix.mean(0) for name, matrix in inputs.items()}
-    centred = {name: (matrix - means[name]).double() for name, matrix in inputs.items()}
-    cross = centred[a].T @ centred[b] / len(centred[a])
-    moving = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, FusionAdapter)}
-    roots = {name: _inverse_root(centred[name], ridge) for name in moving}
-    shifts = {name: torch.zeros((), dtype=torch.float64) for name in moving}
-    if len(moving) == 2:
-        left, correlation, right = torch.linalg.svd(roots[a] @ cross @ roots[b], full_matrices=False)
-        weight = correlation.clamp(0, 1).sqrt()
-        maps = {a: roots[a] @ left * weight, b: roots[b] @ right.T * weight}
+    if fixed:
+        for name, partners in joining_order(fixed, rows):
+            _regress(adapters, latents, rows, ridge, name, partners)
     else:
-        (name,) = moving
-        maps = {name: roots[name] @ roots[name] @ (cross if name == a else cross.T)}
-        shifts = {name: means[b if name == a else a].double()}
-    for name, adapter in moving.items():
-        adapter.set_linear(maps[name].T, shifts[name] - means[name].double() @ maps[name])
+        _correlate(adapters, latents, rows, ridge)
+
+
+def joining_order(start: Collection[str], rows: Mapping[str, Tensor]) -> list[tuple[str, list[str]]]:
+    """The other modalities, nearest first, each with those before it (or in `start`) that it has a row in common with.
+
+    Modalities that no chain of rows ties to `start` are left out.
+    """
+    done = list(start)
+    order: list[tuple[str, list[str]]] = []
+    while True:
+        layer = []
+        for name in rows:
+            partners = [other for other in done if ((rows[name] >= 0) & (rows[other] >= 0)).any()]
+            if name not in done and partners:
+                layer.append((name, partners))
+        if not layer:
+            return order
+        order += layer
+        done += [name for name, _ in layer]
+
+
+def _regress(
+    adapters: Mapping[str, Adapter],
+    latents: Mapping[str, Tensor],
+    rows: Mapping[str, Tensor],
+    ridge: float,
+    name: str,
+    partners: list[str],
+) -> None:
+    """Ridge regression of one modality onto where the partners of its items lie in the shared space."""
+    adapter = adapters[name]
+    assert isinstance(adapter, FusionAdapter)
+    inputs, targets = [], []
+    for partner in partners:
+        both = (rows[name] >= 0) & (rows[partner] >= 0)
+        inputs.append(adapter.normalised(latents[name][rows[name][both]]).double())
+        targets.append(project(adapters[partner].eval(), latents[partner])[rows[partner][both]].double())
+    x, y = torch.cat(inputs), torch.cat(targets)
+    centre, shift = x.mean(0), y.mean(0)
+    root = _inverse_root(x - centre, ridge)
+    linear = root @ root @ (x - centre).T @ (y - shift) / len(x)
+    adapter.set_linear(linear.T, shift - centre @ linear)
+
+
+def _correlate(
+    adapters: Mapping[str, Adapter], latents: Mapping[str, Tensor], rows: Mapping[str, Tensor], ridge: float
+) -> None:
+    """The directions in which whitened sets correlate most, summed over all pairs of sets: the top of one eigenproblem."""
+    inputs, means, roots = {}, {}, {}
+    for name, adapter in adapters.items():
+        assert isinstance(adapter, FusionAdapter)
+        whole = adapter.normalised(latents[name]).double()
+        there = whole[rows[name][rows[name] >= 0]]
+        means[name] = there.mean(0)
+        roots[name] = _inverse_root(there - means[name], ridge)
+        inputs[name] = whole - means[name]
+    blocks = {(name, name): torch.zeros(len(roots[name]), len(roots[name]), dtype=torch.float64) for name in adapters}
+    for a, b in combinations(adapters, 2):
+        both = (rows[a] >= 0) & (rows[b] >= 0)
+        cross = inputs[a][rows[a][both]].T @ inputs[b][rows[b][both]] / both.sum().clamp_min(1)
+        blocks[a, b] = roots[a] @ cross @ roots[b]
+        blocks[b, a] = blocks[a, b].T
+    values, vectors = torch.linalg.eigh(torch.cat([torch.cat([blocks[a, b] for b in adapters], 1) for a in adapters]))
+    # Eigenvalues come in ascending order. Those that are not positive are no correlations.
+    width = next(iter(adapters.values())).shared_dim
+    best = torch.arange(len(values) - 1, -1, -1)[: min(width, int((values > 1e-9 * values[-1]).sum()))]
+    weighted = vectors[:, best] * values[best].sqrt()
+    for (name, adapter), part in zip(adapters.items(), weighted.split([len(roots[name]) for name in adapters]), strict=True):
+        assert isinstance(adapter, FusionAdapter)
+        linear = roots[name] @ part
+        adapter.set_linear(linear.T, -means[name] @ linear)
 
 
 def _inverse_root(centred: Tensor, ridge: float) -> Tensor:

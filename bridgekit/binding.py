@@ -1,0 +1,180 @@
+"""`bind`: a trained bridge takes in one more modality, and its other sides stay as they are."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridgekit.alignment import (
+    Alignment,
+    check_variety,
+    checkpoint_of,
+    fingerprint_of,
+    heat_maps,
+    story_of,
+    unseen_item,
+)
+from bridgekit.bridge import Bridge, Side, check_free
+from bridgekit.encoders import resolve_device
+from bridgekit.errors import BridgekitError
+from bridgekit.evaluation import EncodedPairs, encode_pairs, evaluate_splits
+from bridgekit.fitting import baselines, measure_gap, train_encoded
+from bridgekit.pairs import Pairs, read_pairs, split_pairs, table_modalities
+from bridgekit.pictures import training_curves
+from bridgekit.plugins import encoder_name, load_encoder
+from bridgekit.progress import progress_bars
+
+
+def bind(
+    bridge: str | Path,
+    add: str,
+    pairs: str | Path | Pairs,
+    *,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    strict: bool = False,
+    resume: bool = True,
+    progress: bool = True,
+) -> Bridge:
+    """Add a modality to a trained bridge whose other sides stay as they are, byte for byte.
+
+    An adapter for the new modality is trained onto the embeddings that the bridge gives the items beside it. Modalities that
+    the new one has no pairs with meet it all the same, through those that it has.
+
+    Arguments:
+        bridge: the folder of a bridge.
+        add: a modality (its default encoder is taken) or an encoder, `provider:model`.
+        pairs: as for `align`: a table with a column for the new modality and one for any of the bridge's.
+        out: where to write the larger bridge; by default in place of the old one, whose conditioners and pictures stay.
+        seed, device, strict, resume, progress: as for `align`. The hyperparameters are those that the bridge was trained with.
+
+    Returns:
+        the larger bridge, saved, with figures for the new modality beside those it had.
+
+    Raises:
+        BridgekitError: anything that the caller can mend; the message says how.
+    """
+    return run_binding(
+        bridge, add, pairs, out=out, seed=seed, device=device, strict=strict, resume=resume, progress=progress
+    ).bridge
+
+
+def run_binding(
+    bridge: str | Path,
+    add: str,
+    pairs: str | Path | Pairs,
+    *,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    strict: bool = False,
+    resume: bool = True,
+    progress: bool = True,
+) -> Alignment:
+    """`bind`, with an account of what was done. Arguments and errors are the same."""
+    started = time.monotonic()
+    device = resolve_device(device)
+    source, folder = Path(bridge), Path(out or bridge)
+    old = Bridge.load(source, device)
+    name = encoder_name(add)
+    encoder = load_encoder(name, device)
+    new = encoder.modality
+    known = [modality for modality in old.sides if modality != new]
+    bound = any(story["modality"] == new for story in old.provenance.get("bound", ()))
+    if new in old.sides and not bound:
+        raise BridgekitError(
+            f"this bridge has a side for {new} already", where=str(source), remedy=f"its modalities are {', '.join(old.sides)}"
+        )
+    partners = [modality for modality in table_modalities(pairs) if modality in known]
+    if not partners:
+        raise BridgekitError(
+            f"the table has no column for any of this bridge's modalities ({', '.join(known)})",
+            where=pairs.source if isinstance(pairs, Pairs) else str(pairs),
+            remedy=f"give pairs of {new} with one of them",
+        )
+    table = pairs if isinstance(pairs, Pairs) else read_pairs(pairs, (*partners, new))
+    encoders = {modality: old.encoder(modality) for modality in partners} | {new: encoder}
+    with progress_bars(progress) as report:
+        encoded = encode_pairs(table, encoders, report, strict=strict)
+        encoded, split = _only_with(new, encoded, np.asarray(split_pairs(encoded.pairs, seed, encoded.ids)))
+        check_variety(encoded)
+        fingerprint = fingerprint_of(
+            encoded,
+            split,
+            sides={modality: asdict(old.sides[modality]) for modality in known},
+            adapters=old.weights_hash(known),
+            encoder=[name, encoder.revision],
+            preset=asdict(old.preset),
+            seed=seed,
+            device=device,
+        )
+        example = unseen_item(encoded, split, new)
+        finished = _bound_before(folder, fingerprint, device) if resume else None
+        if finished:
+            return Alignment(finished, folder, encoded.pairs.set_aside, example, reused=True)
+        if bound:
+            raise BridgekitError(
+                f"{new} was bound to this bridge with other pairs or another seed",
+                where=str(source),
+                remedy="bind it to a copy of the bridge as it was before",
+            )
+        check_free(folder, overwrite=folder == source)
+        fixed = {modality: old.adapters[modality] for modality in partners}
+        preset = replace(old.preset, temperature=old.temperature)
+        trained = train_encoded(
+            encoded,
+            split,
+            preset=preset,
+            seed=seed,
+            fixed=fixed,
+            device=device,
+            checkpoint=checkpoint_of(fingerprint, resume),
+            report=report,
+        )
+        adapter = trained.adapters[new].to(device)
+        story = {
+            "modality": new,
+            **story_of(encoded, split, seed, device, started),
+            "fingerprint": fingerprint,
+            "best_epoch": trained.best_epoch,
+        }
+        larger = replace(
+            old,
+            sides={**old.sides, new: Side(name, encoder.revision, encoder.dim, frozen=False)},
+            adapters={**old.adapters, new: adapter},
+            provenance={**old.provenance, "bound": [*old.provenance.get("bound", ()), story]},
+            _encoders={**old._encoders, new: encoder},
+        )
+        larger = measure_gap(larger, encoded, split)
+        methods = {**baselines(encoded, split, preset=preset, seed=seed, fixed=fixed), "FuseMix": larger.project}
+        records = [
+            record
+            for method, embed in methods.items()
+            for record in evaluate_splits(encoded, split.tolist(), embed, method)
+            if new in record["direction"].split(" → ")
+        ]
+    larger = replace(larger, metrics=[*old.metrics, *records])
+    pictures = {f"training-{new}.png": training_curves(trained.history), **heat_maps(larger, encoded, split)}
+    larger.save(folder, pictures=pictures, overwrite=folder == source, grown_from=source)
+    return Alignment(larger, folder, encoded.pairs.set_aside, example, reused=False)
+
+
+def _only_with(modality: str, encoded: EncodedPairs, split: NDArray[np.str_]) -> tuple[EncodedPairs, NDArray[np.str_]]:
+    """The rows that have an item of the modality: the others have nothing to teach it."""
+    rows = np.flatnonzero(encoded.ids[modality] >= 0)
+    if not len(rows):
+        raise BridgekitError(f"no row has {modality}", where=encoded.pairs.source)
+    ids = {name: each[rows] for name, each in encoded.ids.items()}
+    return EncodedPairs(encoded.pairs.take(rows), encoded.latents, ids, encoded.keys[rows]), split[rows]
+
+
+def _bound_before(folder: Path, fingerprint: str, device: str) -> Bridge | None:
+    if not (folder / "bridge.json").exists():
+        return None
+    bridge = Bridge.load(folder, device)
+    return bridge if any(story["fingerprint"] == fingerprint for story in bridge.provenance.get("bound", ())) else None

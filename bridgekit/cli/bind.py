@@ -1,0 +1,35 @@
+"""`bridgekit bind`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bridgekit.cli.common import print_alignment
+
+
+def command(
+    bridge: Annotated[Path, typer.Argument(help="The bridge's folder.")],
+    add: Annotated[str, typer.Option("--add", help="What to add: a modality, or an encoder as [b]provider:model[/b].")],
+    pairs: Annotated[
+        str, typer.Option(help="A table or source with a column for it and one for any of the bridge's modalities.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Write the larger bridge here and leave the old one. [dim]default: in its place[/dim]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where a row would be set aside.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on from an interrupted run of the same command.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Add a modality to a trained bridge. Its other sides stay as they are.
+
+    Example: [b]bridgekit bind bridges/audio-text --add image --pairs starter:openmoji[/b]
+    """
+    from bridgekit.binding import run_binding
+
+    done = run_binding(bridge, add, pairs, out=out, seed=seed, device=device, strict=strict, resume=resume)
+    print_alignment(done, as_json)

@@ -1,0 +1,174 @@
+"""Three modalities in one space, at once or one after the other; rows may have holes, and what is bound to stays as it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+import torch
+
+from bridgekit import Bridge, BridgekitError, align, bind
+from bridgekit.alignment import run_alignment
+from bridgekit.binding import run_binding
+from bridgekit.evaluation import evaluate_bridge
+from bridgekit.fusion.training import train
+from bridgekit.progress import silent
+from tests.painting import QUICK, Workshop
+from tests.test_training import SMALL, two_views
+from tests.toys import NAMES
+
+pytestmark = pytest.mark.usefixtures("picture_toys")
+
+
+def three_column_table(workshop: Workshop, folder: Path) -> Path:
+    """Clips with their names, names with their pictures, and never a clip with a picture but in the test rows."""
+    lines = ["audio,text,image,split,group"]
+    for name in NAMES:
+        picture = workshop.folder / "seen" / f"{name}.png"
+        lines += [f"{workshop.clip(name, copy)},{name},,{'val' if copy == 4 else 'train'},{name}" for copy in range(5)]
+        lines += [f",{name},{picture},train,{name}"]
+        lines += [f"{workshop.clip(name, 5)},{name},{picture},test,{name}"]
+    table = folder / "three.csv"
+    table.write_text("\n".join(lines), encoding="utf-8")
+    return table
+
+
+def recalls(bridge: Bridge, method: str = "FuseMix") -> dict[str, float]:
+    return {
+        record["direction"]: record["recall@1"]
+        for record in bridge.metrics
+        if record["method"] == method and record["among"] == "split" and record["split"] == "test"
+    }
+
+
+def test_a_table_with_three_columns_and_holes_joins_all_in_every_direction(workshop: Workshop, tmp_path: Path) -> None:
+    done = run_alignment(pairs=three_column_table(workshop, tmp_path), out=tmp_path / "bridge", preset=QUICK, progress=False)
+    assert list(done.bridge.sides) == ["audio", "image", "text"]
+    assert done.set_aside == ()
+    found = recalls(done.bridge)
+    assert set(found) == {f"{a} → {b}" for a, b in permutations(["audio", "image", "text"], 2)}
+    # Clips and pictures had no pairs of their own: they meet through the names.
+    assert found["audio → image"] > 0.7
+    assert min(found.values()) > 0.7
+    assert max(recalls(done.bridge, "untrained").values()) < 0.4
+    assert set(done.bridge.provenance["modality_gap"]) == {"audio, image", "audio, text", "image, text"}
+    assert set(done.bridge.provenance["pair_cosine"]) == {"audio, text"}  # the only pairs that the val rows have
+    assert {"similarity-audio-image.png", "similarity-audio-text.png", "similarity-image-text.png", "training.png"} == {
+        file.name for file in (tmp_path / "bridge").glob("*.png")
+    }
+
+
+def test_named_sides_are_taken_in_their_order_and_the_saved_bridge_evaluates_itself(workshop: Workshop, tmp_path: Path) -> None:
+    table = three_column_table(workshop, tmp_path)
+    trained = align("text", "audio", table, more=["image"], out=tmp_path / "bridge", preset=QUICK, progress=False)
+    loaded = Bridge.load(tmp_path / "bridge")
+    assert list(loaded.sides) == ["text", "audio", "image"]
+    records, _ = evaluate_bridge(loaded, None, None, silent)
+    assert records == [record for record in trained.metrics if record["method"] == "FuseMix"]
+
+
+def test_a_frozen_side_holds_for_all_the_others(workshop: Workshop, tmp_path: Path) -> None:
+    table = three_column_table(workshop, tmp_path)
+    bridge = align(pairs=table, out=tmp_path / "bridge", frozen="text", preset=QUICK, progress=False)
+    assert bridge.dim == bridge.sides["text"].dim
+    assert min(recalls(bridge).values()) > 0.5
+
+
+def test_modalities_that_no_row_joins_are_refused(workshop: Workshop, tmp_path: Path) -> None:
+    lines = ["audio,text,image,depth"] + [f"{workshop.clip(name)},{name},,x" for name in NAMES]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    with pytest.raises(BridgekitError, match="every row has the same image, or none"):
+        align(pairs=tmp_path / "t.csv", out=tmp_path / "bridge", preset=QUICK, progress=False)
+    for number in range(4):
+        lines.append(f"{workshop.clip(NAMES[number], 1)},,{workshop.folder / 'seen' / NAMES[number]}.png,")
+    splits = ["split", *["train"] * len(NAMES), *["test"] * 4]
+    table = "\n".join(f"{split},{line}" for split, line in zip(splits, lines, strict=True))
+    (tmp_path / "t.csv").write_text(table)
+    with pytest.raises(BridgekitError, match="no row to train on joins image with the other modalities"):
+        align(pairs=tmp_path / "t.csv", out=tmp_path / "bridge", preset=QUICK, progress=False)
+
+
+def test_binding_leaves_the_other_sides_as_they_are_to_the_bit(workshop: Workshop, tmp_path: Path) -> None:
+    folder = workshop.bridge(tmp_path / "bridge")
+    (folder / "conditioners").mkdir()
+    (folder / "conditioners" / "some.safetensors").write_bytes(b"fitted before")
+    before = Bridge.load(folder)
+    bound = bind(folder, "image", workshop.folder / "gallery.csv", progress=False)
+    after = Bridge.load(folder)
+    assert list(after.sides) == ["audio", "text", "image"]
+    assert after.weights_hash(["audio", "text"]) == before.weights_hash(["audio", "text"])
+    assert after.temperature == before.temperature
+    assert after.weights_hash(["image"]) == bound.weights_hash(["image"])
+    assert (folder / "conditioners" / "some.safetensors").read_bytes() == b"fitted before"
+    assert {"training.png", "training-image.png"} <= {file.name for file in folder.glob("*.png")}
+    assert list(after.metrics)[: len(before.metrics)] == list(before.metrics)
+    assert {record["direction"] for record in list(after.metrics)[len(before.metrics) :]} == {"text → image", "image → text"}
+    assert "bound later: image" in (folder / "README.md").read_text()
+
+
+def test_a_bound_modality_is_found_by_those_that_it_had_no_pairs_with(workshop: Workshop, tmp_path: Path) -> None:
+    bridge = bind(workshop.bridge(tmp_path / "bridge"), "image", workshop.folder / "gallery.csv", progress=False)
+    pictures = [workshop.folder / "seen" / f"{name}.png" for name in NAMES]
+    found = bridge.search("audio", [workshop.clip(name) for name in NAMES], "image", pictures, 3)
+    hits = sum(any(hit.item == picture for hit in hits) for hits, picture in zip(found, pictures, strict=True))
+    assert hits >= 14  # of 20; by chance 3
+
+
+def test_binding_again_by_the_same_call_does_nothing_and_by_another_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    folder, table = workshop.bridge(tmp_path / "bridge"), workshop.folder / "gallery.csv"
+    assert not run_binding(folder, "image", table, progress=False).reused
+    written = (folder / "adapters.safetensors").read_bytes()
+    assert run_binding(folder, "image", table, progress=False).reused
+    with pytest.raises(BridgekitError, match="image was bound to this bridge with other pairs"):
+        bind(folder, "image", table, seed=1, progress=False)
+    with pytest.raises(BridgekitError, match="has a side for audio already"):
+        bind(folder, "audio", workshop.folder / "pairs.csv", progress=False)
+    assert (folder / "adapters.safetensors").read_bytes() == written
+
+
+def test_binding_elsewhere_leaves_the_old_folder_alone(workshop: Workshop, tmp_path: Path) -> None:
+    folder = workshop.bridge(tmp_path / "bridge")
+    before = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    bind(folder, "image", workshop.folder / "gallery.csv", out=tmp_path / "larger", progress=False)
+    assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
+    assert "image" in Bridge.load(tmp_path / "larger").sides
+    assert run_binding(folder, "image", workshop.folder / "gallery.csv", out=tmp_path / "larger", progress=False).reused
+    with pytest.raises(BridgekitError, match="other settings"):
+        bind(folder, "image", workshop.folder / "gallery.csv", out=tmp_path / "larger", seed=3, progress=False)
+
+
+def test_a_bound_bridge_evaluates_each_side_on_the_table_that_it_came_with(workshop: Workshop, tmp_path: Path) -> None:
+    folder = workshop.bridge(tmp_path / "bridge")
+    bound = bind(folder, "image", workshop.folder / "gallery.csv", progress=False)
+    records, _ = evaluate_bridge(Bridge.load(folder), None, None, silent)
+    assert records == [record for record in bound.metrics if record["method"] == "FuseMix"]
+    assert [set(table.modalities) for table in bound.tables] == [{"audio", "text"}, {"text", "image"}]
+
+
+def test_a_table_that_shares_no_modality_with_the_bridge_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,caption\na.png,b\n")
+    with pytest.raises(BridgekitError, match="no column for any of this bridge's modalities"):
+        bind(workshop.bridge(tmp_path / "bridge"), "image", tmp_path / "t.csv", progress=False)
+
+
+def test_the_loss_counts_each_pair_of_items_once_and_ignores_holes() -> None:
+    """With a third side that is a copy of the second but for holes, training sees the same things as without it."""
+    latents = two_views()
+    rows = {name: torch.arange(200) for name in latents}
+    holes = torch.where(torch.arange(200) < 100, torch.arange(200), torch.tensor(-1))
+    trained = train(
+        {**latents, "c": latents["b"].flip(1)},
+        {**rows, "c": holes},
+        torch.arange(200)[:, None],
+        validate=lambda adapters: {"score": 0.0},
+        preset=replace(SMALL, keep_best=False),
+    )
+    x, y, z = (
+        torch.nn.functional.normalize(trained.adapters[name](matrix[200:]), dim=-1)
+        for name, matrix in {**latents, "c": latents["b"].flip(1)}.items()
+    )
+    right = torch.arange(len(x))
+    assert float(((x @ y.T).argmax(1) == right).float().mean()) > 0.7
+    assert float(((x @ z.T).argmax(1) == right).float().mean()) > 0.6
