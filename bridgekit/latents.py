@@ -171,7 +171,8 @@ def encode_items(
             latents = _encode(encoder, [value for _, value in good])
             finite = latents.isfinite().all(1)
             kept = [digest for (digest, _), fine in zip(good, finite.tolist(), strict=True) if fine]
-            reasons |= {digest: "its latents are not finite numbers" for digest, _ in good if digest not in set(kept)}
+            spoiled = f"its latents are not finite numbers ({_plugin_of(encoder)} gave NaN or infinity)"
+            reasons |= {digest: spoiled for digest, _ in good if digest not in set(kept)}
             if kept:
                 store.write(kept, latents[finite])
             encoded += len(kept)
@@ -238,15 +239,21 @@ def _encode(encoder: Encoder, inputs: list[Any]) -> Tensor:
     except BridgekitError:
         raise
     except Exception as error:
-        raise PluginError(f"encoding failed: {type(error).__name__}: {error}", where=encoder.revision) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise PluginError(f"{_plugin_of(encoder)} failed to encode: {reason}", where=encoder.revision) from error
     if not isinstance(latents, Tensor) or latents.shape != (len(inputs), encoder.dim):
         shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
         raise PluginError(
-            f"the encoder returned {shape} for {len(inputs)} items; its contract is {(len(inputs), encoder.dim)}",
+            f"{_plugin_of(encoder)} returned {shape} for {len(inputs)} items; its contract is {(len(inputs), encoder.dim)}",
             where=encoder.revision,
             remedy="report it to the plugin's author",
         )
     return latents.detach().float().cpu()
+
+
+def _plugin_of(encoder: Encoder) -> str:
+    """The plugin's module: an encoder knows no more of where it comes from."""
+    return f"the plugin {type(encoder).__module__.partition('.')[0]}"
 
 
 def _item(items: Sequence[Item | None], position: int) -> Item:

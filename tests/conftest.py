@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -29,6 +32,32 @@ def esc10() -> Path:
     if not folder.is_dir():
         pytest.skip("the ESC-10 recordings lie beside the project in ../shared/data/esc10, and they are not here")
     return folder
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run the command line in an empty folder, in this process; gives exit code, standard output and standard error."""
+    from bridgekit import PRESETS, cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PRESETS, "default", replace(PRESETS["default"], epochs=15, batch_size=32, shared_dim=16))
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bridgekit", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return code, printed.out, printed.err
+
+    return call
 
 
 def tone(path: Path, hertz: float, seconds: float = 0.4, rate: int = 16_000) -> Path:

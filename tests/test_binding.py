@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -15,6 +16,7 @@ from bridgekit.binding import run_binding
 from bridgekit.evaluation import evaluate_bridge
 from bridgekit.fusion.training import train
 from bridgekit.progress import silent
+from tests.conftest import Run
 from tests.painting import QUICK, Workshop
 from tests.test_training import SMALL, two_views
 from tests.toys import NAMES
@@ -172,3 +174,37 @@ def test_the_loss_counts_each_pair_of_items_once_and_ignores_holes() -> None:
     right = torch.arange(len(x))
     assert float(((x @ y.T).argmax(1) == right).float().mean()) > 0.7
     assert float(((x @ z.T).argmax(1) == right).float().mean()) > 0.6
+
+
+def test_the_command_line_joins_three_binds_and_searches_across(run: Run, workshop: Workshop, tmp_path: Path) -> None:
+    three_column_table(workshop, tmp_path)
+    code, out, _ = run("align", "--pairs", "three.csv", "--a", "audio", "--b", "text", "--c", "image")
+    assert code == 0
+    assert "audio → image" in out
+    assert "Bridge: bridges/audio-text-image" in out
+    workshop.bridge(tmp_path / "bridges" / "two")
+    code, out, _ = run("bind", "bridges/two", "--add", "image", "--pairs", workshop.folder / "gallery.csv", "--json")
+    assert code == 0
+    assert json.loads(out)["provenance"]["bound"][0]["modality"] == "image"
+    code, out, _ = run("info", "bridges/two")
+    assert "bound later: image" in out
+    # A file's ending tells its modality, and text is what is searched unless the user says otherwise.
+    code, out, _ = run("search", workshop.folder / "seen" / "owl.png", "--bridge", "bridges/two", "-k", "1", "--json")
+    assert (code, json.loads(out)[0]["found"][0]["item"]) == (0, "owl")
+    code, out, _ = run("search", workshop.clip("owl"), "--bridge", "bridges/two", "--to", "image", "--json")
+    assert (code, len(json.loads(out)[0]["found"])) == (0, 5)
+    code, out, _ = run("eval", "bridges/two")
+    assert code == 0
+    assert "image → text" in out
+    assert "audio → text" in out
+    code, _, err = run("search", "an owl", "--bridge", "bridges/two")
+    assert code == 2
+    assert "search audio or image?" in err
+
+
+def test_binding_without_a_bridge_or_a_table_is_one_message(run: Run, workshop: Workshop, tmp_path: Path) -> None:
+    code, _, err = run("bind", "nowhere", "--add", "image", "--pairs", "t.csv")
+    assert (code, err.splitlines()[0]) == (2, "bridgekit: there is no such folder")
+    workshop.bridge(tmp_path / "bridges" / "two")
+    code, _, err = run("bind", "bridges/two", "--add", "image", "--pairs", "t.csv")
+    assert (code, err.splitlines()[0]) == (2, "bridgekit: there is no such table of pairs")

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +15,11 @@ import soundfile
 from PIL import Image
 from safetensors.numpy import load_file
 
-from bridgekit import PRESETS, align, cli
+from bridgekit import align
+from tests.conftest import Run
 from tests.toys import tone_table
 
 pytestmark = pytest.mark.usefixtures("toy")
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run the command line in an empty folder, in this process; gives exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(PRESETS, "default", replace(PRESETS["default"], epochs=15, batch_size=32, shared_dim=16))
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["bridgekit", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.err
-        return code, printed.out, printed.err
-
-    return call
 
 
 def test_import_does_not_import_torch_and_neither_does_help() -> None:
@@ -60,7 +38,7 @@ def test_import_does_not_import_torch_and_neither_does_help() -> None:
         assert f"'{heavy}'" not in loaded
 
 
-@pytest.mark.parametrize("verb", ["align", "eval", "embed", "search", "info", "plugins"])
+@pytest.mark.parametrize("verb", ["align", "bind", "eval", "embed", "search", "info", "plugins"])
 def test_every_verb_has_help_with_an_example(run: Run, verb: str) -> None:
     code, out, _ = run(verb, "--help")
     assert code == 0

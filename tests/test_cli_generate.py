@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,42 +12,21 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bridgekit import alignment, cli
+from bridgekit import alignment
 from bridgekit.diffusion import generation
 from bridgekit.diffusion.conditioner import Fit, fit_conditioner
 from bridgekit.hookspecs import ImageGenerator, hookimpl
+from tests.conftest import Run
 from tests.painting import PicturePlugin, Workshop
 from tests.toys import ToyPlugin, install
 
 pytestmark = pytest.mark.usefixtures("picture_toys")
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run the command line in an empty folder, in this process; gives exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
-    fit = Fit(steps=100, batch_size=32, noise=0.2)
-    monkeypatch.setattr(generation, "fit_conditioner", partial(fit_conditioner, fit=fit))
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["bridgekit", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.err
-        return code, printed.out, printed.err
-
-    return call
-
-
-@pytest.fixture
-def ready(run: Run, workshop: Workshop, tmp_path: Path) -> Run:
+def ready(run: Run, workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """`run` where there is a bridge, and clips of an owl, a seal and a fox."""
+    monkeypatch.setattr(generation, "fit_conditioner", partial(fit_conditioner, fit=Fit(steps=100, batch_size=32, noise=0.2)))
     workshop.bridge(tmp_path / "bridges" / "audio-text")
     (tmp_path / "clips").mkdir()
     for name in ("fox", "owl", "seal"):

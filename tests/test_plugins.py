@@ -10,6 +10,7 @@ import torch
 from bridgekit import plugins
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.hookspecs import EncoderProvider, PairSource, hookimpl
+from bridgekit.latents import encode_items
 from bridgekit.plugins import default_pair_source, encoder_name, find_pair_source, load_encoder
 from tests.toys import LetterEncoder, ToneEncoder, ToyPlugin, install
 
@@ -129,3 +130,40 @@ def test_pair_sources_are_found_by_name_and_by_modalities(monkeypatch: pytest.Mo
         find_pair_source("toy:pair")
     with pytest.raises(BridgekitError, match="--pairs"):
         default_pair_source(["text", "image"])
+
+
+class Wrong:
+    """An encoder whose latents are whatever a test says."""
+
+    modality, dim, revision = "text", 3, "odd:wrong@1"
+
+    def __init__(self, latents: object) -> None:
+        self.latents = latents
+
+    def prepare(self, item: str) -> str:
+        return item
+
+    def encode(self, batch: list[str]) -> object:
+        if isinstance(self.latents, Exception):
+            raise self.latents
+        return self.latents
+
+
+@pytest.mark.parametrize(
+    ("latents", "message"),
+    [
+        (torch.zeros(2, 5), r"the plugin tests returned \(2, 5\) for 2 items; its contract is \(2, 3\)"),
+        ([1.0, 2.0], "the plugin tests returned list for 2 items"),
+        (RuntimeError("no memory"), "the plugin tests failed to encode: RuntimeError: no memory"),
+    ],
+)
+def test_an_encoder_that_breaks_its_contract_later_is_named(latents: object, message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        encode_items(Wrong(latents), ["a", "b"])  # type: ignore[arg-type]
+
+
+def test_latents_that_are_not_numbers_cost_their_items_alone_and_the_plugin_is_named() -> None:
+    encoded = encode_items(Wrong(torch.tensor([[1.0, 2, 3], [1, torch.nan, 3]])), ["a", "b"])  # type: ignore[arg-type]
+    assert encoded.matrix.tolist() == [[1, 2, 3]]
+    (reason,) = encoded.failed.values()
+    assert "the plugin tests gave NaN or infinity" in reason
