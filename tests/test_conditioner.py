@@ -97,7 +97,7 @@ def test_the_text_encoders_own_embeddings_of_the_training_captions_come_back(
     count, steps, cosine = FAMILIES[family]
     captions = NAMES[:count]
     # Without noise, since these very captions are what is asked for.
-    fit = Fit(steps=steps, batch_size=min(count, 10), lr=1e-2, noise=0.0, mixed=0.0)
+    fit = Fit(steps=steps, batch_size=min(count, 10), lr=1e-2, noise=0.0)
     fitted = fit_conditioner(bridge, conditioning, captions, fit=fit)
     truth, made = conditioning.encode(captions), fitted(bridge.embed("text", captions))
     assert {name: (tensor.shape, tensor.dtype) for name, tensor in made.items()} == {

@@ -42,7 +42,6 @@ class Fit:
         batch_size: captions in one step.
         lr: peak learning rate of AdamW; cosine down to zero.
         noise: the longest noise added to embeddings of length 1, since those of other modalities only come near.
-        mixed: the share of rows that are a mixture of two captions, on both sides, as in FuseMix.
         captions: at most so many, drawn at random from more.
         seed: of everything random.
     """
@@ -51,7 +50,6 @@ class Fit:
     batch_size: int = 128
     lr: float = 3e-3
     noise: float = 0.25
-    mixed: float = 0.0
     captions: int = 4_096
     seed: int = 0
 
@@ -222,23 +220,22 @@ def fit_conditioner(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fit.seed)
         net = ConditionerNet(bridge.dim, {name: tuple(tensor.shape[1:]) for name, tensor in targets.items()}, masks)
+        net.to(bridge.device)
         optimizer = torch.optim.AdamW(net.parameters(), lr=fit.lr, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, fit.lr, total_steps=fit.steps, pct_start=0.05)
         for step in range(fit.steps):
-            first, second = torch.randint(len(items), (2, fit.batch_size))
-            share = (torch.rand(fit.batch_size) / 2) * (torch.rand(fit.batch_size) < fit.mixed)
-            seen = normalize(embeddings[first].lerp(embeddings[second], share[:, None]), dim=-1)
-            noise = torch.randn_like(seen) * torch.rand(len(seen), 1) * fit.noise / seen.shape[1] ** 0.5
-            made = net(normalize(seen + noise, dim=-1))
-            loss = torch.zeros(())
+            rows = torch.randint(len(items), (fit.batch_size,))
+            noise = torch.randn(fit.batch_size, bridge.dim) * torch.rand(fit.batch_size, 1) * fit.noise / bridge.dim**0.5
+            made = net(normalize(embeddings[rows] + noise, dim=-1).to(bridge.device))
+            loss = torch.zeros((), device=bridge.device)
             for name, tensor in made.items():
-                target = targets[name]
+                # The targets stay on the CPU: thousands of long sequences are more than many a card holds.
+                target = targets[name][rows]
                 if name in masks:
-                    loss = loss + binary_cross_entropy_with_logits(tensor, target[first].float())
+                    loss = loss + binary_cross_entropy_with_logits(tensor, target.float().to(bridge.device))
                     continue
-                wanted = target[first].lerp(target[second], share.view(-1, *[1] * (target.ndim - 1)))
-                error = (tensor - (wanted - mean[name]) / std[name]).square().mean(-1)
-                weight = weights[name][first] * counts[name]
+                error = (tensor - ((target - mean[name]) / std[name]).to(bridge.device)).square().mean(-1)
+                weight = (weights[name][rows] * counts[name]).to(bridge.device)
                 loss = loss + (error * weight).sum() / weight.sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -246,7 +243,7 @@ def fit_conditioner(
             optimizer.step()
             schedule.step()
             report("fitting conditioner", step + 1, fit.steps)
-    net.eval().requires_grad_(False)
+    net.cpu().eval().requires_grad_(False)
     fitted = Conditioner(
         conditioning.kind,
         conditioning.made_of,
