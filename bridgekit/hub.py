@@ -15,7 +15,7 @@ PATIENCE = 10.0
 #: Weights that are read without running code first; the others are fetched only where a repository has none of these.
 SAFE = "*.safetensors"
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.npz", "*.h5", "*.msgpack", "*.onnx")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 
 
 def model_folder(name: str, patterns: Sequence[str], *, plugin: str) -> Path:
@@ -48,10 +48,8 @@ def model_folder(name: str, patterns: Sequence[str], *, plugin: str) -> Path:
     except ImportError as error:
         raise PluginError(f"{plugin} needs huggingface_hub for hub models", remedy="pip install huggingface_hub") from error
     repository, _, revision = name.partition("@")
-    try:
-        return Path(snapshot_download(repository, revision=revision or None, local_files_only=True, allow_patterns=[*patterns]))
-    except (OSError, ValueError):
-        pass  # not in the cache, or not whole
+    if cached := _in_cache(repository, revision or None, patterns):
+        return cached
     try:
         files = HfApi().model_info(repository, revision=revision or None, timeout=PATIENCE).siblings or []
         wanted = needed_files([file.rfilename for file in files], patterns)
@@ -70,6 +68,25 @@ def model_folder(name: str, patterns: Sequence[str], *, plugin: str) -> Path:
             "connect to a network, or give the path of a local folder",
         )
     raise PluginError(f"{plugin} cannot fetch this model: {why}", where=name, remedy=remedy)
+
+
+def _in_cache(repository: str, revision: str | None, patterns: Sequence[str]) -> Path | None:
+    """The model's folder in the hub's cache, if its weights are there: another program may have fetched its config alone."""
+    from huggingface_hub import snapshot_download
+
+    # First without the other weights: where there are safetensors, these were left out, and the folder is whole without them.
+    other = [pattern for pattern in patterns if any(fnmatch(pattern, weights) for weights in _OTHER_WEIGHTS)]
+    safe = [pattern for pattern in patterns if pattern not in other]
+    wants_weights = bool(other) or any(fnmatch(pattern, SAFE) for pattern in patterns)
+    for wanted, weights in ((safe, [SAFE]), ([*patterns], [SAFE, *_OTHER_WEIGHTS])):
+        try:
+            folder = Path(snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=wanted))
+        except (OSError, ValueError):
+            continue  # not in the cache, or not whole
+        found = needed_files((path.relative_to(folder).as_posix() for path in folder.rglob("*")), wanted)
+        if not wants_weights or any(fnmatch(file, pattern) for file in found for pattern in weights):
+            return folder
+    return None
 
 
 def needed_files(files: Iterable[str], patterns: Sequence[str]) -> list[str]:

@@ -19,8 +19,11 @@ from bridgekit_starter.weights import EFFICIENTNET_WEIGHTS
 
 SIZE = 224
 
-#: The side of the square that is looked at, over the image's short side: 224 of 256, as in training.
-CROP = 0.875
+#: What the image's short side is scaled to. The middle 224 of these 256 pixels are looked at, as in training.
+SHORT_SIDE = 256
+
+#: The longest side of a picture over its shortest, of what is scaled.
+LONGEST = 8
 
 
 class ImageEncoder:
@@ -35,7 +38,7 @@ class ImageEncoder:
 
     modality = "image"
     dim = 1280
-    revision = f"starter:image@{EFFICIENTNET_WEIGHTS.sha256[:12]}+bicubic-{SIZE}-v1"
+    revision = f"starter:image@{EFFICIENTNET_WEIGHTS.sha256[:12]}+bicubic-{SIZE}-v2"
 
     def __init__(self, device: str = "cpu") -> None:
         model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
@@ -56,10 +59,15 @@ class ImageEncoder:
             ItemError: the file cannot be read as an image.
         """
         image = read_image(Path(item))
-        side = CROP * min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        # Cutting and resizing in one step; bicubic, as the weights were trained (TensorFlow's own are).
-        square = image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        # All but the middle of a very long picture goes first: scaling it up whole could take gigabytes.
+        spare = [max(0, (side - LONGEST * min(image.size)) // 2) for side in image.size]
+        image = image.crop((spare[0], spare[1], image.width - spare[0], image.height - spare[1]))
+        # Scaled whole and then cut, as timm does: cut half a pixel beside that, a vector moves by up to 0.005 in cosine.
+        # Bicubic, as the weights were trained (TensorFlow's own are).
+        width, height = (int(SHORT_SIDE * side / min(image.size)) for side in image.size)
+        left, top = round((width - SIZE) / 2), round((height - SIZE) / 2)
+        scaled = image.resize((width, height), Image.Resampling.BICUBIC)
+        square = scaled.crop((left, top, left + SIZE, top + SIZE))
         # These weights want (x - 0.5) / 0.5, as TensorFlow's do, not ImageNet's mean and deviation. Tried on scikit-learn's two
         # photographs: the daisy's probability is 0.33 with this and 0.12 with those, which put a lampshade above it.
         pixels = np.asarray(square, dtype=np.float32) / 127.5 - 1

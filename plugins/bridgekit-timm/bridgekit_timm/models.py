@@ -1,0 +1,204 @@
+"""From a name to a timm model with its weights: timm's registry, the hub, a local folder, or a local checkpoint."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import socket
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+
+from bridgekit.errors import PluginError
+from bridgekit.hub import PATIENCE, model_folder
+from bridgekit_timm.checkpoint import load_checkpoint
+
+PLUGIN = "bridgekit-timm"
+
+#: The weights in a repository or folder of timm's, best first: what is read without unpickling.
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A timm model with its weights loaded, and what its vectors depend on.
+
+    Arguments:
+        model: the torch module.
+        architecture: timm's name for it, without a tag.
+        weights: the file that the weights were read from.
+        arguments: what the architecture was built with, other than its defaults.
+    """
+
+    model: Any
+    architecture: str
+    weights: Path
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def open_model(name: str, *, checkpoint: str | None = None, size: int | None = None) -> Model:
+    """Open a timm model.
+
+    Arguments:
+        name: a name in timm's registry, with or without a tag; `org/model` or `hf-hub:org/model`; or the path of a folder
+            with a `config.json` as timm writes it.
+        checkpoint: the path of a file with other weights for a model of the registry.
+        size: the side in pixels of the pictures that it will get, where that is not the usual one.
+
+    Raises:
+        PluginError: there is no such model, or its weights cannot be found, fetched or loaded.
+    """
+    name = name.removeprefix("hf-hub:").removeprefix("local-dir:")
+    where = f"timm:{name}"
+    if "/" in name or (Path(name).is_dir() and not timm.is_model(name)):
+        if checkpoint is not None:
+            raise PluginError(
+                "checkpoint= goes with the name of an architecture, not with a folder or a hub model",
+                where=where,
+                remedy=f"for example timm:resnet50,checkpoint={checkpoint}",
+            )
+        return _from_folder(model_folder(name, ("config.json", *WEIGHTS), plugin=PLUGIN), where, size)
+    config = _registered(name)
+    arguments = _size_arguments(config, size)
+    architecture = name.partition(".")[0]
+    if checkpoint is not None:
+        path = Path(checkpoint).expanduser()
+        model = _create(name, where, pretrained=False, **arguments)
+        load_checkpoint(model, path, config.get("classifier"), where=where)
+    else:
+        path = _published_weights(config, where)
+        model = _create(name, where, pretrained=True, pretrained_cfg_overlay=_read_from(path), **arguments)
+    return Model(model, architecture, path, arguments)
+
+
+def reason(error: Exception) -> str:
+    """An error's message on one short line, with its type where there is none."""
+    text = " ".join(str(error).split())[:300]
+    return text or type(error).__name__
+
+
+def _from_folder(folder: Path, where: str, size: int | None) -> Model:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PluginError(f"{PLUGIN} finds no config.json in this model's folder", where=str(folder)) from None
+    except (OSError, ValueError) as error:
+        raise PluginError(f"this config.json cannot be read: {reason(error)}", where=str(folder / "config.json")) from None
+    architecture = config.get("architecture") if isinstance(config, dict) else None
+    if not isinstance(architecture, str):
+        raise PluginError(
+            "this config.json names no timm architecture",
+            where=str(folder / "config.json"),
+            remedy="use a folder or hub model that timm wrote; for one in transformers' layout use transformers:MODEL",
+        )
+    if not timm.is_model(architecture):
+        raise _unknown(architecture, str(folder / "config.json"))
+    # Older models have all of it on one level.
+    arguments = _size_arguments(config.get("pretrained_cfg", config), size)
+    weights = _weights_in(folder)
+    model = _create(f"local-dir:{folder}", where, pretrained=True, pretrained_cfg_overlay=_read_from(weights), **arguments)
+    return Model(model, architecture, weights, {**config.get("model_args", {}), **arguments})
+
+
+def _weights_in(folder: Path) -> Path:
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    for ending in ("safetensors", "bin", "pth", "pt"):
+        if found := sorted(folder.glob(f"*.{ending}")):
+            if len(found) == 1:
+                return found[0]
+            raise PluginError(
+                f"{PLUGIN} cannot tell which of {len(found)} files has the weights",
+                where=str(folder),
+                remedy=f"keep {WEIGHTS[0]}",
+            )
+    raise PluginError(f"{PLUGIN} finds no weights in this model's folder", where=str(folder), remedy=f"it needs {WEIGHTS[0]}")
+
+
+def _registered(name: str) -> dict[str, Any]:
+    """What timm's registry says of a model of that name: where its weights are, and what pictures they want."""
+    if not timm.is_model(name):
+        raise _unknown(name, f"timm:{name}")
+    try:
+        config = get_pretrained_cfg(name)
+    except RuntimeError:  # the tag is unknown
+        raise _unknown(name, f"timm:{name}") from None
+    return asdict(config) if config else {}
+
+
+def _unknown(name: str, where: str) -> PluginError:
+    architecture = name.partition(".")[0]
+    known = timm.list_pretrained(f"{architecture}.*") if timm.is_model(architecture) else timm.list_models()
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[: 3 if timm.is_model(architecture) else 0]
+    hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_pretrained() has all names"
+    return PluginError(f"{PLUGIN} knows no model {name!r} (timm {timm.__version__})", where=where, remedy=hint)
+
+
+def _size_arguments(config: dict[str, Any], size: int | None) -> dict[str, Any]:
+    """What to build an architecture with for pictures of another size: most take any, and are built as ever."""
+    return {"img_size": size} if size and config.get("fixed_input_size") else {}
+
+
+def _published_weights(config: dict[str, Any], where: str) -> Path:
+    """The file with the weights that timm's registry names, fetched where it is not on this machine yet."""
+    if hub_id := config.get("hf_hub_id"):
+        other = config.get("hf_hub_filename")
+        names = (str(Path(other).with_suffix(".safetensors")), other) if other else WEIGHTS
+        folder = model_folder(hub_id, names, plugin=PLUGIN)
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+        raise PluginError(f"{PLUGIN} finds no weights of this model in {hub_id}", where=where)
+    if url := config.get("url"):
+        return _download(url, where)
+    raise PluginError(
+        "there are no pre-trained weights for this architecture in timm",
+        where=where,
+        remedy="give some: checkpoint=FILE",
+    )
+
+
+def _download(url: str, where: str) -> Path:
+    """A file of weights that is on no hub, kept where timm itself would keep it."""
+    from huggingface_hub import constants
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if path.is_file():
+        return path
+    remedy = "connect to a network, or give the file: checkpoint=FILE"
+    if constants.HF_HUB_OFFLINE:
+        raise PluginError(f"HF_HUB_OFFLINE is set, and these weights are not here yet: {url}", where=where, remedy=remedy)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    begins = re.search(r"-([0-9a-f]{8,})\.", path.name)  # the file's SHA-256, by the custom of torch.hub
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)  # torch would wait for ever
+    try:
+        torch.hub.download_url_to_file(url, str(path), begins and begins[1], progress=False)
+    except (OSError, RuntimeError) as error:
+        raise PluginError(f"{PLUGIN} cannot fetch {url} ({reason(error)})", where=where, remedy=remedy) from None
+    finally:
+        socket.setdefaulttimeout(patience)
+    return path
+
+
+def _read_from(weights: Path) -> dict[str, Any]:
+    """Tells timm to read this file. Its archives of NumPy arrays are for models that have a reader of their own for them."""
+    return {"file": str(weights), "source": None, "custom_load": weights.suffix == ".npz"}
+
+
+def _create(name: str, where: str, **arguments: Any) -> Any:
+    try:
+        return timm.create_model(name, **arguments)
+    except Exception as error:  # from timm, torch, safetensors and the architecture itself
+        file = arguments.get("pretrained_cfg_overlay", {}).get("file")
+        remedy = "give another size=, or none" if "img_size" in arguments else None
+        raise PluginError(
+            f"timm cannot build or load this model: {reason(error)}", where=file or where, remedy=remedy
+        ) from error
