@@ -1,0 +1,90 @@
+"""`clap:CHECKPOINT`: the audio tower of LAION-CLAP, in the space that it shares with the text tower."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from bridgekit.encoders import Item
+from bridgekit.hub import content_revision
+from bridgekit.media import read_audio
+from bridgekit_clap.checkpoints import find_checkpoint, read_weights
+from bridgekit_clap.towers import build_tower, import_laion_clap
+
+SAMPLE_RATE = 48_000
+#: What the tower hears at once: 10 s.
+WINDOW = 10 * SAMPLE_RATE
+#: Windows in one forward pass, so that an hour of sound does not take the memory of an hour.
+WINDOWS_AT_ONCE = 16
+
+
+class AudioEncoder:
+    """A clip as `CLAP_Module.get_audio_embedding_from_filelist` of laion_clap encodes it: projected, scaled to length 1.
+
+    Of a clip longer than 10 s, laion_clap takes 10 s at random. Here it is heard whole: in as few windows of 10 s as cover it,
+    evenly spaced, whose mean is scaled to length 1 again.
+
+    Arguments:
+        checkpoint: the path of a checkpoint, or the name of a published one.
+        device: a torch device.
+
+    Raises:
+        PluginError: there is no such checkpoint, it is not one of LAION-CLAP, or laion_clap cannot be imported.
+    """
+
+    modality = "audio"
+
+    def __init__(self, checkpoint: str, device: str = "cpu") -> None:
+        file = find_checkpoint(checkpoint)
+        model, config = build_tower("audio", read_weights(file), file)
+        settings = ("audio", "int16", "repeatpad", "mean of even 10 s windows", version("laion-clap"))
+        self.revision = f"clap:audio@{content_revision([file], *settings)}"
+        self.dim: int = model.audio_projection[-1].out_features
+        self._config = config["audio_cfg"]
+        self._package = import_laion_clap().hook
+        self._model = model.to(device)
+
+    def prepare(self, item: Item) -> Tensor:
+        """The clip's windows, float32 of shape (windows, 480000): mono, 48 kHz, rounded to 16 bit as in training.
+
+        A clip shorter than 10 s is repeated as often as it fits in whole, then padded with zeros.
+
+        Raises:
+            ItemError: the file cannot be read as audio.
+        """
+        package = self._package
+        wave = package.int16_to_float32(package.float32_to_int16(read_audio(Path(item), SAMPLE_RATE)))
+        return torch.stack([self._filled(window) for window in split_windows(torch.from_numpy(wave))])
+
+    def _filled(self, window: Tensor) -> Tensor:
+        features = self._package.get_audio_features({}, window, WINDOW, "rand_trunc", "repeatpad", self._config)
+        filled: Tensor = features["waveform"]  # never longer than 10 s, so nothing is cut at random
+        return filled
+
+    @torch.inference_mode()
+    def encode(self, batch: Sequence[Tensor]) -> Tensor:
+        """n prepared clips into a float32 tensor of shape (n, dim), dim 512 in all published ones; its rows have length 1."""
+        if not batch:
+            return torch.zeros(0, self.dim)
+        windows = torch.split(torch.cat(list(batch)), WINDOWS_AT_ONCE)
+        vectors = torch.cat([self._model.get_audio_embedding([{"waveform": window} for window in some]) for some in windows])
+        clips = torch.split(vectors, [len(clip) for clip in batch])
+        return normalize(torch.stack([clip.mean(0) for clip in clips]), dim=-1).cpu()
+
+
+def split_windows(wave: Tensor) -> list[Tensor]:
+    """Samples of shape (n,) as they are, or, beyond 10 s, in as few evenly spaced windows of 10 s as cover them.
+
+    Windows overlap rather than leave a short rest: that would be padded with zeros, and count as much as 10 s of sound.
+    """
+    if len(wave) <= WINDOW:
+        return [wave]
+    count = math.ceil(len(wave) / WINDOW)
+    starts = [(len(wave) - WINDOW) * number // (count - 1) for number in range(count)]
+    return [wave[start : start + WINDOW] for start in starts]
