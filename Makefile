@@ -1,20 +1,29 @@
 # make demo   installs everything into .venv, aligns speech with words, searches, and makes pictures of spoken words
 # make test   installs everything into .venv, then lints, checks types and tests, all without a network
 # make bench  the measurements of benchmarks/, printed and written to benchmarks/RESULTS.md
+# make alone  each plugin in an environment of its own with the core and nothing else of ours, and its tests there
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PLUGINS := plugins/bridgekit-starter
+PLUGINS := $(addprefix plugins/bridgekit-,starter timm transformers template)
+CHECKED := bridgekit plugins/bridgekit-starter/training examples benchmarks $(foreach name,starter timm transformers clap,plugins/bridgekit-$(name)/bridgekit_$(name)) plugins/bridgekit-template/bridgekit_template.py
+# Not in .venv: laion-clap needs numpy below 2.
+CLAP := .venv-clap
 # Offline: any Hugging Face call without a network would retry for minutes.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench alone clean
 
 $(VENV)/.installed: pyproject.toml $(PLUGINS:%=%/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (torch is large; this takes a few minutes the first time)"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]" $(PLUGINS:%=--editable "%[test]")
+	touch $@
+
+$(CLAP)/.installed: pyproject.toml plugins/bridgekit-clap/pyproject.toml
+	test -x $(CLAP)/bin/python || $(PYTHON) -m venv $(CLAP)
+	$(CLAP)/bin/python -m pip install --quiet --editable . --editable "plugins/bridgekit-clap[test]"
 	touch $@
 
 demo: $(VENV)/.installed
@@ -25,15 +34,25 @@ demo: $(VENV)/.installed
 	cd demo && ../$(BIN)/bridgekit generate --audio penguin.wav
 	cd demo && ../$(BIN)/python ../examples/say_it_see_it.py
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed $(CLAP)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy bridgekit plugins/bridgekit-starter/bridgekit_starter plugins/bridgekit-starter/training examples benchmarks
+	$(BIN)/mypy $(CHECKED)
 	# Two workers of one thread each: small tests gain nothing from threads, and threads that outnumber cores wait on each other.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(CLAP)/bin/python -m pytest plugins/bridgekit-clap
+
+alone: $(foreach name,starter timm transformers template clap,.venv-$(name)/.tested)
+
+.venv-%/.tested: FORCE
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --editable . --editable "plugins/bridgekit-$*[test]"
+	OMP_NUM_THREADS=1 $(@D)/bin/python -m pytest plugins/bridgekit-$*
+
+FORCE:
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) .venv-* demo

@@ -89,7 +89,6 @@ PRESETS: dict[str, Preset] = {
         epochs=30,
         lr=3e-3,
         warmup_steps=20,
-        patience=15,
         standardise=True,
         warm_start=0.5,
     ),
@@ -146,7 +145,9 @@ def train(
     """Train fusion adapters so that the latents of two or more modalities meet in one space.
 
     Every row is mixed with another that has the same modalities, by one lambda for all of them. The loss is the symmetric
-    InfoNCE of each pair of modalities over the mixed rows that have both, averaged over all such pairs of items.
+    InfoNCE of each pair of modalities over the mixed rows that have both, averaged over the pairs of modalities. (Weighting
+    them by their rows instead gave less: where 12,000 rows have speech and text and 1,500 text and a picture, recall@1 from
+    speech to pictures was 60 against 66 %, and from pictures to text no better.)
 
     Arguments:
         latents: modality to the distinct items' latents, (m_modality, d_modality).
@@ -266,7 +267,7 @@ def _loss_over_pairs(
     scale: Tensor,
     keys: Tensor,
 ) -> Tensor:
-    """The mean InfoNCE over all pairs of items that mixed rows have.
+    """The mean over pairs of sides of the InfoNCE of the mixed rows that have both.
 
     Arguments:
         joined: the pairs of sides to count.
@@ -275,16 +276,14 @@ def _loss_over_pairs(
         scale: 1 / temperature.
         keys: (m, k, r), see `info_nce`.
     """
-    loss, count = scale * 0, 0
+    losses = []
     for a, b in joined:
         both = there[a] & there[b]
-        rows = int(both.sum())
-        if rows == len(both):
-            loss, count = loss + rows * info_nce(embedded[a], embedded[b], scale, keys), count + rows
-        elif rows:
-            x, y = embedded[a][both[there[a]]], embedded[b][both[there[b]]]
-            loss, count = loss + rows * info_nce(x, y, scale, keys[both]), count + rows
-    return loss / max(1, count)
+        if both.all():
+            losses.append(info_nce(embedded[a], embedded[b], scale, keys))
+        elif both.any():
+            losses.append(info_nce(embedded[a][both[there[a]]], embedded[b][both[there[b]]], scale, keys[both]))
+    return torch.stack(losses).mean() if losses else scale * 0
 
 
 def learning_rate(step: int, total_steps: int, preset: Preset) -> float:
