@@ -29,6 +29,8 @@ from bridgekit.progress import Report, silent
 from bridgekit.retrieval import search
 
 FORMAT = 1
+#: The option of an encoder, and, after `BRIDGEKIT_`, the environment variable, by which code from a model's repository may run.
+TRUST = "TRUST_REMOTE_CODE"
 #: Before a modality, the name of its mean among the tensors.
 MEAN = "mean/"
 
@@ -162,10 +164,18 @@ class Bridge:
         """The side's frozen encoder, opened on first use.
 
         Raises:
-            BridgekitError: the installed encoder is not the one that the bridge was trained on.
+            BridgekitError: the installed encoder is not the one that the bridge was trained on, or it would run code that
+                comes with its weights, and the user has not said that this may be.
         """
         side = self.side(modality)
         if modality not in self._encoders:
+            # A bridge may come from anyone: that its maker trusted some code does not mean that its user does.
+            if TRUST.lower() + "=yes" in side.encoder and os.environ.get(f"BRIDGEKIT_{TRUST}") != "yes":
+                raise BridgekitError(
+                    f"this bridge's encoder for {modality} runs code that comes with its weights",
+                    where=side.encoder,
+                    remedy=f"if you have read that code and trust it, set BRIDGEKIT_{TRUST}=yes",
+                )
             encoder = load_encoder(side.encoder, self.device)
             if encoder.revision != side.revision:
                 raise BridgekitError(

@@ -54,6 +54,17 @@ def test_no_items_give_no_rows() -> None:
     assert untrained().embed("text", []).shape == (0, 8)
 
 
+def test_code_that_the_bridges_maker_trusted_does_not_run_unless_its_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = untrained()
+    named = replace(made.sides["text"], encoder="toy:letters,trust_remote_code=yes")
+    strange = replace(made, sides={**made.sides, "text": named})
+    with pytest.raises(BridgekitError, match="BRIDGEKIT_TRUST_REMOTE_CODE=yes"):
+        strange.embed("text", ["dog"])
+    monkeypatch.setenv("BRIDGEKIT_TRUST_REMOTE_CODE", "yes")
+    with pytest.raises(BridgekitError, match="cannot open"):  # it went on to the plugin, which has no such model
+        strange.embed("text", ["dog"])
+
+
 def test_a_modality_that_it_does_not_have_is_refused() -> None:
     with pytest.raises(BridgekitError, match="audio, text"):
         untrained().embed("image", ["x.png"])

@@ -9,6 +9,8 @@ from bridgekit.errors import PluginError
 from bridgekit.hookspecs import EncoderProvider, ImageGenerator, PairSource, hookimpl
 
 if TYPE_CHECKING:
+    import typer
+
     from bridgekit.diffusion.models import ImageModel
     from bridgekit.encoders import Encoder
 
@@ -55,10 +57,10 @@ def encoder_providers() -> Sequence[EncoderProvider]:
 
 @hookimpl
 def pair_sources() -> Sequence[PairSource]:
-    """`starter:openmoji` (pictures and their names) and `starter:spoken-openmoji` (the names, spoken)."""
-    from bridgekit_starter import openmoji, spoken
+    """`starter:openmoji` (pictures and their names), `starter:spoken-openmoji` (the names, spoken), and both in one."""
+    from bridgekit_starter import openmoji, spoken, spoken_pictures
 
-    return [openmoji.SOURCE, spoken.SOURCE]
+    return [openmoji.SOURCE, spoken.SOURCE, spoken_pictures.SOURCE]
 
 
 def open_generator(device: str) -> ImageModel:
@@ -78,3 +80,11 @@ def image_generators() -> Sequence[ImageGenerator]:
             open_generator,
         )
     ]
+
+
+@hookimpl
+def register_commands(app: typer.Typer) -> None:
+    """`bridgekit starter-export`."""
+    from bridgekit_starter import export
+
+    app.command("starter-export", help=export.command.__doc__, no_args_is_help=True)(export.command)

@@ -16,7 +16,8 @@ def build() -> Pairs:
     the test rows alone.
     """
     speech, drawn = spoken.build(), openmoji.build()
-    assert speech.split and drawn.split
+    assert speech.split
+    assert drawn.split
     picture = dict(zip(drawn.columns["text"], drawn.columns["image"], strict=True))
     rows: list[tuple[Item | None, Item | None, Item | None, str]] = [
         (clip, name, picture[name] if split.startswith("test") else None, split)
