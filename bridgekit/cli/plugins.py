@@ -1,21 +1,30 @@
-"""`bridgekit plugins`."""
+"""`bridgekit plugins` and `bridgekit plugins new`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bridgekit.cli.common import print_json
-from bridgekit.plugins import installed_plugins
+from bridgekit.hookspecs import EncoderProvider
+from bridgekit.plugins import Plugin, installed_plugins
+
+app = typer.Typer(invoke_without_command=True)
 
 
-def command(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
+@app.callback()
+def command(
+    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False
+) -> None:
     """What is installed, what each plugin brings, and why one failed.
 
     Example: [b]bridgekit plugins[/b]
     """
-    found = installed_plugins()
+    if context.invoked_subcommand:
+        return
+    found = [(plugin, *_models(plugin)) for plugin in installed_plugins()]
     if as_json:
         print_json(
             [
@@ -24,8 +33,8 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
                     "package": plugin.package,
                     "encoders": [
                         {"model": f"{provider.name}:{model}", "modalities": list(provider.modalities)}
-                        for provider in plugin.providers
-                        for model in provider.models()
+                        for provider, names in models
+                        for model in names
                     ],
                     "defaults": {
                         modality: f"{provider.name}:{model}"
@@ -36,24 +45,53 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
                     "image_generators": [
                         {"name": generator.name, "description": generator.description} for generator in plugin.generators
                     ],
-                    "problem": plugin.problem,
+                    "problem": problem,
                 }
-                for plugin in found
+                for plugin, models, problem in found
             ]
         )
         return
     if not found:
         print("No plugin is installed. Start with: pip install bridgekit-starter")
-    for plugin in found:
+    for plugin, models, problem in found:
         print(f"{plugin.name} ({plugin.package})")
-        for provider in plugin.providers:
+        for provider, names in models:
             defaults = {model: modality for modality, model in provider.defaults.items()}
             print(f"  encoders for {', '.join(provider.modalities)}:")
-            for model in provider.models():
+            for model in names:
                 print(f"    {provider.name}:{model}" + (f"  (default for {defaults[model]})" if model in defaults else ""))
         for source in plugin.sources:
             print(f"  pairs {source.name}: {source.description}")
         for generator in plugin.generators:
             print(f"  pictures by {generator.name}: {generator.description}")
-        if plugin.problem:
-            print(f"  PROBLEM: {plugin.problem}")
+        if problem:
+            print(f"  PROBLEM: {problem}")
+
+
+def _models(plugin: Plugin) -> tuple[list[tuple[EncoderProvider, list[str]]], str | None]:
+    """Each provider with the names of its models, and the plugin's problem, with those of a `models()` that fails."""
+    named: list[tuple[EncoderProvider, list[str]]] = []
+    problems = [plugin.problem] if plugin.problem else []
+    for provider in plugin.providers:
+        names: list[str] = []
+        try:
+            names += provider.models()
+        except Exception as error:  # a stranger's code
+            problems.append(f"models() of {provider.name!r} failed: {type(error).__name__}: {error}")
+        named.append((provider, names))
+    return named, "; ".join(problems) or None
+
+
+@app.command("new")
+def new(name: Annotated[str, typer.Argument(help="Of the package, like [b]bridgekit-demo[/b] or [b]demo[/b].")]) -> None:
+    """Write a working plugin of your own, to start from, into a new folder here.
+
+    Example: [b]bridgekit plugins new bridgekit-demo[/b]
+    """
+    from bridgekit.scaffold import create_plugin
+
+    written = create_plugin(name, Path())
+    folder, module = written[0].parent, next(path for path in written if path.suffix == ".py")
+    print(f"Written: {', '.join(map(str, written))}")
+    print(f"Next:    pip install -e ./{folder} && bridgekit plugins")
+    print(f'Then:    change what is marked "Yours" in {module}; check it with: pytest {folder}')

@@ -1,0 +1,123 @@
+"""A modality for bridgekit in one module: `motion`, accelerometer traces in CSV files, one column an axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bridgekit.encoders import Encoder, Item
+from bridgekit.errors import ItemError, PluginError
+from bridgekit.hookspecs import EncoderProvider, hookimpl
+from bridgekit.media import read_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AXES = 3
+WINDOW = 32  # samples that a spectrum is taken of
+BANDS = 8
+
+
+class StatisticsEncoder:
+    """Statistics and spectrum of a trace: for each axis, and for the length of the acceleration, 4 + 8 numbers.
+
+    Arguments:
+        device: the torch device to compute on.
+    """
+
+    # Yours: what it encodes, how wide its vectors are, and a name for exactly these numbers. Change `revision` whenever they
+    # change; where there are weights, make it of `bridgekit.hub.content_revision(files)`.
+    modality = "motion"
+    dim = (AXES + 1) * (4 + BANDS)
+    revision = "template:statistics@1"
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def prepare(self, item: Item) -> Tensor:
+        """One file into a trace of shape (samples, AXES). Yours: whatever `encode` takes.
+
+        Raises:
+            ItemError: it is no CSV file of numbers, has another number of columns, or is too short.
+        """
+        import torch
+
+        return torch.tensor(read_trace(Path(item)))
+
+    def encode(self, batch: Sequence[Tensor]) -> Tensor:
+        """Traces into vectors, (n, dim). Yours: here the model runs, under `torch.inference_mode()`."""
+        import torch
+
+        return torch.stack([describe(trace.to(self.device)) for trace in batch])
+
+
+def read_trace(path: Path) -> list[list[float]]:
+    """The rows of a CSV file with a column for each axis, with or without a header.
+
+    Raises:
+        ItemError: as for `StatisticsEncoder.prepare`.
+    """
+    rows: list[list[float]] = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        try:
+            row = [float(cell) for cell in line.split(",")]
+        except ValueError:
+            if number == 1:  # the header
+                continue
+            row = [math.nan]
+        if len(row) != AXES or not all(map(math.isfinite, row)):
+            raise ItemError(
+                f"line {number} is not {AXES} numbers: {line[:40]!r}",
+                where=str(path),
+                remedy=f"save it as CSV with {AXES} columns of numbers, or remove the row",
+            )
+        rows.append(row)
+    if len(rows) < WINDOW:
+        raise ItemError(
+            f"the trace has {len(rows)} samples, and {WINDOW} are the least",
+            where=str(path),
+            remedy="record for longer, or remove the row",
+        )
+    return rows
+
+
+def describe(trace: Tensor) -> Tensor:
+    """A trace of shape (samples, AXES) as one vector of shape (dim,), whatever its length."""
+    import torch
+
+    signals = torch.cat([trace, trace.norm(dim=1, keepdim=True)], dim=1).T  # (AXES + 1, samples)
+    mean, spread = signals.mean(1, keepdim=True), signals.std(1, keepdim=True) + 1e-4
+    standard = (signals - mean) / spread
+    statistics = [mean, spread.log(), standard.pow(3).mean(1, keepdim=True), standard.pow(4).mean(1, keepdim=True).log1p()]
+    windows = signals.unfold(1, WINDOW, WINDOW // 2)  # (AXES + 1, windows, WINDOW), half overlapping
+    windows = (windows - windows.mean(2, keepdim=True)) * torch.hann_window(WINDOW, device=trace.device)
+    power = torch.fft.rfft(windows).abs().square().mean(1)[:, 1:]  # (AXES + 1, WINDOW / 2), without the constant
+    bands = power.unflatten(1, (BANDS, -1)).mean(2)
+    return torch.cat([*statistics, (bands + 1e-6).log()], dim=1).flatten()
+
+
+def open_encoder(model: str, device: str) -> Encoder:
+    """The encoder of that name. Yours: import heavy packages and load weights here, not at the top.
+
+    Raises:
+        PluginError: there is no model of that name.
+    """
+    if model != "statistics":
+        raise PluginError(f"there is no model {model!r}", where=f"template:{model}", remedy="use template:statistics")
+    return StatisticsEncoder(device)
+
+
+@hookimpl
+def encoder_providers() -> Sequence[EncoderProvider]:
+    """Yours: `name:model` is what users write; a default is the model that a modality alone means, as in `--a motion`."""
+    return [
+        EncoderProvider(
+            name="template",
+            modalities=("motion",),
+            open=open_encoder,
+            models=lambda: ["statistics"],
+            defaults={"motion": "statistics"},
+        )
+    ]
