@@ -1,4 +1,4 @@
-# make demo   installs everything into .venv, aligns speech with words, searches, and makes pictures of spoken words
+# make demo   installs everything into .venv, aligns speech with words, binds pictures to them, searches, and draws spoken words
 # make test   installs everything into .venv, then lints, checks types and tests, all without a network
 # make bench  the measurements of benchmarks/, printed and written to benchmarks/RESULTS.md
 # make alone  each plugin in an environment of its own with the core and nothing else of ours, and its tests there
@@ -31,6 +31,8 @@ demo: $(VENV)/.installed
 	cd demo && ../$(BIN)/bridgekit align --a audio --b text --overwrite
 	cd demo && ../$(BIN)/python ../examples/say_words.py penguin "red apple" "fire engine"
 	cd demo && ../$(BIN)/bridgekit search penguin.wav red_apple.wav fire_engine.wav -k 3
+	cd demo && ../$(BIN)/bridgekit bind bridges/audio-text --add image --pairs starter:openmoji
+	cd demo && ../$(BIN)/bridgekit search penguin.wav red_apple.wav fire_engine.wav --to image -k 3
 	cd demo && ../$(BIN)/bridgekit generate --audio penguin.wav
 	cd demo && ../$(BIN)/python ../examples/say_it_see_it.py
 

@@ -368,10 +368,15 @@ def test_other_memory_that_stays_in_use_is_told(monkeypatch: pytest.MonkeyPatch)
 def test_a_cache_that_fills_once_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclass
     class Caches(LetterEncoder):
-        tables: dict[int, Tensor] = field(default_factory=dict)
+        """Keeps a large table from the fifth small batch on, while memory is watched."""
+
+        small: int = 0
+        table: Tensor | None = None
 
         def encode(self, batch: Sequence[Tensor]) -> Tensor:
-            self.tables.setdefault(len(batch), torch.ones(1_000))
+            self.small += len(batch) == 2
+            if self.small == 5:
+                self.table = torch.ones(1 << 20)
             return super().encode(batch)
 
     assert broken_rules(monkeypatch, Caches) == []
