@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from bridgekit.encoders import Encoder, Item
 from bridgekit.errors import ItemError, PluginError
 from bridgekit.hookspecs import EncoderProvider, hookimpl
-from bridgekit.media import read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +58,8 @@ def read_trace(path: Path) -> list[list[float]]:
     Raises:
         ItemError: as for `StatisticsEncoder.prepare`.
     """
+    from bridgekit.media import read_text  # here, as it brings numpy, which `bridgekit --help` does without
+
     rows: list[list[float]] = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
