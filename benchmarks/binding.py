@@ -16,8 +16,6 @@ from torch.nn.functional import normalize
 from bridgekit import PRESETS
 from bridgekit.evaluation import EncodedPairs, split_recall
 from bridgekit.fitting import baselines, train_encoded
-from bridgekit.fusion.adapter import project
-from bridgekit.fusion.training import Trained
 from bridgekit.pairs import Pairs, relation_keys
 
 SEEDS = (0, 1)
@@ -35,16 +33,16 @@ def columns(encoded: EncodedPairs, split: NDArray[np.str_], *modalities: str) ->
     return EncodedPairs(pairs, latents, ids, relation_keys(pairs, ids)), split[rows]
 
 
-def through_names(first: Trained, second: Trained, latents: Mapping[str, Tensor], query: str, sharpness: float) -> Tensor:
-    """Queries in the second bridge's space: the names that the first one expects, weighted by its own softmax.
+def embeddings(adapters: Mapping[str, Adapter], latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each modality's distinct items in the shared space."""
+    return {name: project(adapter, latents[name]) for name, adapter in adapters.items()}
 
-    `sharpness` multiplies that softmax's logits; infinity takes the nearest name alone.
-    """
-    scores = project(first.adapters[query], latents[query]) @ project(first.adapters["text"], latents["text"]).T
-    names = project(second.adapters["text"], latents["text"])
-    if sharpness == np.inf:
-        return names[scores.argmax(1)]
-    return normalize((scores * sharpness / first.temperature).softmax(1) @ names, dim=-1)
+
+def expected(embedded: Mapping[str, Tensor], query: str, temperature: float, names: Tensor | None = None) -> Tensor:
+    """Queries replaced by the names they are expected to belong to, as `Bridge.expected` does; in `names`' space if given."""
+    texts = embedded["text"]
+    weights = (embedded[query] @ texts.T / temperature).softmax(1)
+    return normalize(weights @ (texts if names is None else names), dim=-1)
 
 
 def main() -> str:
@@ -60,19 +58,18 @@ def main() -> str:
         heard = train_encoded(*speech, preset=PRESET, seed=seed)
         seen = train_encoded(*drawn, preset=PRESET, seed=seed)
         bound = train_encoded(*drawn, preset=PRESET, seed=seed, fixed={"text": heard.adapters["text"]})
+        joint = embeddings(both.adapters, latents)
+        later = embeddings({**heard.adapters, "image": bound.adapters["image"]}, latents)
         for query, answer, first, second in (("audio", "image", heard, seen), ("image", "audio", seen, heard)):
+            one, other = embeddings(first.adapters, latents), embeddings(second.adapters, latents)
             ends = {
-                "three at once": {name: project(both.adapters[name], latents[name]) for name in (query, answer)},
-                "image bound later": {
-                    name: project((heard if name == "audio" else bound).adapters[name], latents[name])
-                    for name in (query, answer)
-                },
+                "three at once": joint,
+                "three at once, through the names": {**joint, query: expected(joint, query, both.temperature)},
+                "image bound later": later,
+                "image bound later, through the names": {**later, query: expected(later, query, heard.temperature)},
                 **{
-                    f"two steps, {how}": {
-                        query: through_names(first, second, latents, query, sharpness),
-                        answer: project(second.adapters[answer], latents[answer]),
-                    }
-                    for how, sharpness in (("expected name", 1.0), ("nearest name", np.inf))
+                    f"two bridges, {how}": {query: expected(one, query, temperature, other["text"]), answer: other[answer]}
+                    for how, temperature in (("through the names", first.temperature), ("by the nearest name", 1e-6))
                 },
                 "ridge regression onto the names": {name: linear(name, latents[name]) for name in (query, answer)},
             }
@@ -86,7 +83,7 @@ def main() -> str:
         for query, answer in (("audio", "text"), ("text", "audio"), ("image", "text"), ("text", "image")):
             trained = heard if "audio" in (query, answer) else seen
             for method, alone in (("three at once", both), ("these two alone", trained)):
-                embedded = {name: project(alone.adapters[name], latents[name]) for name in (query, answer)}
+                embedded = embeddings(alone.adapters, latents)
                 rows = np.flatnonzero(split == "test-names")
                 found = split_recall(encoded, embedded, rows, query, answer)
                 key = ("test-names", f"{query} → {answer}", found.candidates)

@@ -16,7 +16,7 @@ from uuid import uuid4
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from bridgekit.card import model_card
 from bridgekit.encoders import TEXT, Encoder, Item, resolve_device
@@ -233,6 +233,20 @@ class Bridge:
         embedded = [self.embed(modality, things) for modality, things in items.items()]
         return embedded[0] @ embedded[-1].T
 
+    def expected(self, vectors: Tensor, among: Tensor, sharpness: float = 1.0) -> Tensor:
+        """What the contrastive model expects embeddings of one modality to belong to, among embeddings of another.
+
+        Arguments:
+            vectors: (n, dim) at unit length.
+            among: (m, dim) at unit length, for example of all captions.
+            sharpness: multiplies the logits of the bridge's own softmax, which are similarities over its temperature.
+
+        Returns:
+            (n, dim) at unit length: for each vector the mean of the others, weighted by that softmax.
+        """
+        weights = (sharpness * vectors @ among.T / self.temperature).softmax(-1)
+        return nn.functional.normalize(weights @ among, dim=-1)
+
     def search(
         self,
         modality: str,
@@ -241,6 +255,7 @@ class Bridge:
         among: Sequence[Item],
         k: int = 10,
         *,
+        through: tuple[str, Sequence[Item]] | None = None,
         report: Report = silent,
     ) -> list[list[Hit]]:
         """The k nearest of some items of one modality to each query of another.
@@ -251,6 +266,8 @@ class Bridge:
             among_modality: the candidates'.
             among: the candidates. Those that cannot be used are left out.
             k: how many hits a query.
+            through: a third modality and items of it, for example `("text", names)`: the query is replaced by what it is
+                expected to belong to among these. Two modalities that had no pairs of their own find each other better so.
             report: told how encoding goes on.
 
         Raises:
@@ -258,6 +275,11 @@ class Bridge:
             BridgekitError: no candidate can be used.
         """
         asked = self.embed(modality, queries, report=report)
+        if through:
+            between = self.embed_usable(*through, report=report).vectors
+            if not len(between):
+                raise BridgekitError(f"there is no usable {through[0]} to search through")
+            asked = self.expected(asked, between)
         candidates = self.embed_usable(among_modality, among, report=report)
         items = [item for position, item in enumerate(among) if position not in candidates.failed]
         if not items:

@@ -54,6 +54,8 @@ def story_lines(story: Mapping[str, Any]) -> list[str]:
     """A bridge's provenance, a line each; a modality that was bound to it later has its own on one line."""
     lines = []
     for key, value in story.items():
+        if key == "modality":  # of a bound side, told before
+            continue
         if key == "bound":
             lines += [f"bound later: {bound['modality']} ({'; '.join(story_lines(bound))})" for bound in value]
         elif key != "fingerprint":

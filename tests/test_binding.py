@@ -118,6 +118,26 @@ def test_a_bound_modality_is_found_by_those_that_it_had_no_pairs_with(workshop: 
     assert hits >= 14  # of 20; by chance 3
 
 
+def test_the_expected_item_is_the_softmax_weighted_mean(workshop: Workshop, tmp_path: Path) -> None:
+    bridge = Bridge.load(workshop.bridge(tmp_path / "bridge"))
+    queries, names = bridge.embed("audio", [workshop.clip(name) for name in NAMES[:3]]), bridge.embed("text", NAMES)
+    weights = torch.exp(queries.double() @ names.double().T / bridge.temperature)
+    mean = (weights / weights.sum(1, keepdim=True)) @ names.double()
+    expected = (mean / mean.norm(dim=1, keepdim=True)).float()
+    torch.testing.assert_close(bridge.expected(queries, names), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_modalities_without_pairs_of_their_own_meet_better_through_a_third(workshop: Workshop, tmp_path: Path) -> None:
+    bridge = bind(workshop.bridge(tmp_path / "bridge"), "image", workshop.folder / "gallery.csv", progress=False)
+    pictures = [workshop.folder / "seen" / f"{name}.png" for name in NAMES]
+    clips = [workshop.clip(name, 5) for name in NAMES]
+    first = [hits[0].item for hits in bridge.search("audio", clips, "image", pictures, 1, through=("text", NAMES))]
+    direct = [hits[0].item for hits in bridge.search("audio", clips, "image", pictures, 1)]
+    right = sum(found == picture for found, picture in zip(first, pictures, strict=True))
+    assert right >= 16
+    assert right >= sum(found == picture for found, picture in zip(direct, pictures, strict=True))
+
+
 def test_binding_again_by_the_same_call_does_nothing_and_by_another_is_refused(workshop: Workshop, tmp_path: Path) -> None:
     folder, table = workshop.bridge(tmp_path / "bridge"), workshop.folder / "gallery.csv"
     assert not run_binding(folder, "image", table, progress=False).reused
@@ -193,6 +213,11 @@ def test_the_command_line_joins_three_binds_and_searches_across(run: Run, worksh
     assert (code, json.loads(out)[0]["found"][0]["item"]) == (0, "owl")
     code, out, _ = run("search", workshop.clip("owl"), "--bridge", "bridges/two", "--to", "image", "--json")
     assert (code, len(json.loads(out)[0]["found"])) == (0, 5)
+    across = ("search", workshop.clip("owl"), "--bridge", "bridges/two", "--to", "image", "-k", "1")
+    code, out, _ = run(*across, "--through", "text", "--json")
+    assert (code, Path(json.loads(out)[0]["found"][0]["item"]).name) == (0, "owl.png")
+    code, _, err = run(*across, "--through", "image")
+    assert (code, err.splitlines()[0]) == (2, "bridgekit: audio and image cannot meet through image")
     code, out, _ = run("eval", "bridges/two")
     assert code == 0
     assert "image → text" in out

@@ -152,7 +152,9 @@ def print_alignment(done: Alignment, as_json: bool) -> None:
     print_set_aside(done.set_aside)
     story = [bridge.provenance, *bridge.provenance.get("bound", ())][-1]
     print(f"Rows: {', '.join(f'{count:,} {split}' for split, count in story['rows'].items())}.")
-    print_metrics(bridge.metrics, "Recall on rows that training never saw, in %")
+    new = story.get("modality")
+    told = [record for record in bridge.metrics if not new or new in record["direction"].split(" → ")]
+    print_metrics(told, "Recall on rows that training never saw, in %")
     what = "This bridge was made by the same command before; nothing had to be done again" if done.reused else "Bridge"
     print(f"{what}: {done.folder}")
     print(f"Next:   bridgekit search {shlex.quote(str(done.example))} --bridge {shlex.quote(str(done.folder))}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bridgekit.cli.common import find_bridge, other_modality, print_json, query_modality
+from bridgekit.errors import BridgekitError
 
 
 def command(
@@ -25,6 +26,12 @@ def command(
     to: Annotated[
         str | None, typer.Option(help="The modality to search. [dim]default: the other one; of several, text[/dim]")
     ] = None,
+    through: Annotated[
+        str | None,
+        typer.Option(
+            help="A third modality, whose items in the bridge's own pairs stand between: better where the two had no pairs."
+        ),
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many to show for each query.")] = 5,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -41,9 +48,14 @@ def command(
     source = query_modality(opened, queries, from_)
     target = to or other_modality(opened, source)
     opened.side(target)
+    if through in (source, target):
+        raise BridgekitError(f"{source} and {target} cannot meet through {through}", remedy="name a third modality, or none")
     items = read_items(among or opened.table_of(target), target)
+    if through:
+        opened.side(through)
+    between = (through, read_items(opened.table_of(through), through)) if through else None
     with progress_bars() as report:
-        found = opened.search(source, queries, target, items, k, report=report)
+        found = opened.search(source, queries, target, items, k, through=between, report=report)
     if as_json:
         print_json(
             [

@@ -185,8 +185,7 @@ def close_gap(bridge: Bridge, conditioner: Conditioner, modality: str, embedding
         if not {modality, conditioner.made_of} <= set(bridge.means):
             return embeddings
         return normalize(embeddings - bridge.means[modality] + bridge.means[conditioner.made_of], dim=-1)
-    weights = (SHARPNESS * embeddings @ conditioner.embeddings.T / bridge.temperature).softmax(-1)
-    return normalize(weights @ conditioner.embeddings, dim=-1)
+    return bridge.expected(embeddings, conditioner.embeddings, SHARPNESS)
 
 
 def fit_conditioner(
