@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from bridgekit import PRESETS
 from bridgekit.evaluation import EncodedPairs, split_recall
 from bridgekit.fitting import baselines, train_encoded
+from bridgekit.fusion.adapter import Adapter, project
 from bridgekit.pairs import Pairs, relation_keys
 
 SEEDS = (0, 1)
