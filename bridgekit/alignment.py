@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -130,14 +131,16 @@ def run_alignment(
     started = time.monotonic()
     name, chosen = _preset(preset)
     device = resolve_device(device)
-    encoders = _open(_sides(a, b, more, pairs), device)
+    names = _sides(a, b, more, pairs)
+    with progress_bars(progress) as report:
+        encoders = _open(names, device, report)
     if frozen is not None and frozen not in encoders:
         raise BridgekitError(f"{frozen!r} cannot be frozen: it is not a side", remedy=f"use one of {', '.join(encoders)}")
     folder = Path(out) if out is not None else Path("bridges") / "-".join(encoders)
     if not (folder / "bridge.json").exists():
         check_free(folder, overwrite)  # before hours of encoding, not after
 
-    table = _table(pairs, tuple(encoders))
+    table = _table(pairs, tuple(encoders), progress)
     with progress_bars(progress) as report:
         encoded = encode_pairs(table, {modality: encoder for modality, (_, encoder) in encoders.items()}, report, strict=strict)
         split = np.asarray(split_pairs(encoded.pairs, seed, encoded.ids))
@@ -266,8 +269,15 @@ def _sides(a: str | None, b: str | None, more: Sequence[str], pairs: str | Path 
     """
     if a or b or more or pairs is None:
         return [a or "audio", b or TEXT, *more]
-    known = [column for column in table_modalities(pairs) if column in default_modalities() and column != TEXT]
-    return [*(known or ["audio"]), *([TEXT] if len(known) < 2 or TEXT in table_modalities(pairs) else [])]
+    columns = table_modalities(pairs)
+    known = [column for column in columns if column in default_modalities() and column != TEXT]
+    if columns and not known and TEXT not in columns:
+        raise BridgekitError(
+            f"no column of the table is a modality; its columns are {', '.join(f'`{column}`' for column in columns)}",
+            where=pairs.source if isinstance(pairs, Pairs) else str(pairs),
+            remedy=f"rename headers to {', '.join(sorted(default_modalities()))}, or say with --a and --b what the columns are",
+        )
+    return [*(known or ["audio"]), *([TEXT] if len(known) < 2 or TEXT in columns else [])]
 
 
 def _preset(preset: str | Preset) -> tuple[str, Preset]:
@@ -278,26 +288,32 @@ def _preset(preset: str | Preset) -> tuple[str, Preset]:
     return preset, PRESETS[preset]
 
 
-def _open(names: Sequence[str], device: str) -> dict[str, tuple[str, Encoder]]:
+def _open(names: Sequence[str], device: str, report: Report) -> dict[str, tuple[str, Encoder]]:
     opened: dict[str, tuple[str, Encoder]] = {}
-    for name in names:
+    for number, name in enumerate(names):
         full = encoder_name(name)
+        report("opening encoders", number, len(names))
         encoder = load_encoder(full, device)
         if encoder.modality in opened:
             raise BridgekitError(
-                f"two sides are {encoder.modality}", where=", ".join(names), remedy="a bridge joins different modalities"
+                f"two sides are {encoder.modality}", where=", ".join(names), remedy="name different modalities"
             )
         opened[encoder.modality] = (full, encoder)
     return opened
 
 
-def _table(pairs: str | Path | Pairs | None, modalities: tuple[str, ...]) -> Pairs:
+def _table(pairs: str | Path | Pairs | None, modalities: tuple[str, ...], tell: bool) -> Pairs:
     if isinstance(pairs, Pairs):
         missing = [modality for modality in modalities if modality not in pairs.columns]
         if missing:
             raise BridgekitError(f"the table has no column {missing[0]!r}", where=pairs.source)
         return pairs
-    return default_pair_source(modalities).build() if pairs is None else read_pairs(pairs, modalities)
+    if pairs is not None:
+        return read_pairs(pairs, modalities)
+    source = default_pair_source(modalities)
+    if tell:  # it may be large, and its files may have to be made first
+        print(f"Pairs: {source.name} ({source.description}), as no table was named", file=sys.stderr)
+    return source.build()
 
 
 def fingerprint_of(encoded: EncodedPairs, split: NDArray[np.str_], **settings: Any) -> str:

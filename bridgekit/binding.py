@@ -39,6 +39,7 @@ def bind(
     device: str = "auto",
     strict: bool = False,
     resume: bool = True,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> Bridge:
     """Add a modality to a trained bridge whose other sides stay as they are, byte for byte.
@@ -51,6 +52,7 @@ def bind(
         add: a modality (its default encoder is taken) or an encoder, `provider:model`.
         pairs: as for `align`: a table with a column for the new modality and one for any of the bridge's.
         out: where to write the larger bridge; by default in place of the old one, whose conditioners and pictures stay.
+        overwrite: bind a modality anew that was bound before with other pairs, or replace another bridge at `out`.
         seed, device, strict, resume, progress: as for `align`. The hyperparameters are those that the bridge was trained with.
 
     Returns:
@@ -60,7 +62,16 @@ def bind(
         BridgekitError: anything that the caller can mend; the message says how.
     """
     return run_binding(
-        bridge, add, pairs, out=out, seed=seed, device=device, strict=strict, resume=resume, progress=progress
+        bridge,
+        add,
+        pairs,
+        out=out,
+        seed=seed,
+        device=device,
+        strict=strict,
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
     ).bridge
 
 
@@ -74,6 +85,7 @@ def run_binding(
     device: str = "auto",
     strict: bool = False,
     resume: bool = True,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> Alignment:
     """`bind`, with an account of what was done. Arguments and errors are the same."""
@@ -117,13 +129,14 @@ def run_binding(
         finished = _bound_before(folder, fingerprint, device) if resume else None
         if finished:
             return Alignment(finished, folder, encoded.pairs.set_aside, example, reused=True)
-        if bound:
+        if bound and not overwrite:
             raise BridgekitError(
-                f"{new} was bound to this bridge with other pairs or another seed",
+                f"{new} was bound to this bridge before, with other pairs or another seed",
                 where=str(source),
-                remedy="bind it to a copy of the bridge as it was before",
+                remedy="bind it anew with --overwrite; the other sides stay as they are",
             )
-        check_free(folder, overwrite=folder == source)
+        check_free(folder, overwrite or folder == source)
+        old = _without(new, old)
         fixed = {modality: old.adapters[modality] for modality in partners}
         preset = replace(old.preset, temperature=old.temperature)
         trained = train_encoded(
@@ -160,8 +173,25 @@ def run_binding(
         ]
     larger = replace(larger, metrics=[*old.metrics, *records])
     pictures = {f"training-{new}.png": training_curves(trained.history), **heat_maps(larger, encoded, split)}
-    larger.save(folder, pictures=pictures, overwrite=folder == source, grown_from=source)
+    larger.save(folder, pictures=pictures, overwrite=overwrite or folder == source, grown_from=source)
     return Alignment(larger, folder, encoded.pairs.set_aside, example, reused=False)
+
+
+def _without(modality: str, bridge: Bridge) -> Bridge:
+    """The bridge as it was before the modality was bound to it."""
+    stories = [story for story in bridge.provenance.get("bound", ()) if story["modality"] != modality]
+    provenance = {**bridge.provenance, "bound": stories}
+    for key in ("modality_gap", "pair_cosine"):
+        known = provenance.get(key, {})
+        provenance[key] = {pair: value for pair, value in known.items() if modality not in pair.split(", ")}
+    return replace(
+        bridge,
+        sides={name: side for name, side in bridge.sides.items() if name != modality},
+        adapters={name: adapter for name, adapter in bridge.adapters.items() if name != modality},
+        means={name: mean for name, mean in bridge.means.items() if name != modality},
+        metrics=[record for record in bridge.metrics if modality not in record["direction"].split(" → ")],
+        provenance=provenance,
+    )
 
 
 def _only_with(modality: str, encoded: EncodedPairs, split: NDArray[np.str_]) -> tuple[EncodedPairs, NDArray[np.str_]]:

@@ -29,7 +29,7 @@ def model_card(bridge: Bridge, name: str, pictures: Sequence[str]) -> str:
         for modality, side in bridge.sides.items()
     ]
     lines += ["", "## How it was made", ""]
-    lines += [f"- {line}" for line in story_lines(story)]
+    lines += [f"{line[: len(line) - len(line.lstrip())]}- {line.lstrip()}" for line in story_lines(story)]
     lines += [f"- temperature: {bridge.temperature:.4f}"]
     if bridge.metrics:
         lines += ["", "## What it does", "", metrics_table(bridge.metrics), ""]
@@ -51,14 +51,13 @@ def model_card(bridge: Bridge, name: str, pictures: Sequence[str]) -> str:
 
 
 def story_lines(story: Mapping[str, Any]) -> list[str]:
-    """A bridge's provenance, a line each; a modality that was bound to it later has its own on one line."""
+    """A bridge's provenance, a line each; below a modality that was bound to it later stands its own, indented."""
     lines = []
     for key, value in story.items():
-        if key == "modality":  # of a bound side, told before
-            continue
         if key == "bound":
-            lines += [f"bound later: {bound['modality']} ({'; '.join(story_lines(bound))})" for bound in value]
-        elif key != "fingerprint":
+            for bound in value:
+                lines += [f"bound later: {bound['modality']}", *(f"  {line}" for line in story_lines(bound))]
+        elif key not in ("fingerprint", "modality"):
             lines.append(f"{key.replace('_', ' ')}: {_told(value)}")
     return lines
 

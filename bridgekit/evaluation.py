@@ -89,7 +89,9 @@ def encode_pairs(pairs: Pairs, encoders: Mapping[str, Encoder], report: Report, 
     kept = [row for row in range(len(pairs)) if row not in bad]
     if not kept:
         why = f" (row {set_aside[0].row}: {set_aside[0].reason}: {set_aside[0].item})" if set_aside else ""
-        raise BridgekitError(f"no row of the table can be used{why}", where=pairs.source, remedy="mend the files or the paths")
+        blamed = set_aside and "the plugin " in set_aside[0].reason
+        remedy = "report it to the plugin's author" if blamed else "mend the files or the paths"
+        raise BridgekitError(f"no row of the table can be used{why}", where=pairs.source, remedy=remedy)
     usable = pairs.take(kept)
     columns = {modality: usable.columns[modality] for modality in encoders}
     usable = Pairs(columns, usable.source, usable.rows, usable.split, usable.group, set_aside)

@@ -24,6 +24,7 @@ from bridgekit.cache import cache_folder, write_atomically
 from bridgekit.encoders import Encoder, Item
 from bridgekit.errors import BridgekitError, ItemError, PluginError
 from bridgekit.media import content_hash, size_hint
+from bridgekit.plugins import plugin_of
 
 #: Items in one forward pass. A killed run loses at most one such batch.
 BATCH_SIZE = 32
@@ -165,13 +166,15 @@ def encode_items(
     for batch, prepared in _prepare_ahead(encoder, batches, lambda digest: _item(items, first_position[digest])):
         good = [(digest, value) for digest, value in zip(batch, prepared, strict=True) if not isinstance(value, Exception)]
         reasons |= {
-            digest: _reason(value) for digest, value in zip(batch, prepared, strict=True) if isinstance(value, Exception)
+            digest: _reason(value, encoder)
+            for digest, value in zip(batch, prepared, strict=True)
+            if isinstance(value, Exception)
         }
         if good:
             latents = _encode(encoder, [value for _, value in good])
             finite = latents.isfinite().all(1)
             kept = [digest for (digest, _), fine in zip(good, finite.tolist(), strict=True) if fine]
-            spoiled = f"its latents are not finite numbers ({_plugin_of(encoder)} gave NaN or infinity)"
+            spoiled = f"its latents are not finite numbers ({plugin_of(encoder)} gave NaN or infinity)"
             reasons |= {digest: spoiled for digest, _ in good if digest not in set(kept)}
             if kept:
                 store.write(kept, latents[finite])
@@ -240,20 +243,19 @@ def _encode(encoder: Encoder, inputs: list[Any]) -> Tensor:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        raise PluginError(f"{_plugin_of(encoder)} failed to encode: {reason}", where=encoder.revision) from error
+        raise PluginError(
+            f"{plugin_of(encoder)} failed to encode: {reason}",
+            where=encoder.revision,
+            remedy="report it to the plugin's author",
+        ) from error
     if not isinstance(latents, Tensor) or latents.shape != (len(inputs), encoder.dim):
         shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
         raise PluginError(
-            f"{_plugin_of(encoder)} returned {shape} for {len(inputs)} items; its contract is {(len(inputs), encoder.dim)}",
+            f"{plugin_of(encoder)} returned {shape} for {len(inputs)} items; its contract is {(len(inputs), encoder.dim)}",
             where=encoder.revision,
             remedy="report it to the plugin's author",
         )
     return latents.detach().float().cpu()
-
-
-def _plugin_of(encoder: Encoder) -> str:
-    """The plugin's module: an encoder knows no more of where it comes from."""
-    return f"the plugin {type(encoder).__module__.partition('.')[0]}"
 
 
 def _item(items: Sequence[Item | None], position: int) -> Item:
@@ -262,8 +264,11 @@ def _item(items: Sequence[Item | None], position: int) -> Item:
     return item
 
 
-def _reason(error: Exception) -> str:
-    return error.what if isinstance(error, BridgekitError) else f"{type(error).__name__}: {error}"
+def _reason(error: Exception, encoder: Encoder | None = None) -> str:
+    """Why an item cannot be used. What is no ItemError is the plugin's own mistake, not the item's."""
+    if isinstance(error, BridgekitError):
+        return error.what
+    return (f"{plugin_of(encoder)} failed on it: " if encoder else "") + f"{type(error).__name__}: {error}"
 
 
 def _threads() -> int:

@@ -71,34 +71,37 @@ def _loaded() -> tuple[pluggy.PluginManager, tuple[Plugin, ...]]:
 def installed_plugins() -> tuple[Plugin, ...]:
     """Every plugin that is installed and what it brings; broken ones with the reason, which touches no other plugin."""
     manager, loaded = _loaded()
-    found: list[Plugin] = []
-    taken: dict[str, str] = {}
-    for plugin in loaded:
-        if plugin.problem:
-            found.append(plugin)
-            continue
-        problems: list[str] = []
-        unique: dict[type, list[Any]] = {}
-        for hook, kind, what in HOOKS:
+    brought: list[dict[type, list[Any]]] = [{kind: [] for _, kind, _ in HOOKS} for _ in loaded]
+    problems: list[list[str]] = [[plugin.problem] if plugin.problem else [] for plugin in loaded]
+    owners: dict[tuple[type, str], list[int]] = {}
+    for number, plugin in enumerate(loaded):
+        for hook, kind, _ in () if plugin.problem else HOOKS:
             things, trouble = _ask(manager, plugin.name, hook, kind)
-            problems += trouble
-            unique[kind] = []
-            for thing in things:
-                owner = taken.setdefault(f"{what} {thing.name!r}", plugin.name)
-                if owner == plugin.name:
-                    unique[kind].append(thing)
-                else:
-                    problems.append(f"its {what} {thing.name!r} is ignored: plugin {owner!r} already brings one of that name")
-        found.append(
-            replace(
-                plugin,
-                providers=tuple(unique[EncoderProvider]),
-                sources=tuple(unique[PairSource]),
-                generators=tuple(unique[ImageGenerator]),
-                problem="; ".join(problems) or None,
-            )
+            problems[number] += trouble
+            brought[number][kind] = things
+            for name in dict.fromkeys(thing.name for thing in things):
+                owners.setdefault((kind, name), []).append(number)
+    # Of plugins with one name none may have it: an accident of order should not decide whose encoder a bridge is trained on.
+    doubled = {owned: numbers for owned, numbers in owners.items() if len(numbers) > 1}
+    called = {kind: what for _, kind, what in HOOKS}
+    for (kind, name), numbers in doubled.items():
+        for number in numbers:
+            others = " and ".join(loaded[other].package for other in numbers if other != number)
+            problems[number].append(f"its {called[kind]} {name!r} cannot be used, as {others} brings one of that name too")
+
+    def usable(number: int, kind: type) -> tuple[Any, ...]:
+        return tuple(thing for thing in brought[number][kind] if (kind, thing.name) not in doubled)
+
+    return tuple(
+        replace(
+            plugin,
+            providers=usable(number, EncoderProvider),
+            sources=usable(number, PairSource),
+            generators=usable(number, ImageGenerator),
+            problem="; ".join(problems[number]) or None,
         )
-    return tuple(found)
+        for number, plugin in enumerate(loaded)
+    )
 
 
 def forget_plugins() -> None:
@@ -225,12 +228,18 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
     provider_name, model = full.split(":", 1)
     owners = {provider.name: (plugin, provider) for plugin in installed_plugins() for provider in plugin.providers}
     if provider_name not in owners:
-        broken = [plugin for plugin in installed_plugins() if plugin.problem and plugin.name == provider_name]
-        if broken:
-            raise PluginError(f"the plugin {broken[0].package} does not work: {broken[0].problem}", where=full)
+        for broken in installed_plugins():
+            if broken.problem and (broken.name == provider_name or f"encoder provider {provider_name!r}" in broken.problem):
+                raise PluginError(
+                    f"the plugin {broken.package} does not work: {broken.problem}",
+                    where=full,
+                    remedy="install another version of it, or uninstall it (see: bridgekit plugins)",
+                )
         near = _closest(provider_name, owners, "use one of", "see bridgekit plugins")
         # Only names of ours: a mistyped one could be a stranger's package.
         package = f"pip install bridgekit-{provider_name}" if provider_name in OURS else "install the plugin that brings it"
+        if provider_name == "clap":
+            package += " in an environment of its own (it needs numpy below 2)"
         raise PluginError(f"no installed plugin provides {provider_name!r}", where=full, remedy=f"{package}, or {near}")
     plugin, provider = owners[provider_name]
     try:
@@ -241,6 +250,15 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
         raise PluginError(f"the plugin {plugin.package} cannot open {full}: {type(error).__name__}: {error}") from error
     _check_contract(encoder, full, plugin.package)
     return encoder
+
+
+def plugin_of(encoder: Encoder) -> str:
+    """The package and version of the plugin that an encoder comes from, or its module where no entry point tells."""
+    module = type(encoder).__module__.partition(".")[0]
+    for point in entry_points(group=GROUP):
+        if point.dist and point.value.partition(":")[0].partition(".")[0] == module:
+            return f"the plugin {point.dist.name} {point.dist.version}"
+    return f"the plugin {module}"
 
 
 def _check_contract(encoder: object, name: str, package: str) -> None:

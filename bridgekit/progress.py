@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 #: Seconds that work may take before a bar is worth showing.
 PATIENCE = 1.0
+#: Seconds between two lines about one kind of work, where there is no terminal to draw a bar on.
+LINE_SECONDS = 30.0
 
 #: Called with what is going on, how much is done, and of how much.
 Report = Callable[[str, int, int], object]
@@ -17,11 +20,30 @@ def silent(what: str, done: int, total: int) -> None:
     """A report to nobody."""
 
 
+def _lines() -> Report:
+    """A report that prints a line when work goes on for longer than a moment, and again every half minute."""
+    told: dict[str, float] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - told.setdefault(what, now - LINE_SECONDS + PATIENCE) >= LINE_SECONDS:
+            told[what] = now
+            print(f"{what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+
+    return report
+
+
 @contextmanager
 def progress_bars(show: bool = True) -> Iterator[Report]:
-    """A report that shows one bar per kind of work, with rate and time left. Quick work shows none."""
+    """A report that shows one bar per kind of work, with rate and time left. Quick work shows none.
+
+    Where standard error is no terminal, a line now and then takes the bars' place: a log should tell that work goes on.
+    """
     if not show:
         yield silent
+        return
+    if not sys.stderr.isatty():
+        yield _lines()
         return
     from rich.console import Console
     from rich.progress import (

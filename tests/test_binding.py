@@ -78,6 +78,25 @@ def test_a_frozen_side_holds_for_all_the_others(workshop: Workshop, tmp_path: Pa
     assert min(recalls(bridge).values()) > 0.5
 
 
+def test_pairs_of_modalities_that_no_test_row_has_are_told(run: Run, workshop: Workshop, tmp_path: Path) -> None:
+    table = three_column_table(workshop, tmp_path)
+    rows = [line.split(",") for line in table.read_text().splitlines()]
+    # Test rows lose their pictures, and nothing groups them.
+    kept = [[cells[0], cells[1], "" if cells[3] == "test" else cells[2], cells[3]] for cells in rows]
+    table.write_text("\n".join(map(",".join, kept)))
+    code, out, _ = run("align", "--pairs", "three.csv")
+    assert code == 0
+    assert "No test row has both audio and image: how well they find each other was not measured." in out
+
+
+def test_a_table_without_a_column_that_is_a_modality_is_refused_with_its_columns(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("caption,photo\na,b.png\n")
+    code, _, err = run("align", "--pairs", "t.csv")
+    assert code == 2
+    assert "no column of the table is a modality; its columns are `caption`, `photo`" in err
+    assert "audio, image, text" in err
+
+
 def test_modalities_that_no_row_joins_are_refused(workshop: Workshop, tmp_path: Path) -> None:
     lines = ["audio,text,image,depth"] + [f"{workshop.clip(name)},{name},,x" for name in NAMES]
     (tmp_path / "t.csv").write_text("\n".join(lines))
@@ -143,11 +162,22 @@ def test_binding_again_by_the_same_call_does_nothing_and_by_another_is_refused(w
     assert not run_binding(folder, "image", table, progress=False).reused
     written = (folder / "adapters.safetensors").read_bytes()
     assert run_binding(folder, "image", table, progress=False).reused
-    with pytest.raises(BridgekitError, match="image was bound to this bridge with other pairs"):
+    with pytest.raises(BridgekitError, match="image was bound to this bridge before, with other pairs"):
         bind(folder, "image", table, seed=1, progress=False)
     with pytest.raises(BridgekitError, match="has a side for audio already"):
         bind(folder, "audio", workshop.folder / "pairs.csv", progress=False)
     assert (folder / "adapters.safetensors").read_bytes() == written
+
+
+def test_what_was_bound_can_be_bound_anew(workshop: Workshop, tmp_path: Path) -> None:
+    folder, table = workshop.bridge(tmp_path / "bridge"), workshop.folder / "gallery.csv"
+    once = bind(folder, "image", table, seed=1, progress=False)
+    again = bind(folder, "image", table, seed=0, overwrite=True, progress=False)
+    fresh = bind(workshop.bridge(tmp_path / "other"), "image", table, seed=0, progress=False)
+    assert again.weights_hash(["image"]) == fresh.weights_hash(["image"]) != once.weights_hash(["image"])
+    assert again.metrics == fresh.metrics
+    assert len(again.provenance["bound"]) == 1
+    assert again.provenance["modality_gap"] == fresh.provenance["modality_gap"]
 
 
 def test_binding_elsewhere_leaves_the_old_folder_alone(workshop: Workshop, tmp_path: Path) -> None:
@@ -201,13 +231,17 @@ def test_the_command_line_joins_three_binds_and_searches_across(run: Run, worksh
     code, out, _ = run("align", "--pairs", "three.csv", "--a", "audio", "--b", "text", "--c", "image")
     assert code == 0
     assert "audio → image" in out
+    assert "Sides: audio by toy:tone, text by toy:letters, image by patch:mean." in out
     assert "Bridge: bridges/audio-text-image" in out
     workshop.bridge(tmp_path / "bridges" / "two")
     code, out, _ = run("bind", "bridges/two", "--add", "image", "--pairs", workshop.folder / "gallery.csv", "--json")
     assert code == 0
     assert json.loads(out)["provenance"]["bound"][0]["modality"] == "image"
     code, out, _ = run("info", "bridges/two")
-    assert "bound later: image" in out
+    assert "bound later: image\n    pairs: " in out
+    code, out, _ = run("bind", "bridges/two", "--add", "image", "--pairs", workshop.folder / "gallery.csv")
+    assert "nothing had to be done again" in out
+    assert "audio → text" not in out
     # A file's ending tells its modality, and text is what is searched unless the user says otherwise.
     code, out, _ = run("search", workshop.folder / "seen" / "owl.png", "--bridge", "bridges/two", "-k", "1", "--json")
     assert (code, json.loads(out)[0]["found"][0]["item"]) == (0, "owl")

@@ -9,9 +9,12 @@ import torch
 
 from bridgekit import plugins
 from bridgekit.errors import BridgekitError, PluginError
+from bridgekit.evaluation import encode_pairs
 from bridgekit.hookspecs import EncoderProvider, PairSource, hookimpl
 from bridgekit.latents import encode_items
+from bridgekit.pairs import Pairs
 from bridgekit.plugins import default_pair_source, encoder_name, find_pair_source, load_encoder
+from bridgekit.progress import silent
 from tests.toys import LetterEncoder, ToneEncoder, ToyPlugin, install
 
 
@@ -64,11 +67,16 @@ def test_a_hook_that_raises_or_returns_nonsense_is_reported(monkeypatch: pytest.
     assert "EncoderProvider" in str(nonsense.problem)
 
 
-def test_of_two_providers_with_one_name_the_second_is_ignored_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = install(monkeypatch, ToyPlugin(), provider("toy"))
-    assert first.problem is None
-    assert "toy" in str(second.problem)
-    assert second.providers == ()
+def test_of_two_providers_with_one_name_none_is_used_and_both_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = install(monkeypatch, ToyPlugin(), provider("toy"), provider("fine", LetterEncoder()))
+    assert first.providers == second.providers == ()
+    assert "'toy' cannot be used" in str(first.problem)
+    assert "'toy' cannot be used" in str(second.problem)
+    assert third.problem is None
+    with pytest.raises(PluginError, match="brings one of that name too") as caught:
+        load_encoder("toy:letters")
+    assert "uninstall it" in str(caught.value)
+    assert isinstance(load_encoder("fine:x"), LetterEncoder)
 
 
 def test_two_defaults_for_one_modality_ask_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +168,18 @@ class Wrong:
 def test_an_encoder_that_breaks_its_contract_later_is_named(latents: object, message: str) -> None:
     with pytest.raises(PluginError, match=message):
         encode_items(Wrong(latents), ["a", "b"])  # type: ignore[arg-type]
+
+
+def test_a_mistake_in_prepare_is_the_plugins_and_not_the_items() -> None:
+    class Broken(Wrong):
+        def prepare(self, item: str) -> str:
+            raise KeyError("weights")
+
+    encoded = encode_items(Broken(torch.zeros(1, 3)), ["a"])  # type: ignore[arg-type]
+    assert encoded.failed == {0: "the plugin tests failed on it: KeyError: 'weights'"}
+    pairs = Pairs({"text": ("a", "b"), "other": ("c", "d")}, "t.csv", (2, 3))
+    with pytest.raises(BridgekitError, match="report it to the plugin's author"):
+        encode_pairs(pairs, {"text": Broken(0), "other": Broken(0)}, silent)  # type: ignore[dict-item]
 
 
 def test_latents_that_are_not_numbers_cost_their_items_alone_and_the_plugin_is_named() -> None:

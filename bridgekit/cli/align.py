@@ -24,7 +24,10 @@ def command(
     ] = None,
     pairs: Annotated[
         str | None,
-        typer.Option(help="CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a source's name (bridgekit plugins)."),
+        typer.Option(
+            help="CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a source's name (bridgekit plugins). "
+            "[dim]default: what a plugin brings for these sides[/dim]"
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The bridge's folder. [dim]default: bridges/A-B[/dim]")] = None,
     preset: Annotated[

@@ -23,6 +23,9 @@ def command(
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="Fail where a row would be set aside.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on from an interrupted run of the same command.")] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Bind anew what was bound with other pairs, or replace a bridge at --out.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Add a modality to a trained bridge. Its other sides stay as they are.
@@ -31,5 +34,5 @@ def command(
     """
     from bridgekit.binding import run_binding
 
-    done = run_binding(bridge, add, pairs, out=out, seed=seed, device=device, strict=strict, resume=resume)
-    print_alignment(done, as_json)
+    done = run_binding(bridge, add, pairs, out=out, seed=seed, device=device, strict=strict, resume=resume, overwrite=overwrite)
+    print_alignment(done, as_json, bound=True)

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,8 @@ def print_set_aside(rows: Sequence[SetAside]) -> None:
 
 def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
     """Recall figures under a title: for each split, direction and set of candidates, one method a line. Fits 80 columns."""
+    if not metrics:
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -129,14 +132,15 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
             style = "bold" if record["method"] == "FuseMix" and len(records) > 1 else None
             table.add_row(*label, record["method"], *recalls, f"{record['median_rank']:g}", style=style)
     Console().print(table)
-    print("among: how many candidates; first the split's own, then all of the table. linear: ridge regression.")
+    linear = " linear: ridge regression." if any(record["method"] == "linear" for record in metrics) else ""
+    print(f"among: how many candidates; first the split's own, then all of the table.{linear}")
     few = min(record["queries"] for record in metrics)
     if few < 30:
         print(f"The smallest test has only {few} queries: such figures say little.")
 
 
-def print_alignment(done: Alignment, as_json: bool) -> None:
-    """What a run of `align` or `bind` did, and what to try next."""
+def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> None:
+    """What a run of `align`, or of `bind`, did, and what to try next."""
     bridge = done.bridge
     if as_json:
         print_json(
@@ -150,11 +154,17 @@ def print_alignment(done: Alignment, as_json: bool) -> None:
         )
         return
     print_set_aside(done.set_aside)
-    story = [bridge.provenance, *bridge.provenance.get("bound", ())][-1]
+    story = bridge.provenance["bound"][-1] if bound else bridge.provenance
+    sides = story.get("modalities", list(bridge.sides))
+    print(f"Sides: {', '.join(f'{modality} by {bridge.sides[modality].encoder}' for modality in sides)}.")
     print(f"Rows: {', '.join(f'{count:,} {split}' for split, count in story['rows'].items())}.")
-    new = story.get("modality")
-    told = [record for record in bridge.metrics if not new or new in record["direction"].split(" → ")]
+    pairs = [pair for pair in combinations(sides, 2) if not bound or story["modality"] in pair]
+    asked = {frozenset(record["direction"].split(" → ")) for record in bridge.metrics}
+    told = [record for record in bridge.metrics if set(record["direction"].split(" → ")) in map(set, pairs)]
     print_metrics(told, "Recall on rows that training never saw, in %")
+    for a, b in pairs:
+        if {a, b} not in asked:
+            print(f"No test row has both {a} and {b}: how well they find each other was not measured.")
     what = "This bridge was made by the same command before; nothing had to be done again" if done.reused else "Bridge"
     print(f"{what}: {done.folder}")
     print(f"Next:   bridgekit search {shlex.quote(str(done.example))} --bridge {shlex.quote(str(done.folder))}")

@@ -74,7 +74,7 @@ def command(
     """
     written = export_whisper(folder)
     size = sum(file.stat().st_size for file in written.iterdir())
-    print(f"Wrote {written} ({size / 1e6:.0f} MB). Open it as an encoder: transformers:{written}")
+    print(f"Wrote {written} ({size / 1e6:.0f} MB). As starter:audio has it: transformers:{written},layers=3+last")
 
 
 def export_whisper(folder: Path) -> Path:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MODELS = (
     "sentence-transformers/all-MiniLM-L6-v2",
     "BAAI/bge-base-en-v1.5",
-    "intfloat/multilingual-e5-base,prompt=query: ",
+    "intfloat/multilingual-e5-base",
     "Alibaba-NLP/gte-modernbert-base",
     "Qwen/Qwen3-Embedding-0.6B",
     "openai/whisper-base,layers=3+last",
