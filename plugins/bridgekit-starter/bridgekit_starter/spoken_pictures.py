@@ -39,7 +39,7 @@ def build() -> Pairs:
 
 SOURCE = PairSource(
     name="starter:spoken-pictures",
-    description="both of these in one table: spoken names and pictures meet through the names, and together only in test rows",
+    description="16,000 spoken names and 1,870 pictures in one table: they meet through the names, together only in test rows",
     modalities=("audio", "text", "image"),
     build=build,
 )
