@@ -118,8 +118,9 @@ def run_binding(
         fingerprint = fingerprint_of(
             encoded,
             split,
-            sides={modality: asdict(old.sides[modality]) for modality in known},
-            adapters=old.weights_hash(known),
+            # Of the sides that it is bound to alone: what else is bound later does not change this one.
+            sides={modality: asdict(old.sides[modality]) for modality in partners},
+            adapters=old.weights_hash(partners),
             encoder=[name, encoder.revision],
             preset=asdict(old.preset),
             seed=seed,
