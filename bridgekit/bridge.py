@@ -394,7 +394,8 @@ class Bridge:
                 story["metrics"],
                 history,
                 resolve_device(device),
-                {name.removeprefix(MEAN): tensor for name, tensor in tensors.items() if name.startswith(MEAN)},
+                # In the sides' order: safetensors gives its tensors in any.
+                {modality: tensors[MEAN + modality] for modality in sides if MEAN + modality in tensors},
             )
         except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
             raise _damaged(folder, f"{type(error).__name__}: {error}".splitlines()[0]) from error
