@@ -32,7 +32,7 @@ demo: $(VENV)/.installed
 	cd demo && ../$(BIN)/python ../examples/say_words.py penguin "red apple" "fire engine"
 	cd demo && ../$(BIN)/bridgekit search penguin.wav red_apple.wav fire_engine.wav -k 3
 	cd demo && ../$(BIN)/bridgekit bind bridges/audio-text --add image --pairs starter:openmoji
-	cd demo && ../$(BIN)/bridgekit search penguin.wav red_apple.wav fire_engine.wav --to image -k 3
+	cd demo && ../$(BIN)/bridgekit search penguin.wav red_apple.wav fire_engine.wav --to image --through text -k 3
 	cd demo && ../$(BIN)/bridgekit generate --audio penguin.wav
 	cd demo && ../$(BIN)/python ../examples/say_it_see_it.py
 
