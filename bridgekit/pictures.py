@@ -35,7 +35,7 @@ def _png(figure: Any) -> bytes:
     with warnings.catch_warnings():
         # The font lacks some scripts; a box in a label is no matter for the user's terminal.
         warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(buffer, format="png", dpi=120)
+        figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight", pad_inches=0.15)
     return buffer.getvalue()
 
 
