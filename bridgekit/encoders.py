@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +68,10 @@ def split_options(model: str, known: Sequence[str]) -> tuple[str, dict[str, str]
         option, value = part.split("=", 1)
         if option not in known or option in options:
             wrong = "is given twice" if option in options else "is none that this provider knows"
-            raise BridgekitError(f"the option {option!r} {wrong}", where=model, remedy=f"its options are {', '.join(known)}")
+            near = difflib.get_close_matches(option, known, n=1) if option not in known else []
+            guess = f"did you mean {near[0]!r}? " if near else ""
+            remedy = f"{guess}its options are {', '.join(known)}"
+            raise BridgekitError(f"the option {option!r} {wrong}", where=model, remedy=remedy)
         options[option] = value
     return name, options
 

@@ -1,0 +1,39 @@
+"""A model's name carries options that no shell minds."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from bridgekit.encoders import split_options
+from bridgekit.errors import BridgekitError
+
+
+def test_options_stand_behind_commas() -> None:
+    assert split_options("resnet50", ["size"]) == ("resnet50", {})
+    assert split_options("org/model@main,size=224,pooling=avg", ["size", "pooling"]) == (
+        "org/model@main",
+        {"size": "224", "pooling": "avg"},
+    )
+
+
+def test_a_comma_within_a_path_or_a_value_is_no_option() -> None:
+    assert split_options("/my, own/model,checkpoint=/a,b.pth", ["checkpoint"]) == (
+        "/my, own/model",
+        {"checkpoint": "/a,b.pth"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("m,sise=3", r"'sise' is none .*(\n.*)*did you mean 'size'\? its options are size, pooling"),
+        ("m,xyz=3", r"'xyz' is none .*(\n.*)*fix: its options are"),
+        ("m,size=3,size=4", "'size' is given twice"),
+    ],
+)
+def test_a_wrong_option_is_named_with_those_there_are(model: str, message: str) -> None:
+    with pytest.raises(BridgekitError) as caught:
+        split_options(model, ["size", "pooling"])
+    assert re.search(message, str(caught.value))
