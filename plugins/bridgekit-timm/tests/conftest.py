@@ -4,20 +4,15 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from collections.abc import Callable
 from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
-import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from small_timm_models import BuildFolder, FillCache, random_model
 from timm.models import save_for_hf
-
-BuildFolder = Callable[..., Path]
-FillCache = Callable[[str, Path], Path]
 
 
 @pytest.fixture(scope="session")
@@ -47,16 +42,6 @@ def unusable(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Pa
     (folder / "short.png").write_bytes(photographs["china"].read_bytes()[:100_000])
     (folder / "text.jpg").write_text("not a picture")
     return [folder / "empty.png", folder / "short.png", folder / "text.jpg", folder / "missing.png"]
-
-
-def random_model(architecture: str = "test_vit", seed: int = 0, **arguments: Any) -> Any:
-    """A small timm model. Its weights are random, but for nothing in it to be zero or one by default."""
-    torch.manual_seed(seed)
-    model = timm.create_model(architecture, **arguments).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
 
 
 @pytest.fixture

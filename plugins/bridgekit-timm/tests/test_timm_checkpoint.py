@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BuildFolder, random_model
 from safetensors.torch import save_file
+from small_timm_models import BuildFolder, random_model
 
 from bridgekit.errors import PluginError
 from bridgekit.plugins import load_encoder

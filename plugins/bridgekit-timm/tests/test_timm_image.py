@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BuildFolder, random_model
 from PIL import Image
 from safetensors.torch import save_file
+from small_timm_models import BuildFolder, random_model
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from bridgekit_timm import MODELS
-from conftest import BuildFolder, FillCache, random_model
+from small_timm_models import BuildFolder, FillCache, random_model
 from timm.models import get_pretrained_cfg
 
 from bridgekit.errors import BridgekitError, PluginError
