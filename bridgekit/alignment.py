@@ -24,8 +24,8 @@ from bridgekit.cache import cache_folder
 from bridgekit.card import command_line
 from bridgekit.encoders import TEXT, Encoder, Item, resolve_device
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import EncodedPairs, encode_pairs, evaluate_splits, test_splits
-from bridgekit.fitting import baselines, measure_gap, train_encoded
+from bridgekit.evaluation import EncodedPairs, encode_pairs, test_splits
+from bridgekit.fitting import measure, measure_gap, train_encoded
 from bridgekit.fusion.adapter import Adapter, FrozenSide
 from bridgekit.fusion.training import PRESETS, Preset
 from bridgekit.pairs import Pairs, SetAside, read_pairs, split_pairs, table_modalities
@@ -247,11 +247,7 @@ def _fuse(
     provenance = {"best_epoch": trained.best_epoch, "epochs": preset.epochs}
     bridge = Bridge(sides, trained.adapters, preset, trained.temperature, provenance, (), trained.history, device, {}, opened)
     bridge = measure_gap(bridge, encoded, split)
-    methods = {**baselines(encoded, split, preset=preset, seed=seed, fixed=fixed), "FuseMix": bridge.project}
-    records = [
-        record for method, embed in methods.items() for record in evaluate_splits(encoded, split.tolist(), embed, method)
-    ]
-    return replace(bridge, metrics=records)
+    return replace(bridge, metrics=measure(bridge, encoded, split, preset=preset, seed=seed, fixed=fixed))
 
 
 def checkpoint_of(fingerprint: str, resume: bool) -> Path:

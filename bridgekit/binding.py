@@ -21,8 +21,8 @@ from bridgekit.alignment import (
 from bridgekit.bridge import Bridge, Side, check_free
 from bridgekit.encoders import resolve_device
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import EncodedPairs, encode_pairs, evaluate_splits
-from bridgekit.fitting import baselines, measure_gap, train_encoded
+from bridgekit.evaluation import EncodedPairs, encode_pairs, sides_of
+from bridgekit.fitting import measure, measure_gap, train_encoded
 from bridgekit.pairs import Pairs, read_pairs, split_pairs, table_modalities
 from bridgekit.pictures import training_curves
 from bridgekit.plugins import encoder_name, load_encoder
@@ -165,12 +165,10 @@ def run_binding(
             _encoders={**old._encoders, new: encoder},
         )
         larger = measure_gap(larger, encoded, split)
-        methods = {**baselines(encoded, split, preset=preset, seed=seed, fixed=fixed), "FuseMix": larger.project}
         records = [
             record
-            for method, embed in methods.items()
-            for record in evaluate_splits(encoded, split.tolist(), embed, method)
-            if new in record["direction"].split(" → ")
+            for record in measure(larger, encoded, split, preset=preset, seed=seed, fixed=fixed)
+            if new in sides_of(record)
         ]
     larger = replace(larger, metrics=[*old.metrics, *records])
     pictures = {f"training-{new}.png": training_curves(trained.history), **heat_maps(larger, encoded, split)}
@@ -190,7 +188,7 @@ def _without(modality: str, bridge: Bridge) -> Bridge:
         sides={name: side for name, side in bridge.sides.items() if name != modality},
         adapters={name: adapter for name, adapter in bridge.adapters.items() if name != modality},
         means={name: mean for name, mean in bridge.means.items() if name != modality},
-        metrics=[record for record in bridge.metrics if modality not in record["direction"].split(" → ")],
+        metrics=[record for record in bridge.metrics if modality not in sides_of(record)],
         provenance=provenance,
     )
 

@@ -143,6 +143,11 @@ def evaluate_splits(
     return records
 
 
+def sides_of(record: Mapping[str, Any]) -> frozenset[str]:
+    """The two modalities that a record of `evaluate_splits` is about."""
+    return frozenset(record["direction"].split(" → "))
+
+
 def directions(encoded: EncodedPairs, rows: NDArray[np.int64]) -> list[tuple[str, str]]:
     """(query, candidate) modalities for which some rows say who is right: a row that has both, or a group that does."""
     found = []
@@ -224,7 +229,7 @@ def evaluate_bridge(
     for own in bridge.tables:
         found, left_out = _evaluate_table(bridge, read_pairs(own.source, own.modalities), own, splits, report)
         # The table that a modality was bound with tells of that modality; the others may have been trained on its rows.
-        records += [record for record in found if not own.bound or own.bound in record["direction"].split(" → ")]
+        records += [record for record in found if not own.bound or own.bound in sides_of(record)]
         set_aside += left_out
     return records, set_aside
 

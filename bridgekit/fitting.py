@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from bridgekit.baselines import linear, untrained
 from bridgekit.bridge import Bridge
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import Embed, EncodedPairs, directions, split_recall
+from bridgekit.evaluation import Embed, EncodedPairs, directions, evaluate_splits, split_recall
 from bridgekit.fusion.adapter import Adapter, project
 from bridgekit.fusion.training import Preset, Trained, train
 from bridgekit.fusion.warm_start import joining_order
@@ -125,6 +126,20 @@ def baselines(
         "untrained": untrained(latents, rows, preset, seed, fixed),
         "linear": linear(latents, rows, lambda embed: score(embed)["score"], fixed),
     }
+
+
+def measure(
+    bridge: Bridge,
+    encoded: EncodedPairs,
+    split: NDArray[np.str_],
+    *,
+    preset: Preset,
+    seed: int,
+    fixed: Mapping[str, Adapter],
+) -> list[dict[str, Any]]:
+    """Recall on the test splits of untrained adapters, ridge regression and the bridge, as `evaluate_splits` gives it."""
+    methods = {**baselines(encoded, split, preset=preset, seed=seed, fixed=fixed), "FuseMix": bridge.project}
+    return [record for method, embed in methods.items() for record in evaluate_splits(encoded, split.tolist(), embed, method)]
 
 
 def measure_gap(bridge: Bridge, encoded: EncodedPairs, split: NDArray[np.str_]) -> Bridge:

@@ -141,6 +141,8 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
 
 def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> None:
     """What a run of `align`, or of `bind`, did, and what to try next."""
+    from bridgekit.evaluation import sides_of
+
     bridge = done.bridge
     if as_json:
         print_json(
@@ -159,11 +161,11 @@ def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> N
     print(f"Sides: {', '.join(f'{modality} by {bridge.sides[modality].encoder}' for modality in sides)}.")
     print(f"Rows: {', '.join(f'{count:,} {split}' for split, count in story['rows'].items())}.")
     pairs = [pair for pair in combinations(sides, 2) if not bound or story["modality"] in pair]
-    asked = {frozenset(record["direction"].split(" → ")) for record in bridge.metrics}
-    told = [record for record in bridge.metrics if set(record["direction"].split(" → ")) in map(set, pairs)]
+    asked = {sides_of(record) for record in bridge.metrics}
+    told = [record for record in bridge.metrics if sides_of(record) in map(frozenset, pairs)]
     print_metrics(told, "Recall on rows that training never saw, in %")
     for a, b in pairs:
-        if {a, b} not in asked:
+        if frozenset((a, b)) not in asked:
             print(f"No test row has both {a} and {b}: how well they find each other was not measured.")
     what = "This bridge was made by the same command before; nothing had to be done again" if done.reused else "Bridge"
     print(f"{what}: {done.folder}")
