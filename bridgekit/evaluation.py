@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,15 @@ class EncodedPairs:
     latents: Mapping[str, Latents]
     ids: Mapping[str, NDArray[np.int64]]
     keys: NDArray[np.int64]
+
+    def take(self, rows: NDArray[np.int64]) -> EncodedPairs:
+        """Some rows, with the latents of their items alone."""
+        latents, ids = {}, {}
+        for modality, own in self.ids.items():
+            used = np.unique(own[rows][own[rows] >= 0])
+            latents[modality] = replace(self.latents[modality], matrix=self.latents[modality].matrix[torch.from_numpy(used)])
+            ids[modality] = np.where(own[rows] < 0, -1, np.searchsorted(used, own[rows]))
+        return EncodedPairs(self.pairs.take(rows.tolist()), latents, ids, self.keys[rows])
 
     @property
     def group(self) -> NDArray[np.int64] | None:

@@ -83,19 +83,13 @@ def validation(
     if len(rows) > VALIDATION_ROWS:
         rows = np.sort(np.random.default_rng(0).permutation(rows)[:VALIDATION_ROWS])
     asked = [pair for pair in directions(encoded, rows) if not set(pair) <= set(fixed)]
-    # Only the items that validation needs are embedded each time.
-    used = {
-        modality: torch.from_numpy(np.unique(encoded.ids[modality][rows][encoded.ids[modality][rows] >= 0]))
-        for modality in dict.fromkeys(name for pair in asked for name in pair)
-    }
+    small = encoded.take(rows)
+    everyone = np.arange(len(rows))
 
     def measure(embed: Embed) -> dict[str, float]:
-        embedded = {}
-        for modality, items in used.items():
-            vectors = embed(modality, encoded.latents[modality].matrix[items])
-            embedded[modality] = torch.zeros(len(encoded.latents[modality].matrix), vectors.shape[1])
-            embedded[modality][items] = vectors
-        recalls = {(query, answer): split_recall(encoded, embedded, rows, query, answer) for query, answer in asked}
+        names = dict.fromkeys(name for pair in asked for name in pair)
+        embedded = {modality: embed(modality, small.latents[modality].matrix) for modality in names}
+        recalls = {(query, answer): split_recall(small, embedded, everyone, query, answer) for query, answer in asked}
         figures = {"score": sum(recall.mean for recall in recalls.values()) / max(1, len(recalls))}
         for (query, answer), recall in recalls.items():
             figures |= {f"recall@{k} {query} → {answer}": recall.at[k] for k in (1, 10)}

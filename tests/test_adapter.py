@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn.functional import gelu, layer_norm
 
-from bridgekit.fusion.adapter import FrozenSide, FusionAdapter
+from bridgekit.fusion.adapter import Dropout, FrozenSide, FusionAdapter
 
 
 def test_it_computes_residual_blocks_then_layer_norm_and_a_linear_map() -> None:
@@ -41,3 +42,24 @@ def test_dropout_acts_in_training_only() -> None:
 def test_a_frozen_side_is_the_identity() -> None:
     x = torch.randn(3, 8)
     assert torch.equal(FrozenSide(3)(x), x)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.6])
+def test_dropout_drops_its_share_and_keeps_the_expectation_and_passes_gradients_alike(p: float) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(1_000, 257, requires_grad=True)
+    out = Dropout(p)(x)
+    out.sum().backward()
+    assert abs((out == 0).float().mean() - p) < 0.005
+    assert abs(out.mean() - 1) < 0.02
+    assert x.grad is not None
+    assert torch.equal(x.grad, out.detach())
+    # No row and no column is dropped more than the others.
+    assert abs((out == 0).float().mean(0) - p).max() < 0.1
+    assert abs((out == 0).float().mean(1) - p).max() < 0.2
+
+
+def test_dropout_is_the_identity_in_eval_mode_and_where_nothing_is_dropped() -> None:
+    x = torch.rand(5, 3)
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from bridgekit.errors import BridgekitError
-from bridgekit.fusion import training
+from bridgekit.fusion import pieces, training
 from bridgekit.fusion.adapter import FrozenSide, FusionAdapter
 from bridgekit.fusion.training import PRESETS, Preset, Trained, learning_rate, train
 
@@ -144,3 +144,45 @@ def test_the_paper_preset_is_the_released_configuration() -> None:
 def test_the_temperature_stays_within_its_bounds() -> None:
     trained = run(replace(SMALL, temperature=0.5, lr=0.5, warmup_steps=0))
     assert all(0.001 <= record["temperature"] <= 0.5 + 1e-6 for record in trained.history)
+
+
+def test_a_batch_that_does_not_fit_is_embedded_twice_and_trains_to_the_same_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRIDGEKIT_PRECISION", "float32")
+    plain = replace(SMALL, dropout=0.0, epochs=10)
+    calls: list[int] = []
+    forward = FusionAdapter.forward
+
+    def watched(adapter: FusionAdapter, rows: Tensor) -> Tensor:
+        if adapter.training:
+            calls.append(len(rows))
+        return forward(adapter, rows)
+
+    monkeypatch.setattr(FusionAdapter, "forward", watched)
+    whole = run(plain)
+    assert set(calls) == {32}
+    calls.clear()
+    monkeypatch.setattr(pieces, "CPU_ROOM", 10 * pieces.activation_bytes(list(whole.adapters.values())))
+    bounded = run(plain)
+    assert max(calls) == 10, "no more rows at a time than fit"
+    # Three batches an epoch of 32 mixed pairs: four pieces, two sides, each embedded twice.
+    assert len(calls) == 10 * 3 * 4 * 2 * 2
+    for key, value in weights(whole).items():
+        torch.testing.assert_close(weights(bounded)[key], value, rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_is_drawn_again_alike_when_a_piece_is_embedded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    forward = FusionAdapter.forward
+
+    def watched(adapter: FusionAdapter, rows: Tensor) -> Tensor:
+        out = forward(adapter, rows)
+        if adapter.training and out.shape[1] == SMALL.shared_dim:
+            seen.append(out.detach().clone())
+        return out
+
+    monkeypatch.setattr(FusionAdapter, "forward", watched)
+    monkeypatch.setattr(pieces, "CPU_ROOM", 1)
+    run(replace(SMALL, epochs=1, batch_size=8, dropout=0.5))
+    first = seen[: 2 * 2 * 4]
+    once, again = first[:8], first[8:]
+    assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))

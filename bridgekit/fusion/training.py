@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bridgekit.cache import write_atomically
+from bridgekit.distributed import Shares, rank, sum_gradients, told_by_first
 from bridgekit.errors import BridgekitError
 from bridgekit.fusion.adapter import Adapter, FusionAdapter
-from bridgekit.fusion.contrastive import info_nce
+from bridgekit.fusion.contrastive import info_nce, needed_keys
 from bridgekit.fusion.fusemix import LambdaPer, Pairing, draw_lambda, draw_partners, fusemix
+from bridgekit.fusion.pieces import activation_bytes, activation_room, backward_in_pieces, cut, seed_here
 from bridgekit.fusion.warm_start import warm_start
+from bridgekit.precision import fast_products, product_dtype
 
 #: A run that is killed loses at most this many seconds of training.
 CHECKPOINT_SECONDS = 10.0
+#: On a GPU, adapters are compiled for runs of at least this many steps: compiling takes about a minute.
+COMPILE_STEPS = 2_000
 #: The temperature may move between these (FuseMix's released bounds).
 TEMPERATURE_BOUNDS = (0.001, 0.5)
 
@@ -149,8 +155,14 @@ def train(
     them by their rows instead gave less: where 12,000 rows have speech and text and 1,500 text and a picture, recall@1 from
     speech to pictures was 60 against 66 %, and from pictures to text no better.)
 
+    A batch goes through the adapters in pieces, each with random numbers of its own. Where its activations would take more than
+    `activation_room`, only the embeddings are kept, and each piece is embedded again when the loss's gradients for them are
+    known: memory then does not grow with the batch. Where `torchrun` started several processes, each embeds some of the
+    pieces, and the adapters are those of one process, up to rounding, as long as there are no more processes than pieces.
+
     Arguments:
-        latents: modality to the distinct items' latents, (m_modality, d_modality).
+        latents: modality to the distinct items' latents, (m_modality, d_modality). They may be memory-mapped. On a GPU they
+            lie in its memory, in bfloat16 where products run in it.
         rows: modality to n indices into its latents: the training rows, each with two items at least. Negative for a hole.
         keys: (n, k) integers: rows that share one that is not negative belong together and are never each other's negatives.
         validate: from adapters in eval mode to figures; `score` among them is the one that early stopping maximises.
@@ -167,13 +179,9 @@ def train(
 
     Source: FuseMix (arXiv 2312.10144), algorithm 1, there for two modalities.
     """
-    names = list(latents)
     fixed = fixed or {}
-    data = {name: latents[name].to(device) for name in names}
-    index = torch.stack([rows[name] for name in names], 1).to(device)
-    keys = keys.to(device)
     n = len(keys)
-    adapters = new_adapters({name: data[name].shape[1] for name in names}, preset, seed, fixed)
+    adapters = new_adapters({name: matrix.shape[1] for name, matrix in latents.items()}, preset, seed, fixed)
     moving = nn.ModuleDict({name: adapter for name, adapter in adapters.items() if name not in fixed})
     if preset.standardise:
         for name, adapter in moving.items():
@@ -185,27 +193,33 @@ def train(
         adapter.to(device)
     for adapter in fixed.values():
         adapter.eval().requires_grad_(False)
-    # Two fixed sides have nothing to learn from each other.
-    joined = [(a, b) for a, b in combinations(range(len(names)), 2) if not {names[a], names[b]} <= set(fixed)]
-    pattern = ((index >= 0) * 2 ** torch.arange(len(names), device=device)).sum(1)
+    keys = needed_keys(keys).to(device)
     log_scale = nn.Parameter(torch.tensor(math.log(1 / preset.temperature), device=device))
+    parameters = [*moving.parameters(), log_scale]
     optimizer = _optimizer(moving, log_scale, preset)
     batch_size = max(2, min(preset.batch_size, n // preset.min_steps_per_epoch))
     steps_per_epoch = n // batch_size
     total_steps = preset.epochs * steps_per_epoch
     validate_every = max(1, preset.epochs // 50)
+    sides = _Sides.on(device, latents, rows, adapters, compiled=total_steps >= COMPILE_STEPS)
+    # Two fixed sides have nothing to learn from each other.
+    names = list(latents)
+    joined = [(a, b) for a, b in combinations(range(len(names)), 2) if not {names[a], names[b]} <= set(fixed)]
+    row_bytes, room = activation_bytes([adapters[name] for name in moving]), activation_room(device)
 
     state = _State(moving, log_scale, optimizer, preset.keep_best)
     if checkpoint and checkpoint.exists():
         state.load(checkpoint)
     saved = time.monotonic()
 
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device.startswith("cuda") else []):
+    on_gpu = torch.device(device).type == "cuda"
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if on_gpu else []), fast_products(device):
         for epoch in range(state.epoch + 1, preset.epochs + 1):
             if preset.patience and len(state.history) - state.best_index >= preset.patience:
                 break
-            # Each epoch has its own seed, so a run that goes on from a checkpoint draws what the undisturbed one draws.
-            torch.manual_seed(seed * 1_000_003 + epoch)
+            # All that is drawn is drawn from a seed of its own place: a run that goes on from a checkpoint, and a process that
+            # has only some of the pieces, draw what one undisturbed process draws.
+            seed_here(seed, epoch)
             progress = (epoch - 1) / max(1, preset.epochs - 1)
             alpha = preset.alpha + (preset.alpha_end - preset.alpha) * progress
             order = torch.randperm(n, device=device)
@@ -216,23 +230,25 @@ def train(
                 lr = learning_rate(step, total_steps, preset)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
-                first, second = draw_partners(pattern[batch], preset.pairing)
+                seed_here(seed, epoch, step)
+                first, second = draw_partners(sides.pattern[batch], preset.pairing)
                 first, second = batch[first], batch[second]
                 lam = draw_lambda(len(first), alpha, preset.lambda_per, batch.device).expand(len(first), 1)
-                there = (index[first] >= 0).unbind(1)
-                embedded = []
-                for side, name in enumerate(names):
-                    one, other = (data[name][index[part[there[side]], side]] for part in (first, second))
-                    mixed = fusemix(one, other, lam[there[side]])
-                    embedded.append(nn.functional.normalize(adapters[name](mixed), dim=-1))
                 related = _mixed_keys(keys, first, second, preset.alpha > 0)
-                loss = _loss_over_pairs(joined, embedded, there, log_scale.exp(), related)
+                pieces = cut(len(first), room // max(1, row_bytes))
+                embed = [
+                    partial(
+                        sides.embed, (seed, epoch, step, number), *(each[pieces.rows[number]] for each in (first, second, lam))
+                    )
+                    for number in pieces.own
+                ]
+                loss_of = partial(_loss_over_pairs, joined, sides.there(first), pieces.bounds, log_scale, related)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                losses.append(backward_in_pieces(embed, loss_of, keep=row_bytes * len(first) <= room))
+                sum_gradients(parameters)
                 optimizer.step()
                 with torch.no_grad():
                     log_scale.clamp_(*(math.log(1 / bound) for bound in reversed(TEMPERATURE_BOUNDS)))
-                losses.append(loss.detach())
             mean_loss = float(torch.stack(losses).mean())
             if not math.isfinite(mean_loss):
                 raise BridgekitError(
@@ -244,46 +260,122 @@ def train(
             if epoch % validate_every == 0 or epoch == preset.epochs:
                 moving.eval()
                 with torch.no_grad():
-                    figures = dict(validate(adapters))
+                    figures = told_by_first(dict(validate(adapters)) if rank() == 0 else {})
                 state.judge(
                     {"epoch": epoch, "loss": mean_loss, "temperature": math.exp(-log_scale.item()), "lr": lr, **figures}
                 )
-                if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                if checkpoint and rank() == 0 and time.monotonic() - saved > CHECKPOINT_SECONDS:
                     state.save(checkpoint)
                     saved = time.monotonic()
 
     temperature = state.restore_best()
-    if checkpoint:
+    if checkpoint and rank() == 0:
         checkpoint.unlink(missing_ok=True)
     moving.eval().cpu()
     best_epoch = round(state.history[state.best_index - 1]["epoch"])
     return Trained(adapters, temperature, state.history, best_epoch)
 
 
+@dataclass(frozen=True)
+class _Sides:
+    """The latents of all sides, where training runs, and how rows of them become embeddings.
+
+    Arguments:
+        data: for each side its latents, (m, d): one block, so that a batch is one gather.
+        index: (n, sides) each row's place in them, negative for a hole.
+        pattern: (n,) a number for which sides a row has.
+        forward: for each side what mixes and embeds, compiled where that is worth it.
+        dtype: of products.
+    """
+
+    data: Sequence[Tensor]
+    index: Tensor
+    pattern: Tensor
+    forward: Sequence[Callable[..., Tensor]]
+    dtype: torch.dtype
+
+    @classmethod
+    def on(
+        cls,
+        device: str,
+        latents: Mapping[str, Tensor],
+        rows: Mapping[str, Tensor],
+        adapters: Mapping[str, Adapter],
+        compiled: bool,
+    ) -> _Sides:
+        """Bring latents to a device."""
+        dtype, on_gpu = product_dtype(device), torch.device(device).type == "cuda"
+        data = [matrix.to(device, dtype if on_gpu else matrix.dtype) for matrix in latents.values()]
+        index = torch.stack([rows[name] for name in latents], 1).to(device)
+        pattern = ((index >= 0) * 2 ** torch.arange(len(data), device=index.device)).sum(1)
+        plain = [partial(_mix_and_embed, adapters[name]) for name in latents]
+        forward = [torch.compile(each) for each in plain] if on_gpu and compiled else plain
+        return cls(data, index, pattern, forward, dtype)
+
+    def there(self, rows: Tensor) -> list[Tensor] | None:
+        """For each side whether rows have it, (m,); None where the whole table has no holes."""
+        return list((self.index[rows] >= 0).unbind(1)) if self.holes else None
+
+    @cached_property
+    def holes(self) -> bool:
+        """Whether some row lacks a side."""
+        return bool((self.index < 0).any())
+
+    def embed(self, place: tuple[int, ...], first: Tensor, second: Tensor, lam: Tensor) -> list[Tensor]:
+        """For each side the embeddings, at unit length, of those mixed rows that have it.
+
+        Arguments:
+            place: what dropout is seeded by.
+            first, second: (m,) the rows that are mixed.
+            lam: (m, 1).
+        """
+        seed_here(*place)
+        embedded = []
+        for side, (data, forward) in enumerate(zip(self.data, self.forward, strict=True)):
+            one, other, share = self.index[first, side], self.index[second, side], lam
+            if self.holes:
+                here = one >= 0
+                one, other, share = one[here], other[here], share[here]
+            with torch.autocast(data.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                embedded.append(forward(data, one, other, share))
+        return embedded
+
+
+def _mix_and_embed(adapter: Adapter, data: Tensor, one: Tensor, other: Tensor, lam: Tensor) -> Tensor:
+    """Rows of latents mixed with others, as embeddings of unit length in float32."""
+    return nn.functional.normalize(adapter(fusemix(data[one], data[other], lam)).float(), dim=-1)
+
+
 def _loss_over_pairs(
     joined: Sequence[tuple[int, int]],
-    embedded: Sequence[Tensor],
-    there: Sequence[Tensor],
-    scale: Tensor,
+    there: Sequence[Tensor] | None,
+    bounds: Sequence[tuple[int, int]],
+    log_scale: Tensor,
     keys: Tensor,
+    embedded: Sequence[Tensor],
 ) -> Tensor:
     """The mean over pairs of sides of the InfoNCE of the mixed rows that have both.
 
     Arguments:
         joined: the pairs of sides to count.
-        embedded: for each side the embeddings of those of the m mixed rows that have it, in their order.
-        there: for each side (m,) whether a row has it.
-        scale: 1 / temperature.
+        there: for each side (m,) whether a row has it; None where all have all.
+        bounds: for each process its rows.
+        log_scale: the logarithm of 1 / temperature.
         keys: (m, k, r), see `info_nce`.
+        embedded: for each side the embeddings of those of this process's rows that have it, in their order.
     """
+    mine = slice(*bounds[rank()])
     losses = []
     for a, b in joined:
-        both = there[a] & there[b]
-        if both.all():
-            losses.append(info_nce(embedded[a], embedded[b], scale, keys))
-        elif both.any():
-            losses.append(info_nce(embedded[a][both[there[a]]], embedded[b][both[there[b]]], scale, keys[both]))
-    return torch.stack(losses).mean() if losses else scale * 0
+        x, y, related, counts = embedded[a], embedded[b], keys, [stop - start for start, stop in bounds]
+        if there is not None:
+            both = there[a] & there[b]
+            if not both.any():
+                continue
+            x, y = (each[both[mine][there[side][mine]]] for each, side in ((x, a), (y, b)))
+            related, counts = keys[both], [int(both[start:stop].sum()) for start, stop in bounds]
+        losses.append(info_nce(x, y, log_scale.exp(), related, shares=Shares(counts, rank()) if len(bounds) > 1 else None))
+    return torch.stack(losses).mean() if losses else log_scale * 0
 
 
 def learning_rate(step: int, total_steps: int, preset: Preset) -> float:

@@ -1,0 +1,116 @@
+"""A batch of any size in bounded memory: cut into pieces, shared among processes, and embedded again where it must be."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from bridgekit.distributed import rank, world_size
+from bridgekit.fusion.adapter import Adapter, FrozenSide
+
+#: A batch is cut into as many pieces, so that as many processes can share it and still draw the same dropout as one does.
+PIECES = 8
+#: but into none with fewer rows: smaller products would waste the processor.
+SMALLEST_PIECE = 512
+#: On the CPU, activations may take this many bytes; on a GPU this share of its memory.
+CPU_ROOM, GPU_SHARE = 1 << 29, 0.4
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """How a batch is cut.
+
+    Arguments:
+        rows: the pieces, in order: those of the first process, of the second, and so on.
+        own: the numbers of this process's pieces.
+        bounds: for each process the first of its rows and the one after its last.
+    """
+
+    rows: Sequence[slice]
+    own: range
+    bounds: Sequence[tuple[int, int]]
+
+
+def cut(n: int, most_rows: int) -> Pieces:
+    """Cut a batch of n rows into pieces of at most `most_rows`, and share them among the processes."""
+    world = world_size()
+    size = max(1, min(max(SMALLEST_PIECE, math.ceil(n / PIECES)), math.ceil(n / world), most_rows))
+    rows = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+    cuts = [len(rows) * number // world for number in range(world + 1)]
+    edges = [rows[at].start if at < len(rows) else n for at in cuts]
+    return Pieces(rows, range(cuts[rank()], cuts[rank() + 1]), list(pairwise(edges)))
+
+
+def activation_bytes(adapters: Sequence[Adapter]) -> int:
+    """About how many bytes one row's activations take while its gradients are still to come."""
+    numbers = 0
+    for adapter in adapters:
+        if isinstance(adapter, FrozenSide):
+            continue
+        dim = adapter.head.in_features
+        # A block keeps, of its inner width, what goes into GELU, what comes out, its mask and what is left of it.
+        numbers += 3 * dim + adapter.shared_dim + len(adapter.blocks) * 4 * (dim + round(dim * adapter.expansion))
+    return 4 * numbers
+
+
+def activation_room(device: str) -> int:
+    """How many bytes activations may take on a device."""
+    if torch.device(device).type == "cuda":
+        return int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory)
+    return CPU_ROOM
+
+
+def seed_here(*place: int) -> None:
+    """Seed torch by a place in a run (seed, epoch, step, piece): whoever stands there draws the same."""
+    # Torch's generator on the CPU heeds 32 bits.
+    number = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=4).digest(), "big")
+    # Not torch.manual_seed: where CUDA is not in use, it writes down a stack trace for the day that it will be.
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed(number)
+    elif torch.backends.mps.is_available():
+        torch.mps.manual_seed(number)
+
+
+def backward_in_pieces(
+    pieces: Sequence[Callable[[], Sequence[Tensor]]], loss_of: Callable[[Sequence[Tensor]], Tensor], *, keep: bool
+) -> Tensor:
+    """The loss of a batch that comes in pieces; its gradients are added to those of the parameters.
+
+    Arguments:
+        pieces: each gives a piece's embeddings, one tensor a side, and the same ones when it is called again.
+        loss_of: from the embeddings of all pieces, a tensor a side, to a scalar.
+        keep: keep the activations of all pieces. Otherwise those of one piece at a time are in memory, and each piece is
+            embedded twice.
+
+    Source: GradCache (Gao et al., arXiv 2101.06983).
+    """
+    if keep:
+        loss = loss_of(_joined([piece() for piece in pieces]))
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+    with torch.no_grad():
+        parts = [piece() for piece in pieces]
+    embedded = [side.requires_grad_() for side in _joined(parts)]
+    loss = loss_of(embedded)
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradients = [
+        torch.split(torch.zeros_like(side) if side.grad is None else side.grad, [len(part[number]) for part in parts])
+        for number, side in enumerate(embedded)
+    ]
+    del parts
+    for number, piece in enumerate(pieces):
+        moving = [(side, of[number]) for side, of in zip(piece(), gradients, strict=True) if side.requires_grad]
+        if moving:
+            torch.autograd.backward([side for side, _ in moving], [gradient for _, gradient in moving])
+    return loss.detach()
+
+
+def _joined(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return [torch.cat(side) for side in zip(*parts, strict=True)]
