@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from bridgekit.bridge import Bridge, Side, check_free
 from bridgekit.cache import cache_folder
 from bridgekit.card import command_line
+from bridgekit.distributed import first_process_first, joined_processes, rank
 from bridgekit.encoders import TEXT, Encoder, Item, resolve_device
 from bridgekit.errors import BridgekitError
 from bridgekit.evaluation import EncodedPairs, encode_pairs, test_splits
@@ -31,6 +32,7 @@ from bridgekit.fusion.training import PRESETS, Preset
 from bridgekit.pairs import Pairs, SetAside, read_pairs, split_pairs, table_modalities
 from bridgekit.pictures import heat_map, training_curves
 from bridgekit.plugins import default_modalities, default_pair_source, encoder_name, load_encoder
+from bridgekit.precision import product_dtype
 from bridgekit.progress import Report, progress_bars
 
 
@@ -111,6 +113,7 @@ def align(
     ).bridge
 
 
+@joined_processes()
 def run_alignment(
     a: str | None = None,
     b: str | None = None,
@@ -127,11 +130,15 @@ def run_alignment(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Alignment:
-    """`align`, with an account of what was done. Arguments and errors are the same."""
+    """`align`, with an account of what was done. Arguments and errors are the same.
+
+    Where `torchrun` started several processes, they train together; all are given the bridge that the first one saved.
+    """
     started = time.monotonic()
     name, chosen = _preset(preset)
     device = resolve_device(device)
     names = _sides(a, b, more, pairs)
+    progress = progress and rank() == 0
     with progress_bars(progress) as report:
         encoders = _open(names, device, report)
     if frozen is not None and frozen not in encoders:
@@ -140,9 +147,12 @@ def run_alignment(
     if not (folder / "bridge.json").exists():
         check_free(folder, overwrite)  # before hours of encoding, not after
 
-    table = _table(pairs, tuple(encoders), progress)
+    with first_process_first():
+        table = _table(pairs, tuple(encoders), progress)
     with progress_bars(progress) as report:
-        encoded = encode_pairs(table, {modality: encoder for modality, (_, encoder) in encoders.items()}, report, strict=strict)
+        opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
+        with first_process_first():
+            encoded = encode_pairs(table, opened, report, strict=strict)
         split = np.asarray(split_pairs(encoded.pairs, seed, encoded.ids))
         check_variety(encoded)
         fingerprint = fingerprint_of(
@@ -169,8 +179,12 @@ def run_alignment(
         **bridge.provenance,
     }
     bridge = replace(bridge, provenance=provenance)
-    pictures = {"training.png": training_curves(bridge.history), **heat_maps(bridge, encoded, split)}
-    bridge.save(folder, pictures=pictures, overwrite=overwrite)
+    with first_process_first():
+        if rank() == 0:
+            pictures = {"training.png": training_curves(bridge.history), **heat_maps(bridge, encoded, split)}
+            bridge.save(folder, pictures=pictures, overwrite=overwrite)
+        else:
+            bridge = Bridge.load(folder, device)
     return Alignment(bridge, folder, encoded.pairs.set_aside, example, reused=False)
 
 
@@ -246,6 +260,8 @@ def _fuse(
     opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
     provenance = {"best_epoch": trained.best_epoch, "epochs": preset.epochs}
     bridge = Bridge(sides, trained.adapters, preset, trained.temperature, provenance, (), trained.history, device, {}, opened)
+    if rank() > 0:
+        return bridge  # the first process measures and saves for all
     bridge = measure_gap(bridge, encoded, split)
     return replace(bridge, metrics=measure(bridge, encoded, split, preset=preset, seed=seed, fixed=fixed))
 
@@ -325,6 +341,7 @@ def fingerprint_of(encoded: EncodedPairs, split: NDArray[np.str_], **settings: A
         "latents": {modality: latents.fingerprint for modality, latents in encoded.latents.items()},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "products": str(product_dtype(settings["device"])),
         "bridgekit": version("bridgekit"),
         "split": split.tolist(),
     }

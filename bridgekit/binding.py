@@ -19,6 +19,7 @@ from bridgekit.alignment import (
     unseen_item,
 )
 from bridgekit.bridge import Bridge, Side, check_free
+from bridgekit.distributed import first_process_first, joined_processes, rank
 from bridgekit.encoders import resolve_device
 from bridgekit.errors import BridgekitError
 from bridgekit.evaluation import EncodedPairs, encode_pairs, sides_of
@@ -75,6 +76,7 @@ def bind(
     ).bridge
 
 
+@joined_processes()
 def run_binding(
     bridge: str | Path,
     add: str,
@@ -90,6 +92,7 @@ def run_binding(
 ) -> Alignment:
     """`bind`, with an account of what was done. Arguments and errors are the same."""
     started = time.monotonic()
+    progress = progress and rank() == 0
     device = resolve_device(device)
     source, folder = Path(bridge), Path(out or bridge)
     old = Bridge.load(source, device)
@@ -112,7 +115,8 @@ def run_binding(
     table = pairs if isinstance(pairs, Pairs) else read_pairs(pairs, (*partners, new))
     encoders = {modality: old.encoder(modality) for modality in partners} | {new: encoder}
     with progress_bars(progress) as report:
-        encoded = encode_pairs(table, encoders, report, strict=strict)
+        with first_process_first():
+            encoded = encode_pairs(table, encoders, report, strict=strict)
         encoded, split = _only_with(new, encoded, np.asarray(split_pairs(encoded.pairs, seed, encoded.ids)))
         check_variety(encoded)
         fingerprint = fingerprint_of(
@@ -150,6 +154,9 @@ def run_binding(
             checkpoint=checkpoint_of(fingerprint, resume),
             report=report,
         )
+        if rank() > 0:  # the first process measures and saves for all
+            with first_process_first():
+                return Alignment(Bridge.load(folder, device), folder, encoded.pairs.set_aside, example, reused=False)
         adapter = trained.adapters[new].to(device)
         story = {
             "modality": new,
@@ -172,7 +179,8 @@ def run_binding(
         ]
     larger = replace(larger, metrics=[*old.metrics, *records])
     pictures = {f"training-{new}.png": training_curves(trained.history), **heat_maps(larger, encoded, split)}
-    larger.save(folder, pictures=pictures, overwrite=overwrite or folder == source, grown_from=source)
+    with first_process_first():
+        larger.save(folder, pictures=pictures, overwrite=overwrite or folder == source, grown_from=source)
     return Alignment(larger, folder, encoded.pairs.set_aside, example, reused=False)
 
 

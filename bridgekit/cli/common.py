@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence, Set
@@ -143,6 +144,8 @@ def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> N
     """What a run of `align`, or of `bind`, did, and what to try next."""
     from bridgekit.evaluation import sides_of
 
+    if os.environ.get("RANK", "0") != "0":
+        return  # of the processes that torchrun started, the first speaks for all
     bridge = done.bridge
     if as_json:
         print_json(
