@@ -19,7 +19,7 @@ from bridgekit.errors import BridgekitError
 from bridgekit.evaluation import Embed, EncodedPairs, directions, evaluate_splits, split_recall
 from bridgekit.fusion.adapter import Adapter, project
 from bridgekit.fusion.training import Preset, Trained, train
-from bridgekit.fusion.warm_start import joining_order
+from bridgekit.fusion.warm_start import joining_order, spread_rows
 from bridgekit.progress import Report, silent
 
 #: Validation looks at this many rows at most, so that it stays a small part of training.
@@ -114,7 +114,7 @@ def baselines(
     fixed: Mapping[str, Adapter] | None = None,
 ) -> dict[str, Embed]:
     """What FuseMix is measured against: untrained adapters and ridge regression on the same rows."""
-    latents, rows = training_rows(encoded, split)
+    latents, rows = spread_rows(*training_rows(encoded, split))
     score = validation(encoded, split, fixed or ())
     return {
         "untrained": untrained(latents, rows, preset, seed, fixed),

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cosine_similarity, normalize
 
 from bridgekit.fusion.adapter import FrozenSide, FusionAdapter
-from bridgekit.fusion.warm_start import joining_order, warm_start
+from bridgekit.fusion.warm_start import joining_order, spread_rows, warm_start
 
 
 def views(n: int = 400) -> dict[str, torch.Tensor]:
@@ -128,3 +128,18 @@ def test_a_side_is_bound_to_fixed_ones_through_whatever_it_shares_rows_with() ->
 def test_modalities_that_nothing_ties_together_are_left_out() -> None:
     rows = {"a": torch.tensor([0, 1, -1, -1]), "b": torch.tensor([0, 1, -1, -1]), "c": torch.tensor([-1, -1, 0, 1])}
     assert joining_order(["a"], rows) == [("b", ["a"])]
+
+
+def test_of_a_large_table_rows_are_taken_evenly_and_keep_their_items_and_holes() -> None:
+    latents = {"a": torch.arange(40.0)[:, None], "b": torch.arange(100.0)[:, None]}
+    rows = {"a": torch.arange(100) % 40, "b": torch.where(torch.arange(100) % 3 == 0, -1, torch.arange(100))}
+    fewer_latents, fewer_rows = spread_rows(latents, rows, 10)
+    for name in latents:
+        assert len(fewer_rows[name]) == 10
+        for index, row in enumerate(range(0, 100, 10)):
+            there = rows[name][row] >= 0
+            assert (fewer_rows[name][index] >= 0) == there
+            if there:
+                assert fewer_latents[name][fewer_rows[name][index]] == latents[name][rows[name][row]]
+    assert len(fewer_latents["b"]) == 6
+    assert spread_rows(latents, rows, 100)[1] is rows

@@ -24,7 +24,7 @@ from bridgekit.fusion.adapter import Adapter, FusionAdapter
 from bridgekit.fusion.contrastive import info_nce, needed_keys
 from bridgekit.fusion.fusemix import LambdaPer, Pairing, draw_lambda, draw_partners, fusemix
 from bridgekit.fusion.pieces import activation_bytes, activation_room, backward_in_pieces, cut, seed_here
-from bridgekit.fusion.warm_start import warm_start
+from bridgekit.fusion.warm_start import spread_rows, warm_start
 from bridgekit.precision import fast_products, product_dtype
 
 #: A run that is killed loses at most this many seconds of training.
@@ -183,12 +183,13 @@ def train(
     n = len(keys)
     adapters = new_adapters({name: matrix.shape[1] for name, matrix in latents.items()}, preset, seed, fixed)
     moving = nn.ModuleDict({name: adapter for name, adapter in adapters.items() if name not in fixed})
+    some_latents, some_rows = spread_rows(latents, rows) if preset.standardise or preset.warm_start else (latents, rows)
     if preset.standardise:
         for name, adapter in moving.items():
             assert isinstance(adapter, FusionAdapter)
-            adapter.standardise(latents[name][rows[name][rows[name] >= 0]])
+            adapter.standardise(some_latents[name][some_rows[name][some_rows[name] >= 0]])
     if preset.warm_start:
-        warm_start(adapters, latents, rows, preset.warm_start, fixed)
+        warm_start(adapters, some_latents, some_rows, preset.warm_start, fixed)
     for adapter in adapters.values():
         adapter.to(device)
     for adapter in fixed.values():

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from bridgekit.fusion.adapter import Adapter, FusionAdapter, project
 
+#: Means, covariances and regressions are as good on this many rows as on millions, which would not fit in memory.
+ENOUGH_ROWS = 131_072
+
 
 @torch.no_grad()
 def warm_start(
@@ -43,6 +46,32 @@ def warm_start(
             _regress(adapters, latents, rows, ridge, name, partners)
     else:
         _correlate(adapters, latents, rows, ridge)
+
+
+def spread_rows(
+    latents: Mapping[str, Tensor], rows: Mapping[str, Tensor], most: int = ENOUGH_ROWS
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """At most so many rows, evenly spread over the table, with the latents of their items alone.
+
+    Arguments:
+        latents: modality to (m, d).
+        rows: modality to n indices into its latents, negative for a hole.
+        most: how many rows.
+
+    Returns:
+        latents and rows; the given ones where they are no more than that.
+    """
+    n = len(next(iter(rows.values())))
+    if n <= most:
+        return latents, rows
+    chosen = torch.arange(most) * n // most
+    fewer_latents, fewer_rows = {}, {}
+    for name, ids in rows.items():
+        used, place = torch.unique(ids[chosen], return_inverse=True)
+        holes = int((used < 0).sum())
+        fewer_latents[name] = latents[name][used[holes:]]
+        fewer_rows[name] = torch.where(ids[chosen] < 0, -1, place - holes)
+    return fewer_latents, fewer_rows
 
 
 def joining_order(start: Collection[str], rows: Mapping[str, Tensor]) -> list[tuple[str, list[str]]]:
