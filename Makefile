@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE := 1
 $(VENV)/.installed: pyproject.toml $(PLUGINS:%=%/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (torch is large; this takes a few minutes the first time)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev]" $(PLUGINS:%=--editable "%[test]")
+	$(BIN)/python -m pip install --quiet --editable ".[dev,ray]" $(PLUGINS:%=--editable "%[test]")
 	touch $@
 
 $(CLAP)/.installed: pyproject.toml plugins/bridgekit-clap/pyproject.toml
@@ -54,6 +54,7 @@ alone: $(foreach name,starter timm transformers template clap,.venv-$(name)/.tes
 FORCE:
 
 bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python benchmarks/run.py
 
 clean:

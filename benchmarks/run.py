@@ -14,7 +14,7 @@ from pathlib import Path
 from common import where
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
-BENCHMARKS = ("openmoji", "speech", "esc10", "presets", "generation", "binding")
+BENCHMARKS = ("openmoji", "speech", "esc10", "presets", "generation", "binding", "encoding", "evaluation", "peak")
 
 
 def write_section(name: str, body: str, seconds: float) -> None:

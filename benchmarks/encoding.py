@@ -1,0 +1,317 @@
+"""Encoding beside the peers' own way, same weights on both sides: items a second as ratios, and how far the vectors agree.
+
+python benchmarks/encoding.py (the peers come with `pip install -e ".[bench]"`)
+"""
+
+from __future__ import annotations
+
+import ast
+import gc
+import os
+import random
+import shutil
+import statistics
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from bridgekit_starter.weights import EFFICIENTNET_WEIGHTS, MINILM_CONFIG, WHISPER_PARTS
+from common import ESC10, table
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from bridgekit import load_encoder, read_pairs
+from bridgekit.encoders import Item
+from bridgekit.latents import encode_items
+
+#: From items to one vector each: what is timed.
+Encode = Callable[[Sequence[Item]], Tensor]
+Padding = Literal["zeros", "silence", "none"]
+
+TEXTS, PICTURES, PHOTOGRAPHS, CLIPS = 2_000, 500, 200, 40
+ROUNDS = 3
+#: Items that every side encodes first, off the clock.
+WARM_UP = 8
+#: The peers' batch: sentence-transformers' default, and bridgekit's.
+BATCH = 32
+#: The middle of the 1,024 numbers of `starter:audio`: from here on they are the last layer's, which is all the peer gives.
+LAST_LAYER = 512
+#: Samples at 16 kHz behind one frame of Whisper's encoder.
+FRAME = 320
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What one side took and gave.
+
+    Arguments:
+        seconds: of each round; none where only the vectors matter.
+        vectors: (n, d), the last round's.
+    """
+
+    seconds: Sequence[float]
+    vectors: Tensor
+
+
+def alternate(sides: Mapping[str, Encode], items: Sequence[Item], rounds: int = ROUNDS) -> dict[str, Timed]:
+    """Every side in turn, round after round: the machine's speed drifts, and so it drifts for all of them."""
+    for encode in sides.values():
+        encode(items[:WARM_UP])
+    # faster-whisper collects garbage after every file, and should not pay for all that this program has loaded.
+    gc.collect()
+    gc.freeze()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    vectors: dict[str, Tensor] = {}
+    for _ in range(rounds):
+        for name, encode in sides.items():
+            started = time.perf_counter()
+            vectors[name] = encode(items)
+            seconds[name].append(time.perf_counter() - started)
+    return {name: Timed(seconds[name], vectors[name]) for name in sides}
+
+
+def bridgekit(name: str) -> Encode:
+    """Encoding into an empty store: hashing, decoding, encoding, writing, reading back."""
+    encoder = load_encoder(name, "cpu")
+
+    def encode(items: Sequence[Item]) -> Tensor:
+        with tempfile.TemporaryDirectory() as folder:
+            latents = encode_items(encoder, items, folder=Path(folder))
+        assert not latents.failed
+        return latents.matrix[latents.ids]
+
+    return encode
+
+
+def row(kind: str, name: str, ours: Timed, peer: str, theirs: Timed) -> list[str]:
+    """A line of the table. Of vectors of unequal width the last numbers are compared."""
+    n = len(ours.vectors)
+    ratios = [their / our for our, their in zip(ours.seconds, theirs.seconds, strict=False)]
+    spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "not timed"
+    own = ours.vectors[:, -theirs.vectors.shape[1] :]
+    # One mean for both: with a mean each, a shift between the sides would not be seen.
+    mean = theirs.vectors.mean(0)
+    raw, centred = cosine_similarity(own, theirs.vectors), cosine_similarity(own - mean, theirs.vectors - mean)
+    rates = [f"{n / statistics.median(side.seconds):,.1f}" if side.seconds else "not timed" for side in (ours, theirs)]
+    return [kind, name, rates[0], peer, rates[1], spread, *(f"{each.min():.4f}, {each.mean():.4f}" for each in (raw, centred))]
+
+
+# ---- text
+
+
+def docstrings(count: int) -> list[str]:
+    """Distinct docstrings of Python's standard library, drawn by a fixed seed: from a few words to several pages."""
+    library = Path(sysconfig.get_path("stdlib"))
+    found = set()
+    for path in sorted(library.rglob("*.py")):
+        if {"test", "tests", "site-packages"} & set(path.relative_to(library).parts):
+            continue
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                found.add((ast.get_docstring(node) or "").strip())
+    return random.Random(0).sample(sorted(found - {""}), count)
+
+
+def sentence_transformers() -> Encode:
+    """all-MiniLM-L6-v2 by sentence-transformers, from the same folder: 256 tokens, mean pooling, unit length."""
+    from sentence_transformers import SentenceTransformer
+
+    model: Any = SentenceTransformer(str(MINILM_CONFIG.locate().parent), device="cpu", local_files_only=True)
+    assert model.max_seq_length == 256
+    assert [type(module).__name__ for module in model] == ["Transformer", "Pooling", "Normalize"]
+
+    def encode(items: Sequence[Item]) -> Tensor:
+        vectors: Tensor = model.encode(list(items), batch_size=BATCH, show_progress_bar=False, convert_to_tensor=True)
+        return vectors
+
+    return encode
+
+
+def text_rows() -> list[list[str]]:
+    """MiniLM."""
+    peer = f"sentence-transformers, batches of {BATCH}"
+    timed = alternate({"starter:text": bridgekit("starter:text"), peer: sentence_transformers()}, docstrings(TEXTS))
+    return [row(f"{TEXTS:,} docstrings", "starter:text", timed["starter:text"], peer, timed[peer])]
+
+
+# ---- images
+
+
+def photographs(folder: Path, count: int) -> list[Path]:
+    """JPEGs of 1,200 x 900 pixels: parts of scikit-learn's two photographs, scaled up."""
+    from sklearn.datasets import load_sample_images
+
+    photos = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    draw = random.Random(0)
+    paths = []
+    for number in range(count):
+        photo = photos[number % len(photos)]
+        width = draw.randint(photo.width // 2, photo.height * 4 // 3)
+        height = width * 3 // 4
+        left, top = draw.randint(0, photo.width - width), draw.randint(0, photo.height - height)
+        part = photo.crop((left, top, left + width, top + height)).resize((1_200, 900), Image.Resampling.BICUBIC)
+        paths.append(folder / f"{number}.jpg")
+        part.save(paths[-1], quality=90)
+    return paths
+
+
+class Pictures(torch.utils.data.Dataset[Tensor]):
+    """Files through timm's transform, one at a time."""
+
+    def __init__(self, paths: Sequence[Item], transform: Callable[[Image.Image], Tensor]) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        with Image.open(self.paths[index]) as picture:
+            return self.transform(picture.convert("RGB"))
+
+
+def timm_loop(workers: int) -> Encode:
+    """EfficientNet-Lite0 by timm as its documentation runs a model: float32, timm's own transform, batches in order.
+
+    Arguments:
+        workers: processes that decode; 0 decodes between the batches.
+    """
+    import timm
+    from timm.data.config import resolve_model_data_config
+    from timm.data.transforms_factory import create_transform
+
+    model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+    stored = torch.load(EFFICIENTNET_WEIGHTS.locate(), weights_only=True)
+    # The file has timm's tensors in timm's order, under other names; the classifier's two come last.
+    model.load_state_dict(dict(zip(model.state_dict(), stored.values(), strict=False)))
+    model.eval()
+    transform = create_transform(**resolve_model_data_config(model))  # type: ignore[no-untyped-call]
+
+    @torch.inference_mode()
+    def encode(items: Sequence[Item]) -> Tensor:
+        loader = torch.utils.data.DataLoader(Pictures(items, transform), BATCH, num_workers=workers)
+        return torch.cat([model(batch) for batch in loader])
+
+    return encode
+
+
+def image_rows() -> list[list[str]]:
+    """EfficientNet-Lite0."""
+    loop, loader = f"timm, batches of {BATCH}", f"timm, batches of {BATCH}, DataLoader with {os.cpu_count()} workers"
+    sides = {"starter:image": bridgekit("starter:image"), loop: timm_loop(0), loader: timm_loop(os.cpu_count() or 1)}
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = [Path(item) for item in read_pairs("starter:openmoji", ["image"]).columns["image"][:PICTURES] if item]
+        kinds = {
+            f"{len(drawn)} OpenMoji PNGs, 224 x 224": drawn,
+            f"{PHOTOGRAPHS} JPEGs, 1,200 x 900": photographs(Path(folder), PHOTOGRAPHS),
+        }
+        for kind, paths in kinds.items():
+            timed = alternate(sides, paths)
+            rows += [row(kind, "starter:image", timed["starter:image"], peer, timed[peer]) for peer in (loop, loader)]
+    return rows
+
+
+# ---- audio
+
+
+def ctranslate2_whisper(folder: Path) -> Any:
+    """Whisper base as faster-whisper opens it on a CPU, from the same two packages: int8, on all cores."""
+    import ctranslate2
+
+    with (folder / "model.bin").open("wb") as model:
+        for part in WHISPER_PARTS:
+            model.write(part.read())
+    for name in ("config.json", "vocabulary.txt"):
+        shutil.copy(WHISPER_PARTS[0].locate().with_name(name), folder)
+    return ctranslate2.models.Whisper(str(folder), device="cpu", compute_type="int8", intra_threads=os.cpu_count() or 1)
+
+
+def faster_whisper(model: Any, batch: int, padding: Padding) -> Encode:
+    """Whisper's encoder by faster-whisper's parts; the mean of the last state over a clip's own frames.
+
+    Arguments:
+        model: of `ctranslate2_whisper`.
+        batch: clips in one forward pass.
+        padding: `zeros` after the spectrogram, up to 30 s, as faster-whisper does it; `silence` after the sound, up to 30 s,
+            as Whisper was trained; or `none` but up to a batch's longest.
+    """
+    import ctranslate2
+    from faster_whisper.audio import decode_audio, pad_or_trim
+    from faster_whisper.feature_extractor import FeatureExtractor
+
+    extract = FeatureExtractor()
+
+    def spectrogram(wave: Any) -> Any:
+        if padding == "zeros":
+            return pad_or_trim(extract(wave))
+        return extract(wave if padding == "none" else np.pad(wave, (0, extract.n_samples - len(wave))), padding=0)
+
+    def encode(items: Sequence[Item]) -> Tensor:
+        means = []
+        for start in range(0, len(items), batch):
+            waves = [decode_audio(str(item)) for item in items[start : start + batch]]
+            mels = [spectrogram(wave) for wave in waves]
+            longest = max(mel.shape[1] for mel in mels)
+            together = np.ascontiguousarray(np.stack([pad_or_trim(mel, longest) for mel in mels]))
+            states = np.asarray(model.encode(ctranslate2.StorageView.from_array(together)))
+            means += [state[: -(-len(wave) // FRAME)].mean(0) for state, wave in zip(states, waves, strict=True)]
+        return torch.from_numpy(np.stack(means))
+
+    return encode
+
+
+def audio_rows() -> list[list[str]]:
+    """Whisper base."""
+    clips = sorted((ESC10 / "clips").iterdir())
+    clips = clips[:: len(clips) // CLIPS][:CLIPS]
+    with tempfile.TemporaryDirectory() as folder:
+        model = ctranslate2_whisper(Path(folder))
+        batches = (1, 8)
+        trial = alternate({str(batch): faster_whisper(model, batch, "zeros") for batch in batches}, clips[:8], 1)
+        best = min(batches, key=lambda batch: min(trial[str(batch)].seconds))
+        own, whole = "starter:audio", "starter:audio-30s"
+        peer, short = f"faster-whisper, int8, 30 s, batch {best}", "CTranslate2, int8, own length, batch 8"
+        sides = {
+            own: bridgekit(own),
+            peer: faster_whisper(model, best, "zeros"),
+            whole: bridgekit(whole),
+            short: faster_whisper(model, 8, "none"),
+        }
+        timed = alternate(sides, clips)
+        silent = "CTranslate2, int8, 30 s of silence"
+        timed[silent] = Timed((), faster_whisper(model, 8, "silence")(clips))
+    pairs = ((own, peer), (own, short), (whole, peer), (whole, silent))
+    return [row(f"{len(clips)} clips of 5 s", name, timed[name], other, timed[other]) for name, other in pairs]
+
+
+def main() -> str:
+    """Encode everything on both sides; gives the table, and says what there is none of."""
+    rows, missing = [], []
+    for peer, measure in (("sentence_transformers", text_rows), ("timm", image_rows), ("faster_whisper", audio_rows)):
+        if not find_spec(peer):
+            missing.append(f'Not measured: {peer} is not installed (`pip install -e ".[bench]"`).')
+        elif measure is audio_rows and not ESC10.is_dir():
+            missing.append(f"Not measured: the recordings are not in {ESC10}.")
+        else:
+            rows += measure()
+    head = ["items", "bridgekit", "items/s", "peer", "items/s", "ratio", "cosine: least, mean", "less the mean: least, mean"]
+    told = (
+        f"Opening a model is not timed; hashing, decoding and writing the store are. Sides take turns, {ROUNDS} rounds: the "
+        "medians, and the least and most of the rounds' ratios. Cosines are between the two sides' vectors of an item, as "
+        "they are and less the mean of the peer's vectors; of starter:audio its last layer's half. faster-whisper pads every "
+        "spectrogram to 30 s with zeros, which are no silence: the rows of CTranslate2, its engine, show what its vectors "
+        "are with silence, as Whisper was trained, and what its speed is at a clip's own length."
+    )
+    return "\n\n".join([told, table(head, rows), *missing])
+
+
+if __name__ == "__main__":
+    print(main())
