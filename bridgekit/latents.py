@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -20,18 +24,30 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bridgekit.cache import cache_folder, write_atomically
+from bridgekit.batches import (
+    FLOAT32,
+    WORTH_CHECKING,
+    Batch,
+    Precision,
+    Run,
+    bfloat16_is_fast,
+    bfloat16_is_refused,
+    check_precision,
+    encode_batches,
+    plan_batches,
+    threads,
+)
+from bridgekit.cache import cache_folder, write_atomically, write_text_atomically
 from bridgekit.encoders import Encoder, Item
-from bridgekit.errors import BridgekitError, ItemError, PluginError
+from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.media import content_hash, size_hint
-from bridgekit.plugins import plugin_of
 
-#: Items in one forward pass. A killed run loses at most one such batch.
-BATCH_SIZE = 32
-#: Batches whose items are decoded ahead of the encoder.
-AHEAD = 4
-#: Shards with fewer rows than this are merged when a run ends.
+#: Seconds of work, and rows, that a killed run may lose: latents wait so long for others to be written with.
+FLUSH_SECONDS = 2.0
+FLUSH_ROWS = 8_192
+#: Shards with fewer rows than this are merged, where there are so many of them while a run goes on, or at its end.
 SMALL_SHARD = 4_096
+MANY_DURING, MANY_AFTER = 64, 8
 
 Progress = Callable[[int, int], object]
 
@@ -46,6 +62,9 @@ class Latents:
         failed: position in the list to the reason, for items that could not be used.
         encoded: how many rows were encoded now rather than read from the store.
         fingerprint: a hash over encoder revision and contents, in order.
+        precision: what those encoded now were computed in.
+        seconds: how long encoding them took.
+        folder: where they are kept.
     """
 
     matrix: Tensor
@@ -53,6 +72,9 @@ class Latents:
     failed: Mapping[int, str]
     encoded: int
     fingerprint: str
+    precision: Precision
+    seconds: float
+    folder: Path
 
 
 class LatentStore:
@@ -72,7 +94,12 @@ class LatentStore:
         self.revision, self.dim = revision, dim
         self.folder = (folder or cache_folder() / "latents") / f"{slug}-{hashlib.sha256(revision.encode()).hexdigest()[:12]}"
         self._where: dict[bytes, tuple[Path, int]] = {}
-        self._shards: dict[Path, int] = {}
+        self._shards: dict[Path, tuple[int, Precision]] = {}
+        self._find_shards()
+
+    def _find_shards(self) -> None:
+        self._where.clear()
+        self._shards.clear()
         if self.folder.is_dir():
             for path in sorted(self.folder.glob("*.safetensors")):
                 self._index(path)
@@ -82,11 +109,13 @@ class LatentStore:
             with safe_open(path, "numpy") as file:
                 digests = file.get_tensor("digests")
                 shape = file.get_slice("latents").get_shape()
+                told = file.metadata() or {}
         except (SafetensorError, OSError):
             return  # damaged, or merged away by another process: its items are encoded again
         if shape != [len(digests), self.dim]:
             return
-        self._shards[path] = len(digests)
+        agreement = float(told["agreement"]) if "agreement" in told else None
+        self._shards[path] = len(digests), Precision(told.get("products", FLOAT32.products), agreement)
         for row, digest in enumerate(digests):
             self._where[digest.tobytes()] = (path, row)
 
@@ -94,8 +123,24 @@ class LatentStore:
         return digest in self._where
 
     def read(self, digests: Sequence[bytes]) -> Tensor:
-        """Latents of stored contents, (len(digests), dim), memory-mapped and copied once."""
-        out = torch.empty(len(digests), self.dim)
+        """Latents of stored contents, (len(digests), dim): one block, in a file mapped to memory where half of it would not do.
+
+        Raises:
+            BridgekitError: the disk has no room for that file, or the store was emptied meanwhile.
+        """
+        out = _block(len(digests), self.dim, self.folder)
+        try:
+            self._read(digests, out)
+        except (SafetensorError, FileNotFoundError):  # another process has merged some shards
+            self._find_shards()
+            try:
+                self._read(digests, out)
+            except (SafetensorError, FileNotFoundError, KeyError):
+                remedy = "run the same command again: it encodes what is missing"
+                raise BridgekitError("latents vanished while they were read", where=str(self.folder), remedy=remedy) from None
+        return out
+
+    def _read(self, digests: Sequence[bytes], out: Tensor) -> None:
         by_shard: dict[Path, tuple[list[int], list[int]]] = {}
         for position, digest in enumerate(digests):
             path, row = self._where[digest]
@@ -105,38 +150,59 @@ class LatentStore:
         for path, (positions, rows) in by_shard.items():
             with safe_open(path, "pt") as file:
                 out[positions] = file.get_tensor("latents")[rows]
-        return out
 
-    def write(self, digests: Sequence[bytes], latents: Tensor) -> None:
+    def write(self, digests: Sequence[bytes], latents: Tensor, precision: Precision = FLOAT32) -> None:
         """Keep latents of shape (len(digests), dim). They are on the disk when this returns."""
         path = self.folder / f"{uuid4().hex}.safetensors"
         table = torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(len(digests), -1).copy())
         tensors = {"latents": latents.contiguous(), "digests": table}
-        write_atomically(path, lambda aside: save_file(tensors, aside, {"format": "1", "revision": self.revision}))
+        told = {"format": "1", "revision": self.revision, "products": precision.products}
+        if precision.agreement is not None:
+            told["agreement"] = repr(precision.agreement)
+        write_atomically(path, lambda aside: save_file(tensors, aside, told))
         self._index(path)
 
-    def merge_small_shards(self) -> None:
-        """Turn the many shards of a run, one a batch, into one."""
-        small = {path for path, rows in self._shards.items() if rows < SMALL_SHARD}
-        if len(small) < 8:
-            return
-        digests = [digest for digest, (path, _) in self._where.items() if path in small]
-        self.write(digests, self.read(digests))
-        for path in small:
-            del self._shards[path]
-            path.unlink(missing_ok=True)
+    def merge_small_shards(self, many: int = MANY_AFTER) -> None:
+        """Turn the small shards of a run, one for every few seconds, into one. What was computed otherwise stays apart.
+
+        Arguments:
+            many: fewer than this are left alone.
+        """
+        for products in {precision.products for _, precision in self._shards.values()}:
+            small = {
+                path: precision
+                for path, (rows, precision) in self._shards.items()
+                if rows < SMALL_SHARD and precision.products == products
+            }
+            if len(small) < many:
+                continue
+            digests = [digest for digest, (path, _) in self._where.items() if path in small]
+            agreements = [precision.agreement for precision in small.values() if precision.agreement is not None]
+            self.write(digests, self.read(digests), Precision(products, min(agreements, default=None)))
+            for path in small:
+                self._shards.pop(path, None)
+                path.unlink(missing_ok=True)
 
 
 def encode_items(
-    encoder: Encoder, items: Sequence[Item | None], *, progress: Progress = lambda done, total: None, folder: Path | None = None
+    encoder: Encoder,
+    items: Sequence[Item | None],
+    *,
+    progress: Progress = lambda done, total: None,
+    folder: Path | None = None,
+    elsewhere: Run | None = None,
 ) -> Latents:
     """The latents of items, from the store where they are there, encoded and stored where they are not.
+
+    Many items are encoded in bfloat16 where that is faster and near enough to float32: see
+    `bridgekit.batches.check_precision`.
 
     Arguments:
         encoder: an opened encoder.
         items: paths or texts; None is a hole.
         progress: called with (done, total) of the items to encode.
         folder: the latent store's folder, for tests.
+        elsewhere: encodes batches on other machines, with the same encoder; the default is here.
 
     An item that cannot be read, or whose latents are not finite, fails alone: see `Latents.failed`.
 
@@ -153,43 +219,86 @@ def encode_items(
     # Batches are planned over all items, stored ones too, by length and then content: a run that was killed meets the same
     # batches when it goes on, so its latents, and the adapters trained on them, are the same to the last bit.
     sizes = {digest: size_hint(_item(items, position)) for digest, position in first_position.items()}
-    plan = sorted(first_position, key=lambda digest: (sizes[digest], digest))
-    batches = [plan[start : start + BATCH_SIZE] for start in range(0, len(plan), BATCH_SIZE)]
-    batches = [[digest for digest in batch if digest not in store] for batch in batches]
-    batches = [batch for batch in batches if batch]
-    total = sum(map(len, batches))
+    plan = plan_batches(dict(sorted(sizes.items(), key=lambda entry: (entry[1], entry[0]))))
+    contents = {digest: _item(items, first_position[digest]) for digest in chain.from_iterable(plan)}
+    missing = [[digest for digest in batch if digest not in store] for batch in plan]
+    missing = [batch for batch in missing if batch]
+    total = sum(map(len, missing))
 
-    reasons: dict[bytes, str] = {}
-    done = encoded = 0
+    started = time.monotonic()
+    precision, reasons = FLOAT32, dict[bytes, str]()
     if total:
         progress(0, total)
-    for batch, prepared in _prepare_ahead(encoder, batches, lambda digest: _item(items, first_position[digest])):
-        good = [(digest, value) for digest, value in zip(batch, prepared, strict=True) if not isinstance(value, Exception)]
-        reasons |= {
-            digest: _reason(value, encoder)
-            for digest, value in zip(batch, prepared, strict=True)
-            if isinstance(value, Exception)
-        }
-        if good:
-            latents = _encode(encoder, [value for _, value in good])
-            finite = latents.isfinite().all(1)
-            kept = [digest for (digest, _), fine in zip(good, finite.tolist(), strict=True) if fine]
-            spoiled = f"its latents are not finite numbers ({plugin_of(encoder)} gave NaN or infinity)"
-            reasons |= {digest: spoiled for digest, _ in good if digest not in set(kept)}
-            if kept:
-                store.write(kept, latents[finite])
-            encoded += len(kept)
-        done += len(batch)
-        progress(done, total)
-    if encoded:
+        note = store.folder / f"begun-{hashlib.sha256(b''.join(contents)).hexdigest()[:32]}.json"
+        run = elsewhere or partial(encode_batches, encoder)
+        worth_checking = total >= WORTH_CHECKING and (elsewhere is not None or bfloat16_is_fast(encoder))
+        precision = _precision(run, list(contents.values()), note, worth_checking)
+        reasons = _encode_missing(run, missing, contents, store, precision, progress)
         store.merge_small_shards()
+        note.unlink(missing_ok=True)
+    seconds = time.monotonic() - started
 
     usable = [digest for digest in first_position if digest not in reasons]
     row_of = {digest: row for row, digest in enumerate(usable)}
     ids = np.array([row_of.get(digest, -1) if digest else -1 for digest in digests], dtype=np.int64)
     failed |= {position: reasons[digest] for position, digest in enumerate(digests) if digest in reasons}
     whole = hashlib.sha256(encoder.revision.encode() + b"".join(digest or b"-" for digest in digests))
-    return Latents(store.read(usable), ids, failed, encoded, whole.hexdigest())
+    encoded = total - len(reasons)
+    return Latents(store.read(usable), ids, failed, encoded, whole.hexdigest(), precision, seconds, store.folder)
+
+
+def _precision(run: Run, items: Sequence[Item], note: Path, worth_checking: bool) -> Precision:
+    """What a run computes in. One that goes on after it was stopped keeps to what it found at its start, by its note."""
+    if bfloat16_is_refused():
+        return FLOAT32
+    with suppress(OSError, ValueError, TypeError):
+        return Precision(**json.loads(note.read_text(encoding="utf-8")))
+    if not worth_checking:
+        return FLOAT32
+    precision = check_precision(run, items)
+    write_text_atomically(note, json.dumps(asdict(precision)))
+    return precision
+
+
+def _encode_missing(
+    run: Run,
+    missing: Sequence[Sequence[bytes]],
+    contents: Mapping[bytes, Item],
+    store: LatentStore,
+    precision: Precision,
+    progress: Progress,
+) -> dict[bytes, str]:
+    """Encode and keep what is missing: the reasons of those that fail. Whatever ends this, what was encoded is kept."""
+    reasons: dict[bytes, str] = {}
+    waiting: list[tuple[list[bytes], Tensor]] = []
+    done, total = 0, sum(map(len, missing))
+    flushed = time.monotonic()
+
+    def flush() -> None:
+        if waiting:
+            store.write(
+                [digest for digests, _ in waiting for digest in digests], torch.cat([rows for _, rows in waiting]), precision
+            )
+            waiting.clear()
+
+    reduced = precision.products != FLOAT32.products
+    batches = [Batch(number, [contents[digest] for digest in batch], reduced) for number, batch in enumerate(missing)]
+    try:
+        with closing(run(batches)) as results:
+            for result in results:
+                batch = missing[result.number]
+                reasons |= {batch[at]: reason for at, reason in result.reasons.items()}
+                if result.kept:
+                    waiting.append(([batch[at] for at in result.kept], result.latents))
+                if time.monotonic() - flushed >= FLUSH_SECONDS or sum(len(rows) for _, rows in waiting) >= FLUSH_ROWS:
+                    flush()
+                    store.merge_small_shards(MANY_DURING)
+                    flushed = time.monotonic()
+                done += len(batch)
+                progress(done, total)
+    finally:
+        flush()
+    return reasons
 
 
 def _hash_all(items: Sequence[Item | None]) -> tuple[list[bytes | None], dict[int, str]]:
@@ -201,75 +310,46 @@ def _hash_all(items: Sequence[Item | None]) -> tuple[list[bytes | None], dict[in
         except ItemError as error:
             return error
 
-    with ThreadPoolExecutor(_threads()) as pool:
-        results = list(pool.map(one, items, chunksize=64))
-    failed = {position: _reason(result) for position, result in enumerate(results) if isinstance(result, ItemError)}
+    pieces = [items[start : start + 64] for start in range(0, len(items), 64)]
+    with ThreadPoolExecutor(threads()) as pool:  # in pieces: handing over a text takes longer than hashing it
+        results = [result for piece in pool.map(lambda piece: [one(item) for item in piece], pieces) for result in piece]
+    failed = {position: result.what for position, result in enumerate(results) if isinstance(result, ItemError)}
     return [result if isinstance(result, bytes) else None for result in results], failed
 
 
-def _prepare_ahead(
-    encoder: Encoder, batches: Sequence[Sequence[bytes]], item_of: Callable[[bytes], Item]
-) -> Iterator[tuple[Sequence[bytes], list[Any]]]:
-    """Each batch with its prepared items, or the exception an item raised, while the next batches are being prepared."""
-
-    def prepare(item: Item) -> Any:
-        try:
-            return encoder.prepare(item)
-        except Exception as error:  # a decoder may raise anything; it costs one item
-            return error
-
-    with ThreadPoolExecutor(_threads()) as pool:
-
-        def submit(batch: Sequence[bytes]) -> tuple[Sequence[bytes], list[Future[Any]]]:
-            return batch, [pool.submit(prepare, item_of(digest)) for digest in batch]
-
-        remaining = iter(batches)
-        waiting = [submit(batch) for batch in islice(remaining, AHEAD)]
-        try:
-            while waiting:
-                batch, futures = waiting.pop(0)
-                values = [future.result() for future in futures]
-                waiting += [submit(following) for following in islice(remaining, 1)]
-                yield batch, values
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _encode(encoder: Encoder, inputs: list[Any]) -> Tensor:
+def _block(rows: int, width: int, folder: Path) -> Tensor:
+    """A float32 matrix to be filled: in memory or, where it would take more than half of what is free, in an unnamed file."""
+    size = 4 * rows * width
+    if size <= _free_memory() / 2:
+        return torch.empty(rows, width)
+    path = folder / f".{uuid4().hex}.rows"
     try:
-        with torch.inference_mode():
-            latents = encoder.encode(inputs)
-    except BridgekitError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise PluginError(
-            f"{plugin_of(encoder)} failed to encode: {reason}",
-            where=encoder.revision,
-            remedy="report it to the plugin's author",
-        ) from error
-    if not isinstance(latents, Tensor) or latents.shape != (len(inputs), encoder.dim):
-        shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-        raise PluginError(
-            f"{plugin_of(encoder)} returned {shape} for {len(inputs)} items; its contract is {(len(inputs), encoder.dim)}",
-            where=encoder.revision,
-            remedy="report it to the plugin's author",
-        )
-    return latents.detach().float().cpu()
+        with path.open("wb") as file:
+            # All of it at once: where a disk is full, writing into a file with holes through memory would kill the process.
+            os.posix_fallocate(file.fileno(), 0, size)
+        return torch.from_file(str(path), shared=True, size=rows * width).view(rows, width)
+    except OSError as error:
+        raise BridgekitError(
+            f"there is no room for {size / 1e9:.1f} GB of latents, neither in memory nor on the disk ({error.strerror})",
+            where=str(folder),
+            remedy="free some, or let $BRIDGEKIT_HOME name a folder on a larger disk",
+        ) from None
+    finally:
+        path.unlink(missing_ok=True)  # it lives on as long as it is mapped
+
+
+def _free_memory() -> float:
+    """Bytes of memory that are free, or that a container may use at all if that is less; infinite where nothing tells."""
+    free = math.inf
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    with suppress(OSError, ValueError):  # the word `max` where there is no limit
+        free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return free
 
 
 def _item(items: Sequence[Item | None], position: int) -> Item:
     item = items[position]
     assert item is not None
     return item
-
-
-def _reason(error: Exception, encoder: Encoder | None = None) -> str:
-    """Why an item cannot be used. What is no ItemError is the plugin's own mistake, not the item's."""
-    if isinstance(error, BridgekitError):
-        return error.what
-    return (f"{plugin_of(encoder)} failed on it: " if encoder else "") + f"{type(error).__name__}: {error}"
-
-
-def _threads() -> int:
-    return min(8, os.cpu_count() or 1)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import stat
 import threading
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ _CUT_SHORT = "the file is cut short"
 _AGAIN = "copy or download it again, or remove the row"
 # Bitmaps only. Pillow also opens EPS, for which it would start Ghostscript, and TGA, which it takes other files for.
 _FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_BROKEN = re.compile("[\0\ud800-\udfff]")  # NUL, or half a surrogate pair
 _pixel_guard = threading.Lock()
 
 
@@ -346,7 +348,7 @@ def read_text(item: Item) -> str:
         where = repr(text[:60])
     if not text:
         raise ItemError("the text is empty", where=where, remedy="write a text, or remove the row")
-    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+    if _BROKEN.search(text):
         raise ItemError("the text holds NUL bytes or broken characters", where=where, remedy="save it anew as UTF-8")
     return text
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 #: Seconds that work may take before a bar is worth showing.
 PATIENCE = 1.0
@@ -23,14 +24,25 @@ def silent(what: str, done: int, total: int) -> None:
 def _lines() -> Report:
     """A report that prints a line when work goes on for longer than a moment, and again every half minute."""
     told: dict[str, float] = {}
+    began: dict[str, tuple[float, int]] = {}
 
     def report(what: str, done: int, total: int) -> None:
         now = time.monotonic()
+        start, before = began[what] = began.get(what, (now, done)) if done else (now, 0)
         if now - told.setdefault(what, now - LINE_SECONDS + PATIENCE) >= LINE_SECONDS:
             told[what] = now
-            print(f"{what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+            print(
+                f"{what}: {done:,} of {total:,}{_pace(done - before, now - start, total - done)}", file=sys.stderr, flush=True
+            )
 
     return report
+
+
+def _pace(done: int, seconds: float, left: int) -> str:
+    """How many a second, and how long the rest takes at that: `, 35.2/s, 0:08:54 left`. Nothing where nothing is done yet."""
+    if done <= 0 or seconds <= 0:
+        return ""
+    return f", {done / seconds:,.1f}/s, {timedelta(seconds=round(left * seconds / done))} left"
 
 
 @contextmanager

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +13,9 @@ import pytest
 import torch
 
 from bridgekit import latents
+from bridgekit.batches import BATCH_SIZE
 from bridgekit.encoders import Item
-from bridgekit.errors import PluginError
+from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.latents import LatentStore, encode_items
 from tests.conftest import tone
 from tests.toys import LetterEncoder, ToneEncoder
@@ -103,12 +108,78 @@ def test_a_run_that_is_stopped_loses_one_batch_and_the_next_meets_the_same_batch
         encode_items(Watched(), items)
     interrupted, seen[:] = list(seen), [[], [], []]
     resumed = encode_items(Watched(), items)
-    assert resumed.encoded == 100 - 2 * latents.BATCH_SIZE
+    assert resumed.encoded == 100 - 2 * BATCH_SIZE
     undisturbed: list[list[str]] = seen[3:]
     assert interrupted[2] == undisturbed[0]
     fresh = encode_items(Watched(), items, folder=tmp_path / "elsewhere")
     assert seen[-4:] == interrupted[:2] + undisturbed
     assert torch.equal(fresh.matrix, resumed.matrix)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from bridgekit import latents
+from bridgekit.batches import BATCH_SIZE
+from tests.toys import ToneEncoder
+
+class Killed(ToneEncoder):
+    def encode(self, batch):
+        if len(self.encoded) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode(batch)
+
+latents.FLUSH_ROWS = 2 * BATCH_SIZE
+latents.FLUSH_SECONDS = 3600
+latents.encode_items(Killed(), sorted(Path(sys.argv[1]).glob("*.wav")))
+"""
+
+
+def test_a_run_that_is_killed_loses_no_more_than_what_waits_to_be_written(tmp_path: Path) -> None:
+    items = clips(tmp_path, 7 * BATCH_SIZE)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=Path(__file__).parents[1])
+    assert killed.returncode == -9
+    # Written by twos: four of the five batches that were encoded before the sixth, which was the end.
+    assert encode_items(ToneEncoder(), items).encoded == 3 * BATCH_SIZE
+
+
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of rows of each shard, as they are written."""
+    rows: list[int] = []
+    write = LatentStore.write
+
+    def watched(store: LatentStore, digests: Sequence[bytes], *rest: torch.Tensor) -> None:
+        rows.append(len(digests))
+        write(store, digests, *rest)
+
+    monkeypatch.setattr(LatentStore, "write", watched)
+    return rows
+
+
+@pytest.mark.parametrize(("seconds", "rows", "expected"), [(3600, 9999, [160]), (0, 9999, [32] * 5), (3600, 64, [64, 64, 32])])
+def test_batches_are_gathered_and_written_by_time_and_by_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: list[int], seconds: float, rows: int, expected: list[int]
+) -> None:
+    monkeypatch.setattr(latents, "FLUSH_SECONDS", seconds)
+    monkeypatch.setattr(latents, "FLUSH_ROWS", rows)
+    encode_items(ToneEncoder(), clips(tmp_path, 160))
+    assert writes == expected
+
+
+def test_a_long_run_does_not_pile_up_small_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents, "FLUSH_SECONDS", 0)
+    monkeypatch.setattr(latents, "MANY_DURING", 3)
+    counts: list[int] = []
+    folder = LatentStore("toy:tone@1", 64).folder
+    first = encode_items(
+        ToneEncoder(), clips(tmp_path, 320), progress=lambda done, total: counts.append(len(list(folder.glob("*.safetensors"))))
+    )
+    assert len(counts) == 1 + 320 // BATCH_SIZE
+    assert max(counts) == 2
+    second = encode_items(ToneEncoder(), clips(tmp_path, 320))
+    assert second.encoded == 0
+    assert torch.equal(first.matrix, second.matrix)
 
 
 def test_batches_are_ordered_by_length(tmp_path: Path) -> None:
@@ -146,6 +217,62 @@ def test_small_shards_are_merged_and_nothing_is_lost(tmp_path: Path) -> None:
     second = encode_items(LetterEncoder(), items)
     assert second.encoded == 0
     assert torch.equal(first.matrix, second.matrix)
+
+
+def test_a_store_whose_shards_another_process_merges_is_read_all_the_same() -> None:
+    encoder = LetterEncoder()
+    for number in range(8):
+        LatentStore("toy:letters@1", 48).write([bytes([number] * 32)], torch.full((1, 48), float(number)))
+    here, there = LatentStore("toy:letters@1", 48), LatentStore("toy:letters@1", 48)
+    there.merge_small_shards()
+    assert len(list(here.folder.iterdir())) == 1
+    assert here.read([bytes([number] * 32) for number in range(8)])[:, 0].tolist() == list(range(8))
+    for path in here.folder.iterdir():
+        path.unlink()
+    with pytest.raises(BridgekitError, match="vanished"):
+        here.read([bytes([3] * 32)])
+    assert encode_items(encoder, ["dog"]).encoded == 1
+
+
+def test_latents_that_would_fill_the_memory_are_mapped_from_a_file_that_nobody_sees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    items: list[Item | None] = [f"text number {k}" for k in range(300)]
+    inside = encode_items(LetterEncoder(), items)
+    size = inside.matrix.numel() * 4
+    monkeypatch.setattr(latents, "_free_memory", lambda: 2 * size - 1)
+    mapped = encode_items(LetterEncoder(), items)
+    assert torch.equal(mapped.matrix, inside.matrix)
+    assert mapped.matrix.is_contiguous()
+    assert len(list(mapped.folder.iterdir())) == 1
+    assert is_mapped(mapped.matrix)
+    monkeypatch.setattr(latents, "_free_memory", lambda: 2 * size)
+    assert not is_mapped(encode_items(LetterEncoder(), items).matrix)
+
+
+def is_mapped(matrix: torch.Tensor) -> bool:
+    """Whether a matrix lies in a file without a name, as the system tells it."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    spans = [line.split()[0].split("-") for line in maps if ".rows" in line and "(deleted)" in line]
+    return any(int(start, 16) <= matrix.data_ptr() < int(stop, 16) for start, stop in spans)
+
+
+def test_where_neither_memory_nor_disk_have_room_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    encode_items(LetterEncoder(), ["dog"])
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(latents, "_free_memory", lambda: 0)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(BridgekitError, match="no room") as caught:
+        encode_items(LetterEncoder(), ["dog"])
+    assert "No space left" in caught.value.what
+    assert len(list(LatentStore("toy:letters@1", 48).folder.iterdir())) == 1
+
+
+def test_free_memory_is_what_the_system_tells() -> None:
+    assert 1 << 20 < latents._free_memory() < 1 << 50
 
 
 def test_progress_counts_what_has_to_be_encoded() -> None:

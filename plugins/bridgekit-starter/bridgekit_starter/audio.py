@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import gelu, pad
 from transformers import WhisperConfig
 from transformers.audio_utils import mel_filter_bank
@@ -86,6 +87,12 @@ class AudioEncoder:
         self._padded = padded
         self._device = torch.device(device)
         self._model = load_whisper_encoder(self._device)
+        # Where products run in bfloat16, some frames of short words turn to others in the first attentions, and all that
+        # follows them changes. With those two and the convolutions in float32 the least cosine to float32 around the mean
+        # rises from 0.989 to 0.999 over 1,093 spoken words, and from 0.9992 to 0.9997 over 50 clips of ESC-10, for a tenth
+        # of the time.
+        for layer in self._model.layers[:2]:
+            layer.self_attn = InFloat32(layer.get_submodule("self_attn"), self._device)
         self._positions = self._model.embed_positions.weight
 
     def prepare(self, item: Item) -> list[Window]:
@@ -136,11 +143,12 @@ class AudioEncoder:
         valid = torch.arange(longest, device=self._device) < hops[:, None]
         even = bool(valid.all())
         x = torch.stack([pad(mel, (0, longest - mel.shape[1])) for mel in mels]).to(self._device)
-        x = gelu(self._model.conv1(x))
-        if not even:
-            # A convolution pads its input with zeros: so must a window's end look to the second one, whatever stands behind.
-            x = x.masked_fill(~valid[:, None], 0)
-        x = gelu(self._model.conv2(x)).transpose(1, 2)
+        with in_float32(self._device):
+            x = gelu(self._model.conv1(x))
+            if not even:
+                # A convolution pads its input with zeros: so must a window's end look to the second one, whatever is behind.
+                x = x.masked_fill(~valid[:, None], 0)
+            x = gelu(self._model.conv2(x)).transpose(1, 2)
         x = x + self._positions[: x.shape[1]]
         keys = valid[:, ::2]
         mask = None if even else torch.zeros(keys.shape, device=self._device).masked_fill(~keys, -math.inf)[:, None, None]
@@ -160,6 +168,24 @@ def _groups(windows: Sequence[tuple[Window, int]]) -> Iterator[Sequence[tuple[Wi
             cuts.append(index)
     for start, stop in pairwise([*cuts, len(windows)]):
         yield windows[start:stop]
+
+
+class InFloat32(nn.Module):
+    """A module that computes in float32 even where products run in bfloat16."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.module, self._device = module, device
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """What the module gives."""
+        with in_float32(self._device):
+            return self.module(*inputs, **options)
+
+
+def in_float32(device: torch.device) -> torch.autocast:
+    """While this lasts, products on a device run in float32."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def pad_wave(wave: Tensor, *, padded: bool) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from safetensors.torch import load
@@ -18,6 +18,9 @@ from bridgekit_starter.weights import MINILM_CONFIG, MINILM_TOKENIZER, MINILM_WE
 
 #: The model was trained with 128 tokens and is published with 256; what a text has beyond them is not seen.
 MAX_TOKENS = 256
+
+#: The most tokens in one pass on a CPU, padding included: enough to keep the cores busy, few enough for their caches.
+TOKENS_AT_ONCE = 1_024
 
 
 class TextEncoder:
@@ -64,10 +67,24 @@ class TextEncoder:
         """n lists of token ids into a float32 tensor of shape (n, 384) whose rows have length 1."""
         if not batch:
             return torch.zeros(0, self.dim)
+        order = sorted(range(len(batch)), key=lambda place: len(batch[place]))
+        vectors = torch.cat([self._pass(group) for group in self._groups([batch[place] for place in order])])
+        return vectors[torch.tensor(order).argsort()].cpu()
+
+    def _groups(self, batch: Sequence[list[int]]) -> Iterator[Sequence[list[int]]]:
+        """Cut texts, sorted by length, into runs of at most `TOKENS_AT_ONCE` tokens; a GPU takes them all at once."""
+        start = 0
+        for stop in range(1, len(batch) + 1):
+            full = stop == len(batch) or (stop + 1 - start) * len(batch[stop]) > TOKENS_AT_ONCE
+            if full and (stop == len(batch) or self._device.type == "cpu"):
+                yield batch[start:stop]
+                start = stop
+
+    def _pass(self, batch: Sequence[list[int]]) -> Tensor:
         lengths = torch.tensor([len(ids) for ids in batch])
         longest = int(lengths.max())
         tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in batch], device=self._device)
         mask = (torch.arange(longest) < lengths[:, None]).to(self._device)
         hidden = self._model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
         mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        return normalize(mean, dim=-1).cpu()
+        return normalize(mean, dim=-1)

@@ -2,14 +2,18 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import io
 from pathlib import Path
 
 import pytest
+import timm
 import torch
-from bridgekit_starter.image import ImageEncoder
+from bridgekit_starter.image import AT_ONCE, ImageEncoder
+from bridgekit_starter.weights import EFFICIENTNET_WEIGHTS
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from bridgekit.batches import agreement
 from bridgekit.errors import ItemError
 
 DAISY = 985
@@ -51,6 +55,18 @@ def test_vectors_are_float32_of_the_stated_width_and_not_negative(encoder: Image
 def test_a_picture_has_the_same_vector_alone_and_in_a_batch(encoder: ImageEncoder, photographs: dict[str, Path]) -> None:
     prepared = [encoder.prepare(path) for path in photographs.values()]
     torch.testing.assert_close(encoder.encode(prepared[:1]), encoder.encode(prepared * 5)[:1], atol=1e-5, rtol=1e-5)
+
+
+def test_vectors_are_those_of_timms_own_model_in_any_number(encoder: ImageEncoder, photographs: dict[str, Path]) -> None:
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    stored = torch.load(io.BytesIO(EFFICIENTNET_WEIGHTS.read()), weights_only=True)
+    model.load_state_dict(dict(zip(model.state_dict(), stored.values(), strict=True)))
+    prepared = [encoder.prepare(path).roll(shift, dims=2) for path in photographs.values() for shift in (0, 30, 60, 90, 120)]
+    with torch.inference_mode():
+        expected = model.eval().forward_head(model.forward_features(torch.stack(prepared)), pre_logits=True)
+    for count in (1, AT_ONCE, AT_ONCE + 1, len(prepared)):
+        torch.testing.assert_close(encoder.encode(prepared[:count]), expected[:count], atol=1e-4, rtol=1e-5)
+    assert agreement(expected, encoder.encode(prepared)) > 1 - 1e-9
 
 
 def test_the_middle_square_of_a_picture_is_what_counts(

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from bridgekit_starter.text import MAX_TOKENS, TextEncoder
+from bridgekit_starter.text import MAX_TOKENS, TOKENS_AT_ONCE, TextEncoder
 
+from bridgekit.batches import agreement
 from bridgekit.errors import ItemError
 
 TRIPLES = [  # a text, the same said otherwise, and a stranger
@@ -46,6 +47,23 @@ def test_a_text_has_the_same_vector_alone_and_beside_longer_ones(encoder: TextEn
     alone = vectors(encoder, "A short text.")
     beside = vectors(encoder, "A short text.", "A very much longer text, " * 40)[:1]
     torch.testing.assert_close(alone, beside, atol=1e-6, rtol=0)
+
+
+def test_many_texts_of_all_lengths_keep_their_order_and_their_vectors(encoder: TextEncoder) -> None:
+    texts = [f"text {number} " + "of many words " * (number * 7 % 60) for number in range(100)]
+    assert sum(len(encoder.prepare(text)) for text in texts) > 4 * TOKENS_AT_ONCE
+    alone = torch.cat([vectors(encoder, text) for text in texts[::7]])
+    torch.testing.assert_close(vectors(encoder, *texts)[::7], alone, atol=1e-6, rtol=0)
+
+
+def test_bfloat16_agrees_with_float32(encoder: TextEncoder) -> None:
+    texts = [text for triple in TRIPLES for text in triple]
+    full = vectors(encoder, *texts)
+    with torch.autocast("cpu", torch.bfloat16):
+        reduced = vectors(encoder, *texts)
+    assert reduced.dtype == torch.float32
+    assert not torch.equal(full, reduced)
+    assert agreement(full, reduced) > 0.9998
 
 
 def test_what_lies_beyond_the_last_token_does_not_count(encoder: TextEncoder) -> None:

@@ -1,0 +1,64 @@
+"""A log tells how fast work goes and how long it will take; a moment's work tells nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridgekit import progress
+from bridgekit.progress import LINE_SECONDS, PATIENCE, progress_bars
+
+
+class Clock:
+    now = 1_000.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
+    return clock
+
+
+def test_lines_in_a_log_tell_the_rate_and_the_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bars() as report:
+        report("encoding audio", 0, 20_000)
+        clock.now += 10
+        report("encoding audio", 500, 20_000)
+        clock.now += LINE_SECONDS / 2
+        report("encoding audio", 1_000, 20_000)
+        clock.now += LINE_SECONDS / 2
+        report("encoding audio", 2_000, 20_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "encoding audio: 500 of 20,000, 50.0/s, 0:06:30 left",
+        "encoding audio: 2,000 of 20,000, 50.0/s, 0:06:00 left",
+    ]
+
+
+def test_what_was_done_before_does_not_count_as_speed(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bars() as report:
+        report("training", 900, 1_000)
+        clock.now += 50
+        report("training", 950, 1_000)
+    assert capsys.readouterr().err == "training: 950 of 1,000, 1.0/s, 0:00:50 left\n"
+
+
+def test_work_that_begins_anew_is_timed_anew(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bars() as report:
+        for rate in (10, 2):
+            report("encoding text", 0, 1_000)
+            clock.now += 2 * LINE_SECONDS
+            report("encoding text", int(rate * 2 * LINE_SECONDS), 1_000)
+    assert [line.split(", ")[1] for line in capsys.readouterr().err.splitlines()] == ["10.0/s", "2.0/s"]
+
+
+def test_a_moments_work_and_work_that_has_not_moved_tell_no_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bars() as report:
+        report("opening encoders", 0, 2)
+        clock.now += PATIENCE / 2
+        report("opening encoders", 1, 2)
+        assert capsys.readouterr().err == ""
+        clock.now += PATIENCE
+        report("drawing", 0, 5)
+        clock.now += 2 * PATIENCE
+        report("drawing", 0, 5)
+    assert capsys.readouterr().err == "drawing: 0 of 5\n"
