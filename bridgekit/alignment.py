@@ -137,10 +137,10 @@ def run_alignment(
     started = time.monotonic()
     name, chosen = _preset(preset)
     device = resolve_device(device)
-    names = _sides(a, b, more, pairs)
+    names = choose_sides(a, b, more, pairs)
     progress = progress and rank() == 0
     with progress_bars(progress) as report:
-        encoders = _open(names, device, report)
+        encoders = open_encoders(names, device, report)
     if frozen is not None and frozen not in encoders:
         raise BridgekitError(f"{frozen!r} cannot be frozen: it is not a side", remedy=f"use one of {', '.join(encoders)}")
     folder = Path(out) if out is not None else Path("bridges") / "-".join(encoders)
@@ -148,7 +148,7 @@ def run_alignment(
         check_free(folder, overwrite)  # before hours of encoding, not after
 
     with first_process_first():
-        table = _table(pairs, tuple(encoders), progress)
+        table = open_table(pairs, tuple(encoders), progress)
     with progress_bars(progress) as report:
         opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
         with first_process_first():
@@ -274,7 +274,7 @@ def checkpoint_of(fingerprint: str, resume: bool) -> Path:
     return checkpoint
 
 
-def _sides(a: str | None, b: str | None, more: Sequence[str], pairs: str | Path | Pairs | None) -> list[str]:
+def choose_sides(a: str | None, b: str | None, more: Sequence[str], pairs: str | Path | Pairs | None) -> list[str]:
     """The modalities or encoders to align: the named ones, or those of the table's columns that have a default encoder.
 
     Of a table with fewer than two such columns, reading it will tell what is missing.
@@ -300,7 +300,8 @@ def _preset(preset: str | Preset) -> tuple[str, Preset]:
     return preset, PRESETS[preset]
 
 
-def _open(names: Sequence[str], device: str, report: Report) -> dict[str, tuple[str, Encoder]]:
+def open_encoders(names: Sequence[str], device: str, report: Report) -> dict[str, tuple[str, Encoder]]:
+    """Modality to the full name and the opened encoder of each side."""
     opened: dict[str, tuple[str, Encoder]] = {}
     for number, name in enumerate(names):
         full = encoder_name(name)
@@ -314,7 +315,8 @@ def _open(names: Sequence[str], device: str, report: Report) -> dict[str, tuple[
     return opened
 
 
-def _table(pairs: str | Path | Pairs | None, modalities: tuple[str, ...], tell: bool) -> Pairs:
+def open_table(pairs: str | Path | Pairs | None, modalities: tuple[str, ...], tell: bool) -> Pairs:
+    """The named table, or the one that a plugin brings for these modalities."""
     if isinstance(pairs, Pairs):
         missing = [modality for modality in modalities if modality not in pairs.columns]
         if missing:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bridgekit.batches import Run
 from bridgekit.encoders import TEXT, Encoder
 from bridgekit.errors import BridgekitError
 from bridgekit.latents import Latents, encode_items
@@ -59,7 +60,14 @@ class EncodedPairs:
         return self.keys[:, -1] if self.pairs.group is not None else None
 
 
-def encode_pairs(pairs: Pairs, encoders: Mapping[str, Encoder], report: Report, *, strict: bool = False) -> EncodedPairs:
+def encode_pairs(
+    pairs: Pairs,
+    encoders: Mapping[str, Encoder],
+    report: Report,
+    *,
+    strict: bool = False,
+    elsewhere: Mapping[str, Run] | None = None,
+) -> EncodedPairs:
     """Encode the columns, and set aside the rows that have a bad item, or fewer than two.
 
     Arguments:
@@ -67,6 +75,7 @@ def encode_pairs(pairs: Pairs, encoders: Mapping[str, Encoder], report: Report, 
         encoders: modality to its encoder.
         report: progress.
         strict: whether one bad row is fatal.
+        elsewhere: modality to what encodes its batches, where that is not to be done here.
 
     Raises:
         BridgekitError: strict, and a row was set aside.
@@ -76,6 +85,7 @@ def encode_pairs(pairs: Pairs, encoders: Mapping[str, Encoder], report: Report, 
             encoder,
             pairs.columns[modality],
             progress=lambda done, total, modality=modality: report(f"encoding {modality}", done, total),  # type: ignore[misc]
+            elsewhere=(elsewhere or {}).get(modality),
         )
         for modality, encoder in encoders.items()
     }

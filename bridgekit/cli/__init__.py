@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from bridgekit import plugins as installed
-from bridgekit.cli import align, bind, embed, evaluate, generate, info, plugins, search
+from bridgekit.cli import align, bind, embed, encode, evaluate, generate, info, plugins, search, subset
 from bridgekit.errors import BridgekitError
 
 app = typer.Typer(
@@ -59,9 +59,11 @@ VERBS: dict[str, Callable[..., None]] = {
     "align": align.command,
     "bind": bind.command,
     "eval": evaluate.command,
+    "encode": encode.command,
     "embed": embed.command,
     "search": search.command,
     "generate": generate.command,
+    "subset": subset.command,
     "info": info.command,
 }
 for name, verb in VERBS.items():

@@ -1,0 +1,54 @@
+"""`bridgekit encode`: a table's items into the store, told as it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bridgekit.alignment import run_alignment
+from tests.test_align import QUICK
+from tests.toys import NAMES, tone_table
+
+pytestmark = pytest.mark.usefixtures("toy")
+
+
+def test_what_was_encoded_is_told_and_align_encodes_nothing_again(
+    tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    table = tone_table(tmp_path)
+    code, out, _ = run("encode", "--pairs", str(table))
+    assert code == 0
+    assert f"audio: {6 * len(NAMES)} different items by toy:tone, {6 * len(NAMES)} of them now" in out
+    assert f"text: {len(NAMES)} different items" in out
+    assert "products in float32" in out, "so few are not worth a check"
+    code, out, _ = run("encode", "--pairs", str(table), "--json")
+    told = json.loads(out)
+    assert told["rows"] == 6 * len(NAMES)
+    assert {side["encoded_now"] for side in told["sides"].values()} == {0}
+    assert Path(told["sides"]["audio"]["folder"]).is_dir()
+    done = run_alignment(pairs=table, out=tmp_path / "bridge", preset=QUICK, progress=False)
+    assert not done.reused
+
+
+def test_bad_rows_are_told_and_strict_refuses_them(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    table = tone_table(tmp_path)
+    (tmp_path / "clips" / "ant 0.wav").write_text("no audio")
+    code, _, err = run("encode", "--pairs", str(table))
+    assert code == 0
+    assert "1 row was set aside" in err
+    assert "row 2, audio" in err
+    code, _, err = run("encode", "--pairs", str(table), "--strict")
+    assert code == 2
+    assert "ant 0.wav" in err
+
+
+def test_without_ray_installed_the_remedy_is_named(
+    tmp_path: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    code, _, err = run("encode", "--pairs", str(tone_table(tmp_path)), "--ray")
+    assert code == 2
+    assert "bridgekit[ray]" in err
