@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from bridgekit.pairs import Pairs as Pairs
     from bridgekit.pairs import read_pairs as read_pairs
     from bridgekit.plugins import load_encoder as load_encoder
+    from bridgekit.subsets import choose_pairs as choose_pairs
+    from bridgekit.subsets import choose_subset as choose_subset
 
 _HOME = {
     "align": "alignment",
@@ -49,6 +51,8 @@ _HOME = {
     "Pairs": "pairs",
     "read_pairs": "pairs",
     "load_encoder": "plugins",
+    "choose_pairs": "subsets",
+    "choose_subset": "subsets",
 }
 __all__ = sorted(_HOME)
 
