@@ -36,7 +36,7 @@ from bridgekit.latents import encode_items
 Encode = Callable[[Sequence[Item]], Tensor]
 Padding = Literal["zeros", "silence", "none"]
 
-TEXTS, PICTURES, PHOTOGRAPHS, CLIPS = 2_000, 500, 200, 40
+TEXTS, PICTURES, PHOTOGRAPHS, CLIPS = 1_000, 150, 100, 12
 ROUNDS = 3
 #: Items that every side encodes first, off the clock.
 WARM_UP = 8
