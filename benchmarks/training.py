@@ -231,11 +231,11 @@ def main() -> str:
     ]
     told = (
         f"The starter's speech: 11,944 pairs to train on, latents of 1,024 and 384 numbers, seed {SEED}; the score is the mean "
-        "of recall@1, @5, @10 both ways on `val` (names never heard), in %, after each epoch. Seconds are of training, "
-        "with the closed-form start and without anybody's validation; in parentheses as a share of the plain loop's whole "
-        "time. `paper` is 10 epochs of the release's adapters (4 blocks, expansion 4, dropout 0.6) and rates with batches of 1,024; "
-        "`default` is 30 epochs; `plain, default` has the default preset's adapters, batches and rates and standardised latents, but no closed-form "
-        "start, and the release's mixup.\n\n"
+        "of recall@1, @5, @10 both ways on `val` (names never heard), in %, after each epoch. Seconds are of training, with "
+        "the closed-form start and without anybody's validation; in parentheses as a share of the plain loop's whole time. "
+        "`paper` is 10 epochs of the release's adapters (4 blocks, expansion 4, dropout 0.6) and rates with batches of 1,024; "
+        "`default` is 30 epochs; `plain, default` has the default preset's adapters, batches and rates and standardised "
+        "latents, but no closed-form start, and the release's mixup.\n\n"
     )
     head = ["loop", "whole", "score", "to the score of `plain, paper`", "to the score of `plain, default`"]
     return (
