@@ -60,6 +60,6 @@ def encode_table(
         table = open_table(pairs, tuple(opened), progress)
         encoders = {modality: encoder for modality, (_, encoder) in opened.items()}
         names = {modality: name for modality, (name, _) in opened.items()}
-        elsewhere = {modality: on_ray(name, modality) for modality, name in names.items()} if ray else {}
+        elsewhere = {modality: on_ray(name, encoder) for modality, (name, encoder) in opened.items()} if ray else {}
         encoded = encode_pairs(table, encoders, report, strict=strict, elsewhere=elsewhere)
     return EncodedTable(table.source, len(encoded.pairs), names, encoded.latents, encoded.pairs.set_aside)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from bridgekit.batches import Batch, Encoded, Run, encode_batches
-from bridgekit.encoders import TEXT, Encoder, resolve_device
+from bridgekit.encoders import TEXT, Encoder, Item, resolve_device
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.plugins import load_encoder
 
@@ -55,12 +56,12 @@ def ray_cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def on_ray(name: str, modality: str, workers: int | None = None) -> Run:
+def on_ray(name: str, encoder: Encoder, workers: int | None = None) -> Run:
     """A function that encodes batches on the Ray cluster that was joined: one row of a Ray dataset is one planned batch.
 
     Arguments:
         name: the encoder, `provider:model`. Its plugin must be installed on each machine.
-        modality: the encoder's.
+        encoder: the same, opened here. Workers must have the very same revision of it.
         workers: how many; by default one a GPU, or, where the cluster has none, one for every two cores.
 
     Files are read where the workers are, under the same paths. The batches are those of one machine, and so are the
@@ -75,13 +76,13 @@ def on_ray(name: str, modality: str, workers: int | None = None) -> Run:
         count = max(1, min(workers or gpus or cores // 2, len(batches)))
         told: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": max(1, min(2, cores // count))}
         rows = [
-            {"number": batch.number, "items": json.dumps([str(item) for item in batch.items]), "reduced": batch.reduced}
+            {"number": batch.number, "items": json.dumps([_told(item) for item in batch.items]), "reduced": batch.reduced}
             for batch in batches
         ]
         taken = max(1, min(TAKEN_AT_ONCE, len(rows) // count))
         dataset = ray.data.from_items(rows).map_batches(
             _Worker,
-            fn_constructor_kwargs={"name": name, "modality": modality},
+            fn_constructor_kwargs={"name": name, "modality": encoder.modality, "revision": encoder.revision},
             batch_size=taken,
             compute=ray.data.ActorPoolStrategy(size=count),
             **told,
@@ -100,8 +101,8 @@ def on_ray(name: str, modality: str, workers: int | None = None) -> Run:
 class _Worker:
     """Lives in a process of its own, somewhere in the cluster."""
 
-    def __init__(self, name: str, modality: str) -> None:
-        self.name, self.modality = name, modality
+    def __init__(self, name: str, modality: str, revision: str) -> None:
+        self.name, self.modality, self.revision = name, modality, revision
         self.encoder: Encoder | None = None
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list[Any]]:
@@ -114,7 +115,7 @@ class _Worker:
         ]
         found: dict[str, list[Any]] = {"number": [], "kept": [], "latents": [], "width": [], "reasons": [], "fault": []}
         try:
-            self.encoder = self.encoder or load_encoder(self.name, resolve_device())
+            self.encoder = self.encoder or self._open()
             for encoded in encode_batches(self.encoder, batches):
                 reasons = {str(at): reason for at, reason in encoded.reasons.items()}
                 _append(found, encoded.number, encoded.kept, encoded.latents, reasons, {})
@@ -123,6 +124,21 @@ class _Worker:
             fault = {"what": f"a Ray worker: {error.what}", "where": error.where, "remedy": error.remedy}
             _append(found, -1, [], torch.zeros(0, 0), {}, fault)
         return found
+
+    def _open(self) -> Encoder:
+        encoder = load_encoder(self.name, resolve_device())
+        if encoder.revision != self.revision:  # its latents would be kept as those of another
+            raise BridgekitError(
+                f"{self.name} is another one there ({encoder.revision}) than here ({self.revision})",
+                where=platform.node(),
+                remedy="install the same versions of its plugin and of the model on every machine",
+            )
+        return encoder
+
+
+def _told(item: Item) -> str:
+    """A text, or a path that means the same to a worker, which runs in another folder."""
+    return item if isinstance(item, str) else str(item.absolute())
 
 
 def _append(

@@ -10,13 +10,13 @@ import pytest
 
 from bridgekit.alignment import run_alignment
 from tests.test_align import QUICK
-from tests.toys import NAMES, tone_table
+from tests.toys import NAMES, LetterEncoder, ToneEncoder, tone_table
 
 pytestmark = pytest.mark.usefixtures("toy")
 
 
 def test_what_was_encoded_is_told_and_align_encodes_nothing_again(
-    tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+    tmp_path: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tone_table(tmp_path)
     code, out, _ = run("encode", "--pairs", str(table))
@@ -29,8 +29,13 @@ def test_what_was_encoded_is_told_and_align_encodes_nothing_again(
     assert told["rows"] == 6 * len(NAMES)
     assert {side["encoded_now"] for side in told["sides"].values()} == {0}
     assert Path(told["sides"]["audio"]["folder"]).is_dir()
-    done = run_alignment(pairs=table, out=tmp_path / "bridge", preset=QUICK, progress=False)
-    assert not done.reused
+
+    def again(*arguments: object) -> None:
+        raise AssertionError("what is encoded is not encoded again")
+
+    monkeypatch.setattr(ToneEncoder, "encode", again)
+    monkeypatch.setattr(LetterEncoder, "encode", again)
+    assert not run_alignment(pairs=table, out=tmp_path / "bridge", preset=QUICK, progress=False).reused
 
 
 def test_bad_rows_are_told_and_strict_refuses_them(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:

@@ -95,9 +95,9 @@ def test_vectors_are_float32_of_the_stated_width(encoder: AudioEncoder, tmp_path
 
 
 def test_bfloat16_agrees_with_float32_on_short_words_too(encoder: AudioEncoder, tmp_path: Path) -> None:
-    # Short words are the hardest. With all products in bfloat16 "keycap 7" is at 0.989, and "scarf" as Mary says it at 0.998.
-    said = {"keycap 7": "en-us", "scarf": "en-us+f2", "ear": "en-us", "handbag": "en-us", "ring": "en-us", "menorah": "en-us"}
-    said |= dict.fromkeys(("clamp", "doughnut", "owl", "red apple", "fire engine", "guitar", "penguin", "star"), "en-us")
+    # Short words are the hardest: of a thousand these were the worst, at 0.989 to 0.998, with all products in bfloat16.
+    said = {"keycap 7": "en-us", "scarf": "en-us", "thumbs up": "en-us+f2", "cloud with snow": "en-us+f2"}
+    said |= dict.fromkeys(("ear", "handbag", "clamp", "owl", "red apple", "fire engine", "guitar", "penguin", "star"), "en-us")
     for word, voice in said.items():
         samples, rate = speak(word, voice)
         soundfile.write(tmp_path / f"{word}.wav", samples, rate)
@@ -107,7 +107,8 @@ def test_bfloat16_agrees_with_float32_on_short_words_too(encoder: AudioEncoder, 
         reduced = encoder.encode(words)
     assert reduced.dtype == torch.float32
     assert not torch.equal(full, reduced)
-    assert agreement(full, reduced) > 0.9992
+    assert torch.cosine_similarity(full - full.mean(0), reduced - full.mean(0)).mean() > 0.9997
+    assert agreement(full, reduced) > 0.998  # 0.9992 here, but another processor adds up in another order
 
 
 def test_a_clip_of_70_seconds_is_heard_in_three_windows_to_its_end(encoder: AudioEncoder, tmp_path: Path) -> None:

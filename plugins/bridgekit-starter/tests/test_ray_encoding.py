@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,21 @@ TEXTS[30] = "half a \ud83d pair"
 TEXTS[31] = None
 
 
+@dataclass
+class Seen:
+    """What a driver knows of an encoder: all but how to run it."""
+
+    modality: str
+    dim: int
+    revision: str
+
+    def prepare(self, item: Item) -> object:
+        raise AssertionError("the driver does not run it")
+
+    def encode(self, batch: Sequence[object]) -> torch.Tensor:
+        raise AssertionError("the driver does not run it")
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     with ray_cluster():
@@ -34,7 +50,7 @@ def test_two_workers_give_the_latents_of_this_machine_and_name_the_same_failures
         encoder,
         TEXTS,
         folder=tmp_path / "there",
-        elsewhere=on_ray("starter:text", "text", workers=2),
+        elsewhere=on_ray("starter:text", encoder, workers=2),
         progress=lambda done, total: seen.append((done, total)),
     )
     assert there.encoded == here.encoded == len(TEXTS) - 2
@@ -50,9 +66,34 @@ def test_two_workers_give_the_latents_of_this_machine_and_name_the_same_failures
     assert torch.equal(again.matrix, there.matrix)
 
 
+def test_files_are_named_so_that_workers_in_another_folder_find_them(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load_encoder("starter:text", "cpu")
+    monkeypatch.chdir(tmp_path)
+    for number in range(4):
+        Path(f"{number}.txt").write_text(f"text number {number}")
+    Path("4.txt").write_bytes(b"\xff\xfe\xfd")
+    files: list[Item | None] = [Path(f"{number}.txt") for number in range(5)]
+    # A text encoder takes files as well; as another modality, so that workers take what they get for paths.
+    seen = Seen("image", encoder.dim, encoder.revision)
+    there = encode_items(seen, files, folder=tmp_path / "there", elsewhere=on_ray("starter:text", seen, workers=1))
+    here = encode_items(encoder, files, folder=tmp_path / "here")
+    assert (there.encoded, there.failed) == (4, here.failed)
+    assert list(there.failed) == [4]
+    torch.testing.assert_close(there.matrix, here.matrix, rtol=0, atol=1e-5)
+
+
+def test_a_worker_with_another_revision_is_refused(cluster: None, tmp_path: Path) -> None:
+    older = Seen("text", 384, "starter:text@older")
+    with pytest.raises(BridgekitError, match="another one there") as caught:
+        encode_items(older, ["dog"], folder=tmp_path, elsewhere=on_ray("starter:text", older, workers=1))
+    assert "same versions" in str(caught.value.remedy)
+
+
 def test_a_worker_that_cannot_open_the_encoder_is_one_clear_message(cluster: None, tmp_path: Path) -> None:
     encoder = load_encoder("starter:text", "cpu")
     with pytest.raises(BridgekitError, match="no model") as caught:
-        encode_items(encoder, ["dog"], folder=tmp_path, elsewhere=on_ray("starter:nothing", "text", workers=1))
+        encode_items(encoder, ["dog"], folder=tmp_path, elsewhere=on_ray("starter:nothing", encoder, workers=1))
     assert "a Ray worker" in caught.value.what
     assert "choose one of" in str(caught.value.remedy)
