@@ -41,6 +41,7 @@ def bind(
     strict: bool = False,
     resume: bool = True,
     overwrite: bool = False,
+    outside: bool = False,
     progress: bool = True,
 ) -> Bridge:
     """Add a modality to a trained bridge whose other sides stay as they are, byte for byte.
@@ -54,7 +55,8 @@ def bind(
         pairs: as for `align`: a table with a column for the new modality and one for any of the bridge's.
         out: where to write the larger bridge; by default in place of the old one, whose conditioners and pictures stay.
         overwrite: bind a modality anew that was bound before with other pairs, or replace another bridge at `out`.
-        seed, device, strict, resume, progress: as for `align`. The hyperparameters are those that the bridge was trained with.
+        seed, device, strict, resume, outside, progress: as for `align`. The hyperparameters are those that the bridge was
+            trained with.
 
     Returns:
         the larger bridge, saved, with figures for the new modality beside those it had.
@@ -72,6 +74,7 @@ def bind(
         strict=strict,
         resume=resume,
         overwrite=overwrite,
+        outside=outside,
         progress=progress,
     ).bridge
 
@@ -88,6 +91,7 @@ def run_binding(
     strict: bool = False,
     resume: bool = True,
     overwrite: bool = False,
+    outside: bool = False,
     progress: bool = True,
 ) -> Alignment:
     """`bind`, with an account of what was done. Arguments and errors are the same."""
@@ -112,7 +116,7 @@ def run_binding(
             where=pairs.source if isinstance(pairs, Pairs) else str(pairs),
             remedy=f"give pairs of {new} with one of them",
         )
-    table = pairs if isinstance(pairs, Pairs) else read_pairs(pairs, (*partners, new))
+    table = pairs if isinstance(pairs, Pairs) else read_pairs(pairs, (*partners, new), outside=outside)
     encoders = {modality: old.encoder(modality) for modality in partners} | {new: encoder}
     with progress_bars(progress) as report:
         with first_process_first():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from bridgekit import hookspecs
-from bridgekit.encoders import Encoder, resolve_device
+from bridgekit.encoders import Encoder, is_modality, resolve_device
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.hookspecs import EncoderProvider, ImageGenerator, PairSource
 
@@ -263,7 +263,7 @@ def plugin_of(encoder: Encoder) -> str:
 
 def _check_contract(encoder: object, name: str, package: str) -> None:
     expected: dict[str, Callable[[Any], bool]] = {
-        "modality": lambda value: isinstance(value, str) and bool(value),
+        "modality": is_modality,
         "dim": lambda value: isinstance(value, int) and value > 0,
         "revision": lambda value: isinstance(value, str) and bool(value),
         "prepare": callable,
