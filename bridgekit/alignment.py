@@ -31,7 +31,7 @@ from bridgekit.fusion.adapter import Adapter, FrozenSide
 from bridgekit.fusion.training import PRESETS, Preset
 from bridgekit.pairs import Pairs, SetAside, read_pairs, split_pairs, table_modalities
 from bridgekit.pictures import heat_map, training_curves
-from bridgekit.plugins import default_modalities, default_pair_source, encoder_name, load_encoder
+from bridgekit.plugins import default_modalities, default_pair_source, encoder_name, load_encoder, recorded_name
 from bridgekit.precision import product_dtype
 from bridgekit.progress import Report, progress_bars
 
@@ -315,7 +315,7 @@ def open_encoders(names: Sequence[str], device: str, report: Report) -> dict[str
             raise BridgekitError(
                 f"two sides are {encoder.modality}", where=", ".join(names), remedy="name different modalities"
             )
-        opened[encoder.modality] = (full, encoder)
+        opened[encoder.modality] = (recorded_name(full, encoder), encoder)
     return opened
 
 

@@ -26,7 +26,7 @@ from bridgekit.evaluation import EncodedPairs, encode_pairs, sides_of
 from bridgekit.fitting import measure, measure_gap, train_encoded
 from bridgekit.pairs import Pairs, read_pairs, split_pairs, table_modalities
 from bridgekit.pictures import training_curves
-from bridgekit.plugins import encoder_name, load_encoder
+from bridgekit.plugins import encoder_name, load_encoder, recorded_name
 from bridgekit.progress import progress_bars
 
 
@@ -102,6 +102,7 @@ def run_binding(
     old = Bridge.load(source, device)
     name = encoder_name(add)
     encoder = load_encoder(name, device)
+    name = recorded_name(name, encoder)
     new = encoder.modality
     known = [modality for modality in old.sides if modality != new]
     bound = any(story["modality"] == new for story in old.provenance.get("bound", ()))

@@ -32,7 +32,7 @@ from bridgekit.retrieval import search
 
 #: The option of an encoder, and, after `BRIDGEKIT_`, the environment variable, by which code from a model's repository may run.
 TRUST = "TRUST_REMOTE_CODE"
-#: After `BRIDGEKIT_`, the environment variable by which a loaded bridge may open encoders anywhere on disk.
+#: After `BRIDGEKIT_`, the environment variable by which a loaded bridge may name tables and encoders anywhere on disk.
 OUTSIDE = "OUTSIDE"
 #: Before a modality, the name of its mean among the tensors.
 MEAN = "mean/"
@@ -154,16 +154,18 @@ class Bridge:
             BridgekitError: it lies elsewhere.
         """
         named_source = ":" in source and not os.path.lexists(source)
-        if self.folder is not None and source and not named_source and not self._may_follow(source):
+        if source and not named_source and not self._may_follow(source):
             raise BridgekitError(
                 "this bridge names a table outside this folder and its own, which is not read unasked",
                 where=source,
-                remedy="if you trust it, name it: eval --pairs, search --among, generate --captions; or run this where it is",
+                remedy=f"if you trust it, name it (eval --pairs, search --among, generate --captions) or set BRIDGEKIT_{OUTSIDE}=yes",
             )
         return source
 
     def _may_follow(self, path: str | Path) -> bool:
-        assert self.folder is not None
+        """Whether a path that stands in the bridge may be followed; in one that was made here, all may."""
+        if self.folder is None or os.environ.get(f"BRIDGEKIT_{OUTSIDE}") == "yes":
+            return True
         try:
             return is_within(path, (*homes(Path()), *homes(self.folder)))
         except (OSError, ValueError):
@@ -224,8 +226,6 @@ class Bridge:
 
     def _check_paths(self, side: Side) -> None:
         """Refuse an encoder whose name is, or holds, a path outside this folder and the bridge's, unless the user allows it."""
-        if self.folder is None or os.environ.get(f"BRIDGEKIT_{OUTSIDE}") == "yes":
-            return
         for part in re.split("[:,=@+;|]", side.encoder):
             path = Path(os.path.expanduser(part))  # noqa: PTH111  (Path's own fails for a user who is not there)
             leads_away = path.is_absolute() or ".." in path.parts or (part != "" and os.path.lexists(path))

@@ -32,6 +32,9 @@ class Encoder(Protocol):
         dim: the width d of its latents.
         revision: names the exact weights and preprocessing. It is part of every latent's key, so it must change
             whenever the vectors would.
+
+    An encoder may have a fourth, `pinned`: the full name, `provider:model`, that finds these very weights on every machine,
+    where the name that it was opened by may come to mean others. Bridges record it: see `bridgekit.hub.pinned`.
     """
 
     modality: str

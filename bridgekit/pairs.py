@@ -467,7 +467,9 @@ def _usable(pairs: Pairs, modalities: Sequence[str], folder: Path | None = None)
         why = f" (row {set_aside[0].row}: {set_aside[0].reason}: {set_aside[0].item})" if set_aside else ""
         remedy = "mend the table; paths in it are relative to its own folder"
         if set_aside and set_aside[0].reason == LEAVES:
-            remedy = "move the files into the table's folder or, if you trust the table, add --outside (in Python: outside=True)"
+            remedy = (
+                "move the files into the table's folder or, if you trust the table, add --outside (in Python: outside=True)"
+            )
         raise BridgekitError(
             f"none of the {len(set_aside):,} rows can be used{why}",
             where=pairs.source,
