@@ -158,7 +158,7 @@ class Bridge:
             raise BridgekitError(
                 "this bridge names a table outside this folder and its own, which is not read unasked",
                 where=source,
-                remedy=f"if you trust it, name it (eval --pairs, search --among, generate --captions) or set BRIDGEKIT_{OUTSIDE}=yes",
+                remedy=f"name it, if you trust it (eval --pairs, search --among, generate --captions), or BRIDGEKIT_{OUTSIDE}=yes",
             )
         return source
 

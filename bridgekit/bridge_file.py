@@ -250,7 +250,7 @@ def _wrong_preset(preset: object) -> Iterator[str]:
             low, high = _PRESET_BOUNDS.get(name, (0, 1_000_000))
             whole = isinstance(known[name], int)
             if not (_is_whole if whole else _is_number)(value, low, high):
-                yield f"`preset.{name}` is no {'whole ' if whole else ''}number from {low:g} to {high:g}"
+                yield f"`preset.{name}` is no {'whole ' if whole else ''}number from {low:,} to {high:,}"
 
 
 def _wrong_provenance(story: object, sides: Mapping[str, Any], within: str = "provenance") -> Iterator[str]:

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import difflib
 import io
+import json
 import os
 import re
 import stat
@@ -155,9 +156,10 @@ def _readable(source: str | Path) -> Iterator[None]:
         raise _missing(source) from None
     except (OSError, OutOfBounds) as error:
         reason = getattr(error, "strerror", None) or error
-        raise BridgekitError(
-            f"the table cannot be read ({reason})", where=str(source)[:MAX_PATH], remedy="check its name and permissions"
-        ) from None
+        # Without a number of its own it is not the system's, but that of a library that does not understand the file.
+        refused_by_system = isinstance(error, OSError) and error.errno is not None
+        remedy = "check its name and permissions" if refused_by_system else "write the table anew, as one regular file"
+        raise BridgekitError(f"the table cannot be read ({reason})", where=str(source)[:MAX_PATH], remedy=remedy) from None
 
 
 def _missing(source: str | Path) -> BridgekitError:
@@ -313,8 +315,9 @@ def _read_json_lines(path: Path, wanted: Sequence[str]) -> _Records:
                 f"the row cannot be used: {error}", where=f"{path}, row {row}", remedy="write one small JSON object a line"
             ) from None
         except ValueError as error:
+            reason = f"{error.msg}, at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
             raise BridgekitError(
-                f"the row is not JSON ({error})", where=f"{path}, row {row}", remedy="write one JSON object a line"
+                f"the row is not JSON ({reason})", where=f"{path}, row {row}", remedy="write one JSON object a line"
             ) from None
         if not isinstance(value, dict):
             raise BridgekitError(
