@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+import zipfile
 from collections.abc import Iterable
 from io import BufferedReader
 from pathlib import Path
@@ -67,6 +68,20 @@ def _amount(limit: int) -> str:
         if limit >= size:
             return f"{limit / size:g} {unit}"
     return f"{limit} bytes"
+
+
+def check_stored(checkpoint: Path) -> None:
+    """Refuse a checkpoint of PyTorch's whose parts are compressed: it could unpack to a thousand times its size.
+
+    PyTorch itself never compresses them, and reads them all the same.
+
+    Raises:
+        OutOfBounds: some are.
+    """
+    if zipfile.is_zipfile(checkpoint):
+        with zipfile.ZipFile(checkpoint) as parts:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
+                raise OutOfBounds("its parts are compressed, as PyTorch never writes them")
 
 
 # ---- JSON

@@ -158,7 +158,8 @@ class Bridge:
             raise BridgekitError(
                 "this bridge names a table outside this folder and its own, which is not read unasked",
                 where=source,
-                remedy=f"name it, if you trust it (eval --pairs, search --among, generate --captions), or BRIDGEKIT_{OUTSIDE}=yes",
+                remedy="name it if you trust it (eval --pairs, search --among, generate --captions), "
+                f"or set BRIDGEKIT_{OUTSIDE}=yes",
             )
         return source
 

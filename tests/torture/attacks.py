@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.torture.command import Ended, call, fault, inside, peak
 from tests.torture.outcome import Outcome
-from tests.torture.strangers import Ground, encoders_kept_open, make_ground, write_csv
+from tests.torture.strangers import Ground, ground_for, write_csv
 
 #: Bytes of memory that refusing something may take.
 LITTLE = 300 << 20
@@ -31,14 +31,11 @@ def run() -> Outcome:
     """Make every attack once."""
     failures: list[str] = []
     figures: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="torture attacks ") as place:
-        home = Path(place) / "home"
-        with inside(Path(place), BRIDGEKIT_HOME=str(home), COLUMNS="200"), encoders_kept_open():
-            ground = make_ground(Path(place) / "ground")
-            for attack in ATTACKS:
-                told = against(attack, ground, Path(place) / attack.__name__)
-                figures[name_of(attack)] = told or "refused"
-                failures += [f"{name_of(attack)}: {told}"] if told else []
+    with ground_for("attacks") as ground:
+        for attack in ATTACKS:
+            told = against(attack, ground, ground.folder.parent / attack.__name__)
+            figures[name_of(attack)] = told or "refused"
+            failures += [f"{name_of(attack)}: {told}"] if told else []
     return Outcome("attacks", len(ATTACKS), len(ATTACKS) - len(failures), tuple(failures), figures)
 
 
@@ -86,7 +83,7 @@ def _shown(*arguments: object) -> str:
     ended = call(arguments)
     assert not ended.crash, ended.crash
     shown = ended.out + ended.err
-    found = [character for character in shown if character < " " and character not in "\n\t" or "\x7f" <= character <= "\x9f"]
+    found = [each for each in shown if (each < " " and each not in "\n\t") or "\x7f" <= each <= "\x9f"]
     assert not found, f"it prints {found[0]!a}"
     assert "\u202e" not in shown, "it turns text around"
     return shown
@@ -380,6 +377,16 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 # ---- numbers and names that lie
 
 
+def zip_bomb_in_a_checkpoint(ground: Ground) -> None:
+    """A checkpoint of a few megabytes whose parts unpack to gigabytes."""
+    torch.save({"state_dict": {"x": torch.zeros(1 << 26)}}, "plain.pth")
+    with zipfile.ZipFile("plain.pth") as whole, zipfile.ZipFile("bomb.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+        for part in whole.infolist():
+            packed.writestr(part.filename, whole.read(part))
+    Path("plain.pth").unlink()
+    _refused("encode", "--pairs", "pairs.csv", "--a", "timm:test_vit,checkpoint=bomb.pth", "--b", "text", saying="compressed")
+
+
 def numbers_that_are_not_finite(ground: Ground) -> None:
     """Adapters of NaN, rightly signed, and a temperature that is none."""
     data = bytearray(Path("bridge/adapters.safetensors").read_bytes())
@@ -545,6 +552,7 @@ ATTACKS: tuple[Attack, ...] = (
     keys_that_multiply,
     conditioner_that_claims_terabytes,
     zlib_bomb_in_a_picture,
+    zip_bomb_in_a_checkpoint,
     numbers_that_are_not_finite,
     width_that_lies,
     key_twice,

@@ -6,12 +6,15 @@ import contextlib
 import functools
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
+
+from tests.torture.command import inside
 
 CAPTIONS = (
     "a red apple",
@@ -45,6 +48,15 @@ class Ground:
     def copy(self, to: Path) -> Ground:
         """The same in another folder."""
         return Ground(Path(shutil.copytree(self.folder, to, symlinks=True)))
+
+
+@contextlib.contextmanager
+def ground_for(name: str) -> Iterator[Ground]:
+    """A ground in a temporary folder, which is where one then is, with a cache of its own and encoders that are kept open."""
+    with tempfile.TemporaryDirectory(prefix=f"torture {name} ") as place:
+        settings = {"BRIDGEKIT_HOME": str(Path(place) / "home"), "COLUMNS": "200"}
+        with inside(Path(place), **settings), encoders_kept_open():
+            yield make_ground(Path(place) / "ground")
 
 
 @contextlib.contextmanager

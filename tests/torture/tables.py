@@ -8,7 +8,6 @@ import json
 import os
 import random
 import shutil
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 
 from tests.torture.command import Ended, call, fault, inside, peak, reasons, shape
 from tests.torture.outcome import Outcome
-from tests.torture.strangers import Ground, encoders_kept_open, make_ground, write_csv
+from tests.torture.strangers import Ground, ground_for, write_csv
 
 #: Bytes by which all of it may raise the most memory that this process, with two encoders open, has had at once.
 MEMORY = 1 << 30
@@ -45,31 +44,30 @@ Rows = list[tuple[str, ...]]
 def run(count: int, seed: int) -> Outcome:
     """Try `count` broken tables and bridges, half and half."""
     failures, messages, kinds, ends = [], dict[str, str](), Counter[str](), Counter[str]()
-    with tempfile.TemporaryDirectory(prefix="torture tables ü ") as place:
-        with inside(Path(place), BRIDGEKIT_HOME=str(Path(place) / "home"), COLUMNS="200"), encoders_kept_open():
-            ground = make_ground(Path(place) / "ground")
-            with inside(ground.folder):
-                for arguments in _whole():
-                    assert not fault(call(arguments)), "what is not broken works"
-            before, slowest = peak(), 0.0
-            for number in range(count):
-                rng = random.Random(f"{seed}-{number}")
-                broken = _broken_bridge if number % 2 else _broken_table
-                folder = Path(place) / str(number)
-                kind, arguments = broken(ground, folder, number // 2, rng)
-                with inside(folder):
-                    ended = call(arguments)
-                kinds[kind.partition(":")[0]] += 1
-                wrong = fault(ended) or _unsound(ended)
-                if wrong:
-                    failures.append(f"{kind}, seed {seed}-{number}: {' '.join(map(str, arguments))[:200]}: {wrong}")
-                else:
-                    ends["a result" if ended.code == 0 else "a message"] += 1
-                    told = {shape(ended): ended.err.strip()} if ended.code else {reason: reason for reason in reasons(ended)}
-                    messages |= {short: example for short, example in told.items() if short not in messages}
-                slowest = max(slowest, ended.seconds)
-                _remove(folder)
-            grown = peak() - before
+    with ground_for("tables ü") as ground:
+        place = ground.folder.parent
+        with inside(ground.folder):
+            for arguments in _whole():
+                assert not fault(call(arguments)), "what is not broken works"
+        before, slowest = peak(), 0.0
+        for number in range(count):
+            rng = random.Random(f"{seed}-{number}")
+            broken = _broken_bridge if number % 2 else _broken_table
+            folder = place / str(number)
+            kind, arguments = broken(ground, folder, number // 2, rng)
+            with inside(folder):
+                ended = call(arguments)
+            kinds[kind.partition(":")[0]] += 1
+            wrong = fault(ended) or _unsound(ended)
+            if wrong:
+                failures.append(f"{kind}, seed {seed}-{number}: {' '.join(map(str, arguments))[:200]}: {wrong}")
+            else:
+                ends["a result" if ended.code == 0 else "a message"] += 1
+                told = {shape(ended): ended.err.strip()} if ended.code else {reason: reason for reason in reasons(ended)}
+                messages |= {short: example for short, example in told.items() if short not in messages}
+            slowest = max(slowest, ended.seconds)
+            _remove(folder)
+        grown = peak() - before
     if grown > MEMORY:
         failures.append(f"memory grew by {grown / 1e6:,.0f} MB, over {MEMORY / 1e6:,.0f} MB")
     figures = {

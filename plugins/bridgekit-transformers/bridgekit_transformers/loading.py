@@ -240,7 +240,7 @@ def weight_files(source: Source) -> list[Path]:
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (source.folder / name).is_file():
-            return [source.folder / name]
+            return [_checked(source, source.folder / name)]
         index = read_json(source.folder / f"{name}.index.json")
         if index is not None:
             shards = sorted({str(shard) for shard in index["weight_map"].values()})
@@ -250,11 +250,19 @@ def weight_files(source: Source) -> list[Path]:
             missing = [file.name for file in files if not file.is_file()]
             if missing:
                 raise source.error(f"misses weights of this model: {', '.join(missing)}", "download the model again")
-            return files
+            return [_checked(source, file) for file in files]
     raise source.error(
         f"finds no weights (model.safetensors or pytorch_model.bin) in {source.folder}",
         "download the model again, or give a repository with weights for PyTorch",
     )
+
+
+def _checked(source: Source, file: Path) -> Path:
+    try:
+        bounded.check_stored(file)
+    except (OSError, ValueError) as error:
+        raise source.error(f"does not read {file.name}: {error}", "get it from a source that you trust") from None
+    return file
 
 
 def load_model(source: Source, class_name: str, *, unused: Sequence[str] = ()) -> Any:
