@@ -108,7 +108,9 @@ def run_binding(
     bound = any(story["modality"] == new for story in old.provenance.get("bound", ()))
     if new in old.sides and not bound:
         raise BridgekitError(
-            f"this bridge has a side for {new} already", where=str(source), remedy=f"its modalities are {', '.join(old.sides)}"
+            f"this bridge has a side for {new} already",
+            where=str(source),
+            remedy=f"add a modality that is none of {', '.join(old.sides)}, or train another bridge with align",
         )
     partners = [modality for modality in table_modalities(pairs) if modality in known]
     if not partners:

@@ -387,6 +387,8 @@ def _check_columns(names: Sequence[str], wanted: Sequence[str], where: str) -> N
         close = difflib.get_close_matches(modality, lowered, n=1)
         if len(names) == 1 and any(mark in names[0] for mark in ",;\t|"):
             remedy = "separate the cells with commas (.csv) or tabs (.tsv)"
+        elif any("\0" in name for name in names):
+            remedy = "save the table as UTF-8: it holds NUL bytes, as a text in UTF-16 does"
         elif close:
             remedy = f"rename the header `{lowered[close[0]]}` to `{modality}`"
         else:

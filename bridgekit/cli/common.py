@@ -113,6 +113,8 @@ def print_set_aside(rows: Sequence[SetAside]) -> None:
         console.print(f"  {plain(told)}", soft_wrap=True)
     if len(rows) > SHOWN:
         console.print(f"  ... and {len(rows) - SHOWN} more")
+    if rows:
+        console.print("  fix: mend these rows or remove them, or go on without them")
 
 
 def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:

@@ -130,7 +130,11 @@ def fault(ended: Ended) -> str:
 
 def shape(ended: Ended) -> str:
     """A message without what differs from one case to the next: numbers, names, paths."""
-    text = " | ".join(str(ended.error[part]) for part in ("what", "fix"))
+    return short(" | ".join(str(ended.error[part]) for part in ("what", "fix")))
+
+
+def short(text: str) -> str:
+    """A text without its numbers, names and paths."""
     for pattern, name in _SHAPES:
         text = pattern.sub(name, text)
     return text

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.torture.command import Ended, call, fault, inside, peak, reasons, shape
+from tests.torture.command import Ended, call, fault, inside, peak, reasons, shape, short
 from tests.torture.outcome import Outcome
 from tests.torture.strangers import Ground, ground_for, write_csv
 
@@ -63,8 +63,9 @@ def run(count: int, seed: int) -> Outcome:
                 failures.append(f"{kind}, seed {seed}-{number}: {' '.join(map(str, arguments))[:200]}: {wrong}")
             else:
                 ends["a result" if ended.code == 0 else "a message"] += 1
-                told = {shape(ended): ended.err.strip()} if ended.code else {reason: reason for reason in reasons(ended)}
-                messages |= {short: example for short, example in told.items() if short not in messages}
+                said = [(shape(ended), ended.err.strip())] if ended.code else [(short(why), why) for why in reasons(ended)]
+                for kept, example in said:
+                    messages.setdefault(kept, example)
             slowest = max(slowest, ended.seconds)
             _remove(folder)
         grown = peak() - before
