@@ -131,7 +131,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
     "an unknown source": (lambda folder: None, ["--pairs", "toy:words"], ["no pair source", "toy:words"]),
     "no pairs": (lambda folder: None, [], ["which pairs", "--pairs"]),
     "an unknown modality": (lambda folder: None, ["--a", "smell"], ["smell", "bridgekit plugins"]),
-    "an unknown provider": (lambda folder: None, ["--a", "timm:resnet50"], ["timm", "pip install bridgekit-timm"]),
+    "an unknown provider": (lambda folder: None, ["--a", "timm:resnet50"], ["timm", "pip install plugins/bridgekit-timm"]),
     "twice the same modality": (lambda folder: None, ["--a", "text", "--b", "text"], ["two sides are text"]),
     "an unknown preset": (lambda folder: None, ["--preset", "best"], ["best", "default, paper"]),
     "a frozen side that is none": (lambda folder: None, ["--freeze", "image"], ["image", "audio, text"]),

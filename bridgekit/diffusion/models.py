@@ -66,7 +66,7 @@ def open_model(name: str | None = None, device: str = "auto") -> ImageModel:
     if name is None:
         raise BridgekitError(
             "no installed plugin brings a text-to-image model",
-            remedy="pip install 'bridgekit-starter[generate]', or name a folder or hub id with --model",
+            remedy="in bridgekit's own folder: pip install plugins/bridgekit-starter; or name a folder or hub id with --model",
         )
     pipeline = _pipeline(name, device)
     return ImageModel(name, pipeline, find_conditionings(pipeline))
@@ -127,7 +127,8 @@ def _diffusers() -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise BridgekitError("making pictures needs diffusers", remedy="pip install 'bridgekit[generate]'") from error
+        remedy = "in bridgekit's own folder: pip install '.[generate]'"
+        raise BridgekitError("making pictures needs diffusers", remedy=remedy) from error
     return diffusers
 
 
