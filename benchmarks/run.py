@@ -14,7 +14,20 @@ from pathlib import Path
 from common import where
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
-BENCHMARKS = ("openmoji", "speech", "esc10", "presets", "generation", "binding", "encoding", "evaluation", "peak")
+BENCHMARKS = (
+    "openmoji",
+    "speech",
+    "esc10",
+    "presets",
+    "generation",
+    "binding",
+    "loss",
+    "training",
+    "encoding",
+    "subsets",
+    "evaluation",
+    "peak",
+)
 
 
 def write_section(name: str, body: str, seconds: float) -> None:
