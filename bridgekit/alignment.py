@@ -91,7 +91,8 @@ def align(
         progress: show progress bars on standard error.
 
     Returns:
-        the bridge, saved, with `metrics` for every test split: untrained, linear and FuseMix.
+        the bridge, saved, with `metrics` for every test split: untrained, linear and FuseMix. Where training diverged, it is
+        the best state before, and `provenance["diverged"]` is the epoch in which that happened.
 
     Raises:
         BridgekitError: anything that the caller can mend; the message says how.
@@ -258,7 +259,9 @@ def _fuse(
         for modality, (name, encoder) in encoders.items()
     }
     opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
-    provenance = {"best_epoch": trained.best_epoch, "epochs": preset.epochs}
+    provenance: dict[str, Any] = {"best_epoch": trained.best_epoch, "epochs": preset.epochs}
+    if trained.diverged:
+        provenance["diverged"] = trained.diverged
     bridge = Bridge(sides, trained.adapters, preset, trained.temperature, provenance, (), trained.history, device, {}, opened)
     if rank() > 0:
         return bridge  # the first process measures and saves for all

@@ -163,6 +163,7 @@ def run_binding(
             **story_of(encoded, split, seed, device, started),
             "fingerprint": fingerprint,
             "best_epoch": trained.best_epoch,
+            **({"diverged": trained.diverged} if trained.diverged else {}),
         }
         larger = replace(
             old,
