@@ -27,10 +27,8 @@ SMALL = Preset(
     shared_dim=16, blocks=1, expansion=2, dropout=0.1, batch_size=64, epochs=60, lr=3e-3, lambda_per="pair", standardise=True
 )
 
-WORDS = [
-    f"{colour} {thing}"
-    for colour, thing in product("red blue old wet tiny".split(), "dog cup train apple boat violin hat owl".split())
-]
+COLOURS = ("red", "blue", "old", "wet", "tiny")
+WORDS = [f"{colour} {thing}" for colour, thing in product(COLOURS, ("dog", "cup", "train", "boat", "violin", "hat", "owl"))]
 
 
 def two_views(n: int = 256, seed: int = 0) -> dict[str, Tensor]:
@@ -195,13 +193,12 @@ def test_whatever_the_latents_and_the_learning_rate_adapters_are_numbers_or_ther
     for scale, matrix in zip(scales, latents.values(), strict=True):
         matrix[3 if one_large else slice(None)] *= scale
         matrix.clamp_(-3e38, 3e38)  # latents that are not finite never come here
-    preset = replace(
-        SMALL, lr=lr, epochs=6, warmup_steps=0, keep_best=keep_best, standardise=standardise, warm_start=ridge
-    )
+    preset = replace(SMALL, lr=lr, epochs=6, warmup_steps=0, keep_best=keep_best, standardise=standardise, warm_start=ridge)
     try:
         trained = run(preset, latents, seed=seed)
     except BridgekitError as refusal:
-        assert "diverged" in refusal.what
+        told = refusal.what
+        assert "diverged" in told
         return
     assert all(tensor.isfinite().all() for tensor in weights(trained).values())
     scores = [record["score"] for record in trained.history]

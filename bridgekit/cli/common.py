@@ -150,9 +150,9 @@ def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> N
     story = bridge.provenance["bound"][-1] if bound else bridge.provenance
     if "diverged" in story:
         print(
-            f"Training diverged in epoch {story['diverged']}: loss or weights were no longer finite. The bridge is what it was in "
-            f"epoch {story['best_epoch']}, the best before.\n  fix: look for extreme latents (bridgekit check), or train with a "
-            "preset of a lower lr",
+            f"Training diverged in epoch {story['diverged']}: loss or weights were no longer finite. "
+            f"The bridge is that of epoch {story['best_epoch']}, the best before.\n"
+            "  fix: look for extreme latents (bridgekit check), or train with a preset of a lower lr",
             file=sys.stderr,
         )
     if as_json:

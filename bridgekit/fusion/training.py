@@ -256,7 +256,7 @@ def train(
                 with torch.no_grad():
                     log_scale.clamp_(*(math.log(1 / bound) for bound in reversed(TEMPERATURE_BOUNDS)))
             mean_loss = float(torch.stack(losses).mean())
-            # A finite loss says nothing of the last step: weights may have run off in it, and the next validation would judge them.
+            # A finite loss says nothing of the last step: weights may have run off in it, and would be judged next.
             if not (math.isfinite(mean_loss) and state.is_finite()):
                 diverged = epoch
                 break

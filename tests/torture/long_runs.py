@@ -8,7 +8,6 @@ Each run has a process of its own, so that none grows into what another one gave
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -64,7 +63,7 @@ def look(done: int) -> Sample:
     """This process as it is now. Linux tells in /proc."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return Sample(
-        done, int(status["VmRSS"].split()[0]) / 1024, len(os.listdir("/proc/self/fd")) - 1, int(status["Threads"])
+        done, int(status["VmRSS"].split()[0]) / 1024, len(list(Path("/proc/self/fd").iterdir())) - 1, int(status["Threads"])
     )
 
 
@@ -72,14 +71,10 @@ def look(done: int) -> Sample:
 
 
 def short_texts(count: int) -> list[str]:
-    """Different short texts of about one length."""
-    who = "red old wet big dim hot shy mad sad coy lax wry fit raw odd apt icy dry fat new".split()
-    what = "dog cat owl fox hen cow pig rat bee ant elk jay gnu emu ape bat cod eel hog yak".split()
-    does = "runs eats sits naps hums digs hops nods begs paws wins dips swims barks calls waits leaps grins turns falls".split()
-    where = "in on by near under over past".split()
-    place = "rain snow fog mud sand hay fern moss corn rye oats reed bark clay dust ash".split()
-    sentences = (f"a {' '.join(words)}" for words in product(who, what, does, where, place))
-    return list(islice(sentences, count))
+    """Different texts of one length: a run takes its items in the order of their lengths, and would grow with them."""
+    things = ["rain", "snow", "sand", "fern", "moss", "corn", "oats", "reed", "bark", "clay", "dust", "hail", "loam", "turf"]
+    things += ["weed", "wind", "mist", "lake"]
+    return [f"the sound of {', '.join(words)}" for words in islice(product(things, repeat=4), count)]
 
 
 def watch_texts(count: int) -> list[Sample]:
@@ -100,6 +95,8 @@ def watch_files(encoder: str, files: Sequence[Path], count: int) -> list[Sample]
     from bridgekit import load_encoder
     from bridgekit.latents import encode_items
 
+    if not files:
+        raise FileNotFoundError("there is no file to encode")
     opened, watch, done = load_encoder(encoder, "cpu"), Watch(count), 0
     while done < count:
         with tempfile.TemporaryDirectory() as folder:
@@ -223,7 +220,7 @@ def run(items: int, steps: int, picture: Path | None = None) -> Outcome:
     """
     if not Path("/proc/self/status").exists():
         return Outcome("long runs", 0, 0, figures={"not measured": "there is no /proc here that tells of memory"})
-    asked = {"texts": items, "sounds": items // 200, "pictures": items // 20, "steps": steps}
+    asked = {"texts": items, "sounds": items // 500, "pictures": items // 20, "steps": steps}
     if not CLIPS.is_dir():
         del asked["sounds"]
     seen = {kind: in_its_own_process(kind, count) for kind, count in asked.items()}
