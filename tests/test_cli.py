@@ -38,7 +38,7 @@ def test_import_does_not_import_torch_and_neither_does_help() -> None:
         assert f"'{heavy}'" not in loaded
 
 
-@pytest.mark.parametrize("verb", ["align", "bind", "eval", "embed", "search", "info", "plugins"])
+@pytest.mark.parametrize("verb", ["check", "align", "bind", "eval", "embed", "search", "info", "plugins"])
 def test_every_verb_has_help_with_an_example(run: Run, verb: str) -> None:
     code, out, _ = run(verb, "--help")
     assert code == 0
