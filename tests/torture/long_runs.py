@@ -210,19 +210,21 @@ def faults(kind: str, samples: Sequence[Sample]) -> list[str]:
     return found
 
 
-def run(items: int, steps: int, picture: Path | None = None) -> Outcome:
-    """Watch long runs: texts, a fiftieth as many sounds, a tenth as many pictures, and steps of training.
+def run(
+    items: int, steps: int, picture: Path | None = None, kinds: Sequence[str] = ("texts", "sounds", "pictures", "steps")
+) -> Outcome:
+    """Watch long runs: texts, files of sound and of pictures by the hundreds, and steps of training.
 
     Arguments:
-        items: how many texts.
+        items: how many texts; a 50th as many pictures, and a 500th as many sounds.
         steps: of training.
         picture: where to draw memory over what was done, as a PNG.
+        kinds: which of these.
     """
     if not Path("/proc/self/status").exists():
         return Outcome("long runs", 0, 0, figures={"not measured": "there is no /proc here that tells of memory"})
-    asked = {"texts": items, "sounds": items // 500, "pictures": items // 20, "steps": steps}
-    if not CLIPS.is_dir():
-        del asked["sounds"]
+    counts = {"texts": items, "sounds": items // 500, "pictures": items // 50, "steps": steps}
+    asked = {kind: counts[kind] for kind in kinds if kind != "sounds" or CLIPS.is_dir()}
     seen = {kind: in_its_own_process(kind, count) for kind, count in asked.items()}
     figures, failures = {}, []
     for kind, samples in seen.items():
