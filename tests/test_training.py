@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -163,6 +163,34 @@ def test_no_checkpoint_is_ever_written_of_a_state_that_is_not_finite(tmp_path: P
     assert len(looked) > 1
     assert all(looked)
     assert not checkpoint.exists()
+
+
+def test_weights_that_run_off_in_the_last_step_of_an_epoch_are_never_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    # One step an epoch, whose loss is that of the weights before it. Warm-up lets the first one pass.
+    wild = replace(SMALL, batch_size=400, lr=1e41, epochs=60, warmup_steps=100)
+    written: list[dict[str, Tensor]] = []
+    monkeypatch.setattr(training, "save_file", lambda tensors, *rest: (written.append(tensors), save_file(tensors, *rest)))
+    trained = run(wild, checkpoint=tmp_path / "run.safetensors")
+    assert (trained.diverged, trained.best_epoch, len(written)) == (2, 1, 1)
+    assert all(tensor.isfinite().all() for tensor in weights(trained).values())
+    with pytest.raises(BridgekitError, match="diverged"):
+        run(replace(wild, warmup_steps=0))
+
+
+def test_a_state_whose_optimizer_has_overflowed_is_not_written(tmp_path: Path) -> None:
+    model, log_scale = nn.Linear(2, 2), nn.Parameter(torch.zeros(()))
+    optimizer = training._optimizer(model, log_scale, SMALL)
+    state = training._State(model, log_scale, optimizer, keep_best=True)
+    for size, written in ((1.0, True), (1e30, False)):
+        for parameter in (*model.parameters(), log_scale):
+            parameter.grad = torch.full_like(parameter, size)
+        optimizer.step()
+        assert state.is_finite()
+        state.save(tmp_path / f"{size}.safetensors")
+        assert (tmp_path / f"{size}.safetensors").exists() is written
 
 
 def test_a_validation_that_gives_no_number_is_never_the_best() -> None:

@@ -269,8 +269,7 @@ def train(
                 state.judge(
                     {"epoch": epoch, "loss": mean_loss, "temperature": math.exp(-log_scale.item()), "lr": lr, **figures}
                 )
-                due = checkpoint and rank() == 0 and time.monotonic() - saved > CHECKPOINT_SECONDS
-                if checkpoint and due and state.is_finite(with_optimizer=True):
+                if checkpoint and rank() == 0 and time.monotonic() - saved > CHECKPOINT_SECONDS:
                     state.save(checkpoint)
                     saved = time.monotonic()
 
@@ -451,7 +450,9 @@ class _State:
         self.log_scale.data.copy_(tensors["log_scale"])
 
     def save(self, path: Path) -> None:
-        """Write everything that an undisturbed run would still have in memory."""
+        """Write everything that an undisturbed run would still have in memory; nothing where some of that is not finite."""
+        if not self.is_finite(with_optimizer=True):
+            return
         tensors = {f"now/{name}": tensor for name, tensor in self._now().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
         for number, values in self.optimizer.state_dict()["state"].items():
