@@ -18,7 +18,7 @@ from bridgekit.alignment import choose_sides, open_table
 from bridgekit.batches import threads
 from bridgekit.encoders import TEXT, Encoder, Item, resolve_device
 from bridgekit.errors import BridgekitError, ItemError
-from bridgekit.evaluation import leaks, test_splits
+from bridgekit.evaluation import NOT_TESTS, leaks, test_splits
 from bridgekit.latents import encode_items
 from bridgekit.media import content_hash, read_audio, read_image, read_text
 from bridgekit.pairs import EXTENSIONS, Pairs, SetAside, split_pairs, table_modalities
@@ -46,6 +46,8 @@ SAME = 0.9999
 FEW = 20_000
 #: Pairs of such items that are told at most.
 MOST_ALIKE = 1_000
+#: Latents so many times as far from the middle as those of most items are outliers, which one mean and deviation cannot hold.
+FAR = 100
 #: Latents of which less than this part is an item's own, the rest being common to all, hardly differ.
 HARDLY = 1e-4
 
@@ -201,7 +203,8 @@ def check_pairs(
                 findings += found
                 figures[modality] |= about
     findings.sort(key=lambda finding: GRADES.index(finding.grade))
-    splits = {name: _summary(checked, name) for name in dict.fromkeys(checked.split.tolist())}
+    names = dict.fromkeys(name for name in (*NOT_TESTS, *checked.split.tolist()) if name in checked.split)
+    splits = {name: _summary(checked, name) for name in names}
     return TableReport(table.source, len(table), table.set_aside, table.split is not None, splits, figures, tuple(findings))
 
 
@@ -371,8 +374,8 @@ def _leaking_groups(checked: Checked) -> list[Finding]:
     crossing = {name: splits for name, splits in groups.items() if "train" in splits and len(splits) > 1}
     what = f"train shares {_count(len(crossing), 'group')} with other splits"
     items = tuple(f"group {name}: {', '.join(sorted(splits))}" for name, splits in crossing.items())
-    remedy = "put all rows of one group into the same split"
-    return [Finding("group leak", "warning", what, remedy, items)] if crossing else []
+    remedy = "nothing, where groups are classes; where they are speakers or recordings, one split should have all rows of one"
+    return [Finding("group leak", "note", what, remedy, items)] if crossing else []
 
 
 def _duplicates(checked: Checked) -> list[Finding]:
@@ -497,7 +500,7 @@ def _latents(checked: Checked, modality: str, encoder: Encoder, report: Report) 
     if own < HARDLY:
         what = f"the latents of {modality} hardly differ: {100 * (1 - own):.3f} % of them is common to all"
         findings.append(Finding("latents", "warning", what, "see that the items differ, or take another encoder"))
-    findings += _near_mean(checked, modality, rows, centred)
+    findings += _near_and_far(checked, modality, rows, matrix)
     flat = int((centred.std(0) < 1e-3 * centred.std(0).median()).sum())
     if flat:
         what = f"{flat:,} of {matrix.shape[1]:,} dimensions of the latents of {modality} hardly vary"
@@ -506,13 +509,25 @@ def _latents(checked: Checked, modality: str, encoder: Encoder, report: Report) 
     return findings, {"share of latents in common": round(1 - own, 4), "dimensions": matrix.shape[1]}
 
 
-def _near_mean(checked: Checked, modality: str, rows: NDArray[np.int64], centred: Tensor) -> list[Finding]:
-    """Items whose latents lie so near the mean that nothing tells them from any other."""
-    distance = centred.norm(dim=1)
-    near = np.flatnonzero((distance < 1e-3 * distance.median()).numpy())
-    items = tuple(checked.told(row, modality) for row in rows[near].tolist())
-    what = f"{_count(len(items), f'{modality} item')} at the mean of all: the encoder sees nothing there that others lack"
-    return [Finding("latents", "warning", what, "look at them; remove their rows if they are empty", items)] if items else []
+def _near_and_far(checked: Checked, modality: str, rows: NDArray[np.int64], matrix: Tensor) -> list[Finding]:
+    """Items whose latents are those of no item in particular, and items whose latents dwarf all others."""
+    distance = (matrix - matrix.median(0).values).norm(dim=1)
+    typical = distance.median()
+    findings = []
+    for mask, what, remedy in (
+        (distance > FAR * typical, "dwarf those of all others: they spoil all", "remove their rows, and see what they hold"),
+        (
+            distance < typical / 1_000,
+            "are in the middle of all: nothing tells them apart",
+            "remove their rows if they are empty",
+        ),
+    ):
+        items = tuple(checked.told(row, modality) for row in rows[mask.numpy()].tolist())
+        if items:
+            findings.append(
+                Finding("latents", "warning", f"the latents of {_count(len(items), f'{modality} item')} {what}", remedy, items)
+            )
+    return findings
 
 
 def _alike(checked: Checked, modality: str, rows: NDArray[np.int64], centred: Tensor) -> list[Finding]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bridgekit import BridgekitError, align, check_pairs
 from bridgekit.checking import Finding, TableReport
+from bridgekit.encoders import Item
 from bridgekit.latents import encode_items
 from bridgekit.plugins import load_encoder
 from bridgekit.retrieval import Relevance, alike, chance_recall
@@ -168,13 +169,13 @@ def test_a_row_whose_very_path_is_in_another_split_is_told_as_such(tmp_path: Pat
     assert [what.endswith("of another split") for what in told] == [True, False]
 
 
-def test_a_group_in_two_splits_is_a_warning(tmp_path: Path) -> None:
+def test_a_group_in_two_splits_is_a_note(tmp_path: Path) -> None:
     table = with_splits(tone_table(tmp_path))
     header, *rows = table.read_text().splitlines()
     groups = ["night" if "owl" in row else "" for row in rows]
     table.write_text("\n".join([f"{header},group", *(f"{row},{group}" for row, group in zip(rows, groups, strict=True))]))
     report = check(table)
-    (leak,) = found(report, "group leak", "warning")
+    (leak,) = found(report, "group leak", "note")
     assert leak.items == ("group night: test, train, val",)
     assert report.splits["test"].groups == 1
 
@@ -240,6 +241,19 @@ def test_latents_that_hardly_differ_are_a_warning(tmp_path: Path, toy: object, m
     report = check(tone_table(tmp_path), latents=True)
     (constant,) = [finding for finding in found(report, "latents", "warning") if "text" in finding.what]
     assert "hardly differ" in constant.what
+
+
+def test_one_item_whose_latents_dwarf_all_others_is_told(tmp_path: Path, toy: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loud(LetterEncoder):
+        def prepare(self, item: Item) -> Tensor:
+            return super().prepare(item) * {"owl": 1e10, "ant": 1e4}.get(str(item), 1)
+
+    monkeypatch.setattr(
+        "bridgekit.checking.load_encoder", lambda name, device: Loud(revision="l") if "letters" in name else ToneEncoder()
+    )
+    (finding,) = found(check(tone_table(tmp_path), latents=True), "latents", "warning")
+    assert "the latents of 2 text items dwarf" in finding.what
+    assert [item.rsplit(": ")[-1] for item in finding.items] == ["ant", "owl"]
 
 
 def test_an_item_that_cannot_be_encoded_is_told(tmp_path: Path, toy: object, monkeypatch: pytest.MonkeyPatch) -> None:

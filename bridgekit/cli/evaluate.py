@@ -53,7 +53,7 @@ def command(
 ) -> None:
     """Recall on test splits in both directions, zero-shot classification, or how many generated pictures are recognised.
 
-    Example: [b]bridgekit eval bridges/audio-text --pairs clips.csv --zero-shot --template "the sound of a {}"[/b]
+    Example: [b]bridgekit eval bridges/audio-text --pairs others.csv --zero-shot --template "the sound of a {}"[/b]
     """
     from bridgekit.bridge import Bridge
     from bridgekit.evaluation import evaluate_bridge, evaluate_zero_shot
