@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bridgekit.alignment import align as align
     from bridgekit.binding import bind as bind
     from bridgekit.bridge import Bridge as Bridge
+    from bridgekit.checking import check_pairs as check_pairs
     from bridgekit.diffusion.generation import Input as Input
     from bridgekit.diffusion.generation import generate as generate
     from bridgekit.diffusion.judging import judge_generation as judge_generation
@@ -36,6 +37,7 @@ _HOME = {
     "align": "alignment",
     "bind": "binding",
     "Bridge": "bridge",
+    "check_pairs": "checking",
     "Input": "diffusion.generation",
     "generate": "diffusion.generation",
     "judge_generation": "diffusion.judging",

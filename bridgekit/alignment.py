@@ -25,7 +25,7 @@ from bridgekit.card import command_line
 from bridgekit.distributed import first_process_first, joined_processes, rank
 from bridgekit.encoders import TEXT, Encoder, Item, resolve_device
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import EncodedPairs, encode_pairs, test_splits
+from bridgekit.evaluation import EncodedPairs, encode_pairs, refuse_leaks, test_splits
 from bridgekit.fitting import measure, measure_gap, train_encoded
 from bridgekit.fusion.adapter import Adapter, FrozenSide
 from bridgekit.fusion.training import PRESETS, Preset
@@ -91,7 +91,8 @@ def align(
         progress: show progress bars on standard error.
 
     Returns:
-        the bridge, saved, with `metrics` for every test split: untrained, linear and FuseMix.
+        the bridge, saved, with `metrics` for every test split: untrained, linear and FuseMix. Where training diverged, it is
+        the best state before, and `provenance["diverged"]` is the epoch in which that happened.
 
     Raises:
         BridgekitError: anything that the caller can mend; the message says how.
@@ -154,6 +155,7 @@ def run_alignment(
         with first_process_first():
             encoded = encode_pairs(table, opened, report, strict=strict)
         split = np.asarray(split_pairs(encoded.pairs, seed, encoded.ids))
+        refuse_leaks(encoded, split)
         check_variety(encoded)
         fingerprint = fingerprint_of(
             encoded,
@@ -178,7 +180,7 @@ def run_alignment(
         "fingerprint": fingerprint,
         **bridge.provenance,
     }
-    bridge = replace(bridge, provenance=provenance)
+    bridge = replace(bridge, provenance=provenance, training_rows=encoded.training_rows(split))
     with first_process_first():
         if rank() == 0:
             pictures = {"training.png": training_curves(bridge.history), **heat_maps(bridge, encoded, split)}
@@ -258,7 +260,9 @@ def _fuse(
         for modality, (name, encoder) in encoders.items()
     }
     opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
-    provenance = {"best_epoch": trained.best_epoch, "epochs": preset.epochs}
+    provenance: dict[str, Any] = {"best_epoch": trained.best_epoch, "epochs": preset.epochs}
+    if trained.diverged:
+        provenance["diverged"] = trained.diverged
     bridge = Bridge(sides, trained.adapters, preset, trained.temperature, provenance, (), trained.history, device, {}, opened)
     if rank() > 0:
         return bridge  # the first process measures and saves for all

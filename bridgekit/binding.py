@@ -22,7 +22,7 @@ from bridgekit.bridge import Bridge, Side, check_free
 from bridgekit.distributed import first_process_first, joined_processes, rank
 from bridgekit.encoders import resolve_device
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import EncodedPairs, encode_pairs, sides_of
+from bridgekit.evaluation import EncodedPairs, encode_pairs, refuse_leaks, sides_of
 from bridgekit.fitting import measure, measure_gap, train_encoded
 from bridgekit.pairs import Pairs, read_pairs, split_pairs, table_modalities
 from bridgekit.pictures import training_curves
@@ -118,6 +118,7 @@ def run_binding(
         with first_process_first():
             encoded = encode_pairs(table, encoders, report, strict=strict)
         encoded, split = _only_with(new, encoded, np.asarray(split_pairs(encoded.pairs, seed, encoded.ids)))
+        refuse_leaks(encoded, split)
         check_variety(encoded)
         fingerprint = fingerprint_of(
             encoded,
@@ -163,6 +164,7 @@ def run_binding(
             **story_of(encoded, split, seed, device, started),
             "fingerprint": fingerprint,
             "best_epoch": trained.best_epoch,
+            **({"diverged": trained.diverged} if trained.diverged else {}),
         }
         larger = replace(
             old,
@@ -170,6 +172,7 @@ def run_binding(
             adapters={**old.adapters, new: adapter},
             provenance={**old.provenance, "bound": [*old.provenance.get("bound", ()), story]},
             _encoders={**old._encoders, new: encoder},
+            training_rows=old.training_rows | encoded.training_rows(split),
         )
         larger = measure_gap(larger, encoded, split)
         records = [

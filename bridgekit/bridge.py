@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -27,6 +28,7 @@ from bridgekit.latents import encode_items
 from bridgekit.plugins import load_encoder
 from bridgekit.progress import Report, silent
 from bridgekit.retrieval import search
+from bridgekit.training_rows import TrainingRows
 
 FORMAT = 1
 #: The option of an encoder, and, after `BRIDGEKIT_`, the environment variable, by which code from a model's repository may run.
@@ -104,6 +106,7 @@ class Bridge:
         history: one record per validation during training.
         device: where adapters and encoders run.
         means: modality to the mean of its training embeddings, (dim,). Their difference is the gap between modalities.
+        training_rows: what it was trained on.
     """
 
     sides: Mapping[str, Side]
@@ -116,6 +119,7 @@ class Bridge:
     device: str = "cpu"
     means: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False, compare=False)
+    training_rows: TrainingRows = field(default_factory=TrainingRows, repr=False, compare=False)
 
     @property
     def dim(self) -> int:
@@ -214,7 +218,11 @@ class Bridge:
         typed = [item if modality == TEXT else Path(item) for item in _listed(items)]
         encoder = self.encoder(modality)
         latents = encode_items(encoder, typed, progress=lambda done, total: report(f"encoding {modality}", done, total))
-        return Embedded(self.project(modality, latents.matrix[torch.from_numpy(latents.ids[latents.ids >= 0])]), latents.failed)
+        usable = latents.ids >= 0
+        vectors = self.project(modality, latents.matrix[torch.from_numpy(latents.ids[usable])])
+        finite = vectors.isfinite().all(1)
+        beyond = dict.fromkeys(np.flatnonzero(usable)[~finite.numpy()].tolist(), "its embedding is not finite numbers")
+        return Embedded(vectors[finite], {**latents.failed, **beyond})
 
     def similarity(self, **items: Sequence[Item] | Item) -> Tensor:
         """Cosine similarities, for example `bridge.similarity(audio=["dog.wav"], text=["a dog", "rain"])`.
@@ -333,6 +341,7 @@ class Bridge:
         try:
             aside.mkdir(parents=True)
             (aside / "adapters.safetensors").write_bytes(weights)
+            self.training_rows.save(aside)
             (aside / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self.history))
             if grown_from:
                 for file in grown_from.glob("*.png"):
@@ -396,6 +405,7 @@ class Bridge:
                 resolve_device(device),
                 # In the sides' order: safetensors gives its tensors in any.
                 {modality: tensors[MEAN + modality] for modality in sides if MEAN + modality in tensors},
+                training_rows=TrainingRows.load(folder),
             )
         except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
             raise _damaged(folder, f"{type(error).__name__}: {error}".splitlines()[0]) from error

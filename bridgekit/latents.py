@@ -65,6 +65,7 @@ class Latents:
         precision: what those encoded now were computed in.
         seconds: how long encoding them took.
         folder: where they are kept.
+        contents: m content hashes: what each row of `matrix` is the latents of.
     """
 
     matrix: Tensor
@@ -75,6 +76,7 @@ class Latents:
     precision: Precision
     seconds: float
     folder: Path
+    contents: Sequence[bytes]
 
 
 class LatentStore:
@@ -244,7 +246,7 @@ def encode_items(
     failed |= {position: reasons[digest] for position, digest in enumerate(digests) if digest in reasons}
     whole = hashlib.sha256(encoder.revision.encode() + b"".join(digest or b"-" for digest in digests))
     encoded = total - len(reasons)
-    return Latents(store.read(usable), ids, failed, encoded, whole.hexdigest(), precision, seconds, store.folder)
+    return Latents(store.read(usable), ids, failed, encoded, whole.hexdigest(), precision, seconds, store.folder, usable)
 
 
 def _precision(run: Run, items: Sequence[Item], note: Path, worth_checking: bool) -> Precision:

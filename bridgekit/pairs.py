@@ -401,9 +401,11 @@ def _usable(pairs: Pairs, modalities: Sequence[str]) -> Pairs:
     for index, (row, items) in enumerate(zip(pairs.rows, zip(*columns.values(), strict=True), strict=True)):
         fault = _fault(dict(zip(modalities, items, strict=True)))
         if fault is None and items in first:
-            fault = (modalities[0], f"the same as row {first[items]}")
+            other = first[items]
+            leak = pairs.split is not None and _split_name(pairs.split[index]) != _split_name(pairs.split[other])
+            fault = (modalities[0], f"the same as row {pairs.rows[other]}{', of another split' if leak else ''}")
         if fault is None:
-            first[items] = row
+            first[items] = index
             kept.append(index)
         else:
             column, reason = fault

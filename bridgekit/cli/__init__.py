@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from bridgekit import plugins as installed
-from bridgekit.cli import align, bind, embed, encode, evaluate, generate, info, plugins, search, subset
+from bridgekit.cli import align, bind, check, embed, encode, evaluate, generate, info, plugins, search, subset
 from bridgekit.errors import BridgekitError
 
 app = typer.Typer(
@@ -56,6 +56,7 @@ def _says_when_stopped(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 VERBS: dict[str, Callable[..., None]] = {
+    "check": check.command,
     "align": align.command,
     "bind": bind.command,
     "eval": evaluate.command,

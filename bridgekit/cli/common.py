@@ -147,6 +147,14 @@ def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> N
     if os.environ.get("RANK", "0") != "0":
         return  # of the processes that torchrun started, the first speaks for all
     bridge = done.bridge
+    story = bridge.provenance["bound"][-1] if bound else bridge.provenance
+    if "diverged" in story:
+        print(
+            f"Training diverged in epoch {story['diverged']}: loss or weights were no longer finite. "
+            f"The bridge is that of epoch {story['best_epoch']}, the best before.\n"
+            "  fix: look for extreme latents (bridgekit check), or train with a preset of a lower lr",
+            file=sys.stderr,
+        )
     if as_json:
         print_json(
             {
@@ -159,7 +167,6 @@ def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> N
         )
         return
     print_set_aside(done.set_aside)
-    story = bridge.provenance["bound"][-1] if bound else bridge.provenance
     sides = story.get("modalities", list(bridge.sides))
     print(f"Sides: {', '.join(f'{modality} by {bridge.sides[modality].encoder}' for modality in sides)}.")
     print(f"Rows: {', '.join(f'{count:,} {split}' for split, count in story['rows'].items())}.")

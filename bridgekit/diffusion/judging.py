@@ -19,7 +19,7 @@ from bridgekit.diffusion.generation import Painter, open_painter, paint
 from bridgekit.diffusion.models import draw, open_model
 from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import encode_pairs, test_splits
+from bridgekit.evaluation import encode_pairs, leave_out_seen, test_splits
 from bridgekit.latents import encode_items
 from bridgekit.pairs import read_pairs, split_pairs
 from bridgekit.plugins import default_pair_source, load_encoder
@@ -112,6 +112,7 @@ def judge_generation(
     guidance: float | None = None,
     seed: int = 0,
     device: str = "auto",
+    unseen: bool = False,
     report: Report = silent,
 ) -> list[dict[str, Any]]:
     """Make pictures from held-out items and let an image encoder find them among the true pictures.
@@ -132,13 +133,14 @@ def judge_generation(
         steps, guidance: the sampler's.
         seed: of the draw of rows and of the noise.
         device: a torch device, or `auto`.
+        unseen: pass over those rows of `pairs` whose item training saw, instead of refusing them.
         report: progress.
 
     Returns:
         records: made_from, gap, pictures, candidates, top1, top5.
 
     Raises:
-        BridgekitError: no row can be asked.
+        BridgekitError: no row can be asked, or `pairs` has rows whose item training saw.
     """
     if among not in ("gallery", "asked"):
         raise BridgekitError(f"the judge cannot choose among {among!r}", remedy="use one of gallery, asked")
@@ -149,7 +151,7 @@ def judge_generation(
     bridge.side(TEXT)
     modality = next(name for name in bridge.sides if name != TEXT)
     shown = open_gallery(gallery, judge, device)
-    items, captions = _asked(bridge, modality, pairs, splits, shown, limit, seed, report)
+    items, captions = _asked(bridge, modality, pairs, splits, shown, limit, seed, unseen, report)
     embedded = bridge.embed_usable(modality, items, report=report)
     kept = [row for row in range(len(items)) if row not in embedded.failed]
     captions = [captions[row] for row in kept]
@@ -186,6 +188,7 @@ def _asked(
     gallery: Gallery,
     limit: int,
     seed: int,
+    unseen: bool,
     report: Report,
 ) -> tuple[list[Item], list[str]]:
     """Items and captions of the rows to ask. The bridge's own table is split as it was for training, by content."""
@@ -214,6 +217,8 @@ def _asked(
             where=table.source,
             remedy=f"splits: {', '.join(dict.fromkeys(split))}; give pictures of these captions with --gallery",
         )
+    if pairs and pairs != own.source:
+        rows, _ = leave_out_seen(bridge, table, rows, modality, refuse=not unseen)
     chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:limit]).tolist()
     return [table.columns[modality][row] or "" for row in chosen], [str(table.columns[TEXT][row]) for row in chosen]
 

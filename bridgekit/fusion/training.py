@@ -111,12 +111,14 @@ class Trained:
         temperature: the learned temperature of the best epoch.
         history: one record per validation: epoch, loss, temperature, lr, and what `validate` returned.
         best_epoch: the epoch whose adapters these are.
+        diverged: the epoch in which loss or weights were no longer finite and training ended, or None.
     """
 
     adapters: dict[str, Adapter]
     temperature: float
     history: list[dict[str, float]]
     best_epoch: int
+    diverged: int | None = None
 
 
 def new_adapters(
@@ -174,8 +176,10 @@ def train(
         checkpoint: a file to go on from if it is there, and to write every few seconds. Removed when training ends.
         on_epoch: called after each epoch with its number (from 1) and mean loss.
 
+    Where loss or weights are no longer finite, training ends with what the validations before have found best.
+
     Raises:
-        BridgekitError: the loss is no longer finite.
+        BridgekitError: that happened before the first validation.
 
     Source: FuseMix (arXiv 2312.10144), algorithm 1, there for two modalities.
     """
@@ -208,6 +212,7 @@ def train(
     joined = [(a, b) for a, b in combinations(range(len(names)), 2) if not {names[a], names[b]} <= set(fixed)]
     row_bytes, room = activation_bytes([adapters[name] for name in moving]), activation_room(device)
 
+    diverged: int | None = None
     state = _State(moving, log_scale, optimizer, preset.keep_best)
     if checkpoint and checkpoint.exists():
         state.load(checkpoint)
@@ -251,11 +256,10 @@ def train(
                 with torch.no_grad():
                     log_scale.clamp_(*(math.log(1 / bound) for bound in reversed(TEMPERATURE_BOUNDS)))
             mean_loss = float(torch.stack(losses).mean())
-            if not math.isfinite(mean_loss):
-                raise BridgekitError(
-                    f"training diverged: the loss is not finite in epoch {epoch}",
-                    remedy="look for extreme latents, or train with --preset default; nothing was written",
-                )
+            # A finite loss says nothing of the last step: weights may have run off in it, and would be judged next.
+            if not (math.isfinite(mean_loss) and state.is_finite()):
+                diverged = epoch
+                break
             state.epoch = epoch
             on_epoch(epoch, mean_loss)
             if epoch % validate_every == 0 or epoch == preset.epochs:
@@ -269,12 +273,17 @@ def train(
                     state.save(checkpoint)
                     saved = time.monotonic()
 
-    temperature = state.restore_best()
     if checkpoint and rank() == 0:
         checkpoint.unlink(missing_ok=True)
+    if not state.best_index:
+        raise BridgekitError(
+            f"training diverged: the loss is not finite in epoch {diverged}" if diverged else "no validation gave a number",
+            remedy="look for extreme latents (bridgekit check), or train with --preset default; nothing was written",
+        )
+    temperature = state.restore_best()
     moving.eval().cpu()
     best_epoch = round(state.history[state.best_index - 1]["epoch"])
-    return Trained(adapters, temperature, state.history, best_epoch)
+    return Trained(adapters, temperature, state.history, best_epoch, diverged)
 
 
 @dataclass(frozen=True)
@@ -417,9 +426,16 @@ class _State:
     def _now(self) -> dict[str, Tensor]:
         return {**self.model.state_dict(), "log_scale": self.log_scale.data}
 
+    def is_finite(self, *, with_optimizer: bool = False) -> bool:
+        """Whether all weights are numbers and, if asked for, all that the optimizer remembers of their gradients."""
+        remembered = [value for values in self.optimizer.state.values() for value in values.values()] if with_optimizer else []
+        return all(bool(tensor.isfinite().all()) for tensor in (*self._now().values(), *remembered))
+
     def judge(self, record: dict[str, float]) -> None:
         """Take a validation into the history and keep the weights if it is the best so far."""
         self.history.append(record)
+        if not math.isfinite(record["score"]):
+            return
         if not self.keep_best or not self.best_index or record["score"] > self.history[self.best_index - 1]["score"]:
             self.best_index = len(self.history)
             self.best = {name: tensor.detach().clone() for name, tensor in self._now().items()}
@@ -434,7 +450,9 @@ class _State:
         self.log_scale.data.copy_(tensors["log_scale"])
 
     def save(self, path: Path) -> None:
-        """Write everything that an undisturbed run would still have in memory."""
+        """Write everything that an undisturbed run would still have in memory; nothing where some of that is not finite."""
+        if not self.is_finite(with_optimizer=True):
+            return
         tensors = {f"now/{name}": tensor for name, tensor in self._now().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
         for number, values in self.optimizer.state_dict()["state"].items():
