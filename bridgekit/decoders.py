@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import threading
@@ -25,7 +26,7 @@ MAX_HOURS = 4
 RATES = (100, 1_000_000)  # samples a second
 MAX_MEGAPIXELS = 100
 MIN_SIDE = 8  # pixels
-MAX_TABLE_GB = 4  # of the wanted columns, unpacked
+MAX_TABLE_GB = 2  # of the wanted columns, unpacked
 MAX_ROWS = 20_000_000
 
 _BLOCK = 1 << 18  # samples of all channels decoded at a time
@@ -35,6 +36,19 @@ _MPEG_FRAME = 1152  # samples
 _CUT_SHORT = "the file is cut short"
 # Bitmaps only. Pillow also opens EPS, for which it would start Ghostscript, and TGA, which it takes other files for.
 _FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+
+# What libraries say when they have nothing to say, or of what is none of the user's doing.
+_SAYS_NOTHING = re.compile(
+    r"internal error|unknown error|unspecified|decoder error|decoder object|possibly a pipe|cannot load this image|^$",
+    re.IGNORECASE,
+)
+
+
+def _because(reason: str) -> str:
+    """A library's reason in brackets, where it tells anything."""
+    reason = " ".join(reason.removeprefix("Error : ").split()).rstrip(".")
+    return "" if _SAYS_NOTHING.search(reason) else f" ({reason})"
 
 
 # ---- sounds
@@ -62,11 +76,11 @@ def decode_audio(path: Path, sample_rate: int) -> Iterator[npt.NDArray[np.float3
                     # Again, as a float WAV may hold numbers so large that they overflow only when they are resampled.
                     yield _finite(block, path)
         except (soundfile.LibsndfileError, TypeError) as error:
-            reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
+            reason = getattr(error, "error_string", str(error))
             if "malloc" in reason:
                 raise MemoryError(reason) from None
             raise ItemError(
-                f"this is not audio that can be read, or it is damaged ({reason})",
+                f"this is not audio that can be read, or it is damaged{_because(reason)}",
                 where=str(path),
                 remedy="convert it to WAV, FLAC, Ogg or MP3 (ffmpeg -i IN OUT.flac), or remove the row",
             ) from None
@@ -127,7 +141,9 @@ def _resampled(blocks: Iterator[npt.NDArray[np.float32]], rate: int, wanted: int
 
 def _finite(samples: npt.NDArray[np.float32], path: Path) -> npt.NDArray[np.float32]:
     if not np.isfinite(samples).all():
-        raise ItemError("some samples are not numbers (NaN or infinity)", where=str(path), remedy="write the file anew")
+        raise ItemError(
+            "some samples are not numbers (NaN or infinity)", where=str(path), remedy="export it anew, or remove the row"
+        )
     return samples
 
 
@@ -308,7 +324,7 @@ def decode_image(path: Path) -> Image.Image:
 
 
 def _refused_picture(path: Path, error: Exception) -> ItemError:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = str(error)
     if isinstance(error, UnidentifiedImageError):
         what, remedy = "this is not a picture that can be read", "convert it to PNG or JPEG, or remove the row"
     elif isinstance(error, Image.DecompressionBombError):
@@ -319,7 +335,7 @@ def _refused_picture(path: Path, error: Exception) -> ItemError:
         what = "a text or a colour profile in the picture unpacks to over 1 MB, or all of them to over 64 MB"
         remedy = "save the picture without them, or remove the row"
     else:
-        what, remedy = f"the picture is cut short or damaged ({reason})", AGAIN
+        what, remedy = f"the picture is cut short or damaged{_because(reason)}", AGAIN
     return ItemError(what, where=str(path), remedy=remedy)
 
 
@@ -365,7 +381,7 @@ def _to_8_bit(picture: Image.Image) -> npt.NDArray[np.uint8]:
 # ---- tables
 
 
-def decode_parquet(path: Path, wanted: Sequence[str]) -> tuple[list[str], Iterator[dict[str, list[Any]]]]:
+def decode_parquet(path: Path, wanted: Sequence[str]) -> tuple[list[str], Iterator[bytes]]:
     """A Parquet table.
 
     Arguments:
@@ -373,7 +389,7 @@ def decode_parquet(path: Path, wanted: Sequence[str]) -> tuple[list[str], Iterat
         wanted: columns whose cells are read, where the table has them.
 
     Returns:
-        The names of all its columns, and then, some rows at a time, name to cells: texts, numbers and None.
+        The names of all its columns, and lines of JSON, one for some rows: name to cells, which are texts, numbers or null.
 
     Raises:
         ItemError: it is not Parquet, or damaged, or claims to be larger than a table can be, or, perhaps after some rows, a
@@ -387,18 +403,19 @@ def decode_parquet(path: Path, wanted: Sequence[str]) -> tuple[list[str], Iterat
     return names, _parquet_rows(path, file, [name for name in dict.fromkeys(names) if name in wanted])
 
 
-def _parquet_rows(path: Path, file: Any, used: list[str]) -> Iterator[dict[str, list[Any]]]:
+def _parquet_rows(path: Path, file: Any, used: list[str]) -> Iterator[bytes]:
     with _arrow_errors(path), file:
         _check_claims(file.metadata, used, path)
         done, size = 0, 0
         for batch in file.iter_batches(batch_size=4_096, columns=used, use_threads=False) if used else ():
-            size += batch.nbytes  # a dictionary's claim counts its words once, however often they are said
-            if size > MAX_TABLE_GB * 1e9:
-                raise _too_large(path, f"takes over {MAX_TABLE_GB} GB")
             cells = {name: column.to_pylist() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
             for name, values in cells.items():
                 _check_cells(values, path, name, done + 1)
-            yield cells
+            line = json.dumps(cells).encode() + b"\n"
+            size += len(line)  # the file's claim counts a text that is repeated only once
+            if size > MAX_TABLE_GB * 1e9:
+                raise _too_large(path, f"unpacks to over {MAX_TABLE_GB} GB")
+            yield line
             done += batch.num_rows
 
 
