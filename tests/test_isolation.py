@@ -57,8 +57,9 @@ def attacked(path: Path, number: signal.Signals) -> str:
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read_audio, path, 16_000)
         deadline = time.monotonic() + 60
-        while not (busy := [pid for pid in decoder_ids() if seconds_of_work(pid) > 0.6]) and time.monotonic() < deadline:
+        while not (busy := [pid for pid in decoder_ids() if has_open(pid, path)]) and time.monotonic() < deadline:
             time.sleep(0.01)
+        time.sleep(0.1)
         os.kill(busy[0], number)
         with pytest.raises(ItemError) as caught:
             reading.result()
@@ -67,10 +68,10 @@ def attacked(path: Path, number: signal.Signals) -> str:
     return caught.value.what
 
 
-def seconds_of_work(pid: int) -> float:
-    """Processor time of a process; to start takes a decoder about 0.3 s."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def has_open(pid: int, path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return any(link.readlink() == path for link in Path(f"/proc/{pid}/fd").iterdir())
+    return False
 
 
 @on_linux
