@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bridgekit.encoders import TEXT, Item
-from bridgekit.errors import BridgekitError
+from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.isolation import decode
 
 MIN_ROWS = 10  # to learn anything, and to leave one row each for validation and test
 
@@ -304,24 +305,24 @@ def _read_json_lines(path: Path, wanted: Sequence[str]) -> _Records:
 
 
 def _read_parquet(path: Path, wanted: Sequence[str]) -> _Records:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    names: list[str] = []
+    cells: dict[str, list[str | None]] = {}
+
+    def gather(told: Mapping[str, Any], lines: memoryview) -> None:
+        names.extend(told["names"])
+        for line in io.BytesIO(lines):
+            for name, values in json.loads(line).items():
+                known = cells.setdefault(name, [])
+                known += [
+                    _as_cell(value, f"{path}, row {row}, column {name}") for row, value in enumerate(values, len(known) + 1)
+                ]
 
     try:
-        with pq.ParquetFile(path) as file:
-            names: list[str] = file.schema_arrow.names
-            used = [name for name in dict.fromkeys(names) if name in wanted]
-            table = file.read(columns=used)
-    except pa.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise BridgekitError(
-            f"this is not a Parquet file, or it is damaged ({reason})", where=str(path), remedy="write it anew"
-        ) from None
-    cells = {
-        name: [_as_cell(value, f"{path}, row {row}, column {name}") for row, value in enumerate(column.to_pylist(), 1)]
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    }
-    return names, [(row + 1, [cells[name][row] if name in cells else None for name in names]) for row in range(len(table))]
+        decode("parquet", path, gather, remedy="write it anew", wanted=list(wanted))
+    except ItemError as error:
+        raise BridgekitError(error.what, where=error.where, remedy=error.remedy) from None
+    count = max(map(len, cells.values()), default=0)
+    return names, [(row + 1, [cells[name][row] if name in cells else None for name in names]) for row in range(count)]
 
 
 def _as_cell(value: Any, where: str) -> str | None:

@@ -193,17 +193,17 @@ def test_the_json_of_a_mistake_says_the_same(run: Run) -> None:
     assert json.loads(out)["error"]["where"] == "gone.csv"
 
 
-@pytest.mark.parametrize("kind", ["1x1", "20,000 x 20,000"])
+@pytest.mark.parametrize("kind", ["1 x 1 pixels", "400,000,000 pixels"])
 def test_a_picture_too_small_or_too_large_says_how_large_it_is(tmp_path: Path, kind: str) -> None:
     from bridgekit import ItemError
     from bridgekit.media import read_image
 
     path = tmp_path / "picture.png"
-    Image.new("RGB", (1, 1)).save(path) if kind == "1x1" else huge_png(path)
+    Image.new("RGB", (1, 1)).save(path) if kind == "1 x 1 pixels" else huge_png(path)
     with pytest.raises(ItemError) as caught:
         read_image(path)
     assert "picture.png" in str(caught.value)
-    assert kind.split("x")[0].strip().replace(",", "") in str(caught.value).replace(",", "")
+    assert kind in str(caught.value)
 
 
 def test_searching_for_a_file_that_is_not_there_or_without_a_bridge(run: Run, tmp_path: Path) -> None:
