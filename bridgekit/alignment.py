@@ -31,7 +31,7 @@ from bridgekit.fusion.adapter import Adapter, FrozenSide
 from bridgekit.fusion.training import PRESETS, Preset
 from bridgekit.pairs import Pairs, SetAside, read_pairs, split_pairs, table_modalities
 from bridgekit.pictures import heat_map, training_curves
-from bridgekit.plugins import default_modalities, default_pair_source, encoder_name, load_encoder
+from bridgekit.plugins import default_modalities, default_pair_source, encoder_name, load_encoder, recorded_name
 from bridgekit.precision import product_dtype
 from bridgekit.progress import Report, progress_bars
 
@@ -69,6 +69,7 @@ def align(
     strict: bool = False,
     resume: bool = True,
     overwrite: bool = False,
+    outside: bool = False,
     progress: bool = True,
 ) -> Bridge:
     """Align two or more modalities with FuseMix and save the bridge.
@@ -88,6 +89,7 @@ def align(
         strict: fail where a row would be set aside.
         resume: go on from an interrupted run of the same call, and reuse a finished bridge of the same call.
         overwrite: replace another bridge at `out`.
+        outside: let the table name files outside its own folder.
         progress: show progress bars on standard error.
 
     Returns:
@@ -110,6 +112,7 @@ def align(
         strict=strict,
         resume=resume,
         overwrite=overwrite,
+        outside=outside,
         progress=progress,
     ).bridge
 
@@ -129,6 +132,7 @@ def run_alignment(
     strict: bool = False,
     resume: bool = True,
     overwrite: bool = False,
+    outside: bool = False,
     progress: bool = True,
 ) -> Alignment:
     """`align`, with an account of what was done. Arguments and errors are the same.
@@ -149,7 +153,7 @@ def run_alignment(
         check_free(folder, overwrite)  # before hours of encoding, not after
 
     with first_process_first():
-        table = open_table(pairs, tuple(encoders), progress)
+        table = open_table(pairs, tuple(encoders), progress, outside)
     with progress_bars(progress) as report:
         opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
         with first_process_first():
@@ -315,11 +319,11 @@ def open_encoders(names: Sequence[str], device: str, report: Report) -> dict[str
             raise BridgekitError(
                 f"two sides are {encoder.modality}", where=", ".join(names), remedy="name different modalities"
             )
-        opened[encoder.modality] = (full, encoder)
+        opened[encoder.modality] = (recorded_name(full, encoder), encoder)
     return opened
 
 
-def open_table(pairs: str | Path | Pairs | None, modalities: tuple[str, ...], tell: bool) -> Pairs:
+def open_table(pairs: str | Path | Pairs | None, modalities: tuple[str, ...], tell: bool, outside: bool = False) -> Pairs:
     """The named table, or the one that a plugin brings for these modalities."""
     if isinstance(pairs, Pairs):
         missing = [modality for modality in modalities if modality not in pairs.columns]
@@ -327,7 +331,7 @@ def open_table(pairs: str | Path | Pairs | None, modalities: tuple[str, ...], te
             raise BridgekitError(f"the table has no column {missing[0]!r}", where=pairs.source)
         return pairs
     if pairs is not None:
-        return read_pairs(pairs, modalities)
+        return read_pairs(pairs, modalities, outside=outside)
     source = default_pair_source(modalities)
     if tell:  # it may be large, and its files may have to be made first
         print(f"Pairs: {source.name} ({source.description}), as no table was named", file=sys.stderr)

@@ -26,7 +26,7 @@ from bridgekit.evaluation import EncodedPairs, encode_pairs, refuse_leaks, sides
 from bridgekit.fitting import measure, measure_gap, train_encoded
 from bridgekit.pairs import Pairs, read_pairs, split_pairs, table_modalities
 from bridgekit.pictures import training_curves
-from bridgekit.plugins import encoder_name, load_encoder
+from bridgekit.plugins import encoder_name, load_encoder, recorded_name
 from bridgekit.progress import progress_bars
 
 
@@ -41,6 +41,7 @@ def bind(
     strict: bool = False,
     resume: bool = True,
     overwrite: bool = False,
+    outside: bool = False,
     progress: bool = True,
 ) -> Bridge:
     """Add a modality to a trained bridge whose other sides stay as they are, byte for byte.
@@ -54,7 +55,8 @@ def bind(
         pairs: as for `align`: a table with a column for the new modality and one for any of the bridge's.
         out: where to write the larger bridge; by default in place of the old one, whose conditioners and pictures stay.
         overwrite: bind a modality anew that was bound before with other pairs, or replace another bridge at `out`.
-        seed, device, strict, resume, progress: as for `align`. The hyperparameters are those that the bridge was trained with.
+        seed, device, strict, resume, outside, progress: as for `align`. The hyperparameters are those that the bridge was
+            trained with.
 
     Returns:
         the larger bridge, saved, with figures for the new modality beside those it had.
@@ -72,6 +74,7 @@ def bind(
         strict=strict,
         resume=resume,
         overwrite=overwrite,
+        outside=outside,
         progress=progress,
     ).bridge
 
@@ -88,6 +91,7 @@ def run_binding(
     strict: bool = False,
     resume: bool = True,
     overwrite: bool = False,
+    outside: bool = False,
     progress: bool = True,
 ) -> Alignment:
     """`bind`, with an account of what was done. Arguments and errors are the same."""
@@ -98,12 +102,15 @@ def run_binding(
     old = Bridge.load(source, device)
     name = encoder_name(add)
     encoder = load_encoder(name, device)
+    name = recorded_name(name, encoder)
     new = encoder.modality
     known = [modality for modality in old.sides if modality != new]
     bound = any(story["modality"] == new for story in old.provenance.get("bound", ()))
     if new in old.sides and not bound:
         raise BridgekitError(
-            f"this bridge has a side for {new} already", where=str(source), remedy=f"its modalities are {', '.join(old.sides)}"
+            f"this bridge has a side for {new} already",
+            where=str(source),
+            remedy=f"add a modality that is none of {', '.join(old.sides)}, or train another bridge with align",
         )
     partners = [modality for modality in table_modalities(pairs) if modality in known]
     if not partners:
@@ -112,7 +119,7 @@ def run_binding(
             where=pairs.source if isinstance(pairs, Pairs) else str(pairs),
             remedy=f"give pairs of {new} with one of them",
         )
-    table = pairs if isinstance(pairs, Pairs) else read_pairs(pairs, (*partners, new))
+    table = pairs if isinstance(pairs, Pairs) else read_pairs(pairs, (*partners, new), outside=outside)
     encoders = {modality: old.encoder(modality) for modality in partners} | {new: encoder}
     with progress_bars(progress) as report:
         with first_process_first():

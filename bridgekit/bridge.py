@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,11 @@ from uuid import uuid4
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from bridgekit.bounded import homes, is_within
+from bridgekit.bridge_file import FORMAT, read_history, read_story, read_tensors
 from bridgekit.card import model_card
 from bridgekit.encoders import TEXT, Encoder, Item, resolve_device
 from bridgekit.errors import BridgekitError, ItemError
@@ -30,9 +32,10 @@ from bridgekit.progress import Report, silent
 from bridgekit.retrieval import search
 from bridgekit.training_rows import TrainingRows
 
-FORMAT = 1
 #: The option of an encoder, and, after `BRIDGEKIT_`, the environment variable, by which code from a model's repository may run.
 TRUST = "TRUST_REMOTE_CODE"
+#: After `BRIDGEKIT_`, the environment variable by which a loaded bridge may name tables and encoders anywhere on disk.
+OUTSIDE = "OUTSIDE"
 #: Before a modality, the name of its mean among the tensors.
 MEAN = "mean/"
 
@@ -107,6 +110,7 @@ class Bridge:
         device: where adapters and encoders run.
         means: modality to the mean of its training embeddings, (dim,). Their difference is the gap between modalities.
         training_rows: what it was trained on.
+        folder: where it was loaded from, or None for one that was made here. Of a loaded one, paths are followed with care.
     """
 
     sides: Mapping[str, Side]
@@ -120,6 +124,7 @@ class Bridge:
     means: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False, compare=False)
     training_rows: TrainingRows = field(default_factory=TrainingRows, repr=False, compare=False)
+    folder: Path | None = field(default=None, repr=False, compare=False)
 
     @property
     def dim(self) -> int:
@@ -143,6 +148,33 @@ class Bridge:
     def table_of(self, modality: str) -> str:
         """The source of the first of these tables that has a modality."""
         return next((table.source for table in self.tables if modality in table.modalities), "")
+
+    def followed(self, source: str) -> str:
+        """A table that the bridge names, if it may be read unasked: whoever wrote the bridge chose the path.
+
+        It may be a plugin's source, or lie, all links followed, in the folder where this runs or in the bridge's own.
+
+        Raises:
+            BridgekitError: it lies elsewhere.
+        """
+        named_source = ":" in source and not os.path.lexists(source)
+        if source and not named_source and not self._may_follow(source):
+            raise BridgekitError(
+                "this bridge names a table outside this folder and its own, which is not read unasked",
+                where=source,
+                remedy="name it if you trust it (eval --pairs, search --among, generate --captions), "
+                f"or set BRIDGEKIT_{OUTSIDE}=yes",
+            )
+        return source
+
+    def _may_follow(self, path: str | Path) -> bool:
+        """Whether a path that stands in the bridge may be followed; in one that was made here, all may."""
+        if self.folder is None or os.environ.get(f"BRIDGEKIT_{OUTSIDE}") == "yes":
+            return True
+        try:
+            return is_within(path, (*homes(Path()), *homes(self.folder)))
+        except (OSError, ValueError):
+            return False
 
     def weights_hash(self, modalities: Sequence[str]) -> str:
         """SHA-256 over the adapters of some modalities: equal where they embed alike, bit for bit."""
@@ -180,6 +212,7 @@ class Bridge:
                     where=side.encoder,
                     remedy=f"if you have read that code and trust it, set BRIDGEKIT_{TRUST}=yes",
                 )
+            self._check_paths(side)
             encoder = load_encoder(side.encoder, self.device)
             if encoder.revision != side.revision:
                 raise BridgekitError(
@@ -187,8 +220,26 @@ class Bridge:
                     where=f"trained on {side.revision}, installed is {encoder.revision}",
                     remedy="install the version it was trained with, or train the bridge again",
                 )
+            if (encoder.modality, encoder.dim) != (modality, side.dim):
+                raise BridgekitError(
+                    f"this bridge says that {side.encoder} encodes {modality}, {side.dim} wide",
+                    where=f"it encodes {encoder.modality}, {encoder.dim} wide",
+                    remedy="copy the bridge again, or train it again",
+                )
             self._encoders[modality] = encoder
         return self._encoders[modality]
+
+    def _check_paths(self, side: Side) -> None:
+        """Refuse an encoder whose name is, or holds, a path outside this folder and the bridge's, unless the user allows it."""
+        for part in re.split("[:,=@+;|]", side.encoder):
+            path = Path(os.path.expanduser(part))  # noqa: PTH111  (Path's own fails for a user who is not there)
+            leads_away = path.is_absolute() or ".." in path.parts or (part != "" and os.path.lexists(path))
+            if leads_away and not self._may_follow(path):
+                raise BridgekitError(
+                    "this bridge names an encoder on disk outside this folder and its own, which is not opened unasked",
+                    where=side.encoder,
+                    remedy=f"if you trust the bridge, set BRIDGEKIT_{OUTSIDE}=yes, or run this where the encoder is",
+                )
 
     def project(self, modality: str, latents: Tensor) -> Tensor:
         """Latents of one encoder, (n, d), into the shared space, (n, dim), at unit length."""
@@ -373,42 +424,43 @@ class Bridge:
             BridgekitError: it is not a bridge, is damaged, or was written by a newer version.
         """
         folder = Path(path)
-        story = _read_story(folder)
-        try:
-            weights = (folder / "adapters.safetensors").read_bytes()
-            if hashlib.sha256(weights).hexdigest() != story["adapters_sha256"]:
-                raise _damaged(folder, "adapters.safetensors is not the file that bridge.json describes")
-            tensors = load(weights)
-            preset = Preset(**story["preset"])
-            sides = {modality: Side(**side) for modality, side in story["sides"].items()}
-            adapters: dict[str, Adapter] = {}
-            for modality, side in sides.items():
-                adapters[modality] = (
-                    FrozenSide(side.dim)
-                    if side.frozen
-                    else FusionAdapter(side.dim, story["dim"], preset.blocks, preset.expansion, preset.dropout)
-                )
-                prefix = f"{modality}."
-                own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-                adapters[modality].load_state_dict(own)
-                adapters[modality].eval().to(resolve_device(device))
-            lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
-            history = [json.loads(line) for line in lines if line.strip()]
-            return cls(
-                sides,
-                adapters,
-                preset,
-                float(story["temperature"]),
-                story["provenance"],
-                story["metrics"],
-                history,
-                resolve_device(device),
-                # In the sides' order: safetensors gives its tensors in any.
-                {modality: tensors[MEAN + modality] for modality in sides if MEAN + modality in tensors},
-                training_rows=TrainingRows.load(folder),
-            )
-        except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
-            raise _damaged(folder, f"{type(error).__name__}: {error}".splitlines()[0]) from error
+        story = read_story(folder)
+        preset = Preset(**story["preset"])
+        sides = {modality: Side(**side) for modality, side in story["sides"].items()}
+        # Without memory for their tensors, which are then those of the file.
+        with torch.device("meta"):
+            adapters: dict[str, Adapter] = {
+                modality: FrozenSide(side.dim)
+                if side.frozen
+                else FusionAdapter(side.dim, story["dim"], preset.blocks, preset.expansion, preset.dropout)
+                for modality, side in sides.items()
+            }
+        shapes = {
+            f"{modality}.{name}": tuple(tensor.shape)
+            for modality, adapter in adapters.items()
+            for name, tensor in adapter.state_dict().items()
+        }
+        means = {f"{MEAN}{modality}": (story["dim"],) for modality in sides}
+        tensors = read_tensors(folder, story["adapters_sha256"], shapes, means)
+        device = resolve_device(device)
+        for modality, adapter in adapters.items():
+            own = {name: tensors[f"{modality}.{name}"] for name in adapter.state_dict()}
+            adapter.load_state_dict(own, assign=True)
+            adapter.eval().to(device)
+        return cls(
+            sides,
+            adapters,
+            preset,
+            float(story["temperature"]),
+            story["provenance"],
+            story["metrics"],
+            read_history(folder),
+            device,
+            # In the sides' order: safetensors gives its tensors in any.
+            {modality: tensors[MEAN + modality] for modality in sides if MEAN + modality in tensors},
+            training_rows=TrainingRows.load(folder),
+            folder=folder,
+        )
 
 
 def _listed(items: Sequence[Item] | Item) -> list[Item]:
@@ -436,33 +488,6 @@ def check_free(folder: Path, overwrite: bool) -> None:
             where=str(folder),
             remedy="choose another --out, or replace it with --overwrite",
         )
-
-
-def _read_story(folder: Path) -> dict[str, Any]:
-    file = folder / "bridge.json"
-    if not file.is_file():
-        raise BridgekitError(
-            "there is no bridge here" if folder.exists() else "there is no such folder",
-            where=str(folder),
-            remedy="train one: bridgekit align --a audio --b text",
-        )
-    try:
-        story = json.loads(file.read_text(encoding="utf-8"))
-        version = story["format"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damaged(folder, f"bridge.json cannot be read ({type(error).__name__})") from error
-    if not isinstance(version, int) or version > FORMAT:
-        raise BridgekitError(
-            f"this bridge has format {version}; this bridgekit reads format {FORMAT}",
-            where=str(folder),
-            remedy="install a newer bridgekit, from where this one came",
-        )
-    assert isinstance(story, dict)
-    return story
-
-
-def _damaged(folder: Path, why: str) -> BridgekitError:
-    return BridgekitError(f"this bridge is damaged: {why}", where=str(folder), remedy="copy it again, or train it again")
 
 
 def _flush(folder: Path) -> None:

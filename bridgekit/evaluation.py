@@ -285,6 +285,7 @@ def evaluate_bridge(
     report: Report,
     *,
     unseen: bool = False,
+    outside: bool = False,
 ) -> tuple[list[dict[str, Any]], Sequence[SetAside]]:
     """Recall of a trained bridge on a table.
 
@@ -295,6 +296,7 @@ def evaluate_bridge(
         splits: which splits to ask; by default all but `train` and `val`. A foreign table without splits is asked whole.
         report: progress.
         unseen: set aside those rows to be asked whose files training saw. Splits called `train` or `val` are asked as they are.
+        outside: let a table name files outside its own folder.
 
     Returns:
         records as of `evaluate_splits`, and the rows set aside. Of the bridge's own tables these are also rows that were not
@@ -305,12 +307,13 @@ def evaluate_bridge(
             rows that training saw, which `unseen` does not set aside.
     """
     if pairs is not None:
-        table = pairs if isinstance(pairs, Pairs) else read_pairs(pairs, _sides_in(bridge, pairs))
+        table = pairs if isinstance(pairs, Pairs) else read_pairs(pairs, _sides_in(bridge, pairs), outside=outside)
         return _evaluate_table(bridge, table, None, splits, report, unseen)
     records: list[dict[str, Any]] = []
     set_aside: list[SetAside] = []
     for own in bridge.tables:
-        found, left_out = _evaluate_table(bridge, read_pairs(own.source, own.modalities), own, splits, report, unseen)
+        table = read_pairs(bridge.followed(own.source), own.modalities, outside=outside)
+        found, left_out = _evaluate_table(bridge, table, own, splits, report, unseen)
         # The table that a modality was bound with tells of that modality; the others may have been trained on its rows.
         records += [record for record in found if not own.bound or own.bound in sides_of(record)]
         set_aside += left_out
@@ -418,6 +421,7 @@ def evaluate_zero_shot(
     report: Report,
     *,
     unseen: bool = False,
+    outside: bool = False,
 ) -> ZeroShot:
     """Classify the items of the side that is not text by prompts made of the texts of the table, taken as class names.
 
@@ -428,14 +432,15 @@ def evaluate_zero_shot(
         splits: which splits to ask, where the table has them; by default all but `train` and `val`, or else every row.
         report: progress.
         unseen: set aside those rows to be asked whose item training saw, as is always done with the bridge's own table.
+        outside: let the table name files outside its own folder.
 
     Raises:
         BridgekitError: no text side, no row left, or rows that training saw, which `unseen` does not set aside.
     """
     bridge.side(TEXT)
-    source = pairs or bridge.tables[0].source
+    source = pairs or bridge.followed(bridge.tables[0].source)
     modality = next(name for name in (*_sides_in(bridge, source), *bridge.sides) if name != TEXT)
-    table = read_pairs(source, (modality, TEXT))
+    table = read_pairs(source, (modality, TEXT), outside=outside)
     names = table.columns[TEXT]
     wanted = list(splits or (test_splits(table.split) if table.split else ())) or None
     rows = [row for row in range(len(table)) if names[row] and (not wanted or not table.split or table.split[row] in wanted)]

@@ -37,6 +37,7 @@ from bridgekit.batches import (
     plan_batches,
     threads,
 )
+from bridgekit.bounded import read_json
 from bridgekit.cache import cache_folder, write_atomically, write_text_atomically
 from bridgekit.encoders import Encoder, Item
 from bridgekit.errors import BridgekitError, ItemError
@@ -254,7 +255,7 @@ def _precision(run: Run, items: Sequence[Item], note: Path, worth_checking: bool
     if bfloat16_is_refused():
         return FLOAT32
     with suppress(OSError, ValueError, TypeError):
-        return Precision(**json.loads(note.read_text(encoding="utf-8")))
+        return Precision(**read_json(note, 1 << 16))
     if not worth_checking:
         return FLOAT32
     precision = check_precision(run, items)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from bridgekit.bounded import open_regular
 from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
 
@@ -84,6 +85,7 @@ class TrainingRows:
         """
         file = folder / FILE
         try:
+            open_regular(file).close()  # a pipe would be waited for without end
             with safe_open(file, "numpy") as opened:
                 marks: NDArray[np.int64] = opened.get_tensor("marks")
                 told = (opened.metadata() or {}).get("sha256")

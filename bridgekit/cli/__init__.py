@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import typer
 from bridgekit import plugins as installed
 from bridgekit.cli import align, bind, check, embed, encode, evaluate, generate, info, plugins, search, subset
 from bridgekit.errors import BridgekitError
+from bridgekit.plain import plain_json
 
 app = typer.Typer(
     name="bridgekit",
@@ -74,6 +76,9 @@ app.add_typer(plugins.app, name="plugins")
 
 def main() -> None:
     """Run the command line. Errors that the user can mend exit with 2 and no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its number
     installed.register_commands(app)
     try:
         app()
@@ -81,7 +86,8 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         if "--json" in sys.argv:
-            print(json.dumps({"error": {"what": error.what, "where": error.where, "fix": error.remedy}}, ensure_ascii=False))
+            told = {"error": {"what": error.what, "where": error.where, "fix": error.remedy}}
+            print(plain_json(json.dumps(told, ensure_ascii=False)))
         print(f"bridgekit: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:

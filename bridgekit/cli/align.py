@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import print_alignment
+from bridgekit.cli.common import OUTSIDE, print_alignment
 
 
 def command(
@@ -36,6 +36,7 @@ def command(
     freeze: Annotated[str | None, typer.Option(help="A modality whose own latents are to be the space.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where a row would be set aside.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on from an interrupted run of the same command.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another bridge at --out.")] = False,
@@ -60,5 +61,6 @@ def command(
         strict=strict,
         resume=resume,
         overwrite=overwrite,
+        outside=outside,
     )
     print_alignment(done, as_json)

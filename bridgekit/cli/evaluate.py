@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import find_bridge, print_json, print_metrics, print_set_aside
+from bridgekit.cli.common import OUTSIDE, find_bridge, print_json, print_metrics, print_set_aside, say
 
 UNKNOWN = "This bridge does not tell what it was trained on. If this table has rows of that, their figures flatter."
 
@@ -49,6 +49,7 @@ def command(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="For --generate: at most so many pictures of each kind.")] = 300,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Recall on test splits in both directions, zero-shot classification, or how many generated pictures are recognised.
@@ -62,24 +63,25 @@ def command(
 
     folder = find_bridge(bridge)
     if generate:
-        _generate(folder, as_json, unseen, model, pairs, split, gallery, judge, among, gap, limit, device)
+        _generate(folder, as_json, unseen, model, pairs, split, gallery, judge, among, gap, limit, device, outside)
         return
     opened = Bridge.load(folder, device)
     with progress_bars() as report:
         if zero_shot:
-            result = evaluate_zero_shot(opened, pairs, tuple(template or TEMPLATES), split, report, unseen=unseen)
+            zero = tuple(template or TEMPLATES)
+            result = evaluate_zero_shot(opened, pairs, zero, split, report, unseen=unseen, outside=outside)
         else:
-            records, set_aside = evaluate_bridge(opened, pairs, split, report, unseen=unseen)
+            records, set_aside = evaluate_bridge(opened, pairs, split, report, unseen=unseen, outside=outside)
     if zero_shot:
         if as_json:
             print_json(result.as_json())
             return
         print_set_aside(result.set_aside)
-        print(f"{result.modality} into {len(result.per_class)} classes: {100 * result.accuracy:.1f} % of {result.items} right")
+        say(f"{result.modality} into {len(result.per_class)} classes: {100 * result.accuracy:.1f} % of {result.items} right")
         if not opened.training_rows:
             print(UNKNOWN)
         for name, accuracy in result.per_class.items():
-            print(f"  {100 * accuracy:5.1f} %  {name}")
+            say(f"  {100 * accuracy:5.1f} %  {name}")
         return
     if as_json:
         print_json({"metrics": records, "set_aside": [vars(row) for row in set_aside]})
@@ -103,6 +105,7 @@ def _generate(
     gap: list[str] | None,
     limit: int,
     device: str,
+    outside: bool,
 ) -> None:
     from bridgekit.diffusion.judging import judge_generation
     from bridgekit.progress import progress_bars
@@ -120,6 +123,7 @@ def _generate(
             limit=limit,
             device=device,
             unseen=unseen,
+            outside=outside,
             report=report,
         )
     if as_json:
@@ -130,4 +134,4 @@ def _generate(
     print(f"{'made from':28}   top-1  top-5")
     for record in records:
         name = record["made_from"] + (f" (gap: {record['gap']})" if record["gap"] else "")
-        print(f"{name:28}  {100 * record['top1']:6.1f} {100 * record['top5']:6.1f}")
+        say(f"{name:28}  {100 * record['top1']:6.1f} {100 * record['top5']:6.1f}")

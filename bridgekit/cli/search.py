@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import find_bridge, other_modality, print_json, query_modality
+from bridgekit.cli.common import OUTSIDE, find_bridge, other_modality, print_json, query_modality, say
 from bridgekit.errors import BridgekitError
 
 
@@ -34,6 +34,7 @@ def command(
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many to show for each query.")] = 5,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """The nearest items of one modality to files or words of another.
@@ -50,10 +51,11 @@ def command(
     opened.side(target)
     if through in (source, target):
         raise BridgekitError(f"{source} and {target} cannot meet through {through}", remedy="name a third modality, or none")
-    items = read_items(among or opened.table_of(target), target)
+    items = read_items(among or opened.followed(opened.table_of(target)), target, outside=outside)
+    between = None
     if through:
         opened.side(through)
-    between = (through, read_items(opened.table_of(through), through)) if through else None
+        between = (through, read_items(opened.followed(opened.table_of(through)), through, outside=outside))
     with progress_bars() as report:
         found = opened.search(source, queries, target, items, k, through=between, report=report)
     if as_json:
@@ -65,6 +67,6 @@ def command(
         )
         return
     for query, hits in zip(queries, found, strict=True):
-        print(query)
+        say(query)
         for hit in hits:
-            print(f"  {hit.similarity:6.3f}  {hit.item}")
+            say(f"  {hit.similarity:6.3f}  {hit.item}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, normalize
 
+from bridgekit.bounded import open_regular, parse_json
 from bridgekit.bridge import Bridge
 from bridgekit.cache import write_atomically
 from bridgekit.diffusion.conditioning import Conditioning
@@ -23,6 +25,8 @@ from bridgekit.latents import encode_items
 from bridgekit.progress import Report, silent
 
 FORMAT = 1
+MAX_STORY, MAX_ITEMS = 1 << 20, 256 << 20  # bytes of what a file says of itself, and of the items it was fitted on
+MAX_PARTS, MAX_SIDE = 16, 1 << 16  # tensors of a model's conditioning, and numbers along one side of one
 #: A model whose encoding of the probes is less like it was than this has other weights: its conditioner is fitted again.
 SAME_WEIGHTS = 0.999
 #: What every fitted conditioner remembers the model's own encoding of.
@@ -375,34 +379,62 @@ def load_conditioner(path: Path) -> Conditioner | None:
     parts: dict[str, dict[str, Tensor]] = {"net": {}, "mean": {}, "std": {}, "probe": {}}
     whole: dict[str, Tensor] = {}
     try:
+        open_regular(path).close()
         with safe_open(path, "pt") as file:
-            story = json.loads(file.metadata()["conditioner"])
+            story = parse_json(file.metadata()["conditioner"], limit=MAX_STORY)
             for key in file.keys():  # noqa: SIM118  (a safetensors handle is not a mapping)
                 part, _, name = key.partition("/")
                 (parts[part] if name else whole)[name or part] = file.get_tensor(key)
         if story["format"] != FORMAT:
             return None
-        items = json.loads(bytes(whole["items"].numpy()))
-        net = None
-        if "shapes" in story:
-            shapes = {name: tuple(shape) for name, shape in story["shapes"].items()}
-            net = ConditionerNet(whole["embeddings"].shape[1], shapes, story["masks"])
-            net.load_state_dict(parts["net"])
-            net.eval().requires_grad_(False)
-        return Conditioner(
-            story["kind"],
-            story["made_of"],
+        items, embeddings = parse_json(bytes(whole["items"].numpy()), limit=MAX_ITEMS), whole["embeddings"]
+        net = _net(embeddings.shape[1], story, parts["net"]) if "shapes" in story else None
+        fitted = Conditioner(
+            str(story["kind"]),
+            str(story["made_of"]),
             items,
-            whole["embeddings"],
+            embeddings,
             net,
-            story["scale"],
+            float(story["scale"]),
             parts["mean"],
             parts["std"],
             parts["probe"],
-            story["cosine"],
+            float(story["cosine"]),
         )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
+        _check(fitted)
+        return fitted
+    except (OSError, SafetensorError, KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError):
         return None
+
+
+def _net(dim: int, story: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ConditionerNet:
+    """The map of this shape with these weights. Memory is taken for what is in the file alone, whatever the shape claims."""
+    shapes = {name: tuple(shape) for name, shape in story["shapes"].items()}
+    sides = [side for shape in shapes.values() for side in shape]
+    if len(shapes) > MAX_PARTS or not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides):
+        raise ValueError("no model's conditioning has such a shape")
+    with torch.device("meta"):
+        net = ConditionerNet(dim, shapes, list(story["masks"]))
+    net.load_state_dict(tensors, assign=True)
+    return net.eval().requires_grad_(False)
+
+
+def _check(conditioner: Conditioner) -> None:
+    """Raise ValueError where parts do not fit each other, or a number is not finite: the file may be anyone's."""
+    items, embeddings = conditioner.items, conditioner.embeddings
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items) or embeddings.shape[:1] != (len(items),):
+        raise ValueError("items and embeddings do not fit each other")
+    net = conditioner.net
+    if net is not None:
+        vectors = {name: shape for name, shape in net.shapes.items() if name not in net.masks}
+        for name, shape in vectors.items():
+            conditioner.mean[name].expand(shape), conditioner.std[name].expand(shape)
+    weights = net.state_dict() if net is not None else {}
+    floats = [embeddings, *weights.values(), *conditioner.mean.values(), *conditioner.std.values(), *conditioner.probe.values()]
+    if not all(tensor.is_floating_point() and bool(torch.isfinite(tensor).all()) for tensor in floats):
+        raise ValueError("it holds numbers that are not finite")
+    if not math.isfinite(conditioner.scale) or not math.isfinite(conditioner.cosine):
+        raise ValueError("it holds numbers that are not finite")
 
 
 def _as_bytes(text: str) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bridgekit.bounded import read_json
 from bridgekit.diffusion.conditioning import Conditioning, find_conditionings, guidance_argument
 from bridgekit.encoders import TEXT, resolve_device
 from bridgekit.errors import BridgekitError, PluginError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 #: Pictures drawn together. More would be no faster on a CPU, and would not fit a large model on a small GPU.
 BATCH_SIZE = 8
+MAX_INDEX = 1 << 20  # bytes of a model_index.json
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _pipeline(name: str, device: str) -> Any:
 
 def _missing_parts(folder: Path) -> list[str]:
     """The parts that a model's index names and its folder lacks. Of some, diffusers makes an empty one without a word."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_json(folder / "model_index.json", MAX_INDEX)
     return [
         name
         for name, kind in index.items()

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bridgekit.bounded import parse_json
 from bridgekit.cache import write_atomically
 from bridgekit.distributed import Shares, rank, sum_gradients, told_by_first
 from bridgekit.errors import BridgekitError
@@ -465,7 +466,7 @@ class _State:
         """The inverse of `save`."""
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "optimizer": {}}
         with safe_open(path, "pt", device=str(self.log_scale.device)) as file:
-            story: dict[str, Any] = json.loads(file.metadata()["state"])
+            story: dict[str, Any] = parse_json(file.metadata()["state"], lenient=True)
             for key in file.keys():  # noqa: SIM118  (a safetensors handle is not a mapping)
                 part, name = key.split("/", 1)
                 parts[part][name] = file.get_tensor(key)
