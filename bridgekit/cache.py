@@ -84,11 +84,7 @@ def write_folder_atomically(path: Path, fill: Callable[[Path], object]) -> None:
     aside = _aside(folder, PART)
     try:
         _make_folder(folder.parent)
-        with one_writer(folder) as alone, _writing_in(folder.parent):
-            put_back(folder)
-            if alone and folder.exists():  # where it does not, it may yet be put back
-                for left in _left(folder.parent, PART, folder.name) + _left(folder.parent, OLD, folder.name):
-                    _remove(left)
+        with one_writer(folder), _writing_in(folder.parent):
             try:
                 aside.mkdir()
                 fill(aside)
@@ -120,6 +116,11 @@ def one_writer(path: Path) -> Iterator[bool]:
             _make_folder(folder.parent)
             lock = locked(folder.with_name(f".{folder.name}.lock"), f"somebody else is writing {path}")
             alone = stack.enter_context(lock)
+        if alone:  # so whatever lies aside is of killed processes
+            put_back(folder)
+            for kind in (PART, OLD) if folder.exists() else (PART,):  # an old one that could not be put back may yet be
+                for left in _left(folder.parent, kind, folder.name):
+                    _remove(left)
         yield alone
 
 

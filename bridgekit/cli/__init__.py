@@ -48,7 +48,7 @@ class _Terminated(KeyboardInterrupt):
 
 
 def _terminate(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_IGN)  # once is enough: what has been encoded is being written
+    signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
     raise _Terminated
 
 
@@ -57,13 +57,16 @@ def _says_when_stopped(verb: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(verb)
     def run(*arguments: object, **options: object) -> None:
-        if threading.current_thread() is threading.main_thread():  # no other may say what signals do
-            signal.signal(signal.SIGTERM, _terminate)
+        main = threading.current_thread() is threading.main_thread()  # no other thread may say what signals do
+        before = signal.signal(signal.SIGTERM, _terminate) if main else None
         try:
             verb(*arguments, **options)
         except KeyboardInterrupt as stop:
             print("\nbridgekit: stopped. Nothing is lost: the same command goes on from here.", file=sys.stderr)
             sys.exit(128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT))
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
 
     return run
 
