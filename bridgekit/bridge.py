@@ -7,12 +7,10 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from bridgekit.bounded import homes, is_within
 from bridgekit.bridge_file import FORMAT, read_history, read_story, read_tensors
+from bridgekit.cache import check_writable, one_writer, put_back, write_folder_atomically
 from bridgekit.card import model_card
 from bridgekit.encoders import TEXT, Encoder, Item, resolve_device
 from bridgekit.errors import BridgekitError, ItemError
@@ -370,7 +369,6 @@ class Bridge:
             BridgekitError: something is there that must not be replaced, or the place cannot be written.
         """
         folder = Path(path)
-        check_free(folder, overwrite)
         tensors = {
             f"{modality}.{name}": tensor.detach().cpu().contiguous()
             for modality, adapter in self.adapters.items()
@@ -388,9 +386,8 @@ class Bridge:
             "provenance": dict(self.provenance),
             "metrics": list(self.metrics),
         }
-        aside = folder.with_name(f".{folder.name}.{uuid4().hex}.part")
-        try:
-            aside.mkdir(parents=True)
+
+        def fill(aside: Path) -> None:
             (aside / "adapters.safetensors").write_bytes(weights)
             self.training_rows.save(aside)
             (aside / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self.history))
@@ -398,18 +395,18 @@ class Bridge:
                 for file in grown_from.glob("*.png"):
                     shutil.copyfile(file, aside / file.name)
                 if (grown_from / "conditioners").is_dir():
-                    shutil.copytree(grown_from / "conditioners", aside / "conditioners")
+                    for file in (grown_from / "conditioners").glob("[!.]*"):  # one that is being written now is left out
+                        (aside / "conditioners").mkdir(exist_ok=True)
+                        shutil.copyfile(file, aside / "conditioners" / file.name)
             for name, data in (pictures or {}).items():
                 (aside / name).write_bytes(data)
             shown = sorted(file.name for file in aside.glob("*.png"))
             (aside / "README.md").write_text(model_card(self, folder.name, shown), encoding="utf-8")
             (aside / "bridge.json").write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            _flush(aside)
-            _swap(aside, folder)
-        except OSError as error:
-            raise BridgekitError(f"the bridge cannot be written: {error.strerror or error}", where=str(folder)) from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+
+        with one_writer(folder):
+            check_free(folder, overwrite)
+            write_folder_atomically(folder, fill)
         return folder
 
     @classmethod
@@ -423,6 +420,17 @@ class Bridge:
         Raises:
             BridgekitError: it is not a bridge, is damaged, or was written by a newer version.
         """
+        while True:
+            put_back(Path(path))
+            before = _identity(Path(path))
+            try:
+                return cls._load(path, device)
+            except BridgekitError:
+                if _identity(Path(path)) == before:  # otherwise it was replaced meanwhile: these were files of two bridges
+                    raise
+
+    @classmethod
+    def _load(cls, path: str | Path, device: str) -> Bridge:
         folder = Path(path)
         story = read_story(folder)
         preset = Preset(**story["preset"])
@@ -463,21 +471,24 @@ class Bridge:
         )
 
 
+def _identity(folder: Path) -> int | None:
+    """Which folder is at this place now, by its number on the disk."""
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return None
+
+
 def _listed(items: Sequence[Item] | Item) -> list[Item]:
     return [items] if isinstance(items, (str, Path)) else list(items)
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
     """Raise BridgekitError unless a bridge may be written at `folder`."""
+    put_back(folder)
     if not folder.exists():
-        try:
-            # In the nearest folder that exists: a mistake found later should leave no empty folders behind.
-            with tempfile.TemporaryFile(dir=next(parent for parent in folder.absolute().parents if parent.exists())):
-                return
-        except OSError as error:
-            raise BridgekitError(
-                f"a bridge cannot be written here: {error.strerror or error}", where=str(folder), remedy="choose another --out"
-            ) from error
+        check_writable(folder.parent)
+        return
     if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "bridge.json").exists()):
         raise BridgekitError(
             "this place holds something that is not a bridge", where=str(folder), remedy="choose another --out"
@@ -488,23 +499,3 @@ def check_free(folder: Path, overwrite: bool) -> None:
             where=str(folder),
             remedy="choose another --out, or replace it with --overwrite",
         )
-
-
-def _flush(folder: Path) -> None:
-    for file in [*folder.rglob("*"), folder]:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _swap(aside: Path, folder: Path) -> None:
-    """Put `aside` in `folder`'s place, with all that an older bridge had beside it (conditioners are of that bridge alone)."""
-    if not folder.exists():
-        aside.rename(folder)
-        return
-    old = folder.with_name(f".{folder.name}.{uuid4().hex}.old")
-    folder.rename(old)
-    aside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -12,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from bridgekit.cache import put_all_back
 from bridgekit.errors import BridgekitError
 from bridgekit.plain import plain, plain_json
 
@@ -44,7 +45,9 @@ def newest_bridge(modalities: Set[str] = frozenset()) -> Path | None:
     """The newest bridge in `bridges/` here that joins these modalities, or None."""
     from bridgekit.bounded import read_json
 
-    found = [file for file in BRIDGES.glob("*/bridge.json") if file.is_file()]
+    put_all_back(BRIDGES)
+    # One whose name begins with a dot is being written just now, or was when its process was killed.
+    found = [file for file in BRIDGES.glob("[!.]*/bridge.json") if file.is_file()]
     for file in sorted(found, key=lambda file: file.stat().st_mtime, reverse=True):
         with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is told of when it is asked for by name
             if modalities <= set(read_json(file, LARGEST)["sides"]):
