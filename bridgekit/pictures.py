@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from bridgekit.bridge import Bridge
+    from bridgekit.encoders import Item
     from bridgekit.evaluation import EncodedPairs
 
 #: Rows and columns of the heat map.
@@ -90,7 +91,13 @@ class Similarities:
 
 
 def similarities(
-    bridge: Bridge, encoded: EncodedPairs, a: str, b: str, rows: NDArray[np.int64], count: int = HEAT_MAP_ITEMS
+    bridge: Bridge,
+    encoded: EncodedPairs,
+    a: str,
+    b: str,
+    rows: NDArray[np.int64],
+    count: int = HEAT_MAP_ITEMS,
+    name: Callable[[str, Item], str] | None = None,
 ) -> Similarities:
     """Compare some pairs of modalities a and b that have no item in common, in the order of b's labels.
 
@@ -100,7 +107,13 @@ def similarities(
         a, b: modalities.
         rows: indices of rows that have both.
         count: how many pairs, at most.
+        name: from a modality and an item to its label, of which the beginning is kept.
     """
+
+    def labelled(modality: str, row: int) -> str:
+        item = encoded.pairs.columns[modality][row]
+        return label(name(modality, item), 24) if name and item is not None else label(item)
+
     chosen: list[int] = []
     seen: set[tuple[str, int]] = set()
     for row in np.random.default_rng(0).permutation(rows).tolist():
@@ -110,12 +123,12 @@ def similarities(
             chosen.append(row)
         if len(chosen) == count:
             break
-    chosen.sort(key=lambda row: label(encoded.pairs.columns[b][row]))
+    chosen.sort(key=lambda row: labelled(b, row))
     embedded = {
         modality: bridge.project(modality, encoded.latents[modality].matrix[torch.from_numpy(encoded.ids[modality][chosen])])
         for modality in (a, b)
     }
-    labels = {modality: [label(encoded.pairs.columns[modality][row]) for row in chosen] for modality in (a, b)}
+    labels = {modality: [labelled(modality, row) for row in chosen] for modality in (a, b)}
     return Similarities((embedded[a] @ embedded[b].T).numpy(), labels[a], labels[b])
 
 

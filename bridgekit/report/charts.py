@@ -25,7 +25,7 @@ _VARIABLES = {
     LINE: "var(--line)",
     **{colour: f"var(--series-{number})" for number, colour in enumerate(SERIES)},
 }
-_STYLE = {
+_STYLE: Any = {  # matplotlib types each of its 300 settings
     "svg.fonttype": "none",
     "svg.hashsalt": "bridgekit",  # ids that are the same on every run
     "font.size": 11,
@@ -52,7 +52,14 @@ _WIDTH = 5.0
 
 
 def chart(
-    name: str, title: str, description: str, draw: Callable[[Any], None], *, height: float, width: float = _WIDTH
+    name: str,
+    title: str,
+    description: str,
+    draw: Callable[[Any], None],
+    *,
+    height: float,
+    width: float = _WIDTH,
+    tight: bool = False,
 ) -> Html:
     """An SVG with a title and a description for those who do not see it.
 
@@ -61,6 +68,7 @@ def chart(
         title, description: what it shows, and what can be seen in it.
         draw: draws on matplotlib's axes, in the colours above.
         height, width: inches, of 72 units in the SVG.
+        tight: whether to cut off what is left empty around it.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -72,7 +80,8 @@ def chart(
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
         FigureCanvasSVG(figure)
         draw(figure.subplots())
-        figure.savefig(data, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(data, format="svg", metadata=nothing, bbox_inches="tight" if tight else None, pad_inches=0.05)
     svg = data.getvalue()
     svg = re.sub(r"<style\b.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)  # its rules would be the whole page's
     for colour, variable in _VARIABLES.items():
@@ -111,9 +120,11 @@ def recall_bars(name: str, records: Sequence[Mapping[str, Any]], by_chance: Mapp
         for number, record in enumerate(records):
             values = [100 * record[f"recall@{k}"] for k in by_chance]
             heights = np.arange(len(values)) + (number - (len(records) - 1) / 2) * width
-            bars = axes.barh(heights, values, 0.86 * width, color=method_colour(record["method"]))
-            last = number == len(records) - 1
-            axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=10, color=INK if last else MUTED)
+            axes.barh(heights, values, 0.86 * width, color=method_colour(record["method"]))
+            colour = INK if number == len(records) - 1 else MUTED
+            for value, height, share in zip(values, heights, by_chance.values(), strict=True):
+                # Beside the line of chance, where that is to the right of the bar.
+                axes.text(max(value, 100 * share) + 1.5, height, f"{value:.1f}", va="center", fontsize=10, color=colour)
         for place, share in enumerate(by_chance.values()):
             axes.plot([100 * share] * 2, [place - 0.45, place + 0.45], color=INK, linewidth=1.4, linestyle=(0, (2, 1.5)))
         axes.set(xlim=(0, 112), xticks=range(0, 101, 25), yticks=range(len(by_chance)), xlabel="% of queries")
@@ -139,7 +150,12 @@ def loss_curve(name: str, history: Sequence[Mapping[str, float]]) -> Html:
     """The loss over the epochs."""
     first, last = history[0]["loss"], history[-1]["loss"]
     told = f"It goes from {first:.3f} in epoch {history[0]['epoch']:g} to {last:.3f} in epoch {history[-1]['epoch']:g}."
-    return chart(name, "Loss on mixed training pairs", told, lambda axes: draw_loss(axes, history, SERIES[0]), height=2.7)
+
+    def draw(axes: Any) -> None:
+        draw_loss(axes, history, SERIES[0])
+        axes.set(ylabel="InfoNCE")
+
+    return chart(name, "Loss on mixed training pairs", told, draw, height=2.7)
 
 
 def recall_curves(name: str, history: Sequence[Mapping[str, float]], names: Sequence[str], title: str) -> Html:
@@ -169,7 +185,8 @@ def heat(name: str, shown: Similarities, a: str, b: str) -> Html:
 
     def draw(axes: Any) -> None:
         axes.imshow(_white(np.clip(shown.matrix / top, 0, 1)), interpolation="none")
-        size = 8 if count > 24 else 9
+        axes.patch.set_gid("cells")  # the page's script asks where they are
+        size = 9 if count > 24 else 10
         for labels, axis in ((shown.columns, axes.xaxis), (shown.rows, axes.yaxis)):
             axis.set_ticks(range(count), labels=labels, fontsize=size)
         axes.tick_params(axis="x", rotation=90)
@@ -188,9 +205,9 @@ def heat(name: str, shown: Similarities, a: str, b: str) -> Html:
 
     together = np.diag(shown.matrix)
     apart = shown.matrix[~np.eye(count, dtype=bool)]
-    told = f"{count} pairs of {a} and {b}. Cosine of what belongs together: {together.mean():.2f} on average"
-    told += f"; of all else: {apart.mean():.2f}." if len(apart) else "."
-    return chart(name, f"Cosine similarity of {a} and {b}", told, draw, height=8.2, width=8.6)
+    told = f"{count} pairs of {a} and {b}. Cosine of what belongs together: {decimals(together.mean())} on average"
+    told += f"; of all else: {decimals(apart.mean())}." if len(apart) else "."
+    return chart(name, f"Cosine similarity of {a} and {b}", told, draw, height=8.6, width=8.6, tight=True)
 
 
 def _white(shares: NDArray[Any]) -> NDArray[np.float64]:
@@ -203,7 +220,7 @@ def cosine_histogram(name: str, together: NDArray[Any], apart: NDArray[Any], a: 
     edges = np.linspace(min(-0.2, float(min(together.min(), apart.min()))), 1, 49)
 
     def draw(axes: Any) -> None:
-        for values, colour, text in ((apart, MUTED, "do not"), (together, SERIES[0], "belong together")):
+        for values, colour, text in ((apart, MUTED, "do not belong together"), (together, SERIES[0], "belong together")):
             counts, _ = np.histogram(values, edges)
             share = 100 * counts / max(1, len(values))
             axes.stairs(share, edges, color=colour, fill=True, alpha=0.18)
@@ -212,7 +229,13 @@ def cosine_histogram(name: str, together: NDArray[Any], apart: NDArray[Any], a: 
         axes.legend(loc="upper right")
 
     told = (
-        f"Pairs that belong together: mean {together.mean():.2f}, from {together.min():.2f} to {together.max():.2f}. "
-        f"Pairs that do not: mean {apart.mean():.2f}, from {apart.min():.2f} to {apart.max():.2f}."
+        f"Pairs that belong together: mean {decimals(together.mean())}, from {decimals(together.min())} to "
+        f"{decimals(together.max())}. Pairs that do not: mean {decimals(apart.mean())}, from {decimals(apart.min())} to "
+        f"{decimals(apart.max())}."
     )
     return chart(name, f"Cosines of {a} and {b}", told, draw, height=2.7)
+
+
+def decimals(value: float, places: int = 2) -> str:
+    """A number with a true minus sign, and none before zero."""
+    return f"{value:.{places}f}".replace("-0." + "0" * places, "0." + "0" * places).replace("-", "−")

@@ -91,6 +91,44 @@
   };
   document.querySelectorAll("[data-media]").forEach(fill);
 
+  // ---- heat maps: a cell in words
+
+  const heats = read("heats");
+  for (const figure of document.querySelectorAll(".heat")) {
+    const { rows, columns, values } = heats[figure.dataset.heat];
+    const region = figure.querySelector(".scrolling");
+    const area = byId(`${figure.dataset.heat}-cells`);
+    const told = figure.querySelector("output");
+    const frame = drawn("rect", { class: "frame", visibility: "hidden" });
+    area.ownerSVGElement.append(frame);
+    let at = [-1, 0];
+    const tell = (row, column) => {
+      if (!(row in rows) || !(column in columns)) return;
+      at = [row, column];
+      const box = area.getBBox();
+      const [width, height] = [box.width / columns.length, box.height / rows.length];
+      const place = { x: box.x + column * width, y: box.y + row * height, width, height, visibility: "visible" };
+      for (const [key, value] of Object.entries(place)) frame.setAttribute(key, value);
+      told.textContent = `${rows[row]} × ${columns[column]}: ${values[row][column]}`;
+    };
+    const point = (event) => {
+      const box = area.getBoundingClientRect();
+      tell(
+        Math.floor(((event.clientY - box.top) / box.height) * rows.length),
+        Math.floor(((event.clientX - box.left) / box.width) * columns.length),
+      );
+    };
+    region.addEventListener("pointermove", point);
+    region.addEventListener("click", point);
+    region.addEventListener("keydown", (event) => {
+      const way = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+      if (!way) return;
+      event.preventDefault();
+      tell(...(at[0] < 0 ? [0, 0] : [at[0] + way[0], at[1] + way[1]]));
+      frame.scrollIntoView({ block: "nearest", inline: "nearest" });
+    });
+  }
+
   // ---- the map
 
   const map = byId("points");

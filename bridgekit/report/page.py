@@ -54,14 +54,15 @@ def report_page(bridge: Bridge, name: str, shown: Sequence[Shown], report: Repor
     report("writing the report", 1, 4)
     points = shared_space([(table.held_out, table.embedded) for table in shown])
     report("writing the report", 2, 4)
-    media = Media(make_previews([*items_of(cases), *((point.modality, point.item) for point in points)], report=report))
+    items = [*items_of(cases), *((point.modality, point.item) for point in points)]
+    media = Media(items, make_previews(items, report=report))
     report("writing the report", 3, 4)
     sections = {
         "caveats": ("Before you trust it", caveats(bridge, shown)),
         "recall": ("Recall on rows that training never saw", recall_section(shown)),
         "retrievals": ("The worst and the best retrievals", retrievals_section(cases, media)),
         "map": ("Map of the shared space", space_section(bridge, points, media)),
-        "similarity": ("Pairs that training never saw", similarity_section(bridge, shown)),
+        "similarity": ("Pairs that training never saw", similarity_section(bridge, shown, media)),
         "training": ("Training", training_section(bridge)),
         "data": ("The data", data_section(shown)),
         "provenance": ("Where it came from", provenance_section(bridge)),

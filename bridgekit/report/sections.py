@@ -18,7 +18,8 @@ from bridgekit.encoders import Item
 from bridgekit.pictures import best_epoch, similarities
 from bridgekit.report import charts
 from bridgekit.report.cases import Case, right_answers
-from bridgekit.report.items import Media, name_of
+from bridgekit.report.charts import decimals
+from bridgekit.report.items import Media
 from bridgekit.report.markup import Child, Html, data_block, joined, tag
 from bridgekit.report.previews import LIMIT_BYTES
 from bridgekit.report.shown import KS, Shown
@@ -53,7 +54,7 @@ def recall_section(shown: Sequence[Shown]) -> Html | None:
     )
     note = (
         "recall@k: the share of queries with a right candidate among the first k. Among: how many candidates; first those of "
-        "the split, then all of the table. In brackets: the 95 % interval for so many queries (Wilson)."
+        "the split, then all of the table. In brackets: the 95 % interval for so many queries (Wilson)."
     )
     return joined(legend, tag("div", figures, class_="charts"), _recall_table(shown), tag("p", note, class_="note"))
 
@@ -89,13 +90,15 @@ def _recall_table(shown: Sequence[Shown]) -> Html:
                 rows.append(tag("tr", question if number == 0 else None, row, class_=ours))
             bodies.append(tag("tbody", rows))
     names = ["split", "query → answer", "among", "method", *(f"recall@{k}" for k in KS), "median rank"]
-    return _table("Recall, in %", names, bodies)
+    whole = _table("Recall, in %", names, bodies)
+    # A long one would stand between the charts and all that follows.
+    return whole if len(bodies) <= 4 else tag("details", tag("summary", "All figures, in a table"), whole)
 
 
 def _share(record: Mapping[str, Any], key: str, queries: int) -> Html:
     low, high = interval(record[key], queries)
-    error = tag("small", f" ({100 * low:.0f}–{100 * high:.0f})") if record["method"] == "FuseMix" else None
-    return tag("td", f"{100 * record[key]:.1f}", error, class_="number")
+    told = f"({100 * low:.0f}–{100 * high:.0f})" if record["method"] == "FuseMix" else ""
+    return tag("td", f"{100 * record[key]:.1f}", tag("small", told), class_="number")
 
 
 def _table(caption: str, names: Sequence[str], bodies: Child) -> Html:
@@ -155,12 +158,12 @@ def _case(case: Case, query: str, answer: str, media: Media) -> Html:
 
     asked = cell("asked with", query, case.query)
     if case.rank == 1:
-        return tag("li", asked, cell("found, and right", answer, case.found, f"cosine {case.found_cosine:.2f}"))
+        return tag("li", asked, cell("found, and right", answer, case.found, f"cosine {decimals(case.found_cosine)}"))
     return tag(
         "li",
         asked,
-        cell("found", answer, case.found, f"cosine {case.found_cosine:.2f}"),
-        cell("right", answer, case.right, f"cosine {case.right_cosine:.2f}, rank {case.rank:,}"),
+        cell("found", answer, case.found, f"cosine {decimals(case.found_cosine)}"),
+        cell("right", answer, case.right, f"cosine {decimals(case.right_cosine)}, rank {case.rank:,}"),
     )
 
 
@@ -179,7 +182,7 @@ def space_section(bridge: Bridge, points: Sequence[Point], media: Media) -> Html
     marks, items = [], []
     for number, (point, (x, y)) in enumerate(zip(points, places, strict=True)):
         kind = modalities.index(point.modality)
-        named = name_of(point.item)
+        named = media.name(point.modality, point.item)
         marks.append(
             tag(
                 "path",
@@ -269,23 +272,31 @@ def _mark(shape: str, x: float, y: float, size: float) -> str:
     return f"M{x:.1f} {y - half:.1f}l{half} {half}l{-half} {half}l{-half} {-half}z"
 
 
-def similarity_section(bridge: Bridge, shown: Sequence[Shown]) -> Html | None:
+def similarity_section(bridge: Bridge, shown: Sequence[Shown], media: Media) -> Html | None:
     """Heat maps and cosines of held-out pairs, and the gap between modalities."""
-    figures = []
+    figures: list[Html] = []
+    cells: dict[str, Any] = {}
     for number, table in enumerate(shown):
         held_out = table.held_out
         for a, b in combinations(held_out.ids, 2):
             rows = np.flatnonzero((held_out.ids[a] >= 0) & (held_out.ids[b] >= 0))
             if not len(rows):
                 continue
-            name = f"{number}-{a}-{b}" if a.isidentifier() and b.isidentifier() else f"{number}-{len(figures)}"
-            heat = charts.heat(f"heat-{name}", similarities(bridge, held_out, a, b, rows, HEAT_ITEMS), a, b)
+            name = f"{number}-{len(figures)}"
+            compared = similarities(bridge, held_out, a, b, rows, HEAT_ITEMS, media.short_name)
+            drawing = _scrolling(
+                f"Heat map of {a} and {b}. Arrow keys go from cell to cell.", charts.heat(f"heat-{name}", compared, a, b)
+            )
             caption = f"Cosine of {a} and {b}: what belongs together is on the diagonal."
-            figures.append(tag("figure", tag("figcaption", caption), _scrolling(f"Heat map of {a} and {b}", heat)))
+            cell = tag("output", "Point at a cell to read it.", aria_live="polite")
+            figures.append(tag("figure", tag("figcaption", caption), drawing, cell, class_="heat", data_heat=f"heat-{name}"))
+            values = [[decimals(value) for value in row] for row in compared.matrix.tolist()]
+            cells[f"heat-{name}"] = {"rows": compared.rows, "columns": compared.columns, "values": values}
             together, apart = _cosines(table, a, b)
             if len(apart):
                 spread = charts.cosine_histogram(f"spread-{name}", together, apart, a, b)
-                told = f"Pairs that belong together have a mean cosine of {together.mean():.2f}, all others {apart.mean():.2f}."
+                mean, others = decimals(together.mean()), decimals(apart.mean())
+                told = f"Pairs that belong together have a mean cosine of {mean}, all others {others}."
                 figures.append(tag("figure", tag("figcaption", told), spread))
     gaps = bridge.provenance.get("modality_gap", {})
     if not figures and not gaps:
@@ -301,7 +312,11 @@ def similarity_section(bridge: Bridge, shown: Sequence[Shown]) -> Html | None:
     ]
     names = ("modalities", "distance of their means", "mean cosine of pairs in val")
     caption = "The gap between modalities (Liang et al., 2022)"
-    return joined(tag("div", figures, class_="heats"), _table(caption, names, tag("tbody", rows_told)) if gaps else None)
+    return joined(
+        tag("div", figures, class_="heats"),
+        data_block("heats", cells),
+        _table(caption, names, tag("tbody", rows_told)) if gaps else None,
+    )
 
 
 def _or_dash(value: float | None) -> str:
@@ -330,7 +345,7 @@ def training_section(bridge: Bridge) -> Html | None:
     pairs: dict[frozenset[str], list[str]] = {}
     for name in names:
         pairs.setdefault(frozenset(name.split(" ", 1)[1].split(" → ")), []).append(name)
-    figures = [tag("figure", tag("figcaption", "Loss"), charts.loss_curve("loss", history))]
+    figures = [tag("figure", tag("figcaption", "Loss: InfoNCE on mixed training pairs"), charts.loss_curve("loss", history))]
     for number, (pair, own) in enumerate(pairs.items()):
         title = f"Recall on validation rows: {listed([side for side in bridge.sides if side in pair])}"
         figures.append(tag("figure", tag("figcaption", title), charts.recall_curves(f"curve-{number}", history, own, title)))

@@ -66,10 +66,10 @@ def show_table(bridge: Bridge, encoded: EncodedPairs, split: Sequence[str], reco
     names = np.asarray(split)
     name = next(iter([*test_splits(names.tolist()), *(each for each in ("val",) if each in names), names[0]]))
     held_out = encoded.take(np.flatnonzero(names == name))
-    by_chance = {
-        key: chance(encoded, np.flatnonzero(names == key[0]), *key[1].split(" → "), key[2], KS)
-        for key in dict.fromkeys((record["split"], record["direction"], record["among"]) for record in records)
-    }
+    by_chance = {}
+    for key in dict.fromkeys((record["split"], record["direction"], record["among"]) for record in records):
+        query, answer = key[1].split(" → ")
+        by_chance[key] = chance(encoded, np.flatnonzero(names == key[0]), query, answer, key[2], KS)
     return Shown(
         held_out,
         str(name),

@@ -29,7 +29,9 @@ def verdict(shown: Sequence[Shown]) -> str:
         return "No row was held out for a test, so that it is not known how well this bridge does."
     told.sort(key=lambda pair: pair[1]["recall@5"])
     sentences = [_sentence(table, record) for table, record in ([told[0], told[-1]] if len(told) > 1 else told)]
-    return "; ".join([sentences[0][0].upper() + sentences[0][1:], *sentences[1:]]) + "."
+    if len(told) > 2:
+        return f"At worst, {sentences[0]}; at best, {sentences[1]}."
+    return f"O{'; '.join(sentences)[1:]}."
 
 
 def _sentence(table: Shown, record: Mapping[str, Any]) -> str:
@@ -38,10 +40,10 @@ def _sentence(table: Shown, record: Mapping[str, Any]) -> str:
     by_chance = table.by_chance[record["split"], record["direction"], "split"][k]
     others = {each["method"]: percent(each[f"recall@{k}"]) for each in beside(table.records, record)}
     linear = f"linear regression {others['linear']}, " if "linear" in others else ""
-    place = "found first" if k == 1 else f"among the first {k}"
+    place = "first" if k == 1 else f"among the first {k}"
     return (
-        f"asked with {query}, the right {answer} of {record['candidates']:,} is {place} for {percent(record[f'recall@{k}'])} "
-        f"of {record['queries']:,} queries ({linear}chance {percent(by_chance)})"
+        f"of {record['queries']:,} {query} queries, {percent(record[f'recall@{k}'])} find the right {answer} {place} "
+        f"of {record['candidates']:,} ({linear}chance {percent(by_chance)})"
     )
 
 
@@ -107,4 +109,4 @@ def listed(words: Sequence[str]) -> str:
 
 def percent(share: float) -> str:
     """A share in per cent, to a tenth."""
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f} %"
