@@ -69,6 +69,7 @@ def align(
     strict: bool = False,
     resume: bool = True,
     overwrite: bool = False,
+    write_report: bool = True,
     progress: bool = True,
 ) -> Bridge:
     """Align two or more modalities with FuseMix and save the bridge.
@@ -88,6 +89,7 @@ def align(
         strict: fail where a row would be set aside.
         resume: go on from an interrupted run of the same call, and reuse a finished bridge of the same call.
         overwrite: replace another bridge at `out`.
+        write_report: put a report beside the bridge, see `bridgekit.report`. One that cannot be made is a warning.
         progress: show progress bars on standard error.
 
     Returns:
@@ -109,6 +111,7 @@ def align(
         strict=strict,
         resume=resume,
         overwrite=overwrite,
+        write_report=write_report,
         progress=progress,
     ).bridge
 
@@ -128,6 +131,7 @@ def run_alignment(
     strict: bool = False,
     resume: bool = True,
     overwrite: bool = False,
+    write_report: bool = True,
     progress: bool = True,
 ) -> Alignment:
     """`align`, with an account of what was done. Arguments and errors are the same.
@@ -182,6 +186,11 @@ def run_alignment(
     with first_process_first():
         if rank() == 0:
             pictures = {"training.png": training_curves(bridge.history), **heat_maps(bridge, encoded, split)}
+            if write_report:
+                from bridgekit.report import report_or_warning
+
+                with progress_bars(progress) as report:
+                    pictures |= report_or_warning(bridge, folder.absolute().name, encoded, split, report)
             bridge.save(folder, pictures=pictures, overwrite=overwrite)
         else:
             bridge = Bridge.load(folder, device)

@@ -169,7 +169,7 @@
       links.append(drawn("line", { x1, y1, x2, y2 }));
       if (listed.childElementCount < 6) {
         const go = element("button", { type: "button", className: "go", textContent: `cosine ${cosine.toFixed(2)}: go there` });
-        go.addEventListener("click", () => { kept = true; choose(other, true); });
+        go.addEventListener("click", () => { kept = true; marks[other].focus({ preventScroll: true }); });
         listed.append(element("li", {}, ...shownItem(items[other]), go));
       }
     }

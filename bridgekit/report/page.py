@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bridgekit.bridge import Bridge
 from bridgekit.cache import write_atomically
 from bridgekit.errors import BridgekitError
+from bridgekit.evaluation import EncodedPairs
 from bridgekit.progress import Report, silent
 from bridgekit.report.cases import worst_and_best
 from bridgekit.report.items import Media
 from bridgekit.report.markup import data_block, raw, tag
 from bridgekit.report.previews import make_previews
 from bridgekit.report.sections import (
+    Finding,
     data_section,
     items_of,
     provenance_section,
@@ -26,7 +32,7 @@ from bridgekit.report.sections import (
     space_section,
     training_section,
 )
-from bridgekit.report.shown import Shown, show_bridge
+from bridgekit.report.shown import Shown, show_bridge, show_table
 from bridgekit.report.space_map import shared_space
 from bridgekit.report.verdict import caveats, listed, verdict
 
@@ -36,13 +42,16 @@ FILE = "report.html"
 CASES = 5
 
 
-def report_page(bridge: Bridge, name: str, shown: Sequence[Shown], report: Report = silent) -> bytes:
+def report_page(
+    bridge: Bridge, name: str, shown: Sequence[Shown], *, findings: Sequence[Finding] = (), report: Report = silent
+) -> bytes:
     """The report as one HTML file in UTF-8 that needs no network: the same bytes for the same bridge.
 
     Arguments:
         bridge: the bridge.
         name: what to call it.
         shown: its tables, as `show_bridge` gives them.
+        findings: what is wrong with the tables, the worst first.
         report: progress.
     """
     report("writing the report", 0, 4)
@@ -57,14 +66,15 @@ def report_page(bridge: Bridge, name: str, shown: Sequence[Shown], report: Repor
     items = [*items_of(cases), *((point.modality, point.item) for point in points)]
     media = Media(items, make_previews(items, report=report))
     report("writing the report", 3, 4)
+    own = all(table.own for table in shown)
     sections = {
         "caveats": ("Before you trust it", caveats(bridge, shown)),
-        "recall": ("Recall on rows that training never saw", recall_section(shown)),
+        "recall": ("Recall on rows that training never saw" if own else "Recall", recall_section(shown)),
         "retrievals": ("The worst and the best retrievals", retrievals_section(cases, media)),
-        "map": ("Map of the shared space", space_section(bridge, points, media)),
-        "similarity": ("Pairs that training never saw", similarity_section(bridge, shown, media)),
+        "map": ("Map of the shared space", space_section(bridge, points, media, own)),
+        "similarity": ("Pairs that training never saw" if own else "Pairs", similarity_section(bridge, shown, media)),
         "training": ("Training", training_section(bridge)),
-        "data": ("The data", data_section(shown)),
+        "data": ("The data", data_section(shown, findings)),
         "provenance": ("Where it came from", provenance_section(bridge)),
     }
     told = {key: (title, content) for key, (title, content) in sections.items() if content}
@@ -142,10 +152,24 @@ def write_report(
         BridgekitError: the bridge or its table cannot be read, or the file cannot be written.
     """
     bridge = Bridge.load(folder)
-    page = report_page(bridge, Path(folder).absolute().name, show_bridge(bridge, pairs, report), report)
+    page = report_page(bridge, Path(folder).absolute().name, show_bridge(bridge, pairs, report), report=report)
     file = Path(out) if out else Path(folder) / FILE
     try:
         write_atomically(file, lambda aside: aside.write_bytes(page))
     except OSError as error:
         raise BridgekitError(f"the report cannot be written: {error.strerror or error}", where=str(file)) from error
     return file
+
+
+def report_or_warning(
+    bridge: Bridge, name: str, encoded: EncodedPairs, split: NDArray[np.str_], report: Report = silent
+) -> dict[str, bytes]:
+    """The report's file name and bytes, for the folder of a bridge that has just been trained.
+
+    Nothing, and a line on standard error, where it cannot be made: hours of training are not lost for a page.
+    """
+    try:
+        return {FILE: report_page(bridge, name, [show_table(bridge, encoded, split.tolist(), bridge.metrics)], report=report)}
+    except Exception as error:
+        print(f"bridgekit: there is no report: {type(error).__name__}: {error}", file=sys.stderr)
+        return {}

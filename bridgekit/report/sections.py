@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -172,7 +172,7 @@ _SQUARE, _MARGIN = 1_000, 30
 _SHAPES = ("circle", "square", "triangle", "diamond")
 
 
-def space_section(bridge: Bridge, points: Sequence[Point], media: Media) -> Html | None:
+def space_section(bridge: Bridge, points: Sequence[Point], media: Media, unseen: bool) -> Html | None:
     """The map, its legend, and the place where a point is shown."""
     if not points:
         return None
@@ -240,9 +240,10 @@ def space_section(bridge: Bridge, points: Sequence[Point], media: Media) -> Html
         aria_label=f"Map of {len(points):,} items. Arrow keys go from point to point, Enter plays a clip.",
     )
     hint = tag("p", "Point at the map, tap it, or go through it with Tab and the arrow keys. A click keeps a point here.")
+    which = f"{len(points):,} items{' that training never saw' if unseen else ''}"
     note = (
-        f"{len(points):,} items that training never saw, of all modalities: PCA to 50 dimensions, then t-SNE (seed 0). What is "
-        "near is alike; the axes and the size of gaps mean nothing. Lines join what belongs together."
+        f"{which}, of all modalities: PCA to 50 dimensions, then t-SNE (seed 0). What is near is alike; the axes and the size "
+        "of gaps mean nothing. Lines join what belongs together."
     )
     lacking = [point for point in points if isinstance(point.item, Path) and (point.modality, point.item) not in media.number]
     left_out = (
@@ -368,9 +369,39 @@ def _definitions(values: Mapping[str, Child]) -> Html:
     return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in values.items()))
 
 
-def data_section(shown: Sequence[Shown]) -> Html:
-    """The tables: how many rows, and which were set aside."""
+class Finding(Protocol):
+    """One thing that is wrong with a table: how bad it is, what it is, what to do about it, and the rows it is about."""
+
+    @property
+    def grade(self) -> str:
+        """`error`, `warning` or `note`."""
+
+    @property
+    def what(self) -> str:
+        """One sentence."""
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+
+    @property
+    def items(self) -> Sequence[str]:
+        """A line for each row or item."""
+
+
+def _finding(finding: Finding) -> Html:
+    rows = [tag("li", tag("bdi", line)) for line in finding.items[:SHOWN]]
+    more = len(finding.items) - len(rows)
+    listed_rows = tag("ul", rows, tag("li", f"and {more:,} more") if more > 0 else None)
+    sentence = joined(tag("strong", finding.grade), f": {finding.what}. {finding.remedy[:1].upper()}{finding.remedy[1:]}.")
+    return tag("li", tag("details", tag("summary", sentence), listed_rows) if rows else tag("p", sentence))
+
+
+def data_section(shown: Sequence[Shown], findings: Sequence[Finding] = ()) -> Html:
+    """The tables: how many rows, which were set aside, and what a look at the data found."""
     told: list[Child] = []
+    if findings:
+        told.append(tag("ul", *(_finding(finding) for finding in findings), class_="findings"))
     for table in shown:
         rows = ", ".join(f"{count:,} {split}" for split, count in table.rows.items())
         told.append(_definitions({"table": tag("bdi", table.source), "rows": rows}))

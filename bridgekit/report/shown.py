@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Shown:
         by_chance: split, direction and `among` of a record to what a ranking at random has: k to recall@k.
         source: the table.
         rows: split to how many rows it has.
+        own: whether the bridge was trained on it.
     """
 
     held_out: EncodedPairs
@@ -44,6 +45,7 @@ class Shown:
     by_chance: Mapping[tuple[str, str, str], Mapping[int, float]]
     source: str
     rows: Mapping[str, int]
+    own: bool = True
 
     @property
     def directions(self) -> list[tuple[str, str]]:
@@ -96,8 +98,11 @@ def show_bridge(bridge: Bridge, pairs: str | Path | None = None, report: Report 
         shown = []
         for own in bridge.tables:
             encoded = _encode(bridge, own.source, own.modalities, report)
-            split = split_pairs(encoded.pairs, own.seed, encoded.ids)
-            shown.append(show_table(bridge, encoded, split, _records_of(bridge, own.bound)))
+            split = np.asarray(split_pairs(encoded.pairs, own.seed, encoded.ids))
+            if own.bound:  # its other rows had nothing to teach
+                rows = np.flatnonzero(encoded.ids[own.bound] >= 0)
+                encoded, split = encoded.take(rows), split[rows]
+            shown.append(show_table(bridge, encoded, split.tolist(), _records_of(bridge, own.bound)))
         return shown
     sides = [modality for modality in table_modalities(pairs) if modality in bridge.sides]
     encoded = _encode(bridge, str(pairs), sides if len(sides) > 1 else list(bridge.sides), report)
@@ -106,7 +111,8 @@ def show_bridge(bridge: Bridge, pairs: str | Path | None = None, report: Report 
         if Counter(split) == bridge.provenance.get("rows"):
             return [show_table(bridge, encoded, split, _records_of(bridge, None))]
     split = encoded.pairs.split or ("all",) * len(encoded.pairs)
-    return [show_table(bridge, encoded, split, evaluate_splits(encoded, split, bridge.project, "FuseMix"))]
+    foreign = show_table(bridge, encoded, split, evaluate_splits(encoded, split, bridge.project, "FuseMix"))
+    return [replace(foreign, own=False)]
 
 
 def _encode(bridge: Bridge, source: str, modalities: Sequence[str], report: Report) -> EncodedPairs:

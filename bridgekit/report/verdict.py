@@ -70,6 +70,10 @@ def caveats(bridge: Bridge, shown: Sequence[Shown]) -> Html | None:
     """What a reader should know before believing the figures."""
     told: list[str] = []
     for table in shown:
+        if not table.own:
+            told.append(
+                f"{table.source} is not the table that this bridge was trained on; training may have seen some of its rows."
+            )
         fused = [record for record in table.records if record["method"] == "FuseMix" and record["among"] == "split"]
         for record in fused:
             where = f"{record['direction']}, {record['split']}"
