@@ -71,6 +71,7 @@ def align(
     resume: bool = True,
     overwrite: bool = False,
     outside: bool = False,
+    write_report: bool = True,
     progress: bool = True,
 ) -> Bridge:
     """Align two or more modalities with FuseMix and save the bridge.
@@ -91,6 +92,7 @@ def align(
         resume: go on from an interrupted run of the same call, and reuse a finished bridge of the same call.
         overwrite: replace another bridge at `out`.
         outside: let the table name files outside its own folder.
+        write_report: put a report beside the bridge, see `bridgekit.report`. One that cannot be made is a warning.
         progress: show progress bars on standard error.
 
     Returns:
@@ -114,6 +116,7 @@ def align(
         resume=resume,
         overwrite=overwrite,
         outside=outside,
+        write_report=write_report,
         progress=progress,
     ).bridge
 
@@ -134,6 +137,7 @@ def run_alignment(
     resume: bool = True,
     overwrite: bool = False,
     outside: bool = False,
+    write_report: bool = True,
     progress: bool = True,
 ) -> Alignment:
     """`align`, with an account of what was done. Arguments and errors are the same.
@@ -154,68 +158,51 @@ def run_alignment(
         check_free(folder, overwrite)  # before hours of encoding, not after
     # Two runs for one place take turns: of the same call, the second finds what the first has made.
     with one_writer(folder) if rank() == 0 else nullcontext():
-        return _align_into(
-            folder, encoders, pairs, name, chosen, frozen, seed, device, strict, resume, overwrite, outside, progress, started
-        )
-
-
-def _align_into(
-    folder: Path,
-    encoders: Mapping[str, tuple[str, Encoder]],
-    pairs: str | Path | Pairs | None,
-    name: str,
-    chosen: Preset,
-    frozen: str | None,
-    seed: int,
-    device: str,
-    strict: bool,
-    resume: bool,
-    overwrite: bool,
-    outside: bool,
-    progress: bool,
-    started: float,
-) -> Alignment:
-    """`run_alignment` once encoders are open and nobody else writes the folder."""
-    with first_process_first():
-        table = open_table(pairs, tuple(encoders), progress, outside)
-    with progress_bars(progress) as report:
-        opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
         with first_process_first():
-            encoded = encode_pairs(table, opened, report, strict=strict)
-        split = np.asarray(split_pairs(encoded.pairs, seed, encoded.ids))
-        refuse_leaks(encoded, split)
-        check_variety(encoded)
-        fingerprint = fingerprint_of(
-            encoded,
-            split,
-            encoders={modality: (name, encoder.revision) for modality, (name, encoder) in encoders.items()},
-            preset=asdict(chosen),
-            frozen=frozen,
-            seed=seed,
-            device=device,
-        )
-        finished = _same_bridge(folder, fingerprint, device) if resume else None
-        if not finished:
-            check_free(folder, overwrite)
-        bridge = finished or _fuse(encoders, encoded, split, chosen, frozen, seed, device, resume, fingerprint, report)
+            table = open_table(pairs, tuple(encoders), progress, outside)
+        with progress_bars(progress) as report:
+            opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
+            with first_process_first():
+                encoded = encode_pairs(table, opened, report, strict=strict)
+            split = np.asarray(split_pairs(encoded.pairs, seed, encoded.ids))
+            refuse_leaks(encoded, split)
+            check_variety(encoded)
+            fingerprint = fingerprint_of(
+                encoded,
+                split,
+                encoders={modality: (name, encoder.revision) for modality, (name, encoder) in encoders.items()},
+                preset=asdict(chosen),
+                frozen=frozen,
+                seed=seed,
+                device=device,
+            )
+            finished = _same_bridge(folder, fingerprint, device) if resume else None
+            if not finished:
+                check_free(folder, overwrite)
+            bridge = finished or _fuse(encoders, encoded, split, chosen, frozen, seed, device, resume, fingerprint, report)
 
-    example = unseen_item(encoded, split, next(iter(encoders)))
-    if finished:
-        return Alignment(finished, folder, encoded.pairs.set_aside, example, reused=True)
-    provenance = {
-        **story_of(encoded, split, seed, device, started),
-        "preset": name,
-        "fingerprint": fingerprint,
-        **bridge.provenance,
-    }
-    bridge = replace(bridge, provenance=provenance, training_rows=encoded.training_rows(split))
-    with first_process_first():
-        if rank() == 0:
-            pictures = {"training.png": training_curves(bridge.history), **heat_maps(bridge, encoded, split)}
-            bridge.save(folder, pictures=pictures, overwrite=overwrite)
-        else:
-            bridge = Bridge.load(folder, device)
-    return Alignment(bridge, folder, encoded.pairs.set_aside, example, reused=False)
+        example = unseen_item(encoded, split, next(iter(encoders)))
+        if finished:
+            return Alignment(finished, folder, encoded.pairs.set_aside, example, reused=True)
+        provenance = {
+            **story_of(encoded, split, seed, device, started),
+            "preset": name,
+            "fingerprint": fingerprint,
+            **bridge.provenance,
+        }
+        bridge = replace(bridge, provenance=provenance, training_rows=encoded.training_rows(split))
+        with first_process_first():
+            if rank() == 0:
+                pictures = {"training.png": training_curves(bridge.history), **heat_maps(bridge, encoded, split)}
+                if write_report:
+                    from bridgekit.report import report_or_warning
+
+                    with progress_bars(progress) as report:
+                        pictures |= report_or_warning(bridge, folder.absolute().name, encoded, split, report)
+                bridge.save(folder, pictures=pictures, overwrite=overwrite)
+            else:
+                bridge = Bridge.load(folder, device)
+        return Alignment(bridge, folder, encoded.pairs.set_aside, example, reused=False)
 
 
 def story_of(encoded: EncodedPairs, split: NDArray[np.str_], seed: int, device: str, started: float) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from bridgekit import plugins as installed
-from bridgekit.cli import align, bind, check, embed, encode, evaluate, generate, info, plugins, search, subset
+from bridgekit.cli import align, bind, check, embed, encode, evaluate, generate, info, plugins, report, search, subset
 from bridgekit.errors import BridgekitError
 from bridgekit.plain import plain_json
 
@@ -84,6 +84,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "generate": generate.command,
     "subset": subset.command,
     "info": info.command,
+    "report": report.command,
 }
 for name, verb in VERBS.items():
     app.command(name, help=verb.__doc__, no_args_is_help=False)(_says_when_stopped(verb))
