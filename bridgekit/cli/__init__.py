@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from bridgekit import plugins as installed
-from bridgekit.cli import align, bind, embed, encode, evaluate, generate, info, plugins, search, subset
+from bridgekit.cli import align, bind, embed, encode, evaluate, generate, index, info, plugins, search, subset
 from bridgekit.errors import BridgekitError
 
 app = typer.Typer(
@@ -61,6 +61,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "eval": evaluate.command,
     "encode": encode.command,
     "embed": embed.command,
+    "index": index.command,
     "search": search.command,
     "generate": generate.command,
     "subset": subset.command,
