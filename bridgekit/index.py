@@ -634,7 +634,7 @@ def _checked(table: Table, place: str) -> dict[str, str]:
     if "embedding_functions" in facts:
         raise _damaged(place, "it names models to run")
     types: dict[str, Any] = {field.name: field.type for field in table.schema}
-    vector = types.get("vector")
+    vector: Any = types.get("vector")
     if not pa.types.is_fixed_size_list(vector) or vector.value_type != pa.float32():
         raise _damaged(place, "it has no column of vectors")
     plain = all(kind in (pa.string(), pa.float64()) for name, kind in types.items() if name != "vector")
