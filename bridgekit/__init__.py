@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from bridgekit.hookspecs import ImageGenerator as ImageGenerator
     from bridgekit.hookspecs import PairSource as PairSource
     from bridgekit.hookspecs import hookimpl as hookimpl
+    from bridgekit.index import Index as Index
+    from bridgekit.listing import Listing as Listing
+    from bridgekit.listing import list_items as list_items
     from bridgekit.pairs import Pairs as Pairs
     from bridgekit.pairs import read_pairs as read_pairs
     from bridgekit.plugins import load_encoder as load_encoder
@@ -50,6 +53,9 @@ _HOME = {
     "ImageGenerator": "hookspecs",
     "PairSource": "hookspecs",
     "hookimpl": "hookspecs",
+    "Index": "index",
+    "Listing": "listing",
+    "list_items": "listing",
     "Pairs": "pairs",
     "read_pairs": "pairs",
     "load_encoder": "plugins",

@@ -231,6 +231,39 @@ def _items_in(path: Path, source: str | Path, modality: str, outside: bool) -> I
     return read_pairs(source, (modality,), outside=outside).columns[modality]
 
 
+def read_cells(source: str | Path) -> dict[str, dict[int, str]]:
+    """Every column of a table, as it is written: its name to the cells by row number, as `Pairs.rows` has them.
+
+    Empty cells are left out, and so are columns of a Parquet or JSON Lines table that hold neither texts nor numbers.
+
+    Arguments:
+        source: a table or a plugin's source, as for `read_pairs`.
+
+    Raises:
+        BridgekitError: there is no such table, or it cannot be read.
+    """
+    path = Path(source)
+    cells: dict[str, dict[int, str]] = {}
+    if not path.exists() and ":" in str(source) and path.suffix.lower() not in _TABLES:
+        from bridgekit.plugins import find_pair_source
+
+        built = find_pair_source(str(source)).build()
+        columns = {**built.columns, "split": built.split or (), "group": built.group or ()}
+        for name, items in columns.items():
+            cells[name] = {row: str(item) for row, item in zip(built.rows, items, strict=False) if item}
+        return cells
+    with _readable(source):
+        names, records = _read_table(path, ())
+        for at, name in enumerate(names):
+            if path.suffix.lower() not in (".csv", ".tsv"):  # those cells were not asked for yet
+                try:
+                    _, records = _read_table(path, (name,))
+                except BridgekitError:
+                    continue
+            cells[name] = {row: cell for row, record in records if (cell := record[at])}
+    return {name: column for name, column in cells.items() if name}
+
+
 def _read_table(path: Path, wanted: Sequence[str]) -> _Records:
     """Names of columns, and rows: of Parquet and JSON Lines only the wanted columns' cells."""
     suffix = path.suffix.lower()

@@ -14,7 +14,21 @@ from typing import Annotated
 import typer
 
 from bridgekit import plugins as installed
-from bridgekit.cli import align, bind, check, embed, encode, evaluate, generate, info, plugins, report, search, subset
+from bridgekit.cli import (
+    align,
+    bind,
+    check,
+    embed,
+    encode,
+    evaluate,
+    generate,
+    index,
+    info,
+    plugins,
+    report,
+    search,
+    subset,
+)
 from bridgekit.errors import BridgekitError
 from bridgekit.plain import plain_json
 
@@ -80,6 +94,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "eval": evaluate.command,
     "encode": encode.command,
     "embed": embed.command,
+    "index": index.command,
     "search": search.command,
     "generate": generate.command,
     "subset": subset.command,
