@@ -1,4 +1,4 @@
-"""What MkDocs does beyond its configuration: pages from files outside docs/, links between them, and the command line's reference.
+"""What MkDocs does beyond its configuration: pages from outside docs/, links to them, and the command line's reference.
 
 Files such as CHANGELOG.md are read where they are, and links that work in a checkout (`../benchmarks/RESULTS.md`) lead to their
 pages on the site. The reference is made from the program itself, so it has every option that this version has, and no other.

@@ -53,9 +53,10 @@ def steps(tutorial: str) -> Iterator[Step]:
 class Sandbox:
     """A folder, and an environment that sees all that this one has and takes what the tutorial installs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, home: str = HOME) -> None:
         folder = folder.resolve()
-        self.folder = folder / "motion"
+        self.home = home
+        self.folder = folder / Path(home).name
         self.folder.mkdir()
         venv.create(folder / "venv", symlinks=True)
         (packages,) = (folder / "venv").glob("lib/python*/site-packages")
@@ -93,7 +94,7 @@ class Sandbox:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        lines = [line.rstrip().replace(str(self.folder), HOME) for line in done.stdout.splitlines()]
+        lines = [line.rstrip().replace(str(self.folder), self.home) for line in done.stdout.splitlines()]
         return done.returncode, [line for line in lines if "━━━" not in line]  # progress shows only where a run is slow
 
 
