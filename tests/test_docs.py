@@ -49,7 +49,8 @@ class Block:
     @property
     def commands(self) -> list[tuple[str, list[str]]]:
         """Each command, and the lines that the page shows below it."""
-        parts = re.split(r"^\$ ", self.content, flags=re.MULTILINE)[1:] if self.language == "console" else []
+        joined = re.sub(r"\\\n *", "", self.content)
+        parts = re.split(r"^\$ ", joined, flags=re.MULTILINE)[1:] if self.language == "console" else []
         return [(lines[0], lines[1:]) for lines in map(str.splitlines, parts)]
 
     @property
