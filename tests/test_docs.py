@@ -26,7 +26,7 @@ import bridgekit
 from bridgekit import cli
 from bridgekit.diffusion.conditioner import Fit, fit_conditioner
 from bridgekit.plugins import forget_plugins, register_commands
-from tests.test_tutorial import TUTORIAL, Sandbox, first_difference
+from tests.test_tutorial import PROGRESS, TUTORIAL, Sandbox, first_difference
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -35,7 +35,6 @@ NOT_RUN_HERE = {TUTORIAL}
 #: What stands in the pages for the folder that their commands are run in.
 HOME = "/home/you/words"
 _BLOCK = re.compile(r"(?:^\*Needs: ([^\n]+)\*\n\n)?^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_PROGRESS = re.compile(r"[\w' ]+: [\d,]+ of [\d,]+, .*")
 
 
 @dataclass(frozen=True)
@@ -300,7 +299,7 @@ class Reader(Sandbox):
             except SystemExit as stop:
                 code = int(stop.code or 0)
         lines = [line.rstrip().replace(str(self.folder), self.home) for line in output.getvalue().splitlines()]
-        return code, [line for line in lines if not _PROGRESS.fullmatch(line)]
+        return code, [line for line in lines if not PROGRESS.fullmatch(line)]
 
 
 def walk(reader: Reader) -> Iterator[tuple[Path, str, list[str], int, list[str]]]:

@@ -24,6 +24,8 @@ TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorial-new-modality.md"
 #: What stands in the tutorial for the folder that it is run in.
 HOME = "/home/you/motion"
 _BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: Shows only where a run is slow.
+PROGRESS = re.compile(r".*━━━.*|[\w' ]+: [\d,]+ of [\d,]+, .*")
 _NUMBER, _ANY_NUMBER = re.compile(r"\d+\.\d+"), re.compile(r"\d+(\.\d+)?")
 
 
@@ -95,7 +97,7 @@ class Sandbox:
             text=True,
         )
         lines = [line.rstrip().replace(str(self.folder), self.home) for line in done.stdout.splitlines()]
-        return done.returncode, [line for line in lines if "━━━" not in line]  # progress shows only where a run is slow
+        return done.returncode, [line for line in lines if not PROGRESS.fullmatch(line)]
 
 
 def _setuptools() -> int:
