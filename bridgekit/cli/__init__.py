@@ -12,6 +12,7 @@ import typer
 
 from bridgekit import plugins as installed
 from bridgekit.cli import align, bind, embed, encode, evaluate, generate, info, plugins, search, subset
+from bridgekit.cli import app as app_
 from bridgekit.errors import BridgekitError
 
 app = typer.Typer(
@@ -65,6 +66,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "generate": generate.command,
     "subset": subset.command,
     "info": info.command,
+    "app": app_.command,
 }
 for name, verb in VERBS.items():
     app.command(name, help=verb.__doc__, no_args_is_help=False)(_says_when_stopped(verb))
