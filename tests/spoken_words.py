@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
-WORDS = (
-    "penguin, red apple, fire engine, cat, guitar, umbrella, rocket, mushroom, banana, bicycle, camera, crown, elephant, ghost, "
-    "hammer, lemon, octopus, pizza, rabbit, scissors, snail, strawberry, trumpet, violin"
-).split(", ")
+WORDS = re.split(
+    r",\s+",
+    """penguin, red apple, fire engine, cat, guitar, umbrella, rocket, mushroom, banana, bicycle, camera, crown, elephant,
+    ghost, hammer, lemon, octopus, pizza, rabbit, scissors, snail, strawberry, trumpet, violin""",
+)
 VOICES = {"en-us+m3": "train", "en+f4": "train", "en-gb-x-rp+m1": "val"}
 NEW_VOICE = "en-gb-x-gbclan+steph"
 

@@ -24,17 +24,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
 import torch
-from PIL import Image
-
-for needed in ("fastapi", "uvicorn", "multipart", "httpx"):
-    pytest.importorskip(needed, reason="the extra `app` is not installed")
-
-import httpx
 import uvicorn
+from PIL import Image
 
 from bridgekit import Bridge
 from bridgekit.server.app import create_app

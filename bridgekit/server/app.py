@@ -33,7 +33,7 @@ from bridgekit.server.guard import Guard
 from bridgekit.server.jobs import Cancelled, Job
 from bridgekit.server.limits import Limits, Refusal, as_json, status_of
 from bridgekit.server.shelves import Neighbour
-from bridgekit.server.studio import Opened, Studio, Wish
+from bridgekit.server.studio import Opened, Studio, Wish, split
 from bridgekit.server.uploads import Given, read_request
 
 STATIC = Path(__file__).parent / "static"
@@ -264,11 +264,11 @@ async def search(request: Request) -> Response:
     async with _asked(request, SearchOptions) as (opened, inputs, options):
         vectors = await studio.embed(opened, inputs)
     kinds = [given.modality for given in inputs]
-    queries = [(given.name, given.modality, vector) for given, vector in zip(inputs, vectors.split(1), strict=True)]
+    queries = [(given.name, given.modality, vector) for given, vector in zip(inputs, split(vectors), strict=True)]
     if options.weights is not None:
         weights = _weights(options.weights, inputs)
         name = " + ".join(given.name for given in inputs)
-        queries = [(name, kinds[0] if len(set(kinds)) == 1 else "mixture", mix(vectors.split(1), weights))]
+        queries = [(name, kinds[0] if len(set(kinds)) == 1 else "mixture", mix(split(vectors), weights))]
     results = []
     for target in options.to or _targets(opened, kinds):
         shelf = await anyio.to_thread.run_sync(studio.shelf, opened, target)

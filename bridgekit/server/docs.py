@@ -68,18 +68,21 @@ def docs_page(api: Mapping[str, Any]) -> str:
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>bridgekit: the API</title><link rel="icon" href="/static/icon.svg"><link rel="stylesheet" href="/static/style.css"></head>
+<title>bridgekit: the API</title><link rel="icon" href="/static/icon.svg">
+<link rel="stylesheet" href="/static/style.css"></head>
 <body class="docs"><header class="top"><h1>bridgekit <span>the API</span></h1><nav><a href="/">The page</a>
 <a href="/openapi.json">openapi.json</a></nav></header><main>
 <p>{escape(api["info"]["description"])} Inputs of one kind that come at the same time are encoded together.</p>
 {"".join(parts)}
-<section><h2>Errors</h2><p>Every answer that is no success is <code>{{"error": {{"what", "where", "fix"}}}}</code>, in the words of
-the command line.</p><div class="wide"><table><tbody>{errors}</tbody></table></div></section></main></body></html>"""
+<section><h2>Errors</h2>
+<p>Every answer that is no success is <code>{{"error": {{"what", "where", "fix"}}}}</code>, in the words of the
+command line.</p><div class="wide"><table><tbody>{errors}</tbody></table></div></section></main></body></html>"""
 
 
 def _fields(title: str, schema: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><td><code>{escape(name)}</code></td><td>{escape(_kind(field))}</td><td>{escape(field.get('description', ''))}</td></tr>"
+        f"<tr><td><code>{escape(name)}</code></td><td>{escape(_kind(field))}</td>"
+        f"<td>{escape(field.get('description', ''))}</td></tr>"
         for name, field in schema["properties"].items()
     )
     return f"<h3>{escape(title)}</h3><div class='wide'><table><tbody>{rows}</tbody></table></div>"

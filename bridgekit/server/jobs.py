@@ -1,4 +1,4 @@
-"""A queue with one worker for work of seconds: bounded, fair among clients, told of as it goes on, and cancelled by its client."""
+"""A queue with one worker, for work of seconds: bounded, fair among clients, telling of itself, cancelled with its client."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Tell = Callable[[str, Any], None]
 Work = Callable[[Tell], Any]
 
 
-class Cancelled(Exception):  # noqa: N818  (not an error, and no RuntimeError, which pipelines' callers catch)
-    """Nobody waits for this work any more."""
+class Cancelled(Exception):
+    """Nobody waits for this work any more. Not a RuntimeError: whoever runs a pipeline catches those."""
 
 
 class Job:
@@ -49,7 +49,7 @@ class Job:
             raise Cancelled from None
 
     async def events(self, gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[tuple[str, Any]]:
-        """What is told of it: `queued` with how many are before it, whatever the work tells, and `done` with its result at last.
+        """What is told of it: `queued` with how many are before it, whatever the work tells, and `done` with its result.
 
         Arguments:
             gone: whether the client has gone away; asked twice a second.

@@ -128,7 +128,7 @@ class Shelves:
         return report
 
 
-class _Stopped(Exception):  # noqa: N818
+class _Stopped(Exception):
     """The server ends, or another bridge took this one's place."""
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -102,6 +103,7 @@ class Studio:
         self._bridges, self._named, self._model, self._device = bridges, named, model, device
         self._opened: OrderedDict[str, Opened] = OrderedDict()
         self._opening = threading.Lock()
+        self._read: dict[tuple[Path, int], dict[str, Any]] = {}
         self._remembered: OrderedDict[tuple[Opened, str, bytes], Tensor] = OrderedDict()
         self._models: dict[str, ImageModel] = {}
         self._painters: dict[tuple[Opened, str], Painter] = {}
@@ -113,7 +115,7 @@ class Studio:
     def bridges(self) -> dict[str, Path]:
         """The bridges that clients may name, the default one first: the one given, or else the newest."""
         found = {file.parent.name: file.parent for file in self._bridges.glob("*/bridge.json")}
-        newest = sorted(found, key=lambda name: found[name].joinpath("bridge.json").stat().st_mtime, reverse=True)
+        newest = sorted(found, key=lambda name: _stamp(found[name]), reverse=True)
         named = {self._named.resolve().name: self._named} if self._named else {}
         return named | {name: found[name] for name in newest if name not in named}
 
@@ -154,8 +156,7 @@ class Studio:
             )
         name = name or next(iter(known))
         with self._opening:
-            file = known[name] / "bridge.json"
-            stamp = file.stat().st_mtime_ns if file.is_file() else 0
+            stamp = _stamp(known[name])
             held = self._opened.get(name)
             if held and (held.stamp, held.folder) == (stamp, known[name]):
                 self._opened.move_to_end(name)
@@ -181,31 +182,34 @@ class Studio:
     def describe(self) -> dict[str, Any]:
         """What there is, for `GET /bridge`. Blocks while the default bridge is opened."""
         found = []
-        for name, folder in self.bridges().items():
+        for number, (name, folder) in enumerate(self.bridges().items()):
+            told = self._about(folder)
+            if (number == 0 or name in self._opened) and not told["problem"]:
+                shelves = self.open(name).shelves
+                told["modalities"] = {
+                    modality: told["modalities"][modality] | shelves.state(modality) for modality in told["modalities"]
+                }
+            found.append({"name": name, **told})
+        return {"bridges": found, "models": self.models()}
+
+    def _about(self, folder: Path) -> dict[str, Any]:
+        """What a bridge is, opened or not; it is read once for each time that it was written."""
+        key = (folder, _stamp(folder))
+        if key not in self._read:
             try:
-                opened = self.open(name) if name in self._opened or not found else None
-                bridge = opened.bridge if opened else Bridge.load(folder, "cpu")
-            except Exception as error:
-                found.append({"name": name, "problem": str(getattr(error, "what", error))[:300], "modalities": {}})
-                continue
-            found.append(
-                {
-                    "name": name,
+                bridge = Bridge.load(folder, "cpu")
+            except BridgekitError as error:
+                self._read[key] = {"problem": error.what, "modalities": {}}
+            else:
+                unread = {"items": None, "ready": False, "problem": None}
+                self._read[key] = {
                     "problem": None,
                     "dim": bridge.dim,
                     "temperature": bridge.temperature,
-                    "modalities": {
-                        modality: {
-                            "encoder": side.encoder,
-                            "source": bridge.table_of(modality),
-                            **(opened.shelves.state(modality) if opened else {"items": None, "ready": False, "problem": None}),
-                        }
-                        for modality, side in bridge.sides.items()
-                    },
+                    "modalities": {modality: {"encoder": side.encoder, **unread} for modality, side in bridge.sides.items()},
                     "pairs": [list(table.modalities) for table in bridge.tables],
                 }
-            )
-        return {"bridges": found, "models": self.models()}
+        return dict(self._read[key])
 
     # ---- what is done
 
@@ -238,7 +242,7 @@ class Studio:
         futures = {modality: self.batcher.submit(opened.bridge, modality, items) for modality, items in ready.items()}
         for modality, future in futures.items():
             rows = await asyncio.wrap_future(future)
-            vectors |= zip([key for key in missing if key[1] == modality], rows.split(1), strict=True)
+            vectors |= zip([key for key in missing if key[1] == modality], split(rows), strict=True)
         for key in keys:
             self._remembered[key] = vectors[key]
             self._remembered.move_to_end(key)
@@ -292,7 +296,7 @@ class Studio:
         painter = self._painter(opened, wish.model, report)
         moved = [
             close_gap(opened.bridge, painter.conditioner, given.modality, vector, wish.gap)
-            for given, vector in zip(inputs, vectors.split(1), strict=True)
+            for given, vector in zip(inputs, split(vectors), strict=True)
         ]
 
         def watch(done: int, total: int, latents: Tensor) -> None:
@@ -311,7 +315,7 @@ class Studio:
             report=report,
             watch=watch,
         )
-        [nearest] = painter.conditioner.nearest(mix(vectors.split(1), wish.weights))
+        [nearest] = painter.conditioner.nearest(mix(split(vectors), wish.weights))
         story = {
             "bridge": opened.name,
             "model": wish.model,
@@ -356,6 +360,18 @@ class Studio:
             opened.shelves.close()
         self.pictures.close()
         self.batcher.close()
+
+
+def _stamp(folder: Path) -> int:
+    """When a bridge was last written; 0 where it is gone."""
+    with suppress(OSError):
+        return (folder / "bridge.json").stat().st_mtime_ns
+    return 0
+
+
+def split(vectors: Tensor) -> list[Tensor]:
+    """(n, dim) as n of (1, dim)."""
+    return list(vectors[:, None])
 
 
 def _throttled(tell: Tell) -> Report:
