@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -47,7 +48,7 @@ def docs_page(api: Mapping[str, Any]) -> str:
         for method, route in methods.items():
             parts.append(f"<section><h2><code>{method.upper()} {escape(path)}</code></h2>")
             parts.append(f"<p><strong>{escape(route.get('summary', ''))}.</strong></p>")
-            parts += [f"<p>{escape(part)}</p>" for part in route.get("description", "").split("\n\n") if part]
+            parts += [f"<p>{_words(part)}</p>" for part in route.get("description", "").split("\n\n") if part]
             if "x-curl" in route:
                 content = route["requestBody"]["content"]
                 sent = json.dumps(content["application/json"]["example"])
@@ -60,6 +61,7 @@ def docs_page(api: Mapping[str, Any]) -> str:
                 name = schema.get("$ref", "").rpartition("/")[2]
                 if status == "200" and name in schemas:
                     parts.append(_fields("Answer", schemas[name]))
+                    parts += [_fields(inner, schemas[inner]) for inner in _inner(schemas[name], schemas)]
             parts.append("</section>")
     errors = "".join(
         f"<tr><td>{status}</td><td>{escape(answer['description'])}</td></tr>"
@@ -79,13 +81,26 @@ def docs_page(api: Mapping[str, Any]) -> str:
 command line.</p><div class="wide"><table><tbody>{errors}</tbody></table></div></section></main></body></html>"""
 
 
+def _words(text: str) -> str:
+    """Text for the page; what stands in backticks is code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
 def _fields(title: str, schema: Mapping[str, Any]) -> str:
     rows = "".join(
         f"<tr><td><code>{escape(name)}</code></td><td>{escape(_kind(field))}</td>"
-        f"<td>{escape(field.get('description', ''))}</td></tr>"
+        f"<td>{_words(field.get('description', ''))}</td></tr>"
         for name, field in schema["properties"].items()
     )
     return f"<h3>{escape(title)}</h3><div class='wide'><table><tbody>{rows}</tbody></table></div>"
+
+
+def _inner(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> list[str]:
+    """The names of the schemas that one consists of, and those of these."""
+    found: list[str] = []
+    for name in re.findall(r"#/components/schemas/(\w+)", json.dumps(schema)):
+        found += [name, *_inner(schemas[name], schemas)]
+    return found
 
 
 def _kind(field: Mapping[str, Any]) -> str:

@@ -46,6 +46,8 @@ def serve(
             server_header=False,
             # A picture that is being drawn ends at its next step; what streams to a client is cut after this.
             timeout_graceful_shutdown=1,
+            # Longer than programs wait between two requests: a connection that closes just then loses the second one.
+            timeout_keep_alive=75,
         )
         name = f"[{host}]" if ":" in host else host
         listening(f"http://{name}:{listener.getsockname()[1]}")

@@ -105,6 +105,7 @@ function give(input) {
   else state.inputs = [input];
   state.adding = false;
   state.seed = 0;
+  clear();
   showInputs();
   run();
 }
@@ -146,6 +147,7 @@ function showShares() {
 
 function clear() {
   stop();
+  halt();
   $("first").replaceChildren();
   $("rest").replaceChildren();
   for (const id of ["sure", "actions", "picture"]) $(id).hidden = true;
@@ -216,7 +218,7 @@ function list(result) {
 }
 
 function score(found, before = "") {
-  const made = make("span", { className: "score", textContent: `${before}${found.similarity.toFixed(2)}`, title: "cosine similarity" });
+  const made = make("span", { className: "score", textContent: `${before}${found.similarity.toFixed(2).replace(/^-(0\.00)$/, "$1")}`, title: "cosine similarity" });
   made.append(make("span", { className: "unseen", textContent: " cosine similarity" }));
   return made;
 }
