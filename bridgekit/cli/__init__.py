@@ -29,6 +29,7 @@ from bridgekit.cli import (
     search,
     subset,
 )
+from bridgekit.cli import app as app_
 from bridgekit.errors import BridgekitError
 from bridgekit.plain import plain_json
 
@@ -100,6 +101,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "subset": subset.command,
     "info": info.command,
     "report": report.command,
+    "app": app_.command,
 }
 for name, verb in VERBS.items():
     app.command(name, help=verb.__doc__, no_args_is_help=False)(_says_when_stopped(verb))

@@ -29,7 +29,7 @@ from bridgekit.diffusion.conditioner import (
     save_conditioner,
 )
 from bridgekit.diffusion.conditioning import Conditioning
-from bridgekit.diffusion.models import ImageModel, draw, open_model
+from bridgekit.diffusion.models import ImageModel, Watch, draw, open_model
 from bridgekit.diffusion.sheets import contact_sheet, made_here, write_png
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError
@@ -155,6 +155,7 @@ def paint(
     seeds: Sequence[int] | int = 0,
     size: int | None = None,
     report: Report = silent,
+    watch: Watch | None = None,
 ) -> list[Image]:
     """Pictures of embeddings that lie where the conditioner expects them (see `close_gap`).
 
@@ -167,6 +168,7 @@ def paint(
         seeds: one a picture, or one for all. A picture depends on its own seed alone, up to rounding.
         size: the side in pixels.
         report: progress, in steps.
+        watch: told the latents after each step, see `bridgekit.diffusion.previews`. What it raises ends the drawing.
 
     Returns:
         n pictures.
@@ -184,6 +186,7 @@ def paint(
         seeds=seeds,
         size=size,
         report=report,
+        watch=watch,
     )
 
 
