@@ -2,6 +2,10 @@
 # make test   installs everything into .venv, then lints, checks types and tests, all without a network
 # make bench  the measurements of benchmarks/, printed and written to benchmarks/RESULTS.md
 # make alone  each plugin in an environment of its own with the core and nothing else of ours, and its tests there
+# make torture  the attacks of docs/PROMISES.md at full length, with their counts (under 40 minutes on two cores)
+# make coverage  which lines of the core the tests reach
+# make lock   what make test installs, pinned anew in requirements.lock (requirements-clap.lock for .venv-clap)
+# make audit  known vulnerabilities among what is pinned; asks PyPI's advisory database
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,20 +14,22 @@ PLUGINS := $(addprefix plugins/bridgekit-,starter timm transformers template)
 CHECKED := bridgekit plugins/bridgekit-starter/training examples benchmarks $(foreach name,starter timm transformers clap,plugins/bridgekit-$(name)/bridgekit_$(name)) plugins/bridgekit-template/bridgekit_template.py
 # Not in .venv: laion-clap needs numpy below 2.
 CLAP := .venv-clap
+LOCK := --quiet --upgrade --universal --python-version 3.10 --no-annotate --custom-compile-command "make lock" --overrides $(VENV)/without-torch.txt --no-emit-package torch --no-emit-package torchvision
 # Offline: any Hugging Face call without a network would retry for minutes.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test bench alone clean
+.PHONY: demo test bench torture coverage alone lock audit clean
 
-$(VENV)/.installed: pyproject.toml $(PLUGINS:%=%/pyproject.toml)
+# The lock pins all but torch, whose build depends on the machine.
+$(VENV)/.installed: pyproject.toml requirements.lock $(PLUGINS:%=%/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (torch is large; this takes a few minutes the first time)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev,ray]" $(PLUGINS:%=--editable "%[test]")
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[dev,ray,index,app,docs]" $(PLUGINS:%=--editable "%[test]")
 	touch $@
 
-$(CLAP)/.installed: pyproject.toml plugins/bridgekit-clap/pyproject.toml
+$(CLAP)/.installed: pyproject.toml requirements-clap.lock plugins/bridgekit-clap/pyproject.toml
 	test -x $(CLAP)/bin/python || $(PYTHON) -m venv $(CLAP)
-	$(CLAP)/bin/python -m pip install --quiet --editable . --editable "plugins/bridgekit-clap[test]"
+	$(CLAP)/bin/python -m pip install --quiet --constraint requirements-clap.lock --editable . --editable "plugins/bridgekit-clap[test]"
 	touch $@
 
 demo: $(VENV)/.installed
@@ -36,7 +42,15 @@ demo: $(VENV)/.installed
 	cd demo && ../$(BIN)/bridgekit generate --audio penguin.wav
 	cd demo && ../$(BIN)/python ../examples/say_it_see_it.py
 
-test: $(VENV)/.installed $(CLAP)/.installed
+# Pages are tested in a real browser. Where none can be installed, those tests are skipped and say so.
+$(VENV)/.browser: $(VENV)/.installed
+	@command -v chromium chromium-browser google-chrome >/dev/null \
+	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "Installing chromium for the tests of pages" \
+	     && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
+	|| echo "No Chromium here, and not root of a Debian to install one: the tests of pages will be skipped"
+	touch $@
+
+test: $(VENV)/.installed $(VENV)/.browser $(CLAP)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CHECKED)
@@ -56,6 +70,24 @@ FORCE:
 bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python benchmarks/run.py
+
+torture: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture
+
+coverage: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=bridgekit --cov-report=term:skip-covered
+
+lock: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet uv
+	printf 'torch; sys_platform == "never"\ntorchvision; sys_platform == "never"\n' > $(VENV)/without-torch.txt
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml $(PLUGINS:%=%/pyproject.toml) --extra dev --extra ray --extra index --extra app --extra docs --extra generate --extra test --output-file requirements.lock
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml plugins/bridgekit-clap/pyproject.toml --extra test --output-file requirements-clap.lock
+
+# --strict: what the database cannot be asked about is a failure, not a silence.
+audit: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement requirements.lock
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement requirements-clap.lock
 
 clean:
 	rm -rf $(VENV) .venv-* demo

@@ -14,7 +14,21 @@ from pathlib import Path
 from common import where
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
-BENCHMARKS = ("openmoji", "speech", "esc10", "presets", "generation", "binding", "encoding", "evaluation", "peak")
+BENCHMARKS = (
+    "openmoji",
+    "speech",
+    "esc10",
+    "presets",
+    "generation",
+    "binding",
+    "loss",
+    "training",
+    "encoding",
+    "subsets",
+    "evaluation",
+    "index",
+    "peak",
+)
 
 
 def write_section(name: str, body: str, seconds: float) -> None:

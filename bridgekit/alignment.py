@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -20,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from bridgekit.bridge import Bridge, Side, check_free
-from bridgekit.cache import cache_folder
+from bridgekit.cache import cache_folder, one_writer
 from bridgekit.card import command_line
 from bridgekit.distributed import first_process_first, joined_processes, rank
 from bridgekit.encoders import TEXT, Encoder, Item, resolve_device
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import EncodedPairs, encode_pairs, test_splits
+from bridgekit.evaluation import EncodedPairs, encode_pairs, refuse_leaks, test_splits
 from bridgekit.fitting import measure, measure_gap, train_encoded
 from bridgekit.fusion.adapter import Adapter, FrozenSide
 from bridgekit.fusion.training import PRESETS, Preset
@@ -70,6 +71,7 @@ def align(
     resume: bool = True,
     overwrite: bool = False,
     outside: bool = False,
+    write_report: bool = True,
     progress: bool = True,
 ) -> Bridge:
     """Align two or more modalities with FuseMix and save the bridge.
@@ -90,10 +92,12 @@ def align(
         resume: go on from an interrupted run of the same call, and reuse a finished bridge of the same call.
         overwrite: replace another bridge at `out`.
         outside: let the table name files outside its own folder.
+        write_report: put a report beside the bridge, see `bridgekit.report`. One that cannot be made is a warning.
         progress: show progress bars on standard error.
 
     Returns:
-        the bridge, saved, with `metrics` for every test split: untrained, linear and FuseMix.
+        the bridge, saved, with `metrics` for every test split: untrained, linear and FuseMix. Where training diverged, it is
+        the best state before, and `provenance["diverged"]` is the epoch in which that happened.
 
     Raises:
         BridgekitError: anything that the caller can mend; the message says how.
@@ -112,6 +116,7 @@ def align(
         resume=resume,
         overwrite=overwrite,
         outside=outside,
+        write_report=write_report,
         progress=progress,
     ).bridge
 
@@ -132,6 +137,7 @@ def run_alignment(
     resume: bool = True,
     overwrite: bool = False,
     outside: bool = False,
+    write_report: bool = True,
     progress: bool = True,
 ) -> Alignment:
     """`align`, with an account of what was done. Arguments and errors are the same.
@@ -150,46 +156,53 @@ def run_alignment(
     folder = Path(out) if out is not None else Path("bridges") / "-".join(encoders)
     if not (folder / "bridge.json").exists():
         check_free(folder, overwrite)  # before hours of encoding, not after
-
-    with first_process_first():
-        table = open_table(pairs, tuple(encoders), progress, outside)
-    with progress_bars(progress) as report:
-        opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
+    # Two runs for one place take turns: of the same call, the second finds what the first has made.
+    with one_writer(folder) if rank() == 0 else nullcontext():
         with first_process_first():
-            encoded = encode_pairs(table, opened, report, strict=strict)
-        split = np.asarray(split_pairs(encoded.pairs, seed, encoded.ids))
-        check_variety(encoded)
-        fingerprint = fingerprint_of(
-            encoded,
-            split,
-            encoders={modality: (name, encoder.revision) for modality, (name, encoder) in encoders.items()},
-            preset=asdict(chosen),
-            frozen=frozen,
-            seed=seed,
-            device=device,
-        )
-        finished = _same_bridge(folder, fingerprint, device) if resume else None
-        if not finished:
-            check_free(folder, overwrite)
-        bridge = finished or _fuse(encoders, encoded, split, chosen, frozen, seed, device, resume, fingerprint, report)
+            table = open_table(pairs, tuple(encoders), progress, outside)
+        with progress_bars(progress) as report:
+            opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
+            with first_process_first():
+                encoded = encode_pairs(table, opened, report, strict=strict)
+            split = np.asarray(split_pairs(encoded.pairs, seed, encoded.ids))
+            refuse_leaks(encoded, split)
+            check_variety(encoded)
+            fingerprint = fingerprint_of(
+                encoded,
+                split,
+                encoders={modality: (name, encoder.revision) for modality, (name, encoder) in encoders.items()},
+                preset=asdict(chosen),
+                frozen=frozen,
+                seed=seed,
+                device=device,
+            )
+            finished = _same_bridge(folder, fingerprint, device) if resume else None
+            if not finished:
+                check_free(folder, overwrite)
+            bridge = finished or _fuse(encoders, encoded, split, chosen, frozen, seed, device, resume, fingerprint, report)
 
-    example = unseen_item(encoded, split, next(iter(encoders)))
-    if finished:
-        return Alignment(finished, folder, encoded.pairs.set_aside, example, reused=True)
-    provenance = {
-        **story_of(encoded, split, seed, device, started),
-        "preset": name,
-        "fingerprint": fingerprint,
-        **bridge.provenance,
-    }
-    bridge = replace(bridge, provenance=provenance)
-    with first_process_first():
-        if rank() == 0:
-            pictures = {"training.png": training_curves(bridge.history), **heat_maps(bridge, encoded, split)}
-            bridge.save(folder, pictures=pictures, overwrite=overwrite)
-        else:
-            bridge = Bridge.load(folder, device)
-    return Alignment(bridge, folder, encoded.pairs.set_aside, example, reused=False)
+        example = unseen_item(encoded, split, next(iter(encoders)))
+        if finished:
+            return Alignment(finished, folder, encoded.pairs.set_aside, example, reused=True)
+        provenance = {
+            **story_of(encoded, split, seed, device, started),
+            "preset": name,
+            "fingerprint": fingerprint,
+            **bridge.provenance,
+        }
+        bridge = replace(bridge, provenance=provenance, training_rows=encoded.training_rows(split))
+        with first_process_first():
+            if rank() == 0:
+                pictures = {"training.png": training_curves(bridge.history), **heat_maps(bridge, encoded, split)}
+                if write_report:
+                    from bridgekit.report import report_or_warning
+
+                    with progress_bars(progress) as report:
+                        pictures |= report_or_warning(bridge, folder.absolute().name, encoded, split, report)
+                bridge.save(folder, pictures=pictures, overwrite=overwrite)
+            else:
+                bridge = Bridge.load(folder, device)
+        return Alignment(bridge, folder, encoded.pairs.set_aside, example, reused=False)
 
 
 def story_of(encoded: EncodedPairs, split: NDArray[np.str_], seed: int, device: str, started: float) -> dict[str, Any]:
@@ -262,7 +275,9 @@ def _fuse(
         for modality, (name, encoder) in encoders.items()
     }
     opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
-    provenance = {"best_epoch": trained.best_epoch, "epochs": preset.epochs}
+    provenance: dict[str, Any] = {"best_epoch": trained.best_epoch, "epochs": preset.epochs}
+    if trained.diverged:
+        provenance["diverged"] = trained.diverged
     bridge = Bridge(sides, trained.adapters, preset, trained.temperature, provenance, (), trained.history, device, {}, opened)
     if rank() > 0:
         return bridge  # the first process measures and saves for all

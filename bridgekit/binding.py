@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from bridgekit.alignment import (
     unseen_item,
 )
 from bridgekit.bridge import Bridge, Side, check_free
+from bridgekit.cache import one_writer
 from bridgekit.distributed import first_process_first, joined_processes, rank
 from bridgekit.encoders import resolve_device
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import EncodedPairs, encode_pairs, sides_of
+from bridgekit.evaluation import EncodedPairs, encode_pairs, refuse_leaks, sides_of
 from bridgekit.fitting import measure, measure_gap, train_encoded
 from bridgekit.pairs import Pairs, read_pairs, split_pairs, table_modalities
 from bridgekit.pictures import training_curves
@@ -95,11 +97,31 @@ def run_binding(
     progress: bool = True,
 ) -> Alignment:
     """`bind`, with an account of what was done. Arguments and errors are the same."""
-    started = time.monotonic()
-    progress = progress and rank() == 0
-    device = resolve_device(device)
     source, folder = Path(bridge), Path(out or bridge)
-    old = Bridge.load(source, device)
+    # Two runs for one place take turns: the second takes what the first has bound for the bridge that it adds to.
+    with one_writer(folder) if rank() == 0 else nullcontext():
+        progress = progress and rank() == 0
+        return _bind_into(folder, source, add, pairs, seed, device, strict, resume, overwrite, outside, progress)
+
+
+def _bind_into(
+    folder: Path,
+    source: Path,
+    add: str,
+    pairs: str | Path | Pairs,
+    seed: int,
+    device: str,
+    strict: bool,
+    resume: bool,
+    overwrite: bool,
+    outside: bool,
+    progress: bool,
+) -> Alignment:
+    """`run_binding` once nobody else writes the folder."""
+    started = time.monotonic()
+    device = resolve_device(device)
+    with first_process_first():
+        old = Bridge.load(source, device)
     name = encoder_name(add)
     encoder = load_encoder(name, device)
     name = recorded_name(name, encoder)
@@ -125,6 +147,7 @@ def run_binding(
         with first_process_first():
             encoded = encode_pairs(table, encoders, report, strict=strict)
         encoded, split = _only_with(new, encoded, np.asarray(split_pairs(encoded.pairs, seed, encoded.ids)))
+        refuse_leaks(encoded, split)
         check_variety(encoded)
         fingerprint = fingerprint_of(
             encoded,
@@ -170,6 +193,7 @@ def run_binding(
             **story_of(encoded, split, seed, device, started),
             "fingerprint": fingerprint,
             "best_epoch": trained.best_epoch,
+            **({"diverged": trained.diverged} if trained.diverged else {}),
         }
         larger = replace(
             old,
@@ -177,6 +201,7 @@ def run_binding(
             adapters={**old.adapters, new: adapter},
             provenance={**old.provenance, "bound": [*old.provenance.get("bound", ()), story]},
             _encoders={**old._encoders, new: encoder},
+            training_rows=old.training_rows | encoded.training_rows(split),
         )
         larger = measure_gap(larger, encoded, split)
         records = [

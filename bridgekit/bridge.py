@@ -7,19 +7,19 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from bridgekit.bounded import homes, is_within
 from bridgekit.bridge_file import FORMAT, read_history, read_story, read_tensors
+from bridgekit.cache import check_writable, one_writer, put_back, write_folder_atomically
 from bridgekit.card import model_card
 from bridgekit.encoders import TEXT, Encoder, Item, resolve_device
 from bridgekit.errors import BridgekitError, ItemError
@@ -29,6 +29,7 @@ from bridgekit.latents import encode_items
 from bridgekit.plugins import load_encoder
 from bridgekit.progress import Report, silent
 from bridgekit.retrieval import search
+from bridgekit.training_rows import TrainingRows
 
 #: The option of an encoder, and, after `BRIDGEKIT_`, the environment variable, by which code from a model's repository may run.
 TRUST = "TRUST_REMOTE_CODE"
@@ -107,6 +108,7 @@ class Bridge:
         history: one record per validation during training.
         device: where adapters and encoders run.
         means: modality to the mean of its training embeddings, (dim,). Their difference is the gap between modalities.
+        training_rows: what it was trained on.
         folder: where it was loaded from, or None for one that was made here. Of a loaded one, paths are followed with care.
     """
 
@@ -120,6 +122,7 @@ class Bridge:
     device: str = "cpu"
     means: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False, compare=False)
+    training_rows: TrainingRows = field(default_factory=TrainingRows, repr=False, compare=False)
     folder: Path | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -265,7 +268,11 @@ class Bridge:
         typed = [item if modality == TEXT else Path(item) for item in _listed(items)]
         encoder = self.encoder(modality)
         latents = encode_items(encoder, typed, progress=lambda done, total: report(f"encoding {modality}", done, total))
-        return Embedded(self.project(modality, latents.matrix[torch.from_numpy(latents.ids[latents.ids >= 0])]), latents.failed)
+        usable = latents.ids >= 0
+        vectors = self.project(modality, latents.matrix[torch.from_numpy(latents.ids[usable])])
+        finite = vectors.isfinite().all(1)
+        beyond = dict.fromkeys(np.flatnonzero(usable)[~finite.numpy()].tolist(), "its embedding is not finite numbers")
+        return Embedded(vectors[finite], {**latents.failed, **beyond})
 
     def similarity(self, **items: Sequence[Item] | Item) -> Tensor:
         """Cosine similarities, for example `bridge.similarity(audio=["dog.wav"], text=["a dog", "rain"])`.
@@ -362,7 +369,6 @@ class Bridge:
             BridgekitError: something is there that must not be replaced, or the place cannot be written.
         """
         folder = Path(path)
-        check_free(folder, overwrite)
         tensors = {
             f"{modality}.{name}": tensor.detach().cpu().contiguous()
             for modality, adapter in self.adapters.items()
@@ -380,27 +386,27 @@ class Bridge:
             "provenance": dict(self.provenance),
             "metrics": list(self.metrics),
         }
-        aside = folder.with_name(f".{folder.name}.{uuid4().hex}.part")
-        try:
-            aside.mkdir(parents=True)
+
+        def fill(aside: Path) -> None:
             (aside / "adapters.safetensors").write_bytes(weights)
+            self.training_rows.save(aside)
             (aside / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self.history))
             if grown_from:
                 for file in grown_from.glob("*.png"):
                     shutil.copyfile(file, aside / file.name)
                 if (grown_from / "conditioners").is_dir():
-                    shutil.copytree(grown_from / "conditioners", aside / "conditioners")
+                    for file in (grown_from / "conditioners").glob("[!.]*"):  # one that is being written now is left out
+                        (aside / "conditioners").mkdir(exist_ok=True)
+                        shutil.copyfile(file, aside / "conditioners" / file.name)
             for name, data in (pictures or {}).items():
                 (aside / name).write_bytes(data)
             shown = sorted(file.name for file in aside.glob("*.png"))
             (aside / "README.md").write_text(model_card(self, folder.name, shown), encoding="utf-8")
             (aside / "bridge.json").write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            _flush(aside)
-            _swap(aside, folder)
-        except OSError as error:
-            raise BridgekitError(f"the bridge cannot be written: {error.strerror or error}", where=str(folder)) from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+
+        with one_writer(folder):
+            check_free(folder, overwrite)
+            write_folder_atomically(folder, fill)
         return folder
 
     @classmethod
@@ -414,6 +420,17 @@ class Bridge:
         Raises:
             BridgekitError: it is not a bridge, is damaged, or was written by a newer version.
         """
+        while True:
+            put_back(Path(path))
+            before = _identity(Path(path))
+            try:
+                return cls._load(path, device)
+            except BridgekitError:
+                if _identity(Path(path)) == before:  # otherwise it was replaced meanwhile: these were files of two bridges
+                    raise
+
+    @classmethod
+    def _load(cls, path: str | Path, device: str) -> Bridge:
         folder = Path(path)
         story = read_story(folder)
         preset = Preset(**story["preset"])
@@ -449,8 +466,17 @@ class Bridge:
             device,
             # In the sides' order: safetensors gives its tensors in any.
             {modality: tensors[MEAN + modality] for modality in sides if MEAN + modality in tensors},
+            training_rows=TrainingRows.load(folder),
             folder=folder,
         )
+
+
+def _identity(folder: Path) -> int | None:
+    """Which folder is at this place now, by its number on the disk."""
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return None
 
 
 def _listed(items: Sequence[Item] | Item) -> list[Item]:
@@ -459,15 +485,10 @@ def _listed(items: Sequence[Item] | Item) -> list[Item]:
 
 def check_free(folder: Path, overwrite: bool) -> None:
     """Raise BridgekitError unless a bridge may be written at `folder`."""
+    put_back(folder)
     if not folder.exists():
-        try:
-            # In the nearest folder that exists: a mistake found later should leave no empty folders behind.
-            with tempfile.TemporaryFile(dir=next(parent for parent in folder.absolute().parents if parent.exists())):
-                return
-        except OSError as error:
-            raise BridgekitError(
-                f"a bridge cannot be written here: {error.strerror or error}", where=str(folder), remedy="choose another --out"
-            ) from error
+        check_writable(folder.parent)
+        return
     if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "bridge.json").exists()):
         raise BridgekitError(
             "this place holds something that is not a bridge", where=str(folder), remedy="choose another --out"
@@ -478,23 +499,3 @@ def check_free(folder: Path, overwrite: bool) -> None:
             where=str(folder),
             remedy="choose another --out, or replace it with --overwrite",
         )
-
-
-def _flush(folder: Path) -> None:
-    for file in [*folder.rglob("*"), folder]:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _swap(aside: Path, folder: Path) -> None:
-    """Put `aside` in `folder`'s place, with all that an older bridge had beside it (conditioners are of that bridge alone)."""
-    if not folder.exists():
-        aside.rename(folder)
-        return
-    old = folder.with_name(f".{folder.name}.{uuid4().hex}.old")
-    folder.rename(old)
-    aside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

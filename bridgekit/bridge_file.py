@@ -99,7 +99,7 @@ def read_story(folder: Path) -> dict[str, Any]:
         raise BridgekitError(
             f"this bridge has format {version}; this bridgekit reads format {FORMAT}",
             where=str(folder),
-            remedy="pip install --upgrade bridgekit",
+            remedy="install a newer bridgekit, from where this one came",
         )
     wrong = next(_wrong(story), None)
     if wrong:

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from bridgekit.bounded import OutOfBounds, homes, is_within, open_regular, parse_json, read_bounded, why_no_json
 from bridgekit.encoders import TEXT, Item
-from bridgekit.errors import BridgekitError
+from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.isolation import decode
 
 MIN_ROWS = 10  # to learn anything, and to leave one row each for validation and test
 
@@ -229,6 +230,39 @@ def _items_in(path: Path, source: str | Path, modality: str, outside: bool) -> I
     return read_pairs(source, (modality,), outside=outside).columns[modality]
 
 
+def read_cells(source: str | Path) -> dict[str, dict[int, str]]:
+    """Every column of a table, as it is written: its name to the cells by row number, as `Pairs.rows` has them.
+
+    Empty cells are left out, and so are columns of a Parquet or JSON Lines table that hold neither texts nor numbers.
+
+    Arguments:
+        source: a table or a plugin's source, as for `read_pairs`.
+
+    Raises:
+        BridgekitError: there is no such table, or it cannot be read.
+    """
+    path = Path(source)
+    cells: dict[str, dict[int, str]] = {}
+    if not path.exists() and ":" in str(source) and path.suffix.lower() not in _TABLES:
+        from bridgekit.plugins import find_pair_source
+
+        built = find_pair_source(str(source)).build()
+        columns = {**built.columns, "split": built.split or (), "group": built.group or ()}
+        for name, items in columns.items():
+            cells[name] = {row: str(item) for row, item in zip(built.rows, items, strict=False) if item}
+        return cells
+    with _readable(source):
+        names, records = _read_table(path, ())
+        for at, name in enumerate(names):
+            if path.suffix.lower() not in (".csv", ".tsv"):  # those cells were not asked for yet
+                try:
+                    _, records = _read_table(path, (name,))
+                except BridgekitError:
+                    continue
+            cells[name] = {row: cell for row, record in records if (cell := record[at])}
+    return {name: column for name, column in cells.items() if name}
+
+
 def _read_table(path: Path, wanted: Sequence[str]) -> _Records:
     """Names of columns, and rows: of Parquet and JSON Lines only the wanted columns' cells."""
     suffix = path.suffix.lower()
@@ -333,24 +367,24 @@ def _read_json_lines(path: Path, wanted: Sequence[str]) -> _Records:
 
 
 def _read_parquet(path: Path, wanted: Sequence[str]) -> _Records:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    names: list[str] = []
+    cells: dict[str, list[str | None]] = {}
+
+    def gather(told: Mapping[str, Any], lines: memoryview) -> None:
+        names.extend(told["names"])
+        for line in io.BytesIO(lines):
+            for name, values in json.loads(line).items():
+                known = cells.setdefault(name, [])
+                known += [
+                    _as_cell(value, f"{path}, row {row}, column {name}") for row, value in enumerate(values, len(known) + 1)
+                ]
 
     try:
-        with pq.ParquetFile(path) as file:
-            names: list[str] = file.schema_arrow.names
-            used = [name for name in dict.fromkeys(names) if name in wanted]
-            table = file.read(columns=used)
-    except pa.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise BridgekitError(
-            f"this is not a Parquet file, or it is damaged ({reason})", where=str(path), remedy="write it anew"
-        ) from None
-    cells = {
-        name: [_as_cell(value, f"{path}, row {row}, column {name}") for row, value in enumerate(column.to_pylist(), 1)]
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    }
-    return names, [(row + 1, [cells[name][row] if name in cells else None for name in names]) for row in range(len(table))]
+        decode("parquet", path, gather, remedy="write it anew", wanted=list(wanted))
+    except ItemError as error:
+        raise BridgekitError(error.what, where=error.where, remedy=error.remedy) from None
+    count = max(map(len, cells.values()), default=0)
+    return names, [(row + 1, [cells[name][row] if name in cells else None for name in names]) for row in range(count)]
 
 
 def _as_cell(value: Any, where: str) -> str | None:
@@ -464,9 +498,11 @@ def _usable(pairs: Pairs, modalities: Sequence[str], folder: Path | None = None)
     for index, (row, items) in enumerate(zip(pairs.rows, zip(*columns.values(), strict=True), strict=True)):
         fault = _fault(dict(zip(modalities, items, strict=True)), home)
         if fault is None and items in first:
-            fault = (modalities[0], f"the same as row {first[items]}")
+            other = first[items]
+            leak = pairs.split is not None and _split_name(pairs.split[index]) != _split_name(pairs.split[other])
+            fault = (modalities[0], f"the same as row {pairs.rows[other]}{', of another split' if leak else ''}")
         if fault is None:
-            first[items] = row
+            first[items] = index
             kept.append(index)
         else:
             column, reason = fault

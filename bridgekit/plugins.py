@@ -209,7 +209,8 @@ def encoder_name(name: str) -> str:
         return offers[0]
     if offers:
         raise BridgekitError(f"several plugins offer a default encoder for {name!r}", remedy=f"name one: {', '.join(offers)}")
-    remedy = _closest(name, default_modalities(), "modalities", "install one: pip install bridgekit-starter")
+    first = "install one, in bridgekit's own folder: pip install plugins/bridgekit-starter"
+    remedy = _closest(name, default_modalities(), "modalities", first)
     raise BridgekitError(
         f"no installed plugin has an encoder for the modality {name!r}", remedy=f"{remedy} (see: bridgekit plugins)"
     )
@@ -237,8 +238,9 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
                     remedy="install another version of it, or uninstall it (see: bridgekit plugins)",
                 )
         near = _closest(provider_name, owners, "use one of", "see bridgekit plugins")
-        # Only names of ours: a mistyped one could be a stranger's package.
-        package = f"pip install bridgekit-{provider_name}" if provider_name in OURS else "install the plugin that brings it"
+        # Only names of ours, and from their folder: on PyPI such a name could be a stranger's package.
+        ours = f"in bridgekit's own folder: pip install plugins/bridgekit-{provider_name}"
+        package = ours if provider_name in OURS else "install the plugin that brings it"
         if provider_name == "clap":
             package += " in an environment of its own (it needs numpy below 2)"
         raise PluginError(f"no installed plugin provides {provider_name!r}", where=full, remedy=f"{package}, or {near}")

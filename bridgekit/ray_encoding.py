@@ -38,7 +38,8 @@ def ray_cluster() -> Iterator[None]:
         import ray
         import ray.data
     except ImportError:
-        raise BridgekitError("Ray is not installed", remedy='pip install "bridgekit[ray]"') from None
+        remedy = "in bridgekit's own folder: pip install '.[ray]'"
+        raise BridgekitError("Ray is not installed", remedy=remedy) from None
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False, ignore_reinit_error=True)
     except (ConnectionError, RuntimeError, ValueError) as error:

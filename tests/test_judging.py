@@ -20,6 +20,7 @@ from bridgekit.diffusion.judging import open_gallery, shares
 from bridgekit.evaluation import encode_pairs
 from bridgekit.pairs import read_pairs, split_pairs
 from bridgekit.progress import silent
+from tests.conftest import tone
 from tests.painting import Workshop
 from tests.toys import NAMES
 
@@ -117,13 +118,21 @@ def test_the_judge_may_choose_among_the_asked_and_be_asked_less(judged: Any) -> 
 
 
 def test_a_foreign_table_is_asked_whole_or_by_its_splits(judged: Any, workshop: Workshop, tmp_path: Path) -> None:
-    clips = [f"{workshop.clip(name)},{name}" for name in NAMES]
+    clips = [f"{tone(tmp_path / 'new' / f'{name}.wav', 151 * 1.19**number)},{name}" for number, name in enumerate(NAMES)]
     (tmp_path / "foreign.csv").write_text("\n".join(["audio,text", *clips]))
     assert judged(pairs=str(tmp_path / "foreign.csv"), outside=True)[0]["pictures"] == 20
     split = [f"{line},{'train' if number else 'later'}" for number, line in enumerate(clips)]
     (tmp_path / "split.csv").write_text("\n".join(["audio,text,split", *split]))
     assert judged(pairs=str(tmp_path / "split.csv"), outside=True)[0]["pictures"] == 1
     assert judged(pairs=str(tmp_path / "split.csv"), outside=True, splits=["train", "val"])[0]["pictures"] == 19
+
+
+def test_a_foreign_table_of_clips_that_training_saw_is_refused(judged: Any, workshop: Workshop, tmp_path: Path) -> None:
+    clips = [f"{workshop.clip(name)},{name}" for name in NAMES]
+    (tmp_path / "seen.csv").write_text("\n".join(["audio,text", *clips]))
+    with pytest.raises(BridgekitError, match="training saw 19 of these 20 rows"):
+        judged(pairs=str(tmp_path / "seen.csv"))
+    assert judged(pairs=str(tmp_path / "seen.csv"), unseen=True)[0]["pictures"] == 1
 
 
 def test_only_rows_are_asked_that_training_held_out(

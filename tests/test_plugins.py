@@ -96,7 +96,7 @@ def test_an_unknown_name_suggests_the_nearest(monkeypatch: pytest.MonkeyPatch) -
 
 def test_nothing_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
-    with pytest.raises(BridgekitError, match="pip install bridgekit-starter"):
+    with pytest.raises(BridgekitError, match="pip install plugins/bridgekit-starter"):
         encoder_name("audio")
 
 

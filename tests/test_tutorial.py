@@ -24,6 +24,8 @@ TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorial-new-modality.md"
 #: What stands in the tutorial for the folder that it is run in.
 HOME = "/home/you/motion"
 _BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: Shows only where a run is slow.
+PROGRESS = re.compile(r".*━━━.*|[\w' ]+: [\d,]+ of [\d,]+, .*")
 _NUMBER, _ANY_NUMBER = re.compile(r"\d+\.\d+"), re.compile(r"\d+(\.\d+)?")
 
 
@@ -53,9 +55,10 @@ def steps(tutorial: str) -> Iterator[Step]:
 class Sandbox:
     """A folder, and an environment that sees all that this one has and takes what the tutorial installs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, home: str = HOME) -> None:
         folder = folder.resolve()
-        self.folder = folder / "motion"
+        self.home = home
+        self.folder = folder / Path(home).name
         self.folder.mkdir()
         venv.create(folder / "venv", symlinks=True)
         (packages,) = (folder / "venv").glob("lib/python*/site-packages")
@@ -93,8 +96,8 @@ class Sandbox:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        lines = [line.rstrip().replace(str(self.folder), HOME) for line in done.stdout.splitlines()]
-        return done.returncode, [line for line in lines if "━━━" not in line]  # progress shows only where a run is slow
+        lines = [line.rstrip().replace(str(self.folder), self.home) for line in done.stdout.splitlines()]
+        return done.returncode, [line for line in lines if not PROGRESS.fullmatch(line)]
 
 
 def _setuptools() -> int:

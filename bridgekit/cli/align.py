@@ -40,6 +40,9 @@ def command(
     strict: Annotated[bool, typer.Option("--strict", help="Fail where a row would be set aside.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on from an interrupted run of the same command.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another bridge at --out.")] = False,
+    write_report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html into the bridge's folder.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Piles of files become one space: encode once, fuse, evaluate, save a bridge.
@@ -62,5 +65,6 @@ def command(
         resume=resume,
         overwrite=overwrite,
         outside=outside,
+        write_report=write_report,
     )
     print_alignment(done, as_json)

@@ -12,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from bridgekit.cache import put_all_back
 from bridgekit.errors import BridgekitError
 from bridgekit.plain import plain, plain_json
 
@@ -44,7 +45,9 @@ def newest_bridge(modalities: Set[str] = frozenset()) -> Path | None:
     """The newest bridge in `bridges/` here that joins these modalities, or None."""
     from bridgekit.bounded import read_json
 
-    found = [file for file in BRIDGES.glob("*/bridge.json") if file.is_file()]
+    put_all_back(BRIDGES)
+    # One whose name begins with a dot is being written just now, or was when its process was killed.
+    found = [file for file in BRIDGES.glob("[!.]*/bridge.json") if file.is_file()]
     for file in sorted(found, key=lambda file: file.stat().st_mtime, reverse=True):
         with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is told of when it is asked for by name
             if modalities <= set(read_json(file, LARGEST)["sides"]):
@@ -165,6 +168,14 @@ def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> N
     if os.environ.get("RANK", "0") != "0":
         return  # of the processes that torchrun started, the first speaks for all
     bridge = done.bridge
+    story = bridge.provenance["bound"][-1] if bound else bridge.provenance
+    if "diverged" in story:
+        print(
+            f"Training diverged in epoch {story['diverged']}: loss or weights were no longer finite. "
+            f"The bridge is that of epoch {story['best_epoch']}, the best before.\n"
+            "  fix: look for extreme latents (bridgekit check), or train with a preset of a lower lr",
+            file=sys.stderr,
+        )
     if as_json:
         print_json(
             {
@@ -177,7 +188,6 @@ def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> N
         )
         return
     print_set_aside(done.set_aside)
-    story = bridge.provenance["bound"][-1] if bound else bridge.provenance
     sides = story.get("modalities", list(bridge.sides))
     say(f"Sides: {', '.join(f'{modality} by {bridge.sides[modality].encoder}' for modality in sides)}.")
     say(f"Rows: {', '.join(f'{count:,} {split}' for split, count in story['rows'].items())}.")
@@ -190,4 +200,6 @@ def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> N
             say(f"No test row has both {a} and {b}: how well they find each other was not measured.")
     what = "This bridge was made by the same command before; nothing had to be done again" if done.reused else "Bridge"
     say(f"{what}: {done.folder}")
+    if (done.folder / "report.html").exists():
+        say(f"Report: {done.folder / 'report.html'} (to look at in a browser)")
     say(f"Next:   bridgekit search {shlex.quote(str(done.example))} --bridge {shlex.quote(str(done.folder))}")

@@ -9,7 +9,7 @@ import typer
 
 from bridgekit.cli.common import OUTSIDE, find_bridge, print_json, print_metrics, print_set_aside, say
 
-SEEN = "Rows that training saw, if this table has any, are not left out: their figures flatter."
+UNKNOWN = "This bridge does not tell what it was trained on. If this table has rows of that, their figures flatter."
 
 
 def command(
@@ -21,6 +21,9 @@ def command(
         list[str] | None,
         typer.Option(help="A split to ask. [dim]default: every one but train and val[/dim]"),
     ] = None,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="Set aside the rows of --pairs that training saw, instead of refusing them.")
+    ] = False,
     zero_shot: Annotated[
         bool, typer.Option("--zero-shot", help="Classify by text prompts alone; the table's texts are the class names.")
     ] = False,
@@ -51,7 +54,7 @@ def command(
 ) -> None:
     """Recall on test splits in both directions, zero-shot classification, or how many generated pictures are recognised.
 
-    Example: [b]bridgekit eval bridges/audio-text --pairs clips.csv --zero-shot --template "the sound of a {}"[/b]
+    Example: [b]bridgekit eval bridges/audio-text --pairs others.csv --zero-shot --template "the sound of a {}"[/b]
     """
     from bridgekit.bridge import Bridge
     from bridgekit.evaluation import evaluate_bridge, evaluate_zero_shot
@@ -60,22 +63,23 @@ def command(
 
     folder = find_bridge(bridge)
     if generate:
-        _generate(folder, as_json, model, pairs, split, gallery, judge, among, gap, limit, device, outside)
+        _generate(folder, as_json, unseen, model, pairs, split, gallery, judge, among, gap, limit, device, outside)
         return
     opened = Bridge.load(folder, device)
     with progress_bars() as report:
         if zero_shot:
-            result = evaluate_zero_shot(opened, pairs, tuple(template or TEMPLATES), split, report, outside=outside)
+            zero = tuple(template or TEMPLATES)
+            result = evaluate_zero_shot(opened, pairs, zero, split, report, unseen=unseen, outside=outside)
         else:
-            records, set_aside = evaluate_bridge(opened, pairs, split, report, outside=outside)
+            records, set_aside = evaluate_bridge(opened, pairs, split, report, unseen=unseen, outside=outside)
     if zero_shot:
         if as_json:
             print_json(result.as_json())
             return
         print_set_aside(result.set_aside)
         say(f"{result.modality} into {len(result.per_class)} classes: {100 * result.accuracy:.1f} % of {result.items} right")
-        if pairs:
-            print(SEEN)
+        if not opened.training_rows:
+            print(UNKNOWN)
         for name, accuracy in result.per_class.items():
             say(f"  {100 * accuracy:5.1f} %  {name}")
         return
@@ -84,13 +88,14 @@ def command(
         return
     print_set_aside(set_aside)
     print_metrics(records, f"Recall on {pairs or ', '.join(table.source for table in opened.tables)}, in %")
-    if pairs:
-        print(SEEN)
+    if pairs and not opened.training_rows:
+        print(UNKNOWN)
 
 
 def _generate(
     folder: Path,
     as_json: bool,
+    unseen: bool,
     model: str | None,
     pairs: str | None,
     split: list[str] | None,
@@ -117,6 +122,7 @@ def _generate(
             gaps=gap or ["captions"],
             limit=limit,
             device=device,
+            unseen=unseen,
             outside=outside,
             report=report,
         )

@@ -52,7 +52,7 @@ def command(
         )
         return
     if not found:
-        print("No plugin is installed. Start with: pip install bridgekit-starter")
+        print("No plugin is installed. Start with, in bridgekit's own folder: pip install plugins/bridgekit-starter")
     for plugin, models, problem in found:
         say(f"{plugin.name} ({plugin.package})")
         for provider, names in models:

@@ -29,7 +29,7 @@ from bridgekit.diffusion.conditioner import (
     save_conditioner,
 )
 from bridgekit.diffusion.conditioning import Conditioning
-from bridgekit.diffusion.models import ImageModel, draw, open_model
+from bridgekit.diffusion.models import ImageModel, Watch, draw, open_model
 from bridgekit.diffusion.sheets import contact_sheet, made_here, write_png
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError
@@ -96,6 +96,8 @@ def open_painter(
         own = read_items(captions, modality, outside=outside) if captions is not None else None
         kept = load_conditioner(file) if file and not refit else None
         fits = kept is not None and (kept.net is None) == bool(direct) and (own is None or _fitted_on(kept, own))
+        # The bridge may have been replaced by another while this one was fitted.
+        fits = fits and kept is not None and kept.adapter == bridge.weights_hash([modality])
         if kept and fits and same_weights(kept, conditioning):
             return Painter(bridge, model, conditioning, kept, fitted=False)
         items = own or _own_items(bridge, modality, outside)
@@ -104,7 +106,7 @@ def open_painter(
         else:
             conditioner = fit_conditioner(bridge, conditioning, items, report=report)
         if file:
-            with suppress(OSError):  # a bridge that lies where nothing can be written is as good, if slower
+            with suppress(BridgekitError):  # a bridge that lies where nothing can be written is as good, if slower
                 save_conditioner(conditioner, file)
         return Painter(bridge, model, conditioning, conditioner, fitted=True)
     wanted = " or ".join(sorted({conditioning.made_of for conditioning in model.conditionings}))
@@ -153,6 +155,7 @@ def paint(
     seeds: Sequence[int] | int = 0,
     size: int | None = None,
     report: Report = silent,
+    watch: Watch | None = None,
 ) -> list[Image]:
     """Pictures of embeddings that lie where the conditioner expects them (see `close_gap`).
 
@@ -165,6 +168,7 @@ def paint(
         seeds: one a picture, or one for all. A picture depends on its own seed alone, up to rounding.
         size: the side in pixels.
         report: progress, in steps.
+        watch: told the latents after each step, see `bridgekit.diffusion.previews`. What it raises ends the drawing.
 
     Returns:
         n pictures.
@@ -182,6 +186,7 @@ def paint(
         seeds=seeds,
         size=size,
         report=report,
+        watch=watch,
     )
 
 

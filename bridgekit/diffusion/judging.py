@@ -19,7 +19,7 @@ from bridgekit.diffusion.generation import Painter, open_painter, paint
 from bridgekit.diffusion.models import draw, open_model
 from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import encode_pairs, test_splits
+from bridgekit.evaluation import encode_pairs, leave_out_seen, test_splits
 from bridgekit.latents import encode_items
 from bridgekit.pairs import read_pairs, split_pairs
 from bridgekit.plugins import default_pair_source, load_encoder
@@ -113,6 +113,7 @@ def judge_generation(
     guidance: float | None = None,
     seed: int = 0,
     device: str = "auto",
+    unseen: bool = False,
     outside: bool = False,
     report: Report = silent,
 ) -> list[dict[str, Any]]:
@@ -134,6 +135,7 @@ def judge_generation(
         steps, guidance: the sampler's.
         seed: of the draw of rows and of the noise.
         device: a torch device, or `auto`.
+        unseen: pass over those rows of `pairs` whose item training saw, instead of refusing them.
         outside: let tables name files outside their own folders.
         report: progress.
 
@@ -141,7 +143,7 @@ def judge_generation(
         records: made_from, gap, pictures, candidates, top1, top5.
 
     Raises:
-        BridgekitError: no row can be asked.
+        BridgekitError: no row can be asked, or `pairs` has rows whose item training saw.
     """
     if among not in ("gallery", "asked"):
         raise BridgekitError(f"the judge cannot choose among {among!r}", remedy="use one of gallery, asked")
@@ -152,7 +154,7 @@ def judge_generation(
     bridge.side(TEXT)
     modality = next(name for name in bridge.sides if name != TEXT)
     shown = open_gallery(gallery, judge, device, outside=outside)
-    items, captions = _asked(bridge, modality, pairs, splits, shown, limit, seed, report, outside)
+    items, captions = _asked(bridge, modality, pairs, splits, shown, limit, seed, unseen, report, outside)
     embedded = bridge.embed_usable(modality, items, report=report)
     kept = [row for row in range(len(items)) if row not in embedded.failed]
     captions = [captions[row] for row in kept]
@@ -189,6 +191,7 @@ def _asked(
     gallery: Gallery,
     limit: int,
     seed: int,
+    unseen: bool,
     report: Report,
     outside: bool,
 ) -> tuple[list[Item], list[str]]:
@@ -220,6 +223,8 @@ def _asked(
             where=table.source,
             remedy=f"splits: {', '.join(dict.fromkeys(split))}; give pictures of these captions with --gallery",
         )
+    if pairs and pairs != own.source:
+        rows, _ = leave_out_seen(bridge, table, rows, modality, refuse=not unseen)
     chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:limit]).tolist()
     return [table.columns[modality][row] or "" for row in chosen], [str(table.columns[TEXT][row]) for row in chosen]
 

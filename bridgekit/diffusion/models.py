@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from bridgekit.hookspecs import ImageGenerator
+
+#: Called after a step with how many are done, of how many, and the latents as they are now.
+Watch = Callable[[int, int, Tensor], object]
 
 #: Pictures drawn together. More would be no faster on a CPU, and would not fit a large model on a small GPU.
 BATCH_SIZE = 8
@@ -67,7 +70,7 @@ def open_model(name: str | None = None, device: str = "auto") -> ImageModel:
     if name is None:
         raise BridgekitError(
             "no installed plugin brings a text-to-image model",
-            remedy="pip install 'bridgekit-starter[generate]', or name a folder or hub id with --model",
+            remedy="in bridgekit's own folder: pip install plugins/bridgekit-starter; or name a folder or hub id with --model",
         )
     pipeline = _pipeline(name, device)
     return ImageModel(name, pipeline, find_conditionings(pipeline))
@@ -128,7 +131,8 @@ def _diffusers() -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise BridgekitError("making pictures needs diffusers", remedy="pip install 'bridgekit[generate]'") from error
+        remedy = "in bridgekit's own folder: pip install '.[generate]'"
+        raise BridgekitError("making pictures needs diffusers", remedy=remedy) from error
     return diffusers
 
 
@@ -143,6 +147,7 @@ def draw(
     seeds: Sequence[int] | int = 0,
     size: int | None = None,
     report: Report = silent,
+    watch: Watch | None = None,
 ) -> list[Image]:
     """Run the pipeline on conditioning tensors of n rows, in batches. Arguments are `paint`'s."""
     n = len(next(iter(tensors.values())))
@@ -160,10 +165,12 @@ def draw(
     for start in range(0, n, BATCH_SIZE):
         part = {name: tensor[start : start + BATCH_SIZE] for name, tensor in tensors.items()}
 
-        def step_done(*_: Any) -> dict[str, Any]:
+        def step_done(*told: Any) -> dict[str, Any]:
             nonlocal done
             done += 1
             report("drawing", min(done, total), total)
+            if watch:  # a pipeline's older callback is told the latents, the newer one a mapping that has them
+                watch(done, total, told[-1]["latents"] if isinstance(told[-1], Mapping) else told[-1])
             return {}
 
         if "callback_on_step_end" in takes:

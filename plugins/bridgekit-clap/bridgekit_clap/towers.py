@@ -48,7 +48,8 @@ def import_laion_clap() -> ModuleType:
         except Exception as error:
             raise PluginError(
                 f"bridgekit-clap cannot import laion_clap ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
-                remedy="pip install bridgekit-clap, in an environment of its own if others there need numpy 2",
+                remedy="pip install plugins/bridgekit-clap (in bridgekit's own folder), in an environment of its own "
+                "if others there need numpy 2",
             ) from error
 
 

@@ -66,7 +66,7 @@ except PluginError as error:
 print(before == [kind.from_pretrained for kind in kinds], path == sys.path, tried)
 """)
     assert said[0].startswith("bridgekit-clap cannot import laion_clap (ModuleNotFoundError: ")
-    assert said[1].startswith("  fix: pip install bridgekit-clap")
+    assert said[1].startswith("  fix: pip install plugins/bridgekit-clap")
     assert said[2:] == ["True True []"]
 
 

@@ -85,7 +85,9 @@ def open_generator(device: str) -> ImageModel:
     try:
         from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
     except ImportError as error:
-        raise BridgekitError("making pictures needs diffusers", remedy="pip install 'bridgekit[generate]'") from error
+        raise BridgekitError(
+            "making pictures needs diffusers", remedy="pip install accelerate diffusers transformers"
+        ) from error
     parts: dict[str, Any] = {}
     kinds: Mapping[str, Any] = {"vae": AutoencoderKL, "transformer": PixArtTransformer2DModel}
     for name, kind in kinds.items():
@@ -104,7 +106,7 @@ def open_generator(device: str) -> ImageModel:
 def _read(name: str) -> bytes:
     """One of the model's files, checked against its SHA-256."""
     path = FOLDER / name
-    remedy = "pip install --force-reinstall --no-deps bridgekit-starter"
+    remedy = "in bridgekit's own folder: pip install --force-reinstall --no-deps plugins/bridgekit-starter"
     if not (path.is_file() and HASHES.is_file()):
         raise PluginError("a part of the text-to-image model is missing", where=str(path), remedy=remedy)
     content = path.read_bytes()

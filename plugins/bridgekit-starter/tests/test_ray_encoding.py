@@ -15,7 +15,7 @@ from bridgekit.latents import encode_items
 from bridgekit.plugins import load_encoder
 from bridgekit.ray_encoding import on_ray, ray_cluster
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'bridgekit[ray]'")
+pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 TEXTS: list[Item | None] = [f"{word} number {number}" for number in range(80) for word in ("kettle", "an iron gate")]
 TEXTS[30] = "half a \ud83d pair"
 TEXTS[31] = None
