@@ -97,7 +97,7 @@ def show_bridge(bridge: Bridge, pairs: str | Path | None = None, report: Report 
     if pairs is None:
         shown = []
         for own in bridge.tables:
-            encoded = _encode(bridge, own.source, own.modalities, report)
+            encoded = _encode(bridge, bridge.followed(own.source), own.modalities, report)
             split = np.asarray(split_pairs(encoded.pairs, own.seed, encoded.ids))
             if own.bound:  # its other rows had nothing to teach
                 rows = np.flatnonzero(encoded.ids[own.bound] >= 0)

@@ -143,7 +143,7 @@ def read_shelf(bridge: Bridge, modality: str, report: Report) -> Shelf:
         raise BridgekitError(
             f"the bridge does not say which {modality} it was trained on", remedy="train it again from a table that stays"
         )
-    items = read_items(source, modality)
+    items = read_items(bridge.followed(source), modality)
     open_encoder(bridge, modality)
     embedded = bridge.embed_usable(modality, items, report=report)
     usable = [item for position, item in enumerate(items) if position not in embedded.failed]
