@@ -59,6 +59,7 @@ def served(words: SpokenWords, limits: Limits = SMALL, *, warm: bool = False) ->
     """A server of the spoken words, in this process and on a port of its own. Its shelves are filled."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BRIDGEKIT_HOME", str(words.home))
+        patch.setenv("BRIDGEKIT_OUTSIDE", "yes")  # the bridge is one's own, and its table lies elsewhere
         guard = create_app(limits=limits, bridges=words.bridges, warm=warm)
         server = uvicorn.Server(uvicorn.Config(guard, port=0, log_level="error", ws="none", timeout_graceful_shutdown=1))
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -656,7 +657,13 @@ def test_work_whose_client_has_gone_ends_when_it_next_tells_of_itself() -> None:
 
 def start(words: SpokenWords, folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
     """`bridgekit app` in a process of its own, and the address that it tells."""
-    environment = {**os.environ, "BRIDGEKIT_HOME": str(words.home), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "BRIDGEKIT_HOME": str(words.home),
+        "BRIDGEKIT_OUTSIDE": "yes",
+        "TMPDIR": str(folder),
+        "OMP_NUM_THREADS": "1",
+    }
     process = subprocess.Popen(
         [sys.executable, "-m", "bridgekit", "app", str(words.bridge), "--port", "0", *arguments],
         stdout=subprocess.PIPE,
