@@ -41,6 +41,7 @@ from bridgekit.cache import cache_folder, write_atomically, write_text_atomicall
 from bridgekit.encoders import Encoder, Item
 from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.media import content_hash, size_hint
+from bridgekit.shard_index import ShardIndex
 
 #: Seconds of work, and rows, that a killed run may lose: latents wait so long for others to be written with.
 FLUSH_SECONDS = 2.0
@@ -95,7 +96,7 @@ class LatentStore:
         slug = re.sub(r"[^A-Za-z0-9.]+", "-", revision)[:60].strip("-.")
         self.revision, self.dim = revision, dim
         self.folder = (folder or cache_folder() / "latents") / f"{slug}-{hashlib.sha256(revision.encode()).hexdigest()[:12]}"
-        self._where: dict[bytes, tuple[Path, int]] = {}
+        self._where = ShardIndex()
         self._shards: dict[Path, tuple[int, Precision]] = {}
         self._find_shards()
 
@@ -118,8 +119,7 @@ class LatentStore:
             return
         agreement = float(told["agreement"]) if "agreement" in told else None
         self._shards[path] = len(digests), Precision(told.get("products", FLOAT32.products), agreement)
-        for row, digest in enumerate(digests):
-            self._where[digest.tobytes()] = (path, row)
+        self._where.add(path, digests)
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._where
@@ -164,6 +164,10 @@ class LatentStore:
         write_atomically(path, lambda aside: save_file(tensors, aside, told))
         self._index(path)
 
+    def _contents(self, path: Path) -> list[bytes]:
+        with safe_open(path, "numpy") as file:
+            return [digest.tobytes() for digest in file.get_tensor("digests")]
+
     def merge_small_shards(self, many: int = MANY_AFTER) -> None:
         """Turn the small shards of a run, one for every few seconds, into one. What was computed otherwise stays apart.
 
@@ -178,7 +182,7 @@ class LatentStore:
             }
             if len(small) < many:
                 continue
-            digests = [digest for digest, (path, _) in self._where.items() if path in small]
+            digests = list(dict.fromkeys(digest for path in small for digest in self._contents(path)))
             agreements = [precision.agreement for precision in small.values() if precision.agreement is not None]
             self.write(digests, self.read(digests), Precision(products, min(agreements, default=None)))
             for path in small:
