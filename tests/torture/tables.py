@@ -108,9 +108,10 @@ def _remove(folder: Path) -> None:
 def _broken_table(ground: Ground, folder: Path, number: int, rng: random.Random) -> tuple[str, list[object]]:
     """Write a broken table and the pictures beside it; returns what was done and the command to read it with."""
     folder.mkdir()
-    (folder / "pictures").symlink_to(ground.folder / "pictures") if rng.random() < 0.1 else shutil.copytree(
-        ground.folder / "pictures", folder / "pictures"
-    )
+    if rng.random() < 0.1:
+        (folder / "pictures").symlink_to(ground.folder / "pictures")
+    else:
+        shutil.copytree(ground.folder / "pictures", folder / "pictures")
     kinds = [*ON_BYTES, *ON_ROWS, *WHOLE_TABLES]
     kind = kinds[number % len(kinds)]
     suffix = rng.choice([".csv", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"])
