@@ -575,8 +575,8 @@ def plan_chains(kills: int, seed: int, references: Sequence[Reference]) -> list[
     raise AssertionError
 
 
-def run(kills: int, seed: int, slots: int) -> Outcome:
-    """Make so many kills, in so many workshops at once, in processes of their own."""
+def run(kills: int, seed: int, slots: int, verbs: Sequence[str] = ()) -> Outcome:
+    """Make so many kills, in so many workshops at once, in processes of their own; of some verbs alone where those are named."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -586,11 +586,12 @@ def run(kills: int, seed: int, slots: int) -> Outcome:
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }
     command = [sys.executable, "-m", "tests.torture.kills", str(kills), "--seed", str(seed), "--slots", str(slots), "--json"]
+    command += [part for verb in verbs for part in ("--verb", verb)]
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)
     return Outcome(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def run_here(kills: int, seed: int, slots: int, only: str | None = None) -> Outcome:
+def run_here(kills: int, seed: int, slots: int, verbs: Sequence[Verb] = VERBS, only: str | None = None) -> Outcome:
     """`run` in this process, which must have run nothing yet: it is going to be forked."""
     started = time.monotonic()
     load_all()
@@ -599,9 +600,9 @@ def run_here(kills: int, seed: int, slots: int, only: str | None = None) -> Outc
     folder = Path(tempfile.mkdtemp(prefix="bridgekit-kills-", dir=place))
     try:
         make_workshop(folder / "made")
-        references = [refer(verb, folder / "made", folder, fresh=False) for verb in VERBS]
+        references = [refer(verb, folder / "made", folder, fresh=False) for verb in verbs]
         if kills >= 10 * FRESH:
-            references += [refer(verb, folder / "made", folder, fresh=True) for verb in VERBS]
+            references += [refer(verb, folder / "made", folder, fresh=True) for verb in verbs]
         chains = plan_chains(kills, seed, references)
         if only:
             chains = [chain for chain in chains if chain.seed == only]
@@ -628,10 +629,12 @@ def main() -> int:
     parser.add_argument("kills", type=int)
     parser.add_argument("--seed", type=int, default=int(time.time()) % 1_000_000)
     parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--verb", action="append", choices=[verb.name for verb in VERBS], help="only this one, or these")
     parser.add_argument("--chain", help="only this one, as a failure names it")
     parser.add_argument("--json", action="store_true")
     told = parser.parse_args()
-    outcome = run_here(told.kills, told.seed, told.slots, told.chain)
+    verbs = [verb for verb in VERBS if verb.name in (told.verb or [verb.name])]
+    outcome = run_here(told.kills, told.seed, told.slots, verbs, told.chain)
     if told.json:
         print(json.dumps(asdict(outcome)))
         return 0
