@@ -153,7 +153,8 @@ class Countdown:
                 return
         elif event not in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "shutil.copyfile"):
             return
-        if isinstance(arguments[0], int) or os.path.abspath(os.fsdecode(arguments[0])).startswith(self.folder):  # noqa: PTH100  (an audit hook is kept short)
+        place = arguments[0]
+        if isinstance(place, int) or str(Path(os.fsdecode(place)).absolute()).startswith(self.folder):
             self.tick()
 
 
@@ -576,7 +577,7 @@ def plan_chains(kills: int, seed: int, references: Sequence[Reference]) -> list[
 
 
 def run(kills: int, seed: int, slots: int, verbs: Sequence[str] = ()) -> Outcome:
-    """Make so many kills, in so many workshops at once, in processes of their own; of some verbs alone where those are named."""
+    """Make so many kills, in so many workshops at once, in processes of their own; of some verbs alone, if any are named."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -608,7 +609,13 @@ def run_here(kills: int, seed: int, slots: int, verbs: Sequence[Verb] = VERBS, o
             chains = [chain for chain in chains if chain.seed == only]
         prepared = time.monotonic() - started
         with multiprocessing.get_context("fork").Pool(slots, maxtasksperchild=20) as pool:
-            results = list(pool.imap_unordered(survive, chains, chunksize=1))
+            results: list[Result] = []
+            for result in pool.imap_unordered(survive, chains, chunksize=1):
+                results.append(result)
+                told = f"{sum(each.killed for each in results)} kills, {sum(each.held for each in results)} survived"
+                print(f"{told}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+                for what in result.wrong:
+                    print(what, file=sys.stderr, flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     wrong = [what for result in results for what in result.wrong]
