@@ -24,7 +24,7 @@ export HF_HUB_OFFLINE := 1
 $(VENV)/.installed: pyproject.toml requirements.lock $(PLUGINS:%=%/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (torch is large; this takes a few minutes the first time)"
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[dev,ray]" $(PLUGINS:%=--editable "%[test]")
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[dev,ray,index,app,docs]" $(PLUGINS:%=--editable "%[test]")
 	touch $@
 
 $(CLAP)/.installed: pyproject.toml requirements-clap.lock plugins/bridgekit-clap/pyproject.toml
@@ -42,7 +42,15 @@ demo: $(VENV)/.installed
 	cd demo && ../$(BIN)/bridgekit generate --audio penguin.wav
 	cd demo && ../$(BIN)/python ../examples/say_it_see_it.py
 
-test: $(VENV)/.installed $(CLAP)/.installed
+# Pages are tested in a real browser. Where none can be installed, those tests are skipped and say so.
+$(VENV)/.browser: $(VENV)/.installed
+	@command -v chromium chromium-browser google-chrome >/dev/null \
+	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "Installing chromium for the tests of pages" \
+	     && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
+	|| echo "No Chromium here, and not root of a Debian to install one: the tests of pages will be skipped"
+	touch $@
+
+test: $(VENV)/.installed $(VENV)/.browser $(CLAP)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CHECKED)
@@ -72,7 +80,7 @@ coverage: $(VENV)/.installed
 lock: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet uv
 	printf 'torch; sys_platform == "never"\ntorchvision; sys_platform == "never"\n' > $(VENV)/without-torch.txt
-	$(BIN)/uv pip compile $(LOCK) pyproject.toml $(PLUGINS:%=%/pyproject.toml) --extra dev --extra ray --extra generate --extra test --output-file requirements.lock
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml $(PLUGINS:%=%/pyproject.toml) --extra dev --extra ray --extra index --extra app --extra docs --extra generate --extra test --output-file requirements.lock
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml plugins/bridgekit-clap/pyproject.toml --extra test --output-file requirements-clap.lock
 
 # --strict: what the database cannot be asked about is a failure, not a silence.

@@ -26,6 +26,7 @@ BENCHMARKS = (
     "encoding",
     "subsets",
     "evaluation",
+    "index",
     "peak",
 )
 

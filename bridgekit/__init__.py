@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bridgekit.alignment import align as align
     from bridgekit.binding import bind as bind
     from bridgekit.bridge import Bridge as Bridge
+    from bridgekit.checking import check_pairs as check_pairs
     from bridgekit.diffusion.generation import Input as Input
     from bridgekit.diffusion.generation import generate as generate
     from bridgekit.diffusion.judging import judge_generation as judge_generation
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from bridgekit.hookspecs import ImageGenerator as ImageGenerator
     from bridgekit.hookspecs import PairSource as PairSource
     from bridgekit.hookspecs import hookimpl as hookimpl
+    from bridgekit.index import Index as Index
+    from bridgekit.listing import Listing as Listing
+    from bridgekit.listing import list_items as list_items
     from bridgekit.pairs import Pairs as Pairs
     from bridgekit.pairs import read_pairs as read_pairs
     from bridgekit.plugins import load_encoder as load_encoder
@@ -36,6 +40,7 @@ _HOME = {
     "align": "alignment",
     "bind": "binding",
     "Bridge": "bridge",
+    "check_pairs": "checking",
     "Input": "diffusion.generation",
     "generate": "diffusion.generation",
     "judge_generation": "diffusion.judging",
@@ -48,6 +53,9 @@ _HOME = {
     "ImageGenerator": "hookspecs",
     "PairSource": "hookspecs",
     "hookimpl": "hookspecs",
+    "Index": "index",
+    "Listing": "listing",
+    "list_items": "listing",
     "Pairs": "pairs",
     "read_pairs": "pairs",
     "load_encoder": "plugins",

@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -20,18 +21,18 @@ import torch
 from numpy.typing import NDArray
 
 from bridgekit.bridge import Bridge, Side, check_free
-from bridgekit.cache import cache_folder
+from bridgekit.cache import cache_folder, one_writer
 from bridgekit.card import command_line
 from bridgekit.distributed import first_process_first, joined_processes, rank
 from bridgekit.encoders import TEXT, Encoder, Item, resolve_device
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import EncodedPairs, encode_pairs, test_splits
+from bridgekit.evaluation import EncodedPairs, encode_pairs, refuse_leaks, test_splits
 from bridgekit.fitting import measure, measure_gap, train_encoded
 from bridgekit.fusion.adapter import Adapter, FrozenSide
 from bridgekit.fusion.training import PRESETS, Preset
 from bridgekit.pairs import Pairs, SetAside, read_pairs, split_pairs, table_modalities
 from bridgekit.pictures import heat_map, training_curves
-from bridgekit.plugins import default_modalities, default_pair_source, encoder_name, load_encoder
+from bridgekit.plugins import default_modalities, default_pair_source, encoder_name, load_encoder, recorded_name
 from bridgekit.precision import product_dtype
 from bridgekit.progress import Report, progress_bars
 
@@ -69,6 +70,8 @@ def align(
     strict: bool = False,
     resume: bool = True,
     overwrite: bool = False,
+    outside: bool = False,
+    write_report: bool = True,
     progress: bool = True,
 ) -> Bridge:
     """Align two or more modalities with FuseMix and save the bridge.
@@ -88,10 +91,13 @@ def align(
         strict: fail where a row would be set aside.
         resume: go on from an interrupted run of the same call, and reuse a finished bridge of the same call.
         overwrite: replace another bridge at `out`.
+        outside: let the table name files outside its own folder.
+        write_report: put a report beside the bridge, see `bridgekit.report`. One that cannot be made is a warning.
         progress: show progress bars on standard error.
 
     Returns:
-        the bridge, saved, with `metrics` for every test split: untrained, linear and FuseMix.
+        the bridge, saved, with `metrics` for every test split: untrained, linear and FuseMix. Where training diverged, it is
+        the best state before, and `provenance["diverged"]` is the epoch in which that happened.
 
     Raises:
         BridgekitError: anything that the caller can mend; the message says how.
@@ -109,6 +115,8 @@ def align(
         strict=strict,
         resume=resume,
         overwrite=overwrite,
+        outside=outside,
+        write_report=write_report,
         progress=progress,
     ).bridge
 
@@ -128,6 +136,8 @@ def run_alignment(
     strict: bool = False,
     resume: bool = True,
     overwrite: bool = False,
+    outside: bool = False,
+    write_report: bool = True,
     progress: bool = True,
 ) -> Alignment:
     """`align`, with an account of what was done. Arguments and errors are the same.
@@ -146,46 +156,53 @@ def run_alignment(
     folder = Path(out) if out is not None else Path("bridges") / "-".join(encoders)
     if not (folder / "bridge.json").exists():
         check_free(folder, overwrite)  # before hours of encoding, not after
-
-    with first_process_first():
-        table = open_table(pairs, tuple(encoders), progress)
-    with progress_bars(progress) as report:
-        opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
+    # Two runs for one place take turns: of the same call, the second finds what the first has made.
+    with one_writer(folder) if rank() == 0 else nullcontext():
         with first_process_first():
-            encoded = encode_pairs(table, opened, report, strict=strict)
-        split = np.asarray(split_pairs(encoded.pairs, seed, encoded.ids))
-        check_variety(encoded)
-        fingerprint = fingerprint_of(
-            encoded,
-            split,
-            encoders={modality: (name, encoder.revision) for modality, (name, encoder) in encoders.items()},
-            preset=asdict(chosen),
-            frozen=frozen,
-            seed=seed,
-            device=device,
-        )
-        finished = _same_bridge(folder, fingerprint, device) if resume else None
-        if not finished:
-            check_free(folder, overwrite)
-        bridge = finished or _fuse(encoders, encoded, split, chosen, frozen, seed, device, resume, fingerprint, report)
+            table = open_table(pairs, tuple(encoders), progress, outside)
+        with progress_bars(progress) as report:
+            opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
+            with first_process_first():
+                encoded = encode_pairs(table, opened, report, strict=strict)
+            split = np.asarray(split_pairs(encoded.pairs, seed, encoded.ids))
+            refuse_leaks(encoded, split)
+            check_variety(encoded)
+            fingerprint = fingerprint_of(
+                encoded,
+                split,
+                encoders={modality: (name, encoder.revision) for modality, (name, encoder) in encoders.items()},
+                preset=asdict(chosen),
+                frozen=frozen,
+                seed=seed,
+                device=device,
+            )
+            finished = _same_bridge(folder, fingerprint, device) if resume else None
+            if not finished:
+                check_free(folder, overwrite)
+            bridge = finished or _fuse(encoders, encoded, split, chosen, frozen, seed, device, resume, fingerprint, report)
 
-    example = unseen_item(encoded, split, next(iter(encoders)))
-    if finished:
-        return Alignment(finished, folder, encoded.pairs.set_aside, example, reused=True)
-    provenance = {
-        **story_of(encoded, split, seed, device, started),
-        "preset": name,
-        "fingerprint": fingerprint,
-        **bridge.provenance,
-    }
-    bridge = replace(bridge, provenance=provenance)
-    with first_process_first():
-        if rank() == 0:
-            pictures = {"training.png": training_curves(bridge.history), **heat_maps(bridge, encoded, split)}
-            bridge.save(folder, pictures=pictures, overwrite=overwrite)
-        else:
-            bridge = Bridge.load(folder, device)
-    return Alignment(bridge, folder, encoded.pairs.set_aside, example, reused=False)
+        example = unseen_item(encoded, split, next(iter(encoders)))
+        if finished:
+            return Alignment(finished, folder, encoded.pairs.set_aside, example, reused=True)
+        provenance = {
+            **story_of(encoded, split, seed, device, started),
+            "preset": name,
+            "fingerprint": fingerprint,
+            **bridge.provenance,
+        }
+        bridge = replace(bridge, provenance=provenance, training_rows=encoded.training_rows(split))
+        with first_process_first():
+            if rank() == 0:
+                pictures = {"training.png": training_curves(bridge.history), **heat_maps(bridge, encoded, split)}
+                if write_report:
+                    from bridgekit.report import report_or_warning
+
+                    with progress_bars(progress) as report:
+                        pictures |= report_or_warning(bridge, folder.absolute().name, encoded, split, report)
+                bridge.save(folder, pictures=pictures, overwrite=overwrite)
+            else:
+                bridge = Bridge.load(folder, device)
+        return Alignment(bridge, folder, encoded.pairs.set_aside, example, reused=False)
 
 
 def story_of(encoded: EncodedPairs, split: NDArray[np.str_], seed: int, device: str, started: float) -> dict[str, Any]:
@@ -258,7 +275,9 @@ def _fuse(
         for modality, (name, encoder) in encoders.items()
     }
     opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
-    provenance = {"best_epoch": trained.best_epoch, "epochs": preset.epochs}
+    provenance: dict[str, Any] = {"best_epoch": trained.best_epoch, "epochs": preset.epochs}
+    if trained.diverged:
+        provenance["diverged"] = trained.diverged
     bridge = Bridge(sides, trained.adapters, preset, trained.temperature, provenance, (), trained.history, device, {}, opened)
     if rank() > 0:
         return bridge  # the first process measures and saves for all
@@ -311,11 +330,11 @@ def open_encoders(names: Sequence[str], device: str, report: Report) -> dict[str
             raise BridgekitError(
                 f"two sides are {encoder.modality}", where=", ".join(names), remedy="name different modalities"
             )
-        opened[encoder.modality] = (full, encoder)
+        opened[encoder.modality] = (recorded_name(full, encoder), encoder)
     return opened
 
 
-def open_table(pairs: str | Path | Pairs | None, modalities: tuple[str, ...], tell: bool) -> Pairs:
+def open_table(pairs: str | Path | Pairs | None, modalities: tuple[str, ...], tell: bool, outside: bool = False) -> Pairs:
     """The named table, or the one that a plugin brings for these modalities."""
     if isinstance(pairs, Pairs):
         missing = [modality for modality in modalities if modality not in pairs.columns]
@@ -323,7 +342,7 @@ def open_table(pairs: str | Path | Pairs | None, modalities: tuple[str, ...], te
             raise BridgekitError(f"the table has no column {missing[0]!r}", where=pairs.source)
         return pairs
     if pairs is not None:
-        return read_pairs(pairs, modalities)
+        return read_pairs(pairs, modalities, outside=outside)
     source = default_pair_source(modalities)
     if tell:  # it may be large, and its files may have to be made first
         print(f"Pairs: {source.name} ({source.description}), as no table was named", file=sys.stderr)

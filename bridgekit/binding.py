@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,14 +20,15 @@ from bridgekit.alignment import (
     unseen_item,
 )
 from bridgekit.bridge import Bridge, Side, check_free
+from bridgekit.cache import one_writer
 from bridgekit.distributed import first_process_first, joined_processes, rank
 from bridgekit.encoders import resolve_device
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import EncodedPairs, encode_pairs, sides_of
+from bridgekit.evaluation import EncodedPairs, encode_pairs, refuse_leaks, sides_of
 from bridgekit.fitting import measure, measure_gap, train_encoded
 from bridgekit.pairs import Pairs, read_pairs, split_pairs, table_modalities
 from bridgekit.pictures import training_curves
-from bridgekit.plugins import encoder_name, load_encoder
+from bridgekit.plugins import encoder_name, load_encoder, recorded_name
 from bridgekit.progress import progress_bars
 
 
@@ -41,6 +43,7 @@ def bind(
     strict: bool = False,
     resume: bool = True,
     overwrite: bool = False,
+    outside: bool = False,
     progress: bool = True,
 ) -> Bridge:
     """Add a modality to a trained bridge whose other sides stay as they are, byte for byte.
@@ -54,7 +57,8 @@ def bind(
         pairs: as for `align`: a table with a column for the new modality and one for any of the bridge's.
         out: where to write the larger bridge; by default in place of the old one, whose conditioners and pictures stay.
         overwrite: bind a modality anew that was bound before with other pairs, or replace another bridge at `out`.
-        seed, device, strict, resume, progress: as for `align`. The hyperparameters are those that the bridge was trained with.
+        seed, device, strict, resume, outside, progress: as for `align`. The hyperparameters are those that the bridge was
+            trained with.
 
     Returns:
         the larger bridge, saved, with figures for the new modality beside those it had.
@@ -72,6 +76,7 @@ def bind(
         strict=strict,
         resume=resume,
         overwrite=overwrite,
+        outside=outside,
         progress=progress,
     ).bridge
 
@@ -88,22 +93,46 @@ def run_binding(
     strict: bool = False,
     resume: bool = True,
     overwrite: bool = False,
+    outside: bool = False,
     progress: bool = True,
 ) -> Alignment:
     """`bind`, with an account of what was done. Arguments and errors are the same."""
-    started = time.monotonic()
-    progress = progress and rank() == 0
-    device = resolve_device(device)
     source, folder = Path(bridge), Path(out or bridge)
-    old = Bridge.load(source, device)
+    # Two runs for one place take turns: the second takes what the first has bound for the bridge that it adds to.
+    with one_writer(folder) if rank() == 0 else nullcontext():
+        progress = progress and rank() == 0
+        return _bind_into(folder, source, add, pairs, seed, device, strict, resume, overwrite, outside, progress)
+
+
+def _bind_into(
+    folder: Path,
+    source: Path,
+    add: str,
+    pairs: str | Path | Pairs,
+    seed: int,
+    device: str,
+    strict: bool,
+    resume: bool,
+    overwrite: bool,
+    outside: bool,
+    progress: bool,
+) -> Alignment:
+    """`run_binding` once nobody else writes the folder."""
+    started = time.monotonic()
+    device = resolve_device(device)
+    with first_process_first():
+        old = Bridge.load(source, device)
     name = encoder_name(add)
     encoder = load_encoder(name, device)
+    name = recorded_name(name, encoder)
     new = encoder.modality
     known = [modality for modality in old.sides if modality != new]
     bound = any(story["modality"] == new for story in old.provenance.get("bound", ()))
     if new in old.sides and not bound:
         raise BridgekitError(
-            f"this bridge has a side for {new} already", where=str(source), remedy=f"its modalities are {', '.join(old.sides)}"
+            f"this bridge has a side for {new} already",
+            where=str(source),
+            remedy=f"add a modality that is none of {', '.join(old.sides)}, or train another bridge with align",
         )
     partners = [modality for modality in table_modalities(pairs) if modality in known]
     if not partners:
@@ -112,12 +141,13 @@ def run_binding(
             where=pairs.source if isinstance(pairs, Pairs) else str(pairs),
             remedy=f"give pairs of {new} with one of them",
         )
-    table = pairs if isinstance(pairs, Pairs) else read_pairs(pairs, (*partners, new))
+    table = pairs if isinstance(pairs, Pairs) else read_pairs(pairs, (*partners, new), outside=outside)
     encoders = {modality: old.encoder(modality) for modality in partners} | {new: encoder}
     with progress_bars(progress) as report:
         with first_process_first():
             encoded = encode_pairs(table, encoders, report, strict=strict)
         encoded, split = _only_with(new, encoded, np.asarray(split_pairs(encoded.pairs, seed, encoded.ids)))
+        refuse_leaks(encoded, split)
         check_variety(encoded)
         fingerprint = fingerprint_of(
             encoded,
@@ -163,6 +193,7 @@ def run_binding(
             **story_of(encoded, split, seed, device, started),
             "fingerprint": fingerprint,
             "best_epoch": trained.best_epoch,
+            **({"diverged": trained.diverged} if trained.diverged else {}),
         }
         larger = replace(
             old,
@@ -170,6 +201,7 @@ def run_binding(
             adapters={**old.adapters, new: adapter},
             provenance={**old.provenance, "bound": [*old.provenance.get("bound", ()), story]},
             _encoders={**old._encoders, new: encoder},
+            training_rows=old.training_rows | encoded.training_rows(split),
         )
         larger = measure_gap(larger, encoded, split)
         records = [

@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from bridgekit.bounded import homes, is_within
+from bridgekit.bridge_file import FORMAT, read_history, read_story, read_tensors
+from bridgekit.cache import check_writable, one_writer, put_back, write_folder_atomically
 from bridgekit.card import model_card
 from bridgekit.encoders import TEXT, Encoder, Item, resolve_device
 from bridgekit.errors import BridgekitError, ItemError
@@ -27,10 +29,12 @@ from bridgekit.latents import encode_items
 from bridgekit.plugins import load_encoder
 from bridgekit.progress import Report, silent
 from bridgekit.retrieval import search
+from bridgekit.training_rows import TrainingRows
 
-FORMAT = 1
 #: The option of an encoder, and, after `BRIDGEKIT_`, the environment variable, by which code from a model's repository may run.
 TRUST = "TRUST_REMOTE_CODE"
+#: After `BRIDGEKIT_`, the environment variable by which a loaded bridge may name tables and encoders anywhere on disk.
+OUTSIDE = "OUTSIDE"
 #: Before a modality, the name of its mean among the tensors.
 MEAN = "mean/"
 
@@ -104,6 +108,8 @@ class Bridge:
         history: one record per validation during training.
         device: where adapters and encoders run.
         means: modality to the mean of its training embeddings, (dim,). Their difference is the gap between modalities.
+        training_rows: what it was trained on.
+        folder: where it was loaded from, or None for one that was made here. Of a loaded one, paths are followed with care.
     """
 
     sides: Mapping[str, Side]
@@ -116,6 +122,8 @@ class Bridge:
     device: str = "cpu"
     means: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False, compare=False)
+    training_rows: TrainingRows = field(default_factory=TrainingRows, repr=False, compare=False)
+    folder: Path | None = field(default=None, repr=False, compare=False)
 
     @property
     def dim(self) -> int:
@@ -139,6 +147,33 @@ class Bridge:
     def table_of(self, modality: str) -> str:
         """The source of the first of these tables that has a modality."""
         return next((table.source for table in self.tables if modality in table.modalities), "")
+
+    def followed(self, source: str) -> str:
+        """A table that the bridge names, if it may be read unasked: whoever wrote the bridge chose the path.
+
+        It may be a plugin's source, or lie, all links followed, in the folder where this runs or in the bridge's own.
+
+        Raises:
+            BridgekitError: it lies elsewhere.
+        """
+        named_source = ":" in source and not os.path.lexists(source)
+        if source and not named_source and not self._may_follow(source):
+            raise BridgekitError(
+                "this bridge names a table outside this folder and its own, which is not read unasked",
+                where=source,
+                remedy="name it if you trust it (eval --pairs, search --among, generate --captions), "
+                f"or set BRIDGEKIT_{OUTSIDE}=yes",
+            )
+        return source
+
+    def _may_follow(self, path: str | Path) -> bool:
+        """Whether a path that stands in the bridge may be followed; in one that was made here, all may."""
+        if self.folder is None or os.environ.get(f"BRIDGEKIT_{OUTSIDE}") == "yes":
+            return True
+        try:
+            return is_within(path, (*homes(Path()), *homes(self.folder)))
+        except (OSError, ValueError):
+            return False
 
     def weights_hash(self, modalities: Sequence[str]) -> str:
         """SHA-256 over the adapters of some modalities: equal where they embed alike, bit for bit."""
@@ -176,6 +211,7 @@ class Bridge:
                     where=side.encoder,
                     remedy=f"if you have read that code and trust it, set BRIDGEKIT_{TRUST}=yes",
                 )
+            self._check_paths(side)
             encoder = load_encoder(side.encoder, self.device)
             if encoder.revision != side.revision:
                 raise BridgekitError(
@@ -183,8 +219,26 @@ class Bridge:
                     where=f"trained on {side.revision}, installed is {encoder.revision}",
                     remedy="install the version it was trained with, or train the bridge again",
                 )
+            if (encoder.modality, encoder.dim) != (modality, side.dim):
+                raise BridgekitError(
+                    f"this bridge says that {side.encoder} encodes {modality}, {side.dim} wide",
+                    where=f"it encodes {encoder.modality}, {encoder.dim} wide",
+                    remedy="copy the bridge again, or train it again",
+                )
             self._encoders[modality] = encoder
         return self._encoders[modality]
+
+    def _check_paths(self, side: Side) -> None:
+        """Refuse an encoder whose name is, or holds, a path outside this folder and the bridge's, unless the user allows it."""
+        for part in re.split("[:,=@+;|]", side.encoder):
+            path = Path(os.path.expanduser(part))  # noqa: PTH111  (Path's own fails for a user who is not there)
+            leads_away = path.is_absolute() or ".." in path.parts or (part != "" and os.path.lexists(path))
+            if leads_away and not self._may_follow(path):
+                raise BridgekitError(
+                    "this bridge names an encoder on disk outside this folder and its own, which is not opened unasked",
+                    where=side.encoder,
+                    remedy=f"if you trust the bridge, set BRIDGEKIT_{OUTSIDE}=yes, or run this where the encoder is",
+                )
 
     def project(self, modality: str, latents: Tensor) -> Tensor:
         """Latents of one encoder, (n, d), into the shared space, (n, dim), at unit length."""
@@ -214,7 +268,11 @@ class Bridge:
         typed = [item if modality == TEXT else Path(item) for item in _listed(items)]
         encoder = self.encoder(modality)
         latents = encode_items(encoder, typed, progress=lambda done, total: report(f"encoding {modality}", done, total))
-        return Embedded(self.project(modality, latents.matrix[torch.from_numpy(latents.ids[latents.ids >= 0])]), latents.failed)
+        usable = latents.ids >= 0
+        vectors = self.project(modality, latents.matrix[torch.from_numpy(latents.ids[usable])])
+        finite = vectors.isfinite().all(1)
+        beyond = dict.fromkeys(np.flatnonzero(usable)[~finite.numpy()].tolist(), "its embedding is not finite numbers")
+        return Embedded(vectors[finite], {**latents.failed, **beyond})
 
     def similarity(self, **items: Sequence[Item] | Item) -> Tensor:
         """Cosine similarities, for example `bridge.similarity(audio=["dog.wav"], text=["a dog", "rain"])`.
@@ -311,7 +369,6 @@ class Bridge:
             BridgekitError: something is there that must not be replaced, or the place cannot be written.
         """
         folder = Path(path)
-        check_free(folder, overwrite)
         tensors = {
             f"{modality}.{name}": tensor.detach().cpu().contiguous()
             for modality, adapter in self.adapters.items()
@@ -329,27 +386,27 @@ class Bridge:
             "provenance": dict(self.provenance),
             "metrics": list(self.metrics),
         }
-        aside = folder.with_name(f".{folder.name}.{uuid4().hex}.part")
-        try:
-            aside.mkdir(parents=True)
+
+        def fill(aside: Path) -> None:
             (aside / "adapters.safetensors").write_bytes(weights)
+            self.training_rows.save(aside)
             (aside / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self.history))
             if grown_from:
                 for file in grown_from.glob("*.png"):
                     shutil.copyfile(file, aside / file.name)
                 if (grown_from / "conditioners").is_dir():
-                    shutil.copytree(grown_from / "conditioners", aside / "conditioners")
+                    for file in (grown_from / "conditioners").glob("[!.]*"):  # one that is being written now is left out
+                        (aside / "conditioners").mkdir(exist_ok=True)
+                        shutil.copyfile(file, aside / "conditioners" / file.name)
             for name, data in (pictures or {}).items():
                 (aside / name).write_bytes(data)
             shown = sorted(file.name for file in aside.glob("*.png"))
             (aside / "README.md").write_text(model_card(self, folder.name, shown), encoding="utf-8")
             (aside / "bridge.json").write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            _flush(aside)
-            _swap(aside, folder)
-        except OSError as error:
-            raise BridgekitError(f"the bridge cannot be written: {error.strerror or error}", where=str(folder)) from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+
+        with one_writer(folder):
+            check_free(folder, overwrite)
+            write_folder_atomically(folder, fill)
         return folder
 
     @classmethod
@@ -363,42 +420,63 @@ class Bridge:
         Raises:
             BridgekitError: it is not a bridge, is damaged, or was written by a newer version.
         """
+        while True:
+            put_back(Path(path))
+            before = _identity(Path(path))
+            try:
+                return cls._load(path, device)
+            except BridgekitError:
+                if _identity(Path(path)) == before:  # otherwise it was replaced meanwhile: these were files of two bridges
+                    raise
+
+    @classmethod
+    def _load(cls, path: str | Path, device: str) -> Bridge:
         folder = Path(path)
-        story = _read_story(folder)
-        try:
-            weights = (folder / "adapters.safetensors").read_bytes()
-            if hashlib.sha256(weights).hexdigest() != story["adapters_sha256"]:
-                raise _damaged(folder, "adapters.safetensors is not the file that bridge.json describes")
-            tensors = load(weights)
-            preset = Preset(**story["preset"])
-            sides = {modality: Side(**side) for modality, side in story["sides"].items()}
-            adapters: dict[str, Adapter] = {}
-            for modality, side in sides.items():
-                adapters[modality] = (
-                    FrozenSide(side.dim)
-                    if side.frozen
-                    else FusionAdapter(side.dim, story["dim"], preset.blocks, preset.expansion, preset.dropout)
-                )
-                prefix = f"{modality}."
-                own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-                adapters[modality].load_state_dict(own)
-                adapters[modality].eval().to(resolve_device(device))
-            lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
-            history = [json.loads(line) for line in lines if line.strip()]
-            return cls(
-                sides,
-                adapters,
-                preset,
-                float(story["temperature"]),
-                story["provenance"],
-                story["metrics"],
-                history,
-                resolve_device(device),
-                # In the sides' order: safetensors gives its tensors in any.
-                {modality: tensors[MEAN + modality] for modality in sides if MEAN + modality in tensors},
-            )
-        except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
-            raise _damaged(folder, f"{type(error).__name__}: {error}".splitlines()[0]) from error
+        story = read_story(folder)
+        preset = Preset(**story["preset"])
+        sides = {modality: Side(**side) for modality, side in story["sides"].items()}
+        # Without memory for their tensors, which are then those of the file.
+        with torch.device("meta"):
+            adapters: dict[str, Adapter] = {
+                modality: FrozenSide(side.dim)
+                if side.frozen
+                else FusionAdapter(side.dim, story["dim"], preset.blocks, preset.expansion, preset.dropout)
+                for modality, side in sides.items()
+            }
+        shapes = {
+            f"{modality}.{name}": tuple(tensor.shape)
+            for modality, adapter in adapters.items()
+            for name, tensor in adapter.state_dict().items()
+        }
+        means = {f"{MEAN}{modality}": (story["dim"],) for modality in sides}
+        tensors = read_tensors(folder, story["adapters_sha256"], shapes, means)
+        device = resolve_device(device)
+        for modality, adapter in adapters.items():
+            own = {name: tensors[f"{modality}.{name}"] for name in adapter.state_dict()}
+            adapter.load_state_dict(own, assign=True)
+            adapter.eval().to(device)
+        return cls(
+            sides,
+            adapters,
+            preset,
+            float(story["temperature"]),
+            story["provenance"],
+            story["metrics"],
+            read_history(folder),
+            device,
+            # In the sides' order: safetensors gives its tensors in any.
+            {modality: tensors[MEAN + modality] for modality in sides if MEAN + modality in tensors},
+            training_rows=TrainingRows.load(folder),
+            folder=folder,
+        )
+
+
+def _identity(folder: Path) -> int | None:
+    """Which folder is at this place now, by its number on the disk."""
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return None
 
 
 def _listed(items: Sequence[Item] | Item) -> list[Item]:
@@ -407,15 +485,10 @@ def _listed(items: Sequence[Item] | Item) -> list[Item]:
 
 def check_free(folder: Path, overwrite: bool) -> None:
     """Raise BridgekitError unless a bridge may be written at `folder`."""
+    put_back(folder)
     if not folder.exists():
-        try:
-            # In the nearest folder that exists: a mistake found later should leave no empty folders behind.
-            with tempfile.TemporaryFile(dir=next(parent for parent in folder.absolute().parents if parent.exists())):
-                return
-        except OSError as error:
-            raise BridgekitError(
-                f"a bridge cannot be written here: {error.strerror or error}", where=str(folder), remedy="choose another --out"
-            ) from error
+        check_writable(folder.parent)
+        return
     if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "bridge.json").exists()):
         raise BridgekitError(
             "this place holds something that is not a bridge", where=str(folder), remedy="choose another --out"
@@ -426,50 +499,3 @@ def check_free(folder: Path, overwrite: bool) -> None:
             where=str(folder),
             remedy="choose another --out, or replace it with --overwrite",
         )
-
-
-def _read_story(folder: Path) -> dict[str, Any]:
-    file = folder / "bridge.json"
-    if not file.is_file():
-        raise BridgekitError(
-            "there is no bridge here" if folder.exists() else "there is no such folder",
-            where=str(folder),
-            remedy="train one: bridgekit align --a audio --b text",
-        )
-    try:
-        story = json.loads(file.read_text(encoding="utf-8"))
-        version = story["format"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damaged(folder, f"bridge.json cannot be read ({type(error).__name__})") from error
-    if not isinstance(version, int) or version > FORMAT:
-        raise BridgekitError(
-            f"this bridge has format {version}; this bridgekit reads format {FORMAT}",
-            where=str(folder),
-            remedy="install a newer bridgekit, from where this one came",
-        )
-    assert isinstance(story, dict)
-    return story
-
-
-def _damaged(folder: Path, why: str) -> BridgekitError:
-    return BridgekitError(f"this bridge is damaged: {why}", where=str(folder), remedy="copy it again, or train it again")
-
-
-def _flush(folder: Path) -> None:
-    for file in [*folder.rglob("*"), folder]:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _swap(aside: Path, folder: Path) -> None:
-    """Put `aside` in `folder`'s place, with all that an older bridge had beside it (conditioners are of that bridge alone)."""
-    if not folder.exists():
-        aside.rename(folder)
-        return
-    old = folder.with_name(f".{folder.name}.{uuid4().hex}.old")
-    folder.rename(old)
-    aside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from bridgekit.plain import markdown, plain
 
 if TYPE_CHECKING:
     from bridgekit.bridge import Bridge
@@ -16,7 +20,7 @@ def model_card(bridge: Bridge, name: str, pictures: Sequence[str]) -> str:
     """The text of a bridge's `README.md`."""
     story = bridge.provenance
     lines = [
-        f"# {name}",
+        f"# {markdown(name)}",
         "",
         "A bridge made by [bridgekit](https://pypi.org/project/bridgekit/): "
         f"{' and '.join(bridge.sides)} in one space of {bridge.dim} dimensions.",
@@ -25,16 +29,17 @@ def model_card(bridge: Bridge, name: str, pictures: Sequence[str]) -> str:
         "|---|---|---|---|",
     ]
     lines += [
-        f"| {modality} | `{side.encoder}` | {side.dim} | {'frozen (its latents are the space)' if side.frozen else 'adapter'} |"
+        f"| {markdown(modality)} | {_code(side.encoder)} | {side.dim} "
+        f"| {'frozen (its latents are the space)' if side.frozen else 'adapter'} |"
         for modality, side in bridge.sides.items()
     ]
     lines += ["", "## How it was made", ""]
-    lines += [f"{line[: len(line) - len(line.lstrip())]}- {line.lstrip()}" for line in story_lines(story)]
+    lines += [f"{line[: len(line) - len(line.lstrip())]}- {markdown(line.lstrip())}" for line in story_lines(story)]
     lines += [f"- temperature: {bridge.temperature:.4f}"]
     if bridge.metrics:
         lines += ["", "## What it does", "", metrics_table(bridge.metrics), ""]
         lines += ["`recall@k`: the share of queries with a right candidate among the first k, on rows that training never saw."]
-    lines += ["", *[f"![{Path(picture).stem.replace('-', ' ')}]({picture})" for picture in pictures]]
+    lines += ["", *[f"![{markdown(Path(picture).stem.replace('-', ' '))}]({quote(picture)})" for picture in pictures]]
     lines += [
         "",
         "## Use",
@@ -42,12 +47,21 @@ def model_card(bridge: Bridge, name: str, pictures: Sequence[str]) -> str:
         "```python",
         "from bridgekit import Bridge",
         "",
-        f'bridge = Bridge.load("{name}")',
-        *[f'{modality} = bridge.embed("{modality}", [...])' for modality in bridge.sides],
+        f"bridge = Bridge.load({json.dumps(plain(name), ensure_ascii=False)})",
+        *[
+            f'{modality if modality.isidentifier() else "vectors"} = bridge.embed("{modality}", [...])'
+            for modality in bridge.sides
+        ],
         "```",
         "",
     ]
     return "\n".join(lines)
+
+
+def _code(text: str) -> str:
+    """As code that no pipe or backtick of it ends."""
+    shown = plain(text).replace("`", "'").replace("|", "\\|")
+    return f"`{shown}`"
 
 
 def story_lines(story: Mapping[str, Any]) -> list[str]:
@@ -77,7 +91,8 @@ def metrics_table(metrics: Sequence[Mapping[str, Any]]) -> str:
     for record in metrics:
         recalls = " | ".join(f"{100 * record[f'recall@{k}']:.1f} %" for k in (1, 5, 10))
         rows.append(
-            f"| {record['split']} | {record['direction']} | {record['candidates']:,} | {record['method']} "
+            f"| {markdown(record['split'])} | {markdown(record['direction'])} | {record['candidates']:,} "
+            f"| {markdown(record['method'])} "
             f"| {recalls} | {record['median_rank']:g} |"
         )
     return "\n".join(rows)

@@ -18,6 +18,8 @@ Item = Path | str
 
 #: The modality whose items are strings rather than files.
 TEXT = "text"
+#: What a modality may be called: its name stands in names of columns, files and tensors.
+_MODALITY = re.compile(r"\w(?:[\w -]{0,62}\w)?")
 
 
 class Encoder(Protocol):
@@ -30,6 +32,9 @@ class Encoder(Protocol):
         dim: the width d of its latents.
         revision: names the exact weights and preprocessing. It is part of every latent's key, so it must change
             whenever the vectors would.
+
+    An encoder may have a fourth, `pinned`: the full name, `provider:model`, that finds these very weights on every machine,
+    where the name that it was opened by may come to mean others. Bridges record it: see `bridgekit.hub.pinned`.
     """
 
     modality: str
@@ -50,6 +55,11 @@ class Encoder(Protocol):
         An item's vector must not depend on what else is in its batch.
         """
         ...
+
+
+def is_modality(name: object) -> bool:
+    """Whether this can be a modality's name: letters, digits, `_`, and, within it, `-` and spaces; at most 64 of them."""
+    return isinstance(name, str) and _MODALITY.fullmatch(name) is not None
 
 
 def split_options(model: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:

@@ -44,12 +44,13 @@ def encode_table(
     device: str = "auto",
     strict: bool = False,
     ray: bool = False,
+    outside: bool = False,
     progress: bool = True,
 ) -> EncodedTable:
     """Encode a table's items into the latent store, from where `align` and `bind` take them.
 
     Arguments:
-        a, b, pairs, more, device, strict, progress: as for `align`.
+        a, b, pairs, more, device, strict, outside, progress: as for `align`.
         ray: encode on a Ray cluster, see `bridgekit.ray_encoding`.
 
     Raises:
@@ -57,7 +58,7 @@ def encode_table(
     """
     with progress_bars(progress) as report, ray_cluster() if ray else nullcontext():
         opened = open_encoders(choose_sides(a, b, more, pairs), resolve_device(device), report)
-        table = open_table(pairs, tuple(opened), progress)
+        table = open_table(pairs, tuple(opened), progress, outside)
         encoders = {modality: encoder for modality, (_, encoder) in opened.items()}
         names = {modality: name for modality, (name, _) in opened.items()}
         elsewhere = {modality: on_ray(name, encoder) for modality, (name, encoder) in opened.items()} if ray else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bridgekit.plain import plain
+
 
 class BridgekitError(Exception):
     """Something that the user can mend. The command line prints it without a traceback and exits with 2.
@@ -19,11 +21,12 @@ class BridgekitError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        lines = [self.what]
+        """One to three lines. What stands in them may be a stranger's, so a terminal shows it and does not obey it."""
+        lines = [plain(" ".join(self.what.splitlines()))]
         if self.where:
-            lines.append(f"  in: {self.where}")
+            lines.append(f"  in: {plain(self.where)}")
         if self.remedy:
-            lines.append(f"  fix: {self.remedy}")
+            lines.append(f"  fix: {plain(' '.join(self.remedy.splitlines()))}")
         return "\n".join(lines)
 
 

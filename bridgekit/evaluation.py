@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -15,11 +16,13 @@ from torch import Tensor
 
 from bridgekit.batches import Run
 from bridgekit.encoders import TEXT, Encoder
-from bridgekit.errors import BridgekitError
+from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.latents import Latents, encode_items
+from bridgekit.media import content_hash
 from bridgekit.pairs import Pairs, SetAside, read_pairs, relation_keys, split_pairs, table_modalities
 from bridgekit.progress import Report
 from bridgekit.retrieval import Recall, Relevance, class_embeddings, recall, relevance, search
+from bridgekit.training_rows import Contents, Ids, TrainingRows
 
 if TYPE_CHECKING:
     from bridgekit.bridge import Bridge, TrainedOn
@@ -50,9 +53,20 @@ class EncodedPairs:
         latents, ids = {}, {}
         for modality, own in self.ids.items():
             used = np.unique(own[rows][own[rows] >= 0])
-            latents[modality] = replace(self.latents[modality], matrix=self.latents[modality].matrix[torch.from_numpy(used)])
+            whole = self.latents[modality]
+            contents = [whole.contents[index] for index in used.tolist()]
+            latents[modality] = replace(whole, matrix=whole.matrix[torch.from_numpy(used)], contents=contents)
             ids[modality] = np.where(own[rows] < 0, -1, np.searchsorted(used, own[rows]))
         return EncodedPairs(self.pairs.take(rows.tolist()), latents, ids, self.keys[rows])
+
+    @property
+    def contents(self) -> dict[str, Sequence[bytes]]:
+        """Modality to the content hashes that `ids` are indices into."""
+        return {modality: latents.contents for modality, latents in self.latents.items()}
+
+    def training_rows(self, split: NDArray[np.str_]) -> TrainingRows:
+        """What training sees of the table, in a split: the rows of `train`, and those of `val`, which choose the epoch."""
+        return TrainingRows.of(self.ids, self.contents, np.flatnonzero(np.isin(split, NOT_TESTS)))
 
     @property
     def group(self) -> NDArray[np.int64] | None:
@@ -121,6 +135,48 @@ def encode_pairs(
 def test_splits(split: Sequence[str]) -> list[str]:
     """The names of the splits that are for reporting, in the table's order."""
     return [name for name in dict.fromkeys(split) if name not in NOT_TESTS]
+
+
+def leaks(split: Sequence[str], ids: Ids, contents: Contents) -> list[tuple[int, int]]:
+    """Rows that hold wholly the same as a row of an earlier split: of `train`, or, in a test split, of `val`.
+
+    Arguments:
+        split: each row's split.
+        ids, contents: see `bridgekit.training_rows`.
+
+    Returns:
+        (row, earlier row), counted from 0.
+    """
+    names = np.asarray(split)
+    found: dict[int, int] = {}
+    for earlier, later in ((("train",), names != "train"), (NOT_TESTS, ~np.isin(names, NOT_TESTS))):
+        before = np.flatnonzero(np.isin(names, earlier))
+        for row in np.flatnonzero(TrainingRows.of(ids, contents, before).whole(ids, contents) & later).tolist():
+            found.setdefault(row, _same_row(row, before, ids))
+    return sorted(found.items())
+
+
+def _same_row(row: int, among: NDArray[np.int64], ids: Ids) -> int:
+    """The first of some rows that holds all items of a row; there is one."""
+    same = np.ones(len(among), bool)
+    for own in ids.values():
+        same &= (own[among] == own[row]) | (own[row] < 0)
+    return int(among[same.argmax()])
+
+
+def refuse_leaks(encoded: EncodedPairs, split: NDArray[np.str_]) -> None:
+    """Raise BridgekitError where a row to validate or to test by holds wholly the same as one that training sees."""
+    found = leaks(split.tolist(), encoded.ids, encoded.contents)
+    if found:
+        rows = encoded.pairs.rows
+        told = [f"row {rows[row]} ({split[row]}) as row {rows[other]} ({split[other]})" for row, other in found[:5]]
+        more = f", and {len(found) - 5:,} more" if len(found) > 5 else ""
+        raise BridgekitError(
+            f"{len(found):,} {'row holds' if len(found) == 1 else 'rows hold'} the same as a row of another split, "
+            f"and figures would flatter: {', '.join(told)}{more}",
+            where=encoded.pairs.source,
+            remedy="give both the same split, or remove one; `bridgekit check` tells of all",
+        )
 
 
 def evaluate_splits(
@@ -223,7 +279,13 @@ def _recall_among(
 
 
 def evaluate_bridge(
-    bridge: Bridge, pairs: str | Path | Pairs | None, splits: Sequence[str] | None, report: Report
+    bridge: Bridge,
+    pairs: str | Path | Pairs | None,
+    splits: Sequence[str] | None,
+    report: Report,
+    *,
+    unseen: bool = False,
+    outside: bool = False,
 ) -> tuple[list[dict[str, Any]], Sequence[SetAside]]:
     """Recall of a trained bridge on a table.
 
@@ -233,20 +295,25 @@ def evaluate_bridge(
             bridge was trained on, split as they were then.
         splits: which splits to ask; by default all but `train` and `val`. A foreign table without splits is asked whole.
         report: progress.
+        unseen: set aside those rows to be asked whose files training saw. Splits called `train` or `val` are asked as they are.
+        outside: let a table name files outside its own folder.
 
     Returns:
-        records as of `evaluate_splits`, and the rows set aside.
+        records as of `evaluate_splits`, and the rows set aside. Of the bridge's own tables these are also rows that were not
+        in a test split when it was trained, but are now.
 
     Raises:
-        BridgekitError: the table cannot be read or has no such split.
+        BridgekitError: the table cannot be read, has no such split, has rows of a test split in train, or is foreign and has
+            rows that training saw, which `unseen` does not set aside.
     """
     if pairs is not None:
-        table = pairs if isinstance(pairs, Pairs) else read_pairs(pairs, _sides_in(bridge, pairs))
-        return _evaluate_table(bridge, table, None, splits, report)
+        table = pairs if isinstance(pairs, Pairs) else read_pairs(pairs, _sides_in(bridge, pairs), outside=outside)
+        return _evaluate_table(bridge, table, None, splits, report, unseen)
     records: list[dict[str, Any]] = []
     set_aside: list[SetAside] = []
     for own in bridge.tables:
-        found, left_out = _evaluate_table(bridge, read_pairs(own.source, own.modalities), own, splits, report)
+        table = read_pairs(bridge.followed(own.source), own.modalities, outside=outside)
+        found, left_out = _evaluate_table(bridge, table, own, splits, report, unseen)
         # The table that a modality was bound with tells of that modality; the others may have been trained on its rows.
         records += [record for record in found if not own.bound or own.bound in sides_of(record)]
         set_aside += left_out
@@ -254,7 +321,7 @@ def evaluate_bridge(
 
 
 def _evaluate_table(
-    bridge: Bridge, table: Pairs, own: TrainedOn | None, splits: Sequence[str] | None, report: Report
+    bridge: Bridge, table: Pairs, own: TrainedOn | None, splits: Sequence[str] | None, report: Report, unseen: bool
 ) -> tuple[list[dict[str, Any]], Sequence[SetAside]]:
     sides = [modality for modality in table.modalities if modality in bridge.sides]
     if len(sides) < 2:
@@ -264,8 +331,11 @@ def _evaluate_table(
     encoded = encode_pairs(table, {modality: bridge.encoder(modality) for modality in sides}, report)
     if own:
         split = list(split_pairs(encoded.pairs, own.seed, encoded.ids))
+        refuse_leaks(encoded, np.asarray(split))
+        seen = bridge.training_rows.whole(encoded.ids, encoded.contents)
     else:
         split = list(encoded.pairs.split or ["all"] * len(encoded.pairs))
+        seen = bridge.training_rows.files(encoded.ids, encoded.contents)
     wanted = list(splits) if splits else test_splits(split)
     unknown = [name for name in wanted if name not in split]
     if unknown or not wanted:
@@ -274,7 +344,35 @@ def _evaluate_table(
             where=table.source,
             remedy=f"name one with --split: {', '.join(dict.fromkeys(split))}",
         )
-    return evaluate_splits(encoded, split, bridge.project, "FuseMix", wanted), encoded.pairs.set_aside
+    asked = np.isin(split, [name for name in wanted if name not in NOT_TESTS])
+    left_out = _leave_out(encoded.pairs, np.flatnonzero(asked), np.flatnonzero(asked & seen), refuse=not (own or unseen))
+    # To the others they are what rows of training are: distractors, and no right answers.
+    split = ["train" if asked[row] and seen[row] else name for row, name in enumerate(split)]
+    wanted = [name for name in wanted if name in split]
+    records = evaluate_splits(encoded, split, bridge.project, "FuseMix", wanted)
+    return records, (*encoded.pairs.set_aside, *left_out)
+
+
+def _leave_out(table: Pairs, asked: NDArray[np.int64], seen: NDArray[np.int64], *, refuse: bool) -> list[SetAside]:
+    """Set aside the rows to be asked that training saw.
+
+    Raises:
+        BridgekitError: there are some and they are to be refused, or no other is left.
+    """
+    told = f"training saw {len(seen):,} of these {len(asked):,} rows"
+    if len(seen) and refuse:
+        raise BridgekitError(
+            f"{told}, or their files: their figures would flatter",
+            where=f"{table.source}, first row {table.rows[seen[0]]}",
+            remedy="set them aside with --unseen, or leave out --pairs to ask the test rows of the bridge's own table",
+        )
+    if len(seen) and len(seen) == len(asked):
+        raise BridgekitError(f"{told}: none is left to ask", where=table.source, remedy="give a table of other rows")
+    column = next((modality for modality in table.modalities if modality != TEXT), TEXT)
+    return [
+        SetAside(table.rows[row], column, str(table.columns[column][row] or "")[:200], "training saw it")
+        for row in seen.tolist()
+    ]
 
 
 def _sides_in(bridge: Bridge, source: str | Path) -> tuple[str, ...]:
@@ -321,6 +419,9 @@ def evaluate_zero_shot(
     templates: Sequence[str],
     splits: Sequence[str] | None,
     report: Report,
+    *,
+    unseen: bool = False,
+    outside: bool = False,
 ) -> ZeroShot:
     """Classify the items of the side that is not text by prompts made of the texts of the table, taken as class names.
 
@@ -330,19 +431,22 @@ def evaluate_zero_shot(
         templates: prompts with `{}` for the class.
         splits: which splits to ask, where the table has them; by default all but `train` and `val`, or else every row.
         report: progress.
+        unseen: set aside those rows to be asked whose item training saw, as is always done with the bridge's own table.
+        outside: let the table name files outside its own folder.
 
     Raises:
-        BridgekitError: no text side, or no row left.
+        BridgekitError: no text side, no row left, or rows that training saw, which `unseen` does not set aside.
     """
     bridge.side(TEXT)
-    source = pairs or bridge.tables[0].source
+    source = pairs or bridge.followed(bridge.tables[0].source)
     modality = next(name for name in (*_sides_in(bridge, source), *bridge.sides) if name != TEXT)
-    table = read_pairs(source, (modality, TEXT))
+    table = read_pairs(source, (modality, TEXT), outside=outside)
     names = table.columns[TEXT]
     wanted = list(splits or (test_splits(table.split) if table.split else ())) or None
     rows = [row for row in range(len(table)) if names[row] and (not wanted or not table.split or table.split[row] in wanted)]
     if not rows:
         raise BridgekitError("there is no row to classify", where=table.source, remedy="look at --split")
+    rows, left_out = leave_out_seen(bridge, table, rows, modality, refuse=pairs is not None and not unseen)
     embedded = bridge.embed_usable(modality, [table.columns[modality][row] or "" for row in rows], report=report)
     failed = [
         SetAside(table.rows[rows[at]], modality, str(table.columns[modality][rows[at]]), why)
@@ -354,4 +458,36 @@ def evaluate_zero_shot(
     predicted = search(embedded.vectors, prompts, 1)[1][:, 0].tolist()
     right = np.array([classes[index] == true for index, true in zip(predicted, truth, strict=True)])
     per_class = {name: float(right[[true == name for true in truth]].mean()) for name in classes}
-    return ZeroShot(modality, len(truth), float(right.mean()), per_class, templates, (*table.set_aside, *failed))
+    return ZeroShot(
+        modality,
+        len(truth),
+        float(right.mean()),
+        per_class,
+        templates,
+        (*table.set_aside, *failed, *(left_out if pairs else ())),
+    )
+
+
+def leave_out_seen(
+    bridge: Bridge, table: Pairs, rows: Sequence[int], modality: str, *, refuse: bool
+) -> tuple[list[int], list[SetAside]]:
+    """Those of some rows whose item of a modality training did not see, whatever stood beside it, and the others set aside.
+
+    Rows of splits called `train` or `val` are what they are called, and stay.
+
+    Raises:
+        BridgekitError: there are others and they are to be refused, or no row is left.
+    """
+    if not bridge.training_rows:
+        return list(rows), []
+    contents: list[bytes] = []
+    ids = np.full(len(rows), -1)
+    for position, row in enumerate(rows):
+        item = table.columns[modality][row]
+        if item is not None and not (table.split and table.split[row] in NOT_TESTS):
+            with suppress(ItemError):  # what cannot be read is told of later
+                contents.append(content_hash(item))
+                ids[position] = len(contents) - 1
+    seen = bridge.training_rows.whole({modality: ids}, {modality: contents})
+    asked = np.asarray(rows)
+    return asked[~seen].tolist(), _leave_out(table, asked, asked[seen], refuse=refuse)

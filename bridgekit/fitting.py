@@ -46,7 +46,7 @@ def train_encoded(
         report: progress.
 
     Raises:
-        BridgekitError: the training rows do not join all modalities, or training diverged.
+        BridgekitError: the training rows do not join all modalities, or training diverged before its first validation.
     """
     latents, rows = training_rows(encoded, split)
     start = list(fixed or list(rows)[:1])

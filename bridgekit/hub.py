@@ -15,6 +15,7 @@ PATIENCE = 10.0
 #: Weights that are read without running code first; the others are fetched only where a repository has none of these.
 SAFE = "*.safetensors"
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.npz", "*.h5", "*.msgpack", "*.onnx")
+_COMMIT = re.compile("[0-9a-f]{40}")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 
 
@@ -68,6 +69,19 @@ def model_folder(name: str, patterns: Sequence[str], *, plugin: str) -> Path:
             "connect to a network, or give the path of a local folder",
         )
     raise PluginError(f"{plugin} cannot fetch this model: {why}", where=name, remedy=remedy)
+
+
+def pinned(name: str, folder: Path) -> str:
+    """The name by which every machine gets this very model: of one from the hub, `org/model@commit`.
+
+    A branch such as `main` moves. A commit names its files by their content, so a bridge that records it is not led elsewhere.
+
+    Arguments:
+        name: as it was given to `model_folder`.
+        folder: what `model_folder` gave.
+    """
+    from_hub = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name) and not Path(name).expanduser().is_dir()
+    return f"{name.partition('@')[0]}@{folder.name}" if from_hub else name
 
 
 def _in_cache(repository: str, revision: str | None, patterns: Sequence[str]) -> Path | None:

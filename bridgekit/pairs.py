@@ -7,6 +7,7 @@ import csv
 import difflib
 import io
 import json
+import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,10 +18,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bridgekit.bounded import OutOfBounds, homes, is_within, open_regular, parse_json, read_bounded
 from bridgekit.encoders import TEXT, Item
-from bridgekit.errors import BridgekitError
+from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.isolation import decode
 
 MIN_ROWS = 10  # to learn anything, and to leave one row each for validation and test
+
+MAX_TABLE = 4 << 30  # bytes
+MAX_ROW = 16 << 20  # characters of a row of JSON Lines, or of a cell of CSV
+MAX_PATH = 500  # characters of a path in a message
+MANY, SHOWN = 1_000, 20  # names of columns that are searched for a likely one, and that are told
+LEAVES = "its path leads out of the table's folder: move the file there, or allow it with --outside"
 
 _TRAIN = ("train", "training")
 _VAL = ("val", "valid", "validation", "dev")
@@ -101,19 +110,21 @@ class Pairs:
 # ---- reading a table
 
 
-def read_pairs(source: str | Path, modalities: Sequence[str]) -> Pairs:
+def read_pairs(source: str | Path, modalities: Sequence[str], *, outside: bool = False) -> Pairs:
     """Read a table of pairs, and set aside the rows that cannot be used.
 
     A table has a header, and a column for each modality, named like it. Cells hold texts in the column `text` and paths
     of files, relative to the table's folder, in all others; an empty cell is a hole. The columns `split` and `group` are
     optional, all others are ignored. In a folder of class folders, a folder's name is the text of all files in it.
 
-    Set aside are rows with fewer than two items, with a file that is missing or empty, and those that repeat another row.
+    Set aside are rows with fewer than two items, with a file that is missing or empty, those that repeat another row, and
+    those with a path that, all links followed, leads out of the table's folder.
 
     Arguments:
         source: the path of a table (.csv, .tsv, .jsonl, .ndjson, .parquet) or of a folder of class folders, or the name
             of a plugin's source, `provider:name`. A path wins over a name.
         modalities: the columns to read.
+        outside: whether files may lie outside the table's folder. Those of a plugin's source may lie anywhere.
 
     Returns:
         the rows that can be used.
@@ -126,9 +137,9 @@ def read_pairs(source: str | Path, modalities: Sequence[str]) -> Pairs:
     wanted = tuple(dict.fromkeys(modalities))
     with _readable(source):
         if path.is_dir():
-            return _usable(_class_folders(path, wanted), wanted)
+            return _usable(_class_folders(path, wanted), wanted, None if outside else path)
         if path.exists():
-            return _usable(_table(path, wanted), wanted)
+            return _usable(_table(path, wanted), wanted, None if outside else path.parent)
     if ":" in str(source) and path.suffix.lower() not in _TABLES:
         from bridgekit.plugins import find_pair_source
 
@@ -144,15 +155,17 @@ def _readable(source: str | Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise _missing(source) from None
-    except OSError as error:
-        raise BridgekitError(
-            f"the table cannot be read ({error.strerror or error})", where=str(source), remedy="check its name and permissions"
-        ) from None
+    except (OSError, OutOfBounds) as error:
+        reason = getattr(error, "strerror", None) or error
+        # Without a number of its own it is not the system's, but that of a library that does not understand the file.
+        refused_by_system = isinstance(error, OSError) and error.errno is not None
+        remedy = "check its name and permissions" if refused_by_system else "write the table anew, as one regular file"
+        raise BridgekitError(f"the table cannot be read ({reason})", where=str(source)[:MAX_PATH], remedy=remedy) from None
 
 
 def _missing(source: str | Path) -> BridgekitError:
     return BridgekitError(
-        "there is no such table of pairs", where=str(source), remedy=f"check the path; it is taken from {Path.cwd()}"
+        "there is no such table of pairs", where=str(source)[:MAX_PATH], remedy=f"check the path; it is taken from {Path.cwd()}"
     )
 
 
@@ -170,47 +183,85 @@ def table_modalities(source: str | Path | Pairs) -> tuple[str, ...]:
     if isinstance(source, Pairs):
         return source.modalities
     path = Path(source)
-    if path.is_dir():
-        endings = [file.suffix[1:].lower() for file in path.glob("*/*")]
-        count = {modality: sum(ending in known for ending in endings) for modality, known in EXTENSIONS.items()}
-        return (max(count, key=lambda modality: count[modality]), TEXT)
-    if not path.exists() and ":" in str(source) and path.suffix.lower() not in _TABLES:
-        from bridgekit.plugins import find_pair_source
-
-        return find_pair_source(str(source)).modalities
     with _readable(source):
+        if path.is_dir():
+            endings = [file.suffix[1:].lower() for file in path.glob("*/*")]
+            count = {modality: sum(ending in known for ending in endings) for modality, known in EXTENSIONS.items()}
+            return (max(count, key=lambda modality: count[modality]), TEXT)
+        if not path.exists() and ":" in str(source) and path.suffix.lower() not in _TABLES:
+            from bridgekit.plugins import find_pair_source
+
+            return find_pair_source(str(source)).modalities
         names, _ = _read_table(path, ())
     return tuple(name for name in dict.fromkeys(names) if name and name not in _OPTIONAL)
 
 
-def read_items(source: str | Path, modality: str) -> list[Item]:
+def read_items(source: str | Path, modality: str, *, outside: bool = False) -> list[Item]:
     """The distinct items of one modality: a table's or source's column, the files in a folder and below, or a text's lines.
 
     Arguments:
         source: as for `read_pairs`, or any folder, or a .txt file with one text a line.
         modality: which column; or what the files or lines are.
+        outside: as for `read_pairs`. Without it, links that leave a folder are no files of it.
 
     Raises:
         BridgekitError: there is no such thing, or there is nothing in it.
     """
-    path = Path(source)
-    items: Iterable[Item | None]
-    if path.is_dir() and modality != TEXT:
-        extensions = EXTENSIONS.get(modality)
-        files = sorted(file for file in path.absolute().rglob("*") if file.is_file() and file.name[0] != ".")
-        items = [file for file in files if extensions is None or file.suffix[1:].lower() in extensions]
-    elif path.is_dir():
-        items = [" ".join(re.split(r"[\s_-]+", entry.name)) for entry in sorted(path.iterdir()) if entry.is_dir()]
-    elif path.suffix.lower() == ".txt" and path.is_file() and modality == TEXT:
-        items = [line.strip() or None for line in _read_utf8(path).splitlines()]
-    else:
-        items = read_pairs(source, (modality,)).columns[modality]
+    with _readable(source):
+        items = _items_in(Path(source), source, modality, outside)
     distinct = [item for item in dict.fromkeys(items) if item is not None]
     if not distinct:
         raise BridgekitError(
             f"there is no {modality} in it", where=str(source), remedy="name a table, folder or file that has some"
         )
     return distinct
+
+
+def _items_in(path: Path, source: str | Path, modality: str, outside: bool) -> Iterable[Item | None]:
+    if path.is_dir() and modality != TEXT:
+        extensions = EXTENSIONS.get(modality)
+        files = sorted(file for file in path.absolute().rglob("*") if file.is_file() and file.name[0] != ".")
+        fitting = [file for file in files if extensions is None or file.suffix[1:].lower() in extensions]
+        home = Home(path)
+        return [file for file in fitting if outside or home.holds(file)]
+    if path.is_dir():
+        return [" ".join(re.split(r"[\s_-]+", entry.name)) for entry in sorted(path.iterdir()) if entry.is_dir()]
+    if path.suffix.lower() == ".txt" and path.is_file() and modality == TEXT:
+        return [line.strip() or None for line in _read_utf8(path).splitlines()]
+    return read_pairs(source, (modality,), outside=outside).columns[modality]
+
+
+def read_cells(source: str | Path) -> dict[str, dict[int, str]]:
+    """Every column of a table, as it is written: its name to the cells by row number, as `Pairs.rows` has them.
+
+    Empty cells are left out, and so are columns of a Parquet or JSON Lines table that hold neither texts nor numbers.
+
+    Arguments:
+        source: a table or a plugin's source, as for `read_pairs`.
+
+    Raises:
+        BridgekitError: there is no such table, or it cannot be read.
+    """
+    path = Path(source)
+    cells: dict[str, dict[int, str]] = {}
+    if not path.exists() and ":" in str(source) and path.suffix.lower() not in _TABLES:
+        from bridgekit.plugins import find_pair_source
+
+        built = find_pair_source(str(source)).build()
+        columns = {**built.columns, "split": built.split or (), "group": built.group or ()}
+        for name, items in columns.items():
+            cells[name] = {row: str(item) for row, item in zip(built.rows, items, strict=False) if item}
+        return cells
+    with _readable(source):
+        names, records = _read_table(path, ())
+        for at, name in enumerate(names):
+            if path.suffix.lower() not in (".csv", ".tsv"):  # those cells were not asked for yet
+                try:
+                    _, records = _read_table(path, (name,))
+                except BridgekitError:
+                    continue
+            cells[name] = {row: cell for row, record in records if (cell := record[at])}
+    return {name: column for name, column in cells.items() if name}
 
 
 def _read_table(path: Path, wanted: Sequence[str]) -> _Records:
@@ -222,6 +273,7 @@ def _read_table(path: Path, wanted: Sequence[str]) -> _Records:
             where=str(path),
             remedy=f"save it as one of {', '.join(_TABLES)}",
         )
+    open_regular(path).close()  # a named pipe would be waited for
     if suffix == ".parquet":
         return _read_parquet(path, wanted)
     if suffix in (".csv", ".tsv"):
@@ -238,7 +290,8 @@ def _table(path: Path, modalities: Sequence[str]) -> Pairs:
     if not records:
         raise BridgekitError("the table has a header and no rows", where=str(path), remedy="add a row for each pair")
     folder = path.parent.absolute()
-    cells = {name: [record[at] for _, record in records] for at, name in enumerate(names)}
+    wanted = (*modalities, *_OPTIONAL)
+    cells = {name: [record[at] for _, record in records] for at, name in enumerate(names) if name in wanted}
     columns: dict[str, tuple[Item | None, ...]] = {
         modality: tuple(cell if cell is None or modality == TEXT else folder / cell for cell in cells[modality])
         for modality in modalities
@@ -250,7 +303,7 @@ def _table(path: Path, modalities: Sequence[str]) -> Pairs:
 def _read_delimited(path: Path, delimiter: str) -> _Records:
     # The csv module, not pyarrow's reader: where a quote is never closed, pyarrow takes all rows after it for one cell and
     # says nothing. It is no slower either, as the cells are wanted as Python strings.
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(MAX_ROW)
     reader = csv.reader(io.StringIO(_read_utf8(path), newline=""), delimiter=delimiter, strict=True)
     names: list[str] = []
     records: list[tuple[int, list[str | None]]] = []
@@ -271,6 +324,12 @@ def _read_delimited(path: Path, delimiter: str) -> _Records:
             else:
                 records.append((row, record))
     except csv.Error as error:
+        if "field limit" in str(error):
+            raise BridgekitError(
+                f"a cell has over {MAX_ROW:,} characters, or a quote before it is never closed",
+                where=f"{path}, row {row + 1}",
+                remedy='shorten the cell, and look for a stray double quote (")',
+            ) from None
         reason = 'a double quote (") is never closed' if "end of data" in str(error) else f"the row is malformed ({error})"
         raise BridgekitError(
             reason, where=f"{path}, row {row + 1}", remedy='put the cell into "double quotes" and double those inside it ("")'
@@ -284,10 +343,15 @@ def _read_json_lines(path: Path, wanted: Sequence[str]) -> _Records:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(line, limit=MAX_ROW, lenient=True)
+        except OutOfBounds as error:
             raise BridgekitError(
-                f"the row is not JSON ({error})", where=f"{path}, row {row}", remedy="write one JSON object a line"
+                f"the row cannot be used: {error}", where=f"{path}, row {row}", remedy="write one small JSON object a line"
+            ) from None
+        except ValueError as error:
+            reason = f"{error.msg}, at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+            raise BridgekitError(
+                f"the row is not JSON ({reason})", where=f"{path}, row {row}", remedy="write one JSON object a line"
             ) from None
         if not isinstance(value, dict):
             raise BridgekitError(
@@ -296,32 +360,32 @@ def _read_json_lines(path: Path, wanted: Sequence[str]) -> _Records:
                 remedy='write one JSON object a line, like {"audio": "a.wav", "text": "a dog barks"}',
             )
         rows.append((row, value))
-    names = list(dict.fromkeys(name for _, value in rows for name in value))
-    used = [name if name in wanted else None for name in names]
-    return names, [
-        (row, [_as_cell(value.get(name), f"{path}, row {row}") if name else None for name in used]) for row, value in rows
-    ]
+    names = dict.fromkeys(name for _, value in rows for name in value)
+    # The wanted ones first, and cells of these alone: rows that all have other keys would make n columns of n cells.
+    used = [name for name in names if name in wanted]
+    cells = [(row, [_as_cell(value.get(name), f"{path}, row {row}") for name in used]) for row, value in rows]
+    return [*used, *(name for name in names if name not in wanted)], cells
 
 
 def _read_parquet(path: Path, wanted: Sequence[str]) -> _Records:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    names: list[str] = []
+    cells: dict[str, list[str | None]] = {}
+
+    def gather(told: Mapping[str, Any], lines: memoryview) -> None:
+        names.extend(told["names"])
+        for line in io.BytesIO(lines):
+            for name, values in json.loads(line).items():
+                known = cells.setdefault(name, [])
+                known += [
+                    _as_cell(value, f"{path}, row {row}, column {name}") for row, value in enumerate(values, len(known) + 1)
+                ]
 
     try:
-        with pq.ParquetFile(path) as file:
-            names: list[str] = file.schema_arrow.names
-            used = [name for name in dict.fromkeys(names) if name in wanted]
-            table = file.read(columns=used)
-    except pa.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise BridgekitError(
-            f"this is not a Parquet file, or it is damaged ({reason})", where=str(path), remedy="write it anew"
-        ) from None
-    cells = {
-        name: [_as_cell(value, f"{path}, row {row}, column {name}") for row, value in enumerate(column.to_pylist(), 1)]
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    }
-    return names, [(row + 1, [cells[name][row] if name in cells else None for name in names]) for row in range(len(table))]
+        decode("parquet", path, gather, remedy="write it anew", wanted=list(wanted))
+    except ItemError as error:
+        raise BridgekitError(error.what, where=error.where, remedy=error.remedy) from None
+    count = max(map(len, cells.values()), default=0)
+    return names, [(row + 1, [cells[name][row] if name in cells else None for name in names]) for row in range(count)]
 
 
 def _as_cell(value: Any, where: str) -> str | None:
@@ -334,7 +398,7 @@ def _as_cell(value: Any, where: str) -> str | None:
 
 
 def _read_utf8(path: Path) -> str:
-    data = path.read_bytes()
+    data = read_bounded(path, MAX_TABLE)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -353,15 +417,18 @@ def _check_columns(names: Sequence[str], wanted: Sequence[str], where: str) -> N
             )
         if modality in names:
             continue
-        lowered = {name.lower(): name for name in names}
+        lowered = {name.lower(): name for name in names[:MANY] if len(name) < 100}
         close = difflib.get_close_matches(modality, lowered, n=1)
         if len(names) == 1 and any(mark in names[0] for mark in ",;\t|"):
             remedy = "separate the cells with commas (.csv) or tabs (.tsv)"
+        elif any("\0" in name for name in names):
+            remedy = "save the table as UTF-8: it holds NUL bytes, as a text in UTF-16 does"
         elif close:
             remedy = f"rename the header `{lowered[close[0]]}` to `{modality}`"
         else:
             remedy = f"rename the header of the column that holds {modality} to `{modality}`"
-        found = ", ".join(f"`{name}`" for name in names)
+        found = ", ".join(f"`{name[:60]}`" for name in names[:SHOWN])
+        found += f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
         raise BridgekitError(f"the table has no column `{modality}`; its columns are {found}", where=where, remedy=remedy)
 
 
@@ -392,28 +459,62 @@ def _class_folders(folder: Path, modalities: Sequence[str]) -> Pairs:
     return Pairs(columns, str(folder), tuple(range(1, len(items) + 1)))
 
 
-def _usable(pairs: Pairs, modalities: Sequence[str]) -> Pairs:
-    """The rows of a table that can be used, in these columns only; the others join its `set_aside`."""
+class Home:
+    """The folder that a table's files must lie in, all links followed.
+
+    Real folders are looked up once each: a table may name a million files in a few of them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._places = homes(folder)
+        self._known: dict[str, bool] = {}
+
+    def holds(self, file: Path) -> bool:
+        """Whether the file, or where it would be, is in it."""
+        parent, name = os.path.split(file)
+        if name in ("", ".", "..") or file.is_symlink():
+            return is_within(file, self._places)
+        if parent not in self._known:
+            self._known[parent] = is_within(parent, self._places)
+        return self._known[parent]
+
+
+def _usable(pairs: Pairs, modalities: Sequence[str], folder: Path | None = None) -> Pairs:
+    """The rows of a table that can be used, in these columns only; the others join its `set_aside`.
+
+    Arguments:
+        pairs: the table.
+        modalities: the columns.
+        folder: where its files must lie, if anywhere.
+    """
+    home = Home(folder) if folder is not None else None
     columns = {modality: pairs.columns[modality] for modality in modalities}
     kept: list[int] = []
     set_aside = list(pairs.set_aside)
     first: dict[tuple[Item | None, ...], int] = {}
     for index, (row, items) in enumerate(zip(pairs.rows, zip(*columns.values(), strict=True), strict=True)):
-        fault = _fault(dict(zip(modalities, items, strict=True)))
+        fault = _fault(dict(zip(modalities, items, strict=True)), home)
         if fault is None and items in first:
-            fault = (modalities[0], f"the same as row {first[items]}")
+            other = first[items]
+            leak = pairs.split is not None and _split_name(pairs.split[index]) != _split_name(pairs.split[other])
+            fault = (modalities[0], f"the same as row {pairs.rows[other]}{', of another split' if leak else ''}")
         if fault is None:
-            first[items] = row
+            first[items] = index
             kept.append(index)
         else:
             column, reason = fault
             set_aside.append(SetAside(row, column, str(columns[column][index] or "")[:200], reason))
     if not kept:
         why = f" (row {set_aside[0].row}: {set_aside[0].reason}: {set_aside[0].item})" if set_aside else ""
+        remedy = "mend the table; paths in it are relative to its own folder"
+        if set_aside and set_aside[0].reason == LEAVES:
+            remedy = (
+                "move the files into the table's folder or, if you trust the table, add --outside (in Python: outside=True)"
+            )
         raise BridgekitError(
             f"none of the {len(set_aside):,} rows can be used{why}",
             where=pairs.source,
-            remedy="mend the table; paths in it are relative to its own folder",
+            remedy=remedy,
         )
     split = pairs.split if pairs.split and any(pairs.split) else None
     group = pairs.group if pairs.group and any(pairs.group) else None
@@ -421,7 +522,7 @@ def _usable(pairs: Pairs, modalities: Sequence[str]) -> Pairs:
     return Pairs(columns, pairs.source, pairs.rows, named, group, tuple(set_aside)).take(kept)
 
 
-def _fault(items: Mapping[str, Item | None]) -> tuple[str, str] | None:
+def _fault(items: Mapping[str, Item | None], home: Home | None) -> tuple[str, str] | None:
     """The column and the reason why a row cannot be used, or None."""
     holes = [modality for modality, item in items.items() if item is None]
     if len(items) - len(holes) < min(2, len(items)):
@@ -430,10 +531,13 @@ def _fault(items: Mapping[str, Item | None]) -> tuple[str, str] | None:
         if not isinstance(item, Path):
             continue
         try:
+            if home and not home.holds(item):
+                return modality, LEAVES
             status = item.stat()
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            missing = isinstance(error, FileNotFoundError)
-            return modality, "there is no such file" if missing else f"the file cannot be read ({error})"
+            missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+            reason = getattr(error, "strerror", None) or error
+            return modality, "there is no such file" if missing else f"the file cannot be read ({reason})"
         if not stat.S_ISREG(status.st_mode):
             return modality, "this is a folder, or something else that is no file"
         if not status.st_size:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from bridgekit import hookspecs
-from bridgekit.encoders import Encoder, resolve_device
+from bridgekit.encoders import Encoder, is_modality, resolve_device
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.hookspecs import EncoderProvider, ImageGenerator, PairSource
 
@@ -254,6 +254,22 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
     return encoder
 
 
+def recorded_name(name: str, encoder: Encoder) -> str:
+    """The name by which a bridge finds an encoder again: its `pinned` one, or else that which it was opened by.
+
+    Arguments:
+        name: `provider:model`.
+        encoder: what `load_encoder` gave for it.
+
+    Raises:
+        PluginError: the plugin pins it to a name that is not its own.
+    """
+    pinned = getattr(encoder, "pinned", name)
+    if not isinstance(pinned, str) or pinned.partition(":")[0] != name.partition(":")[0]:
+        raise PluginError(f"{plugin_of(encoder)} returned an encoder whose `pinned` is no name of its own", where=name)
+    return pinned
+
+
 def plugin_of(encoder: Encoder) -> str:
     """The package and version of the plugin that an encoder comes from, or its module where no entry point tells."""
     module = type(encoder).__module__.partition(".")[0]
@@ -265,7 +281,7 @@ def plugin_of(encoder: Encoder) -> str:
 
 def _check_contract(encoder: object, name: str, package: str) -> None:
     expected: dict[str, Callable[[Any], bool]] = {
-        "modality": lambda value: isinstance(value, str) and bool(value),
+        "modality": is_modality,
         "dim": lambda value: isinstance(value, int) and value > 0,
         "revision": lambda value: isinstance(value, str) and bool(value),
         "prepare": callable,

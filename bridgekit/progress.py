@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+from bridgekit.plain import plain
+
 #: Seconds that work may take before a bar is worth showing.
 PATIENCE = 1.0
 #: Seconds between two lines about one kind of work, where there is no terminal to draw a bar on.
@@ -19,6 +21,11 @@ Report = Callable[[str, int, int], object]
 
 def silent(what: str, done: int, total: int) -> None:
     """A report to nobody."""
+
+
+def say(line: str) -> None:
+    """One line on standard error that is no error: what went otherwise than expected, and what is done about it."""
+    print(plain(f"bridgekit: {line}"), file=sys.stderr, flush=True)
 
 
 def _lines() -> Report:

@@ -104,6 +104,41 @@ def recall(
     return Recall(len(ranks), len(candidates), at, float(ranks.double().quantile(0.5)))
 
 
+def chance_recall(right: Relevance, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
+    """The recall@k that a random order of the candidates is expected to have.
+
+    Arguments:
+        right: who is right for whom, one at least; the candidates are those that are right for anybody.
+        ks: the k of recall@k.
+    """
+    rights = np.unique(right.query, return_counts=True)[1]
+    candidates = len(np.unique(right.candidate))
+    # A query misses where its first k candidates are all wrong: draws without replacement.
+    draws = np.arange(max(ks))
+    left = np.clip(candidates - rights[:, None] - draws, 0, None) / np.maximum(candidates - draws, 1)
+    missed = np.cumprod(left, axis=1).mean(0)
+    return {k: float(1 - missed[k - 1]) for k in ks}
+
+
+def alike(vectors: Tensor, least: float, most: int) -> list[tuple[int, int, float]]:
+    """Pairs of rows whose cosine similarity is above some value: both indices, the first below the second, and the cosine.
+
+    Arguments:
+        vectors: (n, d); a zero vector is like none.
+        least: the cosine.
+        most: stop at so many pairs: among n rows that are all alike there are n squared.
+    """
+    found: list[tuple[int, int, float]] = []
+    unit = nn.functional.normalize(vectors, dim=-1)
+    for tile in _tiles(len(unit), len(unit)):
+        scores = unit[tile] @ unit[tile.start :].T
+        for row, column in (scores.triu(1) > least).nonzero()[: most - len(found)].tolist():
+            found.append((tile.start + row, tile.start + column, float(scores[row, column])))
+        if len(found) == most:
+            break
+    return found
+
+
 def best_ranks(queries: Tensor, candidates: Tensor, right: Relevance, skip: Relevance | None = None) -> Tensor:
     """The rank, from 1, of the best right candidate of each query that has one. In tiles: memory does not grow with n m.
 

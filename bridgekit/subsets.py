@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # s
 from bridgekit.cache import write_atomically
 from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError
-from bridgekit.pairs import Pairs, SetAside, read_pairs, table_modalities
+from bridgekit.pairs import Home, Pairs, SetAside, read_pairs, table_modalities
 from bridgekit.progress import Report, progress_bars, silent
 
 if TYPE_CHECKING:
@@ -329,6 +329,11 @@ class Subset:
     chosen: int
     kept: Mapping[str, int]
 
+    def leads_outside(self, table: Path) -> bool:
+        """Whether a table at this place names files outside its own folder, so that reading it has to be allowed."""
+        home = Home(table.parent)
+        return any(isinstance(item, Path) and not home.holds(item) for items in self.pairs.columns.values() for item in items)
+
 
 def choose_pairs(
     source: str | Path | Pairs,
@@ -340,6 +345,7 @@ def choose_pairs(
     out: str | Path | None = None,
     device: str = "auto",
     strict: bool = False,
+    outside: bool = False,
     progress: bool = True,
 ) -> Subset:
     """Choose which rows of a table to train on: see `choose_subset`.
@@ -359,6 +365,7 @@ def choose_pairs(
             folder for files below it, and absolute for others.
         device: a torch device for the encoder, or `auto`.
         strict: fail where a row would be set aside.
+        outside: let the table name files outside its own folder.
         progress: show progress bars on standard error.
 
     Raises:
@@ -372,7 +379,7 @@ def choose_pairs(
     name = encoder_name(on)
     encoder = load_encoder(name, device)
     modality = encoder.modality
-    table = source if isinstance(source, Pairs) else read_pairs(source, _columns(source, modality))
+    table = source if isinstance(source, Pairs) else read_pairs(source, _columns(source, modality), outside=outside)
     if modality not in table.columns:
         raise BridgekitError(f"the table has no column {modality!r}", where=table.source)
     split = np.asarray(table.split if table.split is not None else ["train"] * len(table))
@@ -459,12 +466,7 @@ def write_pairs(pairs: Pairs, path: Path) -> None:
     for name, cells in (("split", pairs.split), ("group", pairs.group)):
         if cells is not None:
             columns[name] = [cell or None for cell in cells]
-    try:
-        write_atomically(path, lambda aside: _write(columns, path.suffix.lower(), aside))
-    except OSError as error:
-        raise BridgekitError(
-            f"the table cannot be written: {error.strerror or error}", where=str(path), remedy="give another --out"
-        ) from error
+    write_atomically(path, lambda aside: _write(columns, path.suffix.lower(), aside))
 
 
 def _write(columns: Mapping[str, Sequence[str | None]], suffix: str, path: Path) -> None:

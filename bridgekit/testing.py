@@ -21,7 +21,7 @@ from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.hookspecs import EncoderProvider
 from bridgekit.latents import encode_items
 from bridgekit.media import content_hash, size_hint
-from bridgekit.plugins import Plugin, encoder_name, installed_plugins, load_encoder
+from bridgekit.plugins import Plugin, encoder_name, installed_plugins, load_encoder, recorded_name
 
 #: How far apart two vectors of one item may be, as a part of their length. 1 % is a cosine of 0.99995.
 IN_ANY_BATCH = 0.01
@@ -129,6 +129,11 @@ def _revision(subject: _Subject) -> Iterator[str]:
         yield f"it cannot be opened a second time: {_one_line(again)}"
     elif again != revision:
         yield f"its revision changes from {revision!r} to {again!r} when it is opened again: no latents would be found again"
+    if (pinned := recorded_name(subject.name, subject.encoder)) != subject.name:
+        found = _revision_of(pinned, subject.device)
+        if found != revision:
+            gives = _one_line(found) if isinstance(found, BridgekitError) else found
+            yield f"its pinned name {pinned} does not open the same weights: {gives}"
     if subject.changed is None:
         return
     other = _revision_of(subject.changed, subject.device)

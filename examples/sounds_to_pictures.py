@@ -39,7 +39,7 @@ def main(table: Path) -> None:
         for number, row in enumerate(rows):
             split = "test" if row["fold"] == LEFT_OUT else "val" if number % 10 == 0 else "train"
             writer.writerow([(table.parent / row["audio"]).absolute(), EMOJI[row["label"]], split])
-    align("audio", "text", pairs, out=BRIDGE, overwrite=True)
+    align("audio", "text", pairs, out=BRIDGE, overwrite=True, outside=True)
 
     test = {
         label: [table.parent / row["audio"] for row in rows if (row["label"], row["fold"]) == (label, LEFT_OUT)]
@@ -49,7 +49,7 @@ def main(table: Path) -> None:
     for made in done.pictures:
         print(f"{made.file}: heard {made.nearest[0][0]}")
     print(f"all together: {done.sheet}")
-    for record in judge_generation(BRIDGE, among="asked"):
+    for record in judge_generation(BRIDGE, among="asked", outside=True):
         print(f"made from {record['made_from']}: {100 * record['top1']:.0f} % of {record['pictures']} recognised among the ten")
 
 

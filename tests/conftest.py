@@ -69,4 +69,5 @@ def tone(path: Path, hertz: float, seconds: float = 0.4, rate: int = 16_000) -> 
 
 
 from tests.painting import picture_toys, workshop  # noqa: E402, F401  (fixtures for all)
+from tests.spoken_words import spoken_words  # noqa: E402, F401  (a fixture for all)
 from tests.toys import toy  # noqa: E402, F401  (a fixture for all)

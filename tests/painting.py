@@ -102,7 +102,8 @@ class PicturePlugin(ToyPlugin):
 
 @pytest.fixture
 def picture_toys(monkeypatch: pytest.MonkeyPatch) -> object:
-    """The picture plugin is the only one installed."""
+    """The picture plugin is the only one installed. The workshop's bridges are one's own, and their tables elsewhere."""
+    monkeypatch.setenv("BRIDGEKIT_OUTSIDE", "yes")
     yield install(monkeypatch, PicturePlugin())
     plugins.forget_plugins()
 

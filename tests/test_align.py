@@ -35,6 +35,7 @@ def test_clips_find_their_names_and_the_bridge_tells_how_well(tmp_path: Path) ->
     assert names == {
         "bridge.json",
         "adapters.safetensors",
+        "training_rows.safetensors",
         "history.jsonl",
         "README.md",
         "training.png",

@@ -73,8 +73,11 @@ def test_only_rows_to_train_on_are_thinned(run: Run, tmp_path: Path) -> None:
 
 def test_align_reads_the_written_table_wherever_it_is(run: Run, tmp_path: Path) -> None:
     split_table(tmp_path)
-    assert run("subset", "--pairs", "pairs.csv", "--k", 40, "--out", "elsewhere/deep/chosen.csv")[0] == 0
-    code, printed, err = run("align", "--pairs", "elsewhere/deep/chosen.csv", "--json")
+    code, printed, _ = run("subset", "--pairs", "pairs.csv", "--k", 40, "--out", "elsewhere/deep/chosen.csv")
+    assert code == 0
+    assert "bridgekit align --pairs elsewhere/deep/chosen.csv --outside" in printed, "its clips lie outside its folder"
+    assert run("align", "--pairs", "elsewhere/deep/chosen.csv")[0] == 2
+    code, printed, err = run("align", "--pairs", "elsewhere/deep/chosen.csv", "--outside", "--json")
     assert code == 0, err
     provenance = json.loads(printed)["provenance"]
     assert provenance["rows"] == {"train": 40, "val": 20, "test": 20}

@@ -175,8 +175,8 @@ def lacking(file: Path) -> None:
 
 def newer(file: Path) -> None:
     data = file.read_bytes()
-    assert data.count(rb"\"format\": 1") == 1
-    file.write_bytes(data.replace(rb"\"format\": 1", rb"\"format\": 9"))
+    assert data.count(rb"\"format\": 2") == 1
+    file.write_bytes(data.replace(rb"\"format\": 2", rb"\"format\": 9"))
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {

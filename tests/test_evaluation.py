@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+from bridgekit import Bridge, align, bind
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import EncodedPairs, encode_pairs, evaluate_splits, split_recall
-from bridgekit.pairs import Pairs
+from bridgekit.evaluation import (
+    EncodedPairs,
+    encode_pairs,
+    evaluate_bridge,
+    evaluate_splits,
+    evaluate_zero_shot,
+    leaks,
+    split_recall,
+)
+from bridgekit.pairs import Pairs, read_pairs, split_pairs
 from bridgekit.progress import silent
-from tests.toys import LetterEncoder
+from bridgekit.training_rows import FILE, TrainingRows
+from tests.conftest import Run, tone
+from tests.test_align import QUICK
+from tests.toys import NAMES, LetterEncoder, ToneEncoder, tone_table
+
+SHORT = replace(QUICK, epochs=3)
 
 
 class OtherLetters(LetterEncoder):
@@ -74,3 +95,274 @@ def test_train_and_val_are_not_reported_and_every_other_split_is() -> None:
 def test_a_table_whose_every_row_is_bad_says_why() -> None:
     with pytest.raises(BridgekitError, match="row 2"):
         table([" ", " "], ["one", "two"], ["train", "test"])
+
+
+# ---- rows that training saw
+
+
+def with_splits(table: Path) -> Path:
+    """The table with splits of its own: the copies 0 to 3 train, 4 is for validation and 5 for a test."""
+    header, *rows = table.read_text().splitlines()
+    names = {" 4.wav": "val", " 5.wav": "test"}
+    split = [next((name for part, name in names.items() if part in row), "train") for row in rows]
+    table.write_text("\n".join([f"{header},split", *(f"{row},{name}" for row, name in zip(rows, split, strict=True))]) + "\n")
+    return table
+
+
+def renamed(table: Path, folder: Path, names: dict[str, str] | None = None) -> Path:
+    """A table of the same clips under other names in another folder, and perhaps with other texts."""
+    folder.mkdir()
+    lines = ["audio,text"]
+    for number, row in enumerate(table.read_text().splitlines()[1:]):
+        clip, text = row.split(",")[:2]
+        shutil.copyfile(table.parent / clip, folder / f"{number}.wav")
+        lines.append(f"{number}.wav,{(names or {}).get(text, text)}")
+    (folder / "renamed.csv").write_text("\n".join(lines) + "\n")
+    return folder / "renamed.csv"
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("split", ["test", "val", "night"])
+def test_a_row_whose_bytes_are_in_train_too_is_refused_in_every_other_split(tmp_path: Path, split: str) -> None:
+    table = with_splits(tone_table(tmp_path))
+    shutil.copyfile(tmp_path / "clips" / "owl 0.wav", tmp_path / "clips" / "copy.wav")
+    with table.open("a") as file:
+        file.write(f"clips/copy.wav, owl ,{split}\n")
+    with pytest.raises(BridgekitError, match=rf"1 row holds .* row 122 \({split}\) as row 86 \(train\)") as refusal:
+        align(pairs=table, out=tmp_path / "bridge", preset=SHORT, progress=False)
+    assert "bridgekit check" in str(refusal.value.remedy)
+    assert not (tmp_path / "bridge").exists()
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_test_row_that_chose_the_epoch_is_refused_and_a_text_or_a_file_that_repeats_is_not(tmp_path: Path) -> None:
+    table = with_splits(tone_table(tmp_path))
+    shutil.copyfile(tmp_path / "clips" / "owl 0.wav", tmp_path / "clips" / "copy.wav")
+    plain = table.read_text()
+    table.write_text(plain + "clips/copy.wav,an owl,test\n")
+    align(pairs=table, out=tmp_path / "bridge", preset=SHORT, progress=False)
+    shutil.copyfile(tmp_path / "clips" / "owl 4.wav", tmp_path / "clips" / "chosen.wav")
+    table.write_text(plain + "clips/chosen.wav,owl,test\n")
+    with pytest.raises(BridgekitError, match=r"row 122 \(test\) as row 90 \(val\)"):
+        align(pairs=table, out=tmp_path / "other", preset=SHORT, progress=False)
+
+
+@pytest.mark.usefixtures("toy")
+def test_eval_refuses_the_bridges_own_table_once_a_row_of_train_was_copied_into_its_test(tmp_path: Path) -> None:
+    table = with_splits(tone_table(tmp_path))
+    bridge = align(pairs=table, out=tmp_path / "bridge", preset=SHORT, progress=False)
+    shutil.copyfile(tmp_path / "clips" / "owl 0.wav", tmp_path / "clips" / "copy.wav")
+    with table.open("a") as file:
+        file.write("clips/copy.wav,owl,test\n")
+    with pytest.raises(BridgekitError, match="row 122"):
+        evaluate_bridge(bridge, None, None, silent)
+
+
+@pytest.mark.usefixtures("toy")
+def test_what_is_to_be_bound_is_looked_at_too(tmp_path: Path) -> None:
+    table = with_splits(tone_table(tmp_path))
+    align(pairs=table, out=tmp_path / "bridge", preset=SHORT, progress=False)
+    shutil.copyfile(tmp_path / "clips" / "owl 0.wav", tmp_path / "clips" / "copy.wav")
+    noise = tmp_path / "noise.csv"
+    rows = [row.split(",") for row in table.read_text().splitlines()[1:]]
+    noise.write_text("text,other,split\n" + "".join(f"{text},{clip},{split}\n" for clip, text, split in rows))
+    with noise.open("a") as file:
+        file.write("owl,clips/copy.wav,test\n")
+    opened = ToneEncoder(modality="other", revision="toy:other@1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bridgekit.binding.load_encoder", lambda name, device: opened)
+        patch.setattr("bridgekit.binding.encoder_name", lambda name: "toy:other")
+        with pytest.raises(BridgekitError, match=r"row 122 \(test\) as row 86"):
+            bind(tmp_path / "bridge", "other", noise, progress=False)
+        noise.write_text(noise.read_text().replace("owl,clips/copy.wav,test\n", ""))
+        before = Bridge.load(tmp_path / "bridge").training_rows.marks
+        bind(tmp_path / "bridge", "other", noise, progress=False)
+    after = Bridge.load(tmp_path / "bridge").training_rows.marks
+    assert np.isin(before, after).all()
+    assert len(after) == 2 * len(before)
+
+
+@pytest.mark.usefixtures("toy")
+def test_where_bridgekit_splits_files_of_the_same_bytes_stay_together(tmp_path: Path) -> None:
+    table = tone_table(tmp_path, copies=3)
+    for clip in list((tmp_path / "clips").iterdir()):
+        shutil.copyfile(clip, clip.with_name(f"copy of {clip.name}"))
+    rows = table.read_text().splitlines()
+    table.write_text("\n".join([*rows, *(row.replace("clips/", "clips/copy of ") for row in rows[1:])]))
+    encoded = encode_pairs(read_pairs(table, ("audio", "text")), {"audio": ToneEncoder(), "text": LetterEncoder()}, silent)
+    for seed in range(20):
+        split = split_pairs(encoded.pairs, seed, encoded.ids)
+        assert split[:60] == split[60:]
+        assert set(split) == {"train", "val", "test"}
+        assert not leaks(split, encoded.ids, encoded.contents)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    rows=st.lists(st.tuples(st.integers(-1, 12), st.integers(-1, 12), st.integers(0, 3)), min_size=10, max_size=40),
+    seed=st.integers(0, 5),
+)
+def test_where_bridgekit_splits_no_row_is_ever_in_two_splits(rows: list[tuple[int, int, int]], seed: int) -> None:
+    ids = {name: np.array(each) for name, each in zip(("audio", "image", "text"), zip(*rows, strict=True), strict=True)}
+    ids["audio"] = np.where((ids["audio"] < 0) & (ids["image"] < 0), 13, ids["audio"])
+    contents = {name: [f"{name} {number}".encode() for number in range(14)] for name in ids}
+    columns = {name: tuple(None if number < 0 else str(number) for number in each) for name, each in ids.items()}
+    try:
+        split = split_pairs(Pairs(columns, "a test", tuple(range(len(rows)))), seed, ids)
+    except BridgekitError:
+        return  # too much in common to be split
+    assert not leaks(split, ids, contents)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(-1, 2), st.integers(-1, 2), st.integers(0, 2), st.sampled_from(["train", "val", "test", "night"])
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_leaks_are_just_the_rows_all_of_whose_items_stand_in_one_row_of_an_earlier_split(
+    rows: list[tuple[int, int, int, str]],
+) -> None:
+    names = ("audio", "image", "text")
+    *columns, split = zip(*rows, strict=True)
+    ids = {name: np.array(column) for name, column in zip(names, columns, strict=True)}
+    ids["audio"] = np.where((ids["audio"] < 0) & (ids["image"] < 0), 3, ids["audio"])
+    contents = {name: [f"{name} {number}".encode() for number in range(4)] for name in ids}
+
+    def within(row: int, other: int) -> bool:
+        return all(each[row] < 0 or each[row] == each[other] for each in ids.values())
+
+    order = {"train": 0, "val": 1}
+    expected = {
+        row
+        for row in range(len(rows))
+        for other in range(len(rows))
+        if order.get(split[other], 2) < order.get(split[row], 2) and within(row, other)
+    }
+    found = leaks(split, ids, contents)
+    assert {row for row, _ in found} == expected
+    assert all(within(row, other) and order.get(split[other], 2) < order.get(split[row], 2) for row, other in found)
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_table_of_rows_that_training_saw_is_refused_whatever_the_files_are_called(tmp_path: Path) -> None:
+    table = tone_table(tmp_path)
+    align(pairs=table, out=tmp_path / "bridge", preset=SHORT, progress=False)
+    bridge = Bridge.load(tmp_path / "bridge")
+    for pairs in (table, renamed(table, tmp_path / "same"), renamed(table, tmp_path / "new", {"owl": "a bird of the night"})):
+        with pytest.raises(BridgekitError, match="training saw 108 of these 120 rows") as refusal:
+            evaluate_bridge(bridge, pairs, None, silent)
+        assert "--unseen" in str(refusal.value.remedy)
+    with pytest.raises(BridgekitError, match="training saw 108 of these 120 rows"):
+        evaluate_zero_shot(bridge, str(tmp_path / "new" / "renamed.csv"), ("{}",), None, silent)
+
+
+@pytest.mark.usefixtures("toy")
+def test_unseen_asks_the_other_rows_and_counts_those_that_it_sets_aside(tmp_path: Path) -> None:
+    table = tone_table(tmp_path)
+    trained = align(pairs=table, out=tmp_path / "bridge", preset=SHORT, progress=False)
+    bridge = Bridge.load(tmp_path / "bridge")
+    records, set_aside = evaluate_bridge(bridge, renamed(table, tmp_path / "same"), None, silent, unseen=True)
+    assert len(set_aside) == 108
+    assert {row.reason for row in set_aside} == {"training saw it"}
+    own = [record for record in trained.metrics if record["method"] == "FuseMix"]
+    assert len(own) == len(records)
+    for mine, theirs in zip(own, records, strict=True):
+        assert {**mine, "split": ""} == {**theirs, "split": ""}, "it is the bridge's own test, under other names"
+    asked = evaluate_zero_shot(bridge, str(table), ("{}",), None, silent, unseen=True)
+    assert asked.items == 12
+    assert asked.as_json() | {"set_aside": []} == evaluate_zero_shot(bridge, None, ("{}",), None, silent).as_json()
+
+
+@pytest.mark.usefixtures("toy")
+def test_other_rows_are_asked_whole_though_their_texts_repeat(tmp_path: Path) -> None:
+    bridge = align(pairs=tone_table(tmp_path), out=tmp_path / "bridge", preset=SHORT, progress=False)
+    for number, name in enumerate(NAMES):
+        tone(tmp_path / "new" / f"{name}.wav", 151 * 1.19**number)
+    (tmp_path / "new.csv").write_text("audio,text\n" + "".join(f"new/{name}.wav,{name}\n" for name in NAMES))
+    records, set_aside = evaluate_bridge(bridge, tmp_path / "new.csv", None, silent)
+    assert records[0]["queries"] == len(NAMES)
+    assert not set_aside
+    assert evaluate_zero_shot(bridge, str(tmp_path / "new.csv"), ("{}",), None, silent).items == len(NAMES)
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_table_that_has_grown_since_sets_aside_what_its_new_split_would_ask_of_the_old_train(tmp_path: Path) -> None:
+    table = tone_table(tmp_path)
+    bridge = align(pairs=table, out=tmp_path / "bridge", preset=SHORT, progress=False)
+    assert not evaluate_bridge(bridge, None, None, silent)[1]
+    for number in range(30):
+        tone(tmp_path / "clips" / f"late {number}.wav", 200 + 7 * number)
+    with table.open("a") as file:
+        file.writelines(f"clips/late {number}.wav,late\n" for number in range(30))
+    records, set_aside = evaluate_bridge(bridge, None, None, silent)
+    assert {row.reason for row in set_aside} == {"training saw it"}
+    assert len(set_aside) + records[0]["queries"] == 15
+
+
+@pytest.mark.usefixtures("toy")
+def test_whoever_asks_for_train_gets_it_under_its_name(tmp_path: Path) -> None:
+    table = with_splits(tone_table(tmp_path))
+    bridge = align(pairs=table, out=tmp_path / "bridge", preset=SHORT, progress=False)
+    for pairs in (None, table):
+        records, _ = evaluate_bridge(bridge, pairs, ["train"], silent)
+        assert {record["split"] for record in records} == {"train"}
+        assert records[0]["queries"] == 80
+    assert evaluate_bridge(bridge, table, None, silent)[0][0]["queries"] == 20
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_command_line_tells_how_many_rows_training_saw_and_what_to_do(run: Run, tmp_path: Path) -> None:
+    tone_table(tmp_path)
+    run("align", "--pairs", "pairs.csv")
+    code, out, err = run("eval", "--pairs", "pairs.csv", "--json")
+    assert code == 2
+    assert "training saw 108 of these 120 rows" in err
+    assert "--unseen" in json.loads(out)["error"]["fix"]
+    code, out, err = run("eval", "--pairs", "pairs.csv", "--unseen")
+    assert code == 0
+    assert "108 rows were set aside" in err
+    assert "flatter" not in out
+    (tmp_path / "bridges" / "audio-text" / FILE).unlink()
+    code, out, _ = run("eval", "--pairs", "pairs.csv")
+    assert code == 0, "a bridge of an older version does not tell"
+    assert "their figures flatter" in out
+
+
+@pytest.mark.usefixtures("toy")
+def test_training_rows_of_which_a_byte_has_changed_are_damage(tmp_path: Path) -> None:
+    align(pairs=tone_table(tmp_path), out=tmp_path / "bridge", preset=SHORT, progress=False)
+    file = tmp_path / "bridge" / FILE
+    whole = file.read_bytes()
+    for place in (3, 40, len(whole) - 1):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(BridgekitError, match=f"damaged: {FILE}"):
+            Bridge.load(tmp_path / "bridge")
+    file.write_bytes(whole)
+    assert len(Bridge.load(tmp_path / "bridge").training_rows.marks) == 2 * 108
+
+
+def test_marks_are_those_of_any_machine() -> None:
+    ids = {"text": np.array([0]), "audio": np.array([0])}
+    rows = TrainingRows.of(ids, {"text": [b"t" * 32], "audio": [b"a" * 32]}, np.array([0]))
+    assert rows.marks.tolist() == [-2862523160435249147, 8866373048281210534], "bridges on disk hold them"
+
+
+@pytest.mark.usefixtures("toy")
+def test_an_embedding_that_is_not_finite_costs_its_item_alone(tmp_path: Path) -> None:
+    bridge = align(pairs=tone_table(tmp_path), out=tmp_path / "bridge", preset=SHORT, progress=False)
+
+    class Loud(LetterEncoder):
+        def prepare(self, item: object) -> Tensor:
+            return super().prepare(str(item)) * (3e38 if item == "owl" else 1)
+
+    loud = replace(bridge, _encoders={"text": Loud(revision="toy:loud@1")})
+    embedded = loud.embed_usable("text", ["ant", "owl", "bee"])
+    assert embedded.failed == {1: "its embedding is not finite numbers"}
+    assert embedded.vectors.isfinite().all()
+    with pytest.raises(BridgekitError, match="not finite"):
+        loud.embed("text", "owl")

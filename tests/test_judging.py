@@ -20,6 +20,7 @@ from bridgekit.diffusion.judging import open_gallery, shares
 from bridgekit.evaluation import encode_pairs
 from bridgekit.pairs import read_pairs, split_pairs
 from bridgekit.progress import silent
+from tests.conftest import tone
 from tests.painting import Workshop
 from tests.toys import NAMES
 
@@ -65,7 +66,7 @@ def test_ties_count_against(workshop: Workshop, tmp_path: Path) -> None:
         f"{workshop.folder}/seen/{picture}.png,{name}" for name, picture in {"ant": "ant", "emmet": "ant", "owl": "owl"}.items()
     ]
     (tmp_path / "twins.csv").write_text("\n".join(["image,text", *lines]))
-    gallery = open_gallery(str(tmp_path / "twins.csv"))
+    gallery = open_gallery(str(tmp_path / "twins.csv"), outside=True)
     assert gallery.ranks(shown(workshop, "ant", "ant", "owl"), ["ant", "emmet", "owl"]).tolist() == [2, 2, 1]
 
 
@@ -74,7 +75,7 @@ def test_a_name_stands_in_the_gallery_once_and_a_broken_picture_not_at_all(works
     seen = workshop.folder / "seen"
     lines = [f"{seen}/ant.png,ant", f"{seen}/owl.png,ant", f"{seen}/owl.png,owl", f"{tmp_path}/broken.png,fox"]
     (tmp_path / "some.csv").write_text("\n".join(["image,text", *lines]))
-    gallery = open_gallery(str(tmp_path / "some.csv"))
+    gallery = open_gallery(str(tmp_path / "some.csv"), outside=True)
     assert (gallery.names, [file.name for file in gallery.files]) == (["ant", "owl"], ["ant.png", "owl.png"])
 
 
@@ -117,13 +118,21 @@ def test_the_judge_may_choose_among_the_asked_and_be_asked_less(judged: Any) -> 
 
 
 def test_a_foreign_table_is_asked_whole_or_by_its_splits(judged: Any, workshop: Workshop, tmp_path: Path) -> None:
-    clips = [f"{workshop.clip(name)},{name}" for name in NAMES]
+    clips = [f"{tone(tmp_path / 'new' / f'{name}.wav', 151 * 1.19**number)},{name}" for number, name in enumerate(NAMES)]
     (tmp_path / "foreign.csv").write_text("\n".join(["audio,text", *clips]))
-    assert judged(pairs=str(tmp_path / "foreign.csv"))[0]["pictures"] == 20
+    assert judged(pairs=str(tmp_path / "foreign.csv"), outside=True)[0]["pictures"] == 20
     split = [f"{line},{'train' if number else 'later'}" for number, line in enumerate(clips)]
     (tmp_path / "split.csv").write_text("\n".join(["audio,text,split", *split]))
-    assert judged(pairs=str(tmp_path / "split.csv"))[0]["pictures"] == 1
-    assert judged(pairs=str(tmp_path / "split.csv"), splits=["train", "val"])[0]["pictures"] == 19
+    assert judged(pairs=str(tmp_path / "split.csv"), outside=True)[0]["pictures"] == 1
+    assert judged(pairs=str(tmp_path / "split.csv"), outside=True, splits=["train", "val"])[0]["pictures"] == 19
+
+
+def test_a_foreign_table_of_clips_that_training_saw_is_refused(judged: Any, workshop: Workshop, tmp_path: Path) -> None:
+    clips = [f"{workshop.clip(name)},{name}" for name in NAMES]
+    (tmp_path / "seen.csv").write_text("\n".join(["audio,text", *clips]))
+    with pytest.raises(BridgekitError, match="training saw 19 of these 20 rows"):
+        judged(pairs=str(tmp_path / "seen.csv"))
+    assert judged(pairs=str(tmp_path / "seen.csv"), unseen=True)[0]["pictures"] == 1
 
 
 def test_only_rows_are_asked_that_training_held_out(
@@ -149,9 +158,9 @@ def test_only_rows_are_asked_that_training_held_out(
 
     plain = Bridge.embed_usable
     monkeypatch.setattr(Bridge, "embed_usable", embed)
-    judge_generation(folder, gallery=str(workshop.folder / "gallery.csv"))
+    judge_generation(folder, gallery=str(workshop.folder / "gallery.csv"), outside=True)
     bridge = Bridge.load(folder)
-    table = read_pairs(tmp_path / "pairs.csv", ("audio", "text"))
+    table = read_pairs(tmp_path / "pairs.csv", ("audio", "text"), outside=True)
     encoded = encode_pairs(table, {name: bridge.encoder(name) for name in ("audio", "text")}, silent)
     split = split_pairs(encoded.pairs, 0, encoded.ids)  # as `align` does
     held_out = [str(item) for item, name in zip(encoded.pairs.columns["audio"], split, strict=True) if name == "test"]
@@ -166,7 +175,7 @@ def test_a_gallery_that_knows_none_of_the_captions_is_said(judged: Any, workshop
         f"image,text\n{workshop.folder}/seen/owl.png,heron\n{workshop.folder}/seen/ant.png,bug\n"
     )
     with pytest.raises(BridgekitError, match="no row can be judged") as caught:
-        judged(gallery=str(tmp_path / "others.csv"))
+        judged(gallery=str(tmp_path / "others.csv"), outside=True)
     assert "--gallery" in str(caught.value)
     with pytest.raises(BridgekitError, match="no row can be judged"):
         judged(splits=["later"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import time
 import warnings
@@ -14,11 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from numpy.typing import NDArray
 from PIL import Image
 
+from bridgekit import decoders
 from bridgekit.errors import ItemError
 from bridgekit.media import content_hash, read_audio, read_image, read_text, size_hint
+from tests.torture.bombs import bombs
 
 FORMATS = ("wav", "flac", "ogg", "mp3")
 
@@ -126,6 +130,39 @@ def test_the_shortest_clip_is_still_a_clip(tmp_path: Path, frames: int, rate: in
     samples = read_audio(path, 16_000)
     assert len(samples) >= 1
     assert np.isfinite(samples).all()
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 44_100, 192_000])
+def test_a_clip_resampled_block_by_block_is_the_clip_resampled_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: int
+) -> None:
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, sound(2.0, rate), rate, subtype="FLOAT")
+    monkeypatch.setattr(decoders, "_BLOCK", 1_000)
+    blocks = list(decoders.decode_audio(path, 16_000))
+    assert len(blocks) > 10
+    np.testing.assert_array_equal(np.concatenate(blocks), soxr.resample(sound(2.0, rate), rate, 16_000))
+    np.testing.assert_array_equal(np.concatenate(blocks), read_audio(path, 16_000))
+
+
+def test_samples_that_overflow_when_they_are_resampled_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "loud.wav"
+    square = np.where(np.arange(8_000) // 7 % 2, np.float32(3.4e38), np.float32(-3.4e38))
+    soundfile.write(path, square, 44_100, subtype="FLOAT")
+    assert "not numbers" in audio_refusal(path)
+
+
+@pytest.mark.parametrize("rate", [1, 99, 1_000_001])
+def test_an_absurd_rate_is_refused(tmp_path: Path, rate: int) -> None:
+    path = tmp_path / "absurd.wav"
+    soundfile.write(path, sound(0.1, 16_000), rate)
+    assert f"claims {rate:,} samples a second" in audio_refusal(path)
+
+
+def test_a_thousand_channels_are_averaged(tmp_path: Path) -> None:
+    path = tmp_path / "many.wav"
+    soundfile.write(path, np.tile(sound(0.5, 16_000)[:, None], (1, 1_000)), 16_000, subtype="FLOAT")
+    np.testing.assert_allclose(read_audio(path, 16_000), sound(0.5, 16_000), atol=1e-6)
 
 
 def test_silence_is_audio(tmp_path: Path) -> None:
@@ -440,8 +477,18 @@ def test_a_picture_of_over_100_megapixels_is_refused_before_it_is_decoded(tmp_pa
     started = time.monotonic()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert f"{width:,} x {height:,} pixels, over 100 megapixels" in image_refusal(path)
+        assert f"{width * height:,} pixels, over 100 megapixels" in image_refusal(path)
     assert time.monotonic() - started < 0.5
+
+
+@pytest.mark.parametrize("name", [name for name in bombs() if name.endswith((".png", ".gif", ".jpg", ".webp", ".ico", ".tif"))])
+def test_a_small_file_that_unpacks_to_a_large_picture_or_text_is_not_unpacked(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(bombs()[name])
+    if name.startswith(("pixels", "claims-4294967295-frames")):
+        assert max(read_image(path).size) <= 100  # what is too much is never looked at
+    else:
+        assert re.search(r"over 100 megapixels|over 1 MB", image_refusal(path))
 
 
 def test_a_picture_just_below_the_limit_is_read_without_a_warning(tmp_path: Path) -> None:
@@ -484,6 +531,14 @@ def test_a_path_is_read_as_a_text_file(tmp_path: Path) -> None:
     assert read_text(path) == "café"
     path.write_bytes(b"caf\xe9")
     with pytest.raises(ItemError, match="UTF-8"):
+        read_text(path)
+
+
+def test_a_text_file_of_gigabytes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_bytes(b"a word ")
+    os.truncate(path, 20_000_000_000)  # sparse: it takes no room on the disk
+    with pytest.raises(ItemError, match="the text has over 64 MB"):
         read_text(path)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -15,10 +20,15 @@ from bridgekit.errors import BridgekitError
 from bridgekit.fusion import pieces, training
 from bridgekit.fusion.adapter import FrozenSide, FusionAdapter
 from bridgekit.fusion.training import PRESETS, Preset, Trained, learning_rate, train
+from bridgekit.latents import encode_items
+from bridgekit.plugins import load_encoder
 
 SMALL = Preset(
     shared_dim=16, blocks=1, expansion=2, dropout=0.1, batch_size=64, epochs=60, lr=3e-3, lambda_per="pair", standardise=True
 )
+
+COLOURS = ("red", "blue", "old", "wet", "tiny")
+WORDS = [f"{colour} {thing}" for colour, thing in product(COLOURS, ("dog", "cup", "train", "boat", "violin", "hat", "owl"))]
 
 
 def two_views(n: int = 256, seed: int = 0) -> dict[str, Tensor]:
@@ -117,11 +127,138 @@ def test_a_frozen_side_does_not_move_and_sets_the_width() -> None:
     assert max(record["score"] for record in trained.history) > 0.5
 
 
-def test_a_loss_that_is_not_finite_is_refused_with_advice() -> None:
+def test_a_loss_that_is_never_finite_is_refused_with_advice(tmp_path: Path) -> None:
     latents = two_views()
     latents["a"][5] = torch.inf
+    with pytest.raises(BridgekitError, match="diverged: the loss is not finite in epoch 1") as refusal:
+        run(replace(SMALL, standardise=False), latents=latents, checkpoint=tmp_path / "run.safetensors")
+    assert "extreme latents" in str(refusal.value.remedy)
+    assert not list(tmp_path.iterdir()), "nothing was written"
+
+
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_training_that_diverges_ends_with_what_was_best_before(keep_best: bool) -> None:
+    wild = replace(SMALL, lr=100.0, warmup_steps=0, keep_best=keep_best)
+    trained = run(wild)
+    assert trained.diverged == len(trained.history) + 1 > 1
+    assert all(tensor.isfinite().all() for tensor in weights(trained).values())
+    assert all(math.isfinite(value) for record in trained.history for value in record.values())
+    scores = [record["score"] for record in trained.history]
+    kept = scores.index(max(scores)) if keep_best else len(scores) - 1
+    assert trained.best_epoch == trained.history[kept]["epoch"]
+    assert run().diverged is None
+
+
+def test_no_checkpoint_is_ever_written_of_a_state_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    checkpoint = tmp_path / "run.safetensors"
+    looked: list[bool] = []
+
+    def look(epoch: int, loss: float) -> None:
+        if checkpoint.exists():
+            looked.append(all(tensor.isfinite().all() for tensor in load_file(checkpoint).values()))
+
+    trained = run(replace(SMALL, lr=60.0, warmup_steps=0), checkpoint=checkpoint, on_epoch=look)
+    assert trained.diverged
+    assert len(looked) > 1
+    assert all(looked)
+    assert not checkpoint.exists()
+
+
+def test_weights_that_run_off_in_the_last_step_of_an_epoch_are_never_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    # One step an epoch, whose loss is that of the weights before it. Warm-up lets the first one pass.
+    wild = replace(SMALL, batch_size=400, lr=1e41, epochs=60, warmup_steps=100)
+    written: list[dict[str, Tensor]] = []
+    monkeypatch.setattr(training, "save_file", lambda tensors, *rest: (written.append(tensors), save_file(tensors, *rest)))
+    trained = run(wild, checkpoint=tmp_path / "run.safetensors")
+    assert (trained.diverged, trained.best_epoch, len(written)) == (2, 1, 1)
+    assert all(tensor.isfinite().all() for tensor in weights(trained).values())
     with pytest.raises(BridgekitError, match="diverged"):
-        run(replace(SMALL, standardise=False), latents=latents)
+        run(replace(wild, warmup_steps=0))
+
+
+def test_a_state_whose_optimizer_has_overflowed_is_not_written(tmp_path: Path) -> None:
+    model, log_scale = nn.Linear(2, 2), nn.Parameter(torch.zeros(()))
+    optimizer = training._optimizer(model, log_scale, SMALL)
+    state = training._State(model, log_scale, optimizer, keep_best=True)
+    for size, written in ((1.0, True), (1e30, False)):
+        for parameter in (*model.parameters(), log_scale):
+            parameter.grad = torch.full_like(parameter, size)
+        optimizer.step()
+        assert state.is_finite()
+        state.save(tmp_path / f"{size}.safetensors")
+        assert (tmp_path / f"{size}.safetensors").exists() is written
+
+
+def test_a_validation_that_gives_no_number_is_never_the_best() -> None:
+    scores = iter([math.nan, 0.2, math.nan, 0.1])
+    latents = two_views()
+    every = {name: torch.arange(200) for name in latents}
+    keys, short = torch.arange(200)[:, None], replace(SMALL, epochs=4)
+    trained = train(latents, every, keys, validate=lambda adapters: {"score": next(scores)}, preset=short)
+    assert trained.best_epoch == 2
+    with pytest.raises(BridgekitError, match="no validation gave a number"):
+        train(latents, every, keys, validate=lambda adapters: {"score": math.nan}, preset=short)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lr=st.floats(-4, 38).map(lambda power: 10.0**power),
+    scales=st.tuples(*[st.floats(-30, 38).map(lambda power: 10.0**power)] * 2),
+    one_large=st.booleans(),
+    keep_best=st.booleans(),
+    standardise=st.booleans(),
+    ridge=st.sampled_from([0.0, 0.5]),
+    seed=st.integers(0, 9),
+)
+def test_whatever_the_latents_and_the_learning_rate_adapters_are_numbers_or_there_are_none(
+    lr: float, scales: tuple[float, float], one_large: bool, keep_best: bool, standardise: bool, ridge: float, seed: int
+) -> None:
+    latents = two_views()
+    for scale, matrix in zip(scales, latents.values(), strict=True):
+        matrix[3 if one_large else slice(None)] *= scale
+        matrix.clamp_(-3e38, 3e38)  # latents that are not finite never come here
+    preset = replace(SMALL, lr=lr, epochs=6, warmup_steps=0, keep_best=keep_best, standardise=standardise, warm_start=ridge)
+    try:
+        trained = run(preset, latents, seed=seed)
+    except BridgekitError as refusal:
+        told = refusal.what
+        assert "diverged" in told
+        return
+    assert all(tensor.isfinite().all() for tensor in weights(trained).values())
+    scores = [record["score"] for record in trained.history]
+    assert all(math.isfinite(record["loss"]) for record in trained.history)
+    assert trained.history[[record["epoch"] for record in trained.history].index(trained.best_epoch)]["score"] == (
+        max(scores) if keep_best else scores[-1]
+    )
+    assert (trained.diverged is None) == (len(trained.history) == preset.epochs)
+
+
+def test_real_latents_and_an_absurd_learning_rate_end_with_adapters_that_are_numbers() -> None:
+    encoder = load_encoder("starter:text", "cpu")
+    latents = {
+        name: encode_items(encoder, [sentence.format(word) for word in WORDS]).matrix
+        for name, sentence in {"a": "a photo of a {}", "b": "{}"}.items()
+    }
+    rows = {name: torch.arange(len(WORDS)) for name in latents}
+
+    def validate(adapters: Mapping[str, nn.Module]) -> dict[str, float]:
+        x, y = (normalize(adapters[name](latents[name]), dim=-1) for name in latents)
+        return {"score": float(((x @ y.T).argmax(1) == torch.arange(len(x))).float().mean())}
+
+    def wild(lr: float) -> Trained:
+        preset = replace(PRESETS["default"], lr=lr, epochs=10, warmup_steps=0)
+        return train(latents, rows, torch.arange(len(WORDS))[:, None], validate=validate, preset=preset)
+
+    assert wild(PRESETS["default"].lr).history[-1]["score"] > 0.9
+    diverged = wild(300.0)
+    assert diverged.diverged
+    assert all(tensor.isfinite().all() for tensor in weights(diverged).values())
+    with pytest.raises(BridgekitError, match="diverged"):
+        wild(1e20)
 
 
 def test_the_learning_rate_warms_up_and_comes_down_as_a_cosine() -> None:

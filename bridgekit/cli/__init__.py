@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from bridgekit import plugins as installed
-from bridgekit.cli import align, bind, embed, encode, evaluate, generate, info, plugins, search, subset
+from bridgekit.cli import (
+    align,
+    bind,
+    check,
+    embed,
+    encode,
+    evaluate,
+    generate,
+    index,
+    info,
+    plugins,
+    report,
+    search,
+    subset,
+)
+from bridgekit.cli import app as app_
 from bridgekit.errors import BridgekitError
+from bridgekit.plain import plain_json
 
 app = typer.Typer(
     name="bridgekit",
@@ -41,30 +60,48 @@ def options(
     """Options before the verb."""
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came, from `kill`, a time limit or the system's shutdown: what is under way ends as by Ctrl-C."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+    raise _Terminated
+
+
 def _says_when_stopped(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb, with a word for whoever presses Ctrl-C. Inside the verb, since typer would swallow the interrupt."""
+    """The verb, with a word for whoever stops it. Inside the verb, since typer would swallow the interrupt."""
 
     @functools.wraps(verb)
     def run(*arguments: object, **options: object) -> None:
+        main = threading.current_thread() is threading.main_thread()  # no other thread may say what signals do
+        before = signal.signal(signal.SIGTERM, _terminate) if main else None
         try:
             verb(*arguments, **options)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             print("\nbridgekit: stopped. Nothing is lost: the same command goes on from here.", file=sys.stderr)
-            sys.exit(130)
+            sys.exit(128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT))
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
 
     return run
 
 
 VERBS: dict[str, Callable[..., None]] = {
+    "check": check.command,
     "align": align.command,
     "bind": bind.command,
     "eval": evaluate.command,
     "encode": encode.command,
     "embed": embed.command,
+    "index": index.command,
     "search": search.command,
     "generate": generate.command,
     "subset": subset.command,
     "info": info.command,
+    "report": report.command,
+    "app": app_.command,
 }
 for name, verb in VERBS.items():
     app.command(name, help=verb.__doc__, no_args_is_help=False)(_says_when_stopped(verb))
@@ -73,6 +110,9 @@ app.add_typer(plugins.app, name="plugins")
 
 def main() -> None:
     """Run the command line. Errors that the user can mend exit with 2 and no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its number
     installed.register_commands(app)
     try:
         app()
@@ -80,7 +120,8 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         if "--json" in sys.argv:
-            print(json.dumps({"error": {"what": error.what, "where": error.where, "fix": error.remedy}}, ensure_ascii=False))
+            told = {"error": {"what": error.what, "where": error.where, "fix": error.remedy}}
+            print(plain_json(json.dumps(told, ensure_ascii=False)))
         print(f"bridgekit: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:

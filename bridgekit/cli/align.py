@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import print_alignment
+from bridgekit.cli.common import OUTSIDE, print_alignment
 
 
 def command(
@@ -36,9 +36,13 @@ def command(
     freeze: Annotated[str | None, typer.Option(help="A modality whose own latents are to be the space.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where a row would be set aside.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on from an interrupted run of the same command.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another bridge at --out.")] = False,
+    write_report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html into the bridge's folder.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Piles of files become one space: encode once, fuse, evaluate, save a bridge.
@@ -60,5 +64,7 @@ def command(
         strict=strict,
         resume=resume,
         overwrite=overwrite,
+        outside=outside,
+        write_report=write_report,
     )
     print_alignment(done, as_json)

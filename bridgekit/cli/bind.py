@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import print_alignment
+from bridgekit.cli.common import OUTSIDE, print_alignment
 
 
 def command(
@@ -21,6 +21,7 @@ def command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where a row would be set aside.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on from an interrupted run of the same command.")] = True,
     overwrite: Annotated[
@@ -34,5 +35,16 @@ def command(
     """
     from bridgekit.binding import run_binding
 
-    done = run_binding(bridge, add, pairs, out=out, seed=seed, device=device, strict=strict, resume=resume, overwrite=overwrite)
+    done = run_binding(
+        bridge,
+        add,
+        pairs,
+        out=out,
+        seed=seed,
+        device=device,
+        strict=strict,
+        resume=resume,
+        overwrite=overwrite,
+        outside=outside,
+    )
     print_alignment(done, as_json, bound=True)

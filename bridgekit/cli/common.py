@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
+from bridgekit.cache import put_all_back
 from bridgekit.errors import BridgekitError
+from bridgekit.plain import plain, plain_json
 
 if TYPE_CHECKING:
     from bridgekit.alignment import Alignment
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 #: Where `align` puts bridges that are given no place.
 BRIDGES = Path("bridges")
+#: Bytes of a bridge.json that is looked into.
+LARGEST = 16 << 20
+#: What `--outside` says of itself.
+OUTSIDE = "Let a table name files outside its own folder."
 #: Rows set aside that are told one by one; `--json` and the count have all.
 SHOWN = 10
 
@@ -37,11 +43,16 @@ def find_bridge(path: Path | None) -> Path:
 
 def newest_bridge(modalities: Set[str] = frozenset()) -> Path | None:
     """The newest bridge in `bridges/` here that joins these modalities, or None."""
-    for file in sorted(BRIDGES.glob("*/bridge.json"), key=lambda file: file.stat().st_mtime, reverse=True):
+    from bridgekit.bounded import read_json
+
+    put_all_back(BRIDGES)
+    # One whose name begins with a dot is being written just now, or was when its process was killed.
+    found = [file for file in BRIDGES.glob("[!.]*/bridge.json") if file.is_file()]
+    for file in sorted(found, key=lambda file: file.stat().st_mtime, reverse=True):
         with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is told of when it is asked for by name
-            if modalities <= set(json.loads(file.read_text(encoding="utf-8"))["sides"]):
+            if modalities <= set(read_json(file, LARGEST)["sides"]):
                 # Said, since the newest may not be the one that was meant.
-                print(f"Bridge: {file.parent} (the newest; name another with its folder or --bridge)", file=sys.stderr)
+                say(f"Bridge: {file.parent} (the newest; name another with its folder or --bridge)", sys.stderr)
                 return file.parent
     return None
 
@@ -83,9 +94,14 @@ def _modality_of_file(query: str) -> str | None:
     return next((modality for modality, endings in EXTENSIONS.items() if ending in endings), None)
 
 
+def say(line: object, file: TextIO | None = None) -> None:
+    """Print one line on standard output, or elsewhere. What stands in it may be a stranger's: see `plain`."""
+    print(plain(line), file=file)
+
+
 def print_json(value: object) -> None:
     """One JSON document on standard output."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(plain_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def print_set_aside(rows: Sequence[SetAside]) -> None:
@@ -96,9 +112,12 @@ def print_set_aside(rows: Sequence[SetAside]) -> None:
     if rows:
         console.print(f"{len(rows)} {'row was' if len(rows) == 1 else 'rows were'} set aside:")
     for row in sorted(rows, key=lambda row: row.row)[:SHOWN]:
-        console.print(f"  row {row.row}, {row.column}: {f'{row.item}: ' if row.item else ''}{row.reason}", soft_wrap=True)
+        told = f"row {row.row}, {row.column}: {f'{row.item}: ' if row.item else ''}{row.reason}"
+        console.print(f"  {plain(told)}", soft_wrap=True)
     if len(rows) > SHOWN:
         console.print(f"  ... and {len(rows) - SHOWN} more")
+    if rows:
+        console.print("  fix: mend these rows or remove them, or go on without them")
 
 
 def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -108,9 +127,10 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
-        title=title,
+        title=Text(plain(title)),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -128,10 +148,11 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
         groups.setdefault((record["split"], record["direction"], f"{record['candidates']:,}"), []).append(record)
     for key, records in groups.items():
         for number, record in enumerate(records):
-            label = key if number == 0 else ("", "", "")
+            # As Text: of a plain string rich would obey what stands in brackets.
+            label = [Text(plain(part)) for part in (key if number == 0 else ("", "", ""))]
             recalls = [f"{100 * record[f'recall@{k}']:.1f}" for k in (1, 5, 10)]
             style = "bold" if record["method"] == "FuseMix" and len(records) > 1 else None
-            table.add_row(*label, record["method"], *recalls, f"{record['median_rank']:g}", style=style)
+            table.add_row(*label, Text(plain(record["method"])), *recalls, f"{record['median_rank']:g}", style=style)
     Console().print(table)
     linear = " linear: ridge regression." if any(record["method"] == "linear" for record in metrics) else ""
     print(f"among: how many candidates; first the split's own, then all of the table.{linear}")
@@ -147,6 +168,14 @@ def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> N
     if os.environ.get("RANK", "0") != "0":
         return  # of the processes that torchrun started, the first speaks for all
     bridge = done.bridge
+    story = bridge.provenance["bound"][-1] if bound else bridge.provenance
+    if "diverged" in story:
+        print(
+            f"Training diverged in epoch {story['diverged']}: loss or weights were no longer finite. "
+            f"The bridge is that of epoch {story['best_epoch']}, the best before.\n"
+            "  fix: look for extreme latents (bridgekit check), or train with a preset of a lower lr",
+            file=sys.stderr,
+        )
     if as_json:
         print_json(
             {
@@ -159,17 +188,18 @@ def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> N
         )
         return
     print_set_aside(done.set_aside)
-    story = bridge.provenance["bound"][-1] if bound else bridge.provenance
     sides = story.get("modalities", list(bridge.sides))
-    print(f"Sides: {', '.join(f'{modality} by {bridge.sides[modality].encoder}' for modality in sides)}.")
-    print(f"Rows: {', '.join(f'{count:,} {split}' for split, count in story['rows'].items())}.")
+    say(f"Sides: {', '.join(f'{modality} by {bridge.sides[modality].encoder}' for modality in sides)}.")
+    say(f"Rows: {', '.join(f'{count:,} {split}' for split, count in story['rows'].items())}.")
     pairs = [pair for pair in combinations(sides, 2) if not bound or story["modality"] in pair]
     asked = {sides_of(record) for record in bridge.metrics}
     told = [record for record in bridge.metrics if sides_of(record) in map(frozenset, pairs)]
     print_metrics(told, "Recall on rows that training never saw, in %")
     for a, b in pairs:
         if frozenset((a, b)) not in asked:
-            print(f"No test row has both {a} and {b}: how well they find each other was not measured.")
+            say(f"No test row has both {a} and {b}: how well they find each other was not measured.")
     what = "This bridge was made by the same command before; nothing had to be done again" if done.reused else "Bridge"
-    print(f"{what}: {done.folder}")
-    print(f"Next:   bridgekit search {shlex.quote(str(done.example))} --bridge {shlex.quote(str(done.folder))}")
+    say(f"{what}: {done.folder}")
+    if (done.folder / "report.html").exists():
+        say(f"Report: {done.folder / 'report.html'} (to look at in a browser)")
+    say(f"Next:   bridgekit search {shlex.quote(str(done.example))} --bridge {shlex.quote(str(done.folder))}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import find_bridge, print_json, print_set_aside, query_modality
+from bridgekit.cli.common import find_bridge, print_json, print_set_aside, query_modality, say
 from bridgekit.errors import BridgekitError
 
 
@@ -48,4 +48,4 @@ def command(
         return
     write_embeddings(out, names, embedded.vectors)
     print_set_aside(set_aside)
-    print(f"{len(names)} embeddings of {opened.dim} dimensions: {out}")
+    say(f"{len(names)} embeddings of {opened.dim} dimensions: {out}")

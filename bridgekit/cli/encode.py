@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import print_json, print_set_aside
+from bridgekit.cli.common import OUTSIDE, print_json, print_set_aside, say
 
 
 def command(
@@ -26,6 +26,7 @@ def command(
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where a row would be set aside.")] = False,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Encode a table's items now, to align them later. Each item is encoded once, ever.
@@ -34,7 +35,7 @@ def command(
     """
     from bridgekit.encoding import encode_table
 
-    done = encode_table(a, b, pairs, more=c or (), device=device, strict=strict, ray=ray)
+    done = encode_table(a, b, pairs, more=c or (), device=device, strict=strict, ray=ray, outside=outside)
     if as_json:
         sides = {
             modality: {
@@ -56,11 +57,11 @@ def command(
     for modality, latents in done.latents.items():
         told = f"{modality}: {len(latents.matrix):,} different items by {done.encoders[modality]}"
         if not latents.encoded:
-            print(f"{told}, all encoded before")
+            say(f"{told}, all encoded before")
         else:
             rate = f"{latents.encoded / max(latents.seconds, 1e-9):,.1f} items/s"
             found = latents.precision.agreement
             checked = "" if found is None else f" (least cosine of bfloat16 to float32: {found:.5f})"
-            print(f"{told}, {latents.encoded:,} of them now: {rate}, products in {latents.precision.products}{checked}")
-        print(f"  kept in {latents.folder}")
+            say(f"{told}, {latents.encoded:,} of them now: {rate}, products in {latents.precision.products}{checked}")
+        say(f"  kept in {latents.folder}")
     print(f"{done.rows:,} rows can be used. Next: bridgekit align with the same --pairs, --a and --b")

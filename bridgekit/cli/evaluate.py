@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import find_bridge, print_json, print_metrics, print_set_aside
+from bridgekit.cli.common import OUTSIDE, find_bridge, print_json, print_metrics, print_set_aside, say
 
-SEEN = "Rows that training saw, if this table has any, are not left out: their figures flatter."
+UNKNOWN = "This bridge does not tell what it was trained on. If this table has rows of that, their figures flatter."
 
 
 def command(
@@ -21,6 +21,9 @@ def command(
         list[str] | None,
         typer.Option(help="A split to ask. [dim]default: every one but train and val[/dim]"),
     ] = None,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="Set aside the rows of --pairs that training saw, instead of refusing them.")
+    ] = False,
     zero_shot: Annotated[
         bool, typer.Option("--zero-shot", help="Classify by text prompts alone; the table's texts are the class names.")
     ] = False,
@@ -46,11 +49,12 @@ def command(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="For --generate: at most so many pictures of each kind.")] = 300,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Recall on test splits in both directions, zero-shot classification, or how many generated pictures are recognised.
 
-    Example: [b]bridgekit eval bridges/audio-text --pairs clips.csv --zero-shot --template "the sound of a {}"[/b]
+    Example: [b]bridgekit eval bridges/audio-text --pairs others.csv --zero-shot --template "the sound of a {}"[/b]
     """
     from bridgekit.bridge import Bridge
     from bridgekit.evaluation import evaluate_bridge, evaluate_zero_shot
@@ -59,37 +63,39 @@ def command(
 
     folder = find_bridge(bridge)
     if generate:
-        _generate(folder, as_json, model, pairs, split, gallery, judge, among, gap, limit, device)
+        _generate(folder, as_json, unseen, model, pairs, split, gallery, judge, among, gap, limit, device, outside)
         return
     opened = Bridge.load(folder, device)
     with progress_bars() as report:
         if zero_shot:
-            result = evaluate_zero_shot(opened, pairs, tuple(template or TEMPLATES), split, report)
+            zero = tuple(template or TEMPLATES)
+            result = evaluate_zero_shot(opened, pairs, zero, split, report, unseen=unseen, outside=outside)
         else:
-            records, set_aside = evaluate_bridge(opened, pairs, split, report)
+            records, set_aside = evaluate_bridge(opened, pairs, split, report, unseen=unseen, outside=outside)
     if zero_shot:
         if as_json:
             print_json(result.as_json())
             return
         print_set_aside(result.set_aside)
-        print(f"{result.modality} into {len(result.per_class)} classes: {100 * result.accuracy:.1f} % of {result.items} right")
-        if pairs:
-            print(SEEN)
+        say(f"{result.modality} into {len(result.per_class)} classes: {100 * result.accuracy:.1f} % of {result.items} right")
+        if not opened.training_rows:
+            print(UNKNOWN)
         for name, accuracy in result.per_class.items():
-            print(f"  {100 * accuracy:5.1f} %  {name}")
+            say(f"  {100 * accuracy:5.1f} %  {name}")
         return
     if as_json:
         print_json({"metrics": records, "set_aside": [vars(row) for row in set_aside]})
         return
     print_set_aside(set_aside)
     print_metrics(records, f"Recall on {pairs or ', '.join(table.source for table in opened.tables)}, in %")
-    if pairs:
-        print(SEEN)
+    if pairs and not opened.training_rows:
+        print(UNKNOWN)
 
 
 def _generate(
     folder: Path,
     as_json: bool,
+    unseen: bool,
     model: str | None,
     pairs: str | None,
     split: list[str] | None,
@@ -99,6 +105,7 @@ def _generate(
     gap: list[str] | None,
     limit: int,
     device: str,
+    outside: bool,
 ) -> None:
     from bridgekit.diffusion.judging import judge_generation
     from bridgekit.progress import progress_bars
@@ -115,6 +122,8 @@ def _generate(
             gaps=gap or ["captions"],
             limit=limit,
             device=device,
+            unseen=unseen,
+            outside=outside,
             report=report,
         )
     if as_json:
@@ -125,4 +134,4 @@ def _generate(
     print(f"{'made from':28}   top-1  top-5")
     for record in records:
         name = record["made_from"] + (f" (gap: {record['gap']})" if record["gap"] else "")
-        print(f"{name:28}  {100 * record['top1']:6.1f} {100 * record['top5']:6.1f}")
+        say(f"{name:28}  {100 * record['top1']:6.1f} {100 * record['top5']:6.1f}")

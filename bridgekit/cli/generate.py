@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import BRIDGES, newest_bridge, print_json
+from bridgekit.cli.common import BRIDGES, OUTSIDE, newest_bridge, print_json, say
 from bridgekit.errors import BridgekitError
 
 
@@ -45,6 +45,7 @@ def command(
     ] = None,
     refit: Annotated[bool, typer.Option("--refit", help="Fit the conditioner anew.")] = False,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Sounds become pictures: hear a clip, draw what was heard.
@@ -73,6 +74,7 @@ def command(
         refit=refit,
         out=out,
         device=device,
+        outside=outside,
     )
     if as_json:
         print_json(
@@ -94,18 +96,18 @@ def command(
         )
         return
     for item, reason in done.set_aside.items():
-        print(f"set aside: {item[:200]}: {reason}", file=sys.stderr)
+        say(f"set aside: {item[:200]}: {reason}", sys.stderr)
     if done.fitted and done.conditioner.net is not None:
         kept = folder / "conditioners"
-        print(
+        say(
             f"Fitted a conditioner on {len(done.conditioner.items):,} captions; it gives their conditioning back to a cosine "
             f"of {done.conditioner.cosine:.3f}. " + (f"Kept in {kept}." if kept.is_dir() else f"{kept} cannot be written.")
         )
     for made in done.pictures:
         heard = ", ".join(f"{item} ({score:.2f})" for item, score in made.nearest)
-        print(f"{made.file}: heard {heard}" if heard else made.file)
+        say(f"{made.file}: heard {heard}" if heard else made.file)
     if done.sheet:
-        print(f"All together: {done.sheet}")
+        say(f"All together: {done.sheet}")
 
 
 def _weights(text: str | None, inputs: int) -> list[float]:

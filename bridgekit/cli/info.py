@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import find_bridge, print_json, print_metrics
+from bridgekit.cli.common import find_bridge, print_json, print_metrics, say
 
 
 def command(
@@ -41,10 +41,10 @@ def command(
             }
         )
         return
-    print(f"{folder}: {' and '.join(opened.sides)} in {opened.dim} dimensions, temperature {opened.temperature:.4f}")
+    say(f"{folder}: {' and '.join(opened.sides)} in {opened.dim} dimensions, temperature {opened.temperature:.4f}")
     for modality, side in opened.sides.items():
-        print(f"  {modality}: {side.encoder}, {side.dim} wide{', frozen' if side.frozen else ''} ({side.revision})")
+        say(f"  {modality}: {side.encoder}, {side.dim} wide{', frozen' if side.frozen else ''} ({side.revision})")
     for line in story_lines(opened.provenance):
-        print(f"  {line}")
+        say(f"  {line}")
     if opened.metrics:
         print_metrics(opened.metrics, "Recall on rows that training never saw, in %")

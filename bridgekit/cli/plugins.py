@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import print_json
+from bridgekit.cli.common import print_json, say
 from bridgekit.hookspecs import EncoderProvider
 from bridgekit.plugins import Plugin, installed_plugins
 
@@ -54,18 +54,18 @@ def command(
     if not found:
         print("No plugin is installed. Start with, in bridgekit's own folder: pip install plugins/bridgekit-starter")
     for plugin, models, problem in found:
-        print(f"{plugin.name} ({plugin.package})")
+        say(f"{plugin.name} ({plugin.package})")
         for provider, names in models:
             defaults = {model: modality for modality, model in provider.defaults.items()}
-            print(f"  encoders for {', '.join(provider.modalities)}:")
+            say(f"  encoders for {', '.join(provider.modalities)}:")
             for model in names:
-                print(f"    {provider.name}:{model}" + (f"  (default for {defaults[model]})" if model in defaults else ""))
+                say(f"    {provider.name}:{model}" + (f"  (default for {defaults[model]})" if model in defaults else ""))
         for source in plugin.sources:
-            print(f"  pairs {source.name}: {source.description}")
+            say(f"  pairs {source.name}: {source.description}")
         for generator in plugin.generators:
-            print(f"  pictures by {generator.name}: {generator.description}")
+            say(f"  pictures by {generator.name}: {generator.description}")
         if problem:
-            print(f"  PROBLEM: {problem}")
+            say(f"  PROBLEM: {problem}")
 
 
 def _models(plugin: Plugin) -> tuple[list[tuple[EncoderProvider, list[str]]], str | None]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import print_json, print_set_aside
+from bridgekit.cli.common import OUTSIDE, print_json, print_set_aside, say
 
 
 def command(
@@ -24,6 +24,7 @@ def command(
     ] = 0,
     out: Annotated[Path, typer.Option(help="Where to write: .csv, .tsv, .jsonl or .parquet.")] = Path("chosen.csv"),
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where a row would be set aside.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -33,7 +34,7 @@ def command(
     """
     from bridgekit.subsets import choose_pairs
 
-    done = choose_pairs(pairs, k, on=on, method=method, seed=seed, out=out, device=device, strict=strict)
+    done = choose_pairs(pairs, k, on=on, method=method, seed=seed, out=out, device=device, strict=strict, outside=outside)
     if as_json:
         print_json(
             {
@@ -51,14 +52,14 @@ def command(
         )
         return
     print_set_aside(done.pairs.set_aside)
-    print(f"{done.chosen:,} of {done.candidates:,} rows were chosen by {method} on {done.modality} ({done.encoder}).")
+    say(f"{done.chosen:,} of {done.candidates:,} rows were chosen by {method} on {done.modality} ({done.encoder}).")
     if done.chosen < k:
         print("There are no more.")
     elif method == "k-dpp" and done.chosen > done.distinct:
-        print(f"They have only {done.distinct:,} different items of {done.modality}: some repeat.")
+        say(f"They have only {done.distinct:,} different items of {done.modality}: some repeat.")
     if done.pairs.split is None:
         print("The table has no column `split`: the rows to test on will be some of these.")
     elif done.kept:
-        print(f"Kept as they were: {', '.join(f'{count:,} {split}' for split, count in done.kept.items())}.")
-    print(f"Table:  {out}")
-    print(f"Next:   bridgekit align --pairs {shlex.quote(str(out))}")
+        say(f"Kept as they were: {', '.join(f'{count:,} {split}' for split, count in done.kept.items())}.")
+    say(f"Table:  {out}")
+    say(f"Next:   bridgekit align --pairs {shlex.quote(str(out))}{' --outside' if done.leads_outside(out) else ''}")

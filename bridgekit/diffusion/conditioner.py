@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, normalize
 
+from bridgekit.bounded import parse_json
 from bridgekit.bridge import Bridge
-from bridgekit.cache import write_atomically
 from bridgekit.diffusion.conditioning import Conditioning
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.latents import encode_items
-from bridgekit.progress import Report, silent
+from bridgekit.progress import Report, say, silent
+from bridgekit.sealed import DamagedFile, read_sealed, write_sealed
 
-FORMAT = 1
+FORMAT = 2
+MAX_STORY, MAX_ITEMS = 1 << 20, 256 << 20  # bytes of what a file says of itself, and of the items it was fitted on
+MAX_PARTS, MAX_SIDE = 16, 1 << 16  # tensors of a model's conditioning, and numbers along one side of one
 #: A model whose encoding of the probes is less like it was than this has other weights: its conditioner is fitted again.
 SAME_WEIGHTS = 0.999
 #: What every fitted conditioner remembers the model's own encoding of.
@@ -128,6 +130,7 @@ class Conditioner:
         mean, std: name to the centre and spread that targets were standardised by; of a sequence, position by position.
         probe: the model's own encoding of `PROBES` when this was fitted.
         cosine: how well it gives back the conditioning of what it was fitted on: the mean cosine over its vectors.
+        adapter: `Bridge.weights_hash` of that modality: into another adapter's space it would map nothing.
     """
 
     kind: str
@@ -140,6 +143,7 @@ class Conditioner:
     std: Mapping[str, Tensor] = field(repr=False, default_factory=dict)
     probe: Mapping[str, Tensor] = field(repr=False, default_factory=dict)
     cosine: float = 1.0
+    adapter: str = ""
 
     @torch.inference_mode()
     def __call__(self, embeddings: Tensor) -> dict[str, Tensor]:
@@ -254,7 +258,8 @@ def fit_conditioner(
         std,
         probe(conditioning),
     )
-    return replace(fitted, cosine=_cosine(fitted, targets, weights))
+    adapter = bridge.weights_hash([conditioning.made_of])
+    return replace(fitted, cosine=_cosine(fitted, targets, weights), adapter=adapter)
 
 
 def _own_encoding(conditioning: Conditioning, items: Sequence[Any]) -> dict[str, Tensor]:
@@ -282,7 +287,8 @@ def direct_conditioner(bridge: Bridge, conditioning: Conditioning, modality: str
     latents = encode_items(bridge.encoder(modality), items)
     rows = latents.matrix[torch.from_numpy(latents.ids[latents.ids >= 0])]
     kept = [str(item) for position, item in enumerate(items) if position not in latents.failed]
-    return Conditioner(conditioning.kind, modality, kept, bridge.project(modality, rows), None, float(rows.norm(dim=-1).mean()))
+    scale, adapter = float(rows.norm(dim=-1).mean()), bridge.weights_hash([modality])
+    return Conditioner(conditioning.kind, modality, kept, bridge.project(modality, rows), None, scale, adapter=adapter)
 
 
 def _spread(centred: Tensor) -> Tensor:
@@ -352,7 +358,7 @@ def same_weights(conditioner: Conditioner, conditioning: Conditioning) -> bool:
 
 
 def save_conditioner(conditioner: Conditioner, path: Path) -> None:
-    """Write it as one safetensors file, atomically."""
+    """Write it as one safetensors file with a checksum, atomically."""
     tensors = {"embeddings": conditioner.embeddings, "items": _as_bytes(json.dumps(list(conditioner.items)))}
     for part in ("mean", "std", "probe"):
         tensors |= {f"{part}/{name}": tensor for name, tensor in getattr(conditioner, part).items()}
@@ -362,12 +368,12 @@ def save_conditioner(conditioner: Conditioner, path: Path) -> None:
         "made_of": conditioner.made_of,
         "scale": conditioner.scale,
         "cosine": conditioner.cosine,
+        "adapter": conditioner.adapter,
     }
     if conditioner.net is not None:
         tensors |= {f"net/{name}": tensor for name, tensor in conditioner.net.state_dict().items()}
         story |= {"shapes": conditioner.net.shapes, "masks": conditioner.net.masks}
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda aside: save_file(tensors, aside, {"conditioner": json.dumps(story)}))
+    write_sealed(path, tensors, {"conditioner": json.dumps(story)})
 
 
 def load_conditioner(path: Path) -> Conditioner | None:
@@ -375,34 +381,75 @@ def load_conditioner(path: Path) -> Conditioner | None:
     parts: dict[str, dict[str, Tensor]] = {"net": {}, "mean": {}, "std": {}, "probe": {}}
     whole: dict[str, Tensor] = {}
     try:
-        with safe_open(path, "pt") as file:
-            story = json.loads(file.metadata()["conditioner"])
-            for key in file.keys():  # noqa: SIM118  (a safetensors handle is not a mapping)
-                part, _, name = key.partition("/")
-                (parts[part] if name else whole)[name or part] = file.get_tensor(key)
+        tensors, told = read_sealed(path)
+        story = parse_json(told["conditioner"], limit=MAX_STORY)
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            (parts[part] if name else whole)[name or part] = tensor
         if story["format"] != FORMAT:
             return None
-        items = json.loads(bytes(whole["items"].numpy()))
-        net = None
-        if "shapes" in story:
-            shapes = {name: tuple(shape) for name, shape in story["shapes"].items()}
-            net = ConditionerNet(whole["embeddings"].shape[1], shapes, story["masks"])
-            net.load_state_dict(parts["net"])
-            net.eval().requires_grad_(False)
-        return Conditioner(
-            story["kind"],
-            story["made_of"],
+        items, embeddings = parse_json(bytes(whole["items"].numpy()), limit=MAX_ITEMS), whole["embeddings"]
+        net = _net(embeddings.shape[1], story, parts["net"]) if "shapes" in story else None
+        fitted = Conditioner(
+            str(story["kind"]),
+            str(story["made_of"]),
             items,
-            whole["embeddings"],
+            embeddings,
             net,
-            story["scale"],
+            float(story["scale"]),
             parts["mean"],
             parts["std"],
             parts["probe"],
-            story["cosine"],
+            float(story["cosine"]),
+            str(story["adapter"]),
         )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
+        _check(fitted)
+        return fitted
+    except FileNotFoundError:
         return None
+    except (
+        DamagedFile,
+        OSError,
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        RuntimeError,
+    ) as error:
+        say(f"the conditioner is fitted again, for the kept one cannot be used ({error}: {path})")
+        return None
+
+
+def _net(dim: int, story: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ConditionerNet:
+    """The map of this shape with these weights. Memory is taken for what is in the file alone, whatever the shape claims."""
+    shapes = {name: tuple(shape) for name, shape in story["shapes"].items()}
+    sides = [side for shape in shapes.values() for side in shape]
+    if len(shapes) > MAX_PARTS or not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides):
+        raise ValueError("no model's conditioning has such a shape")
+    with torch.device("meta"):
+        net = ConditionerNet(dim, shapes, list(story["masks"]))
+    net.load_state_dict(tensors, assign=True)
+    return net.eval().requires_grad_(False)
+
+
+def _check(conditioner: Conditioner) -> None:
+    """Raise ValueError where parts do not fit each other, or a number is not finite: the file may be anyone's."""
+    items, embeddings = conditioner.items, conditioner.embeddings
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items) or embeddings.shape[:1] != (len(items),):
+        raise ValueError("items and embeddings do not fit each other")
+    net = conditioner.net
+    if net is not None:
+        vectors = {name: shape for name, shape in net.shapes.items() if name not in net.masks}
+        for name, shape in vectors.items():
+            conditioner.mean[name].expand(shape), conditioner.std[name].expand(shape)
+    weights = net.state_dict() if net is not None else {}
+    floats = [embeddings, *weights.values(), *conditioner.mean.values(), *conditioner.std.values(), *conditioner.probe.values()]
+    if not all(tensor.is_floating_point() and bool(torch.isfinite(tensor).all()) for tensor in floats):
+        raise ValueError("it holds numbers that are not finite")
+    if not math.isfinite(conditioner.scale) or not math.isfinite(conditioner.cosine):
+        raise ValueError("it holds numbers that are not finite")
 
 
 def _as_bytes(text: str) -> Tensor:

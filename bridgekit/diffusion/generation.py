@@ -29,7 +29,7 @@ from bridgekit.diffusion.conditioner import (
     save_conditioner,
 )
 from bridgekit.diffusion.conditioning import Conditioning
-from bridgekit.diffusion.models import ImageModel, draw, open_model
+from bridgekit.diffusion.models import ImageModel, Watch, draw, open_model
 from bridgekit.diffusion.sheets import contact_sheet, made_here, write_png
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError
@@ -69,6 +69,7 @@ def open_painter(
     *,
     captions: str | Path | None = None,
     refit: bool = False,
+    outside: bool = False,
     report: Report = silent,
 ) -> Painter:
     """Find or fit the conditioner between a bridge and a model.
@@ -79,6 +80,7 @@ def open_painter(
         folder: the bridge's folder, where conditioners are kept; None keeps none, and so does a folder that is read-only.
         captions: what to fit it on, as for `read_items`; by default the distinct items of the bridge's own pairs.
         refit: fit it anew even where one is kept.
+        outside: let the table of these name files outside its own folder.
         report: progress.
 
     Raises:
@@ -91,18 +93,20 @@ def open_painter(
         if not direct and conditioning.made_of not in bridge.sides:
             continue
         modality = direct[0] if direct else conditioning.made_of
-        own = read_items(captions, modality) if captions is not None else None
+        own = read_items(captions, modality, outside=outside) if captions is not None else None
         kept = load_conditioner(file) if file and not refit else None
         fits = kept is not None and (kept.net is None) == bool(direct) and (own is None or _fitted_on(kept, own))
+        # The bridge may have been replaced by another while this one was fitted.
+        fits = fits and kept is not None and kept.adapter == bridge.weights_hash([modality])
         if kept and fits and same_weights(kept, conditioning):
             return Painter(bridge, model, conditioning, kept, fitted=False)
-        items = own or _own_items(bridge, modality)
+        items = own or _own_items(bridge, modality, outside)
         if direct:
             conditioner = direct_conditioner(bridge, conditioning, modality, items)
         else:
             conditioner = fit_conditioner(bridge, conditioning, items, report=report)
         if file:
-            with suppress(OSError):  # a bridge that lies where nothing can be written is as good, if slower
+            with suppress(BridgekitError):  # a bridge that lies where nothing can be written is as good, if slower
                 save_conditioner(conditioner, file)
         return Painter(bridge, model, conditioning, conditioner, fitted=True)
     wanted = " or ".join(sorted({conditioning.made_of for conditioning in model.conditionings}))
@@ -117,12 +121,12 @@ def _fitted_on(conditioner: Conditioner, items: Sequence[Item]) -> bool:
     return len(conditioner.items) == min(len(items), Fit().captions) and set(conditioner.items) <= set(map(str, items))
 
 
-def _own_items(bridge: Bridge, modality: str) -> list[Item]:
+def _own_items(bridge: Bridge, modality: str, outside: bool) -> list[Item]:
     source = bridge.table_of(modality)
     try:
         if not source:
             raise BridgekitError("the bridge does not say what it was trained on")
-        return read_items(source, modality)
+        return read_items(bridge.followed(source), modality, outside=outside)
     except BridgekitError as error:
         raise BridgekitError(
             f"the conditioner is fitted on the bridge's own {modality} items, and they cannot be read: {error.what}",
@@ -151,6 +155,7 @@ def paint(
     seeds: Sequence[int] | int = 0,
     size: int | None = None,
     report: Report = silent,
+    watch: Watch | None = None,
 ) -> list[Image]:
     """Pictures of embeddings that lie where the conditioner expects them (see `close_gap`).
 
@@ -163,6 +168,7 @@ def paint(
         seeds: one a picture, or one for all. A picture depends on its own seed alone, up to rounding.
         size: the side in pixels.
         report: progress, in steps.
+        watch: told the latents after each step, see `bridgekit.diffusion.previews`. What it raises ends the drawing.
 
     Returns:
         n pictures.
@@ -180,6 +186,7 @@ def paint(
         seeds=seeds,
         size=size,
         report=report,
+        watch=watch,
     )
 
 
@@ -284,6 +291,7 @@ def generate(
     refit: bool = False,
     out: str | Path | None = None,
     device: str = "auto",
+    outside: bool = False,
     progress: bool = True,
 ) -> Generation:
     """Turn sounds (or whatever a bridge joins) into pictures.
@@ -301,6 +309,7 @@ def generate(
         refit: fit the conditioner anew.
         out: a .png for one picture, or a folder; by default named after the input, here.
         device: a torch device, or `auto`.
+        outside: let tables name files outside their own folders, and folders hold links that leave them.
         progress: show progress bars on standard error.
 
     Returns:
@@ -315,7 +324,7 @@ def generate(
         raise BridgekitError(f"there is no way {gap!r} to close the gap", remedy=f"use one of {', '.join(GAPS)}")
     if not 0 <= prompt_weight <= 1 or n < 1 or any(not 0 < given.weight < math.inf for given in inputs):
         raise BridgekitError("weights are above 0, a prompt's at most 1, and there is at least one picture")
-    rows = _rows(opened, inputs)
+    rows = _rows(opened, inputs, outside)
     with progress_bars(progress) as report:
         embedded, set_aside = _embed(opened, inputs, rows, report)
         good = [row for row in rows if not any(item in set_aside for item in row)]
@@ -328,6 +337,7 @@ def generate(
             folder,
             captions=captions,
             refit=refit,
+            outside=outside,
             report=report,
         )
         vectors = [
@@ -367,11 +377,11 @@ def generate(
     return Generation(records, sheet, set_aside, painter.conditioner, painter.fitted)
 
 
-def _rows(bridge: Bridge, inputs: Sequence[Input]) -> list[list[str]]:
+def _rows(bridge: Bridge, inputs: Sequence[Input], outside: bool) -> list[list[str]]:
     """The items of each picture, in the order of the inputs."""
     if not inputs:
         raise BridgekitError("there is nothing to make a picture of", remedy="give --audio, --image or --text")
-    columns = [_items(bridge, given) for given in inputs]
+    columns = [_items(bridge, given, outside) for given in inputs]
     many = [column for column, given in zip(columns, inputs, strict=True) if _is_many(given)]
     if len(many) > 1:
         raise BridgekitError("only one input may be a folder or a list", where=", ".join(column[0] for column in many))
@@ -392,12 +402,12 @@ def _exists(item: Item) -> bool:
         return False
 
 
-def _items(bridge: Bridge, given: Input) -> list[str]:
+def _items(bridge: Bridge, given: Input, outside: bool) -> list[str]:
     bridge.side(given.modality)
     if not isinstance(given.item, str | Path):
         items = [str(item) for item in given.item]
     elif _is_many(given):
-        items = [str(item) for item in read_items(given.item, given.modality)]
+        items = [str(item) for item in read_items(given.item, given.modality, outside=outside)]
     else:
         items = [str(given.item)]
     missing = [item for item in items if given.modality != TEXT and not _exists(item)]

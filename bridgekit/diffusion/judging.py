@@ -19,7 +19,7 @@ from bridgekit.diffusion.generation import Painter, open_painter, paint
 from bridgekit.diffusion.models import draw, open_model
 from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import encode_pairs, test_splits
+from bridgekit.evaluation import encode_pairs, leave_out_seen, test_splits
 from bridgekit.latents import encode_items
 from bridgekit.pairs import read_pairs, split_pairs
 from bridgekit.plugins import default_pair_source, load_encoder
@@ -68,15 +68,16 @@ class Gallery:
         return (scores >= scores.gather(1, rows[:, None])).sum(1)
 
 
-def open_gallery(pairs: str | None = None, judge: str = "image", device: str = "auto") -> Gallery:
+def open_gallery(pairs: str | None = None, judge: str = "image", device: str = "auto", *, outside: bool = False) -> Gallery:
     """The pictures and names of a table, and an image encoder to judge by.
 
     Arguments:
         pairs: a table with columns `image` and `text`; by default the one that a plugin brings.
         judge: an image encoder, `provider:model`; by default the default one.
         device: a torch device, or `auto`.
+        outside: let the table name files outside its own folder.
     """
-    table = read_pairs(pairs, ("image", TEXT)) if pairs else default_pair_source(("image", TEXT)).build()
+    table = read_pairs(pairs, ("image", TEXT), outside=outside) if pairs else default_pair_source(("image", TEXT)).build()
     found: dict[str, Path] = {}
     for name, file in zip(table.columns[TEXT], table.columns["image"], strict=True):
         if name and file:
@@ -112,6 +113,8 @@ def judge_generation(
     guidance: float | None = None,
     seed: int = 0,
     device: str = "auto",
+    unseen: bool = False,
+    outside: bool = False,
     report: Report = silent,
 ) -> list[dict[str, Any]]:
     """Make pictures from held-out items and let an image encoder find them among the true pictures.
@@ -132,13 +135,15 @@ def judge_generation(
         steps, guidance: the sampler's.
         seed: of the draw of rows and of the noise.
         device: a torch device, or `auto`.
+        unseen: pass over those rows of `pairs` whose item training saw, instead of refusing them.
+        outside: let tables name files outside their own folders.
         report: progress.
 
     Returns:
         records: made_from, gap, pictures, candidates, top1, top5.
 
     Raises:
-        BridgekitError: no row can be asked.
+        BridgekitError: no row can be asked, or `pairs` has rows whose item training saw.
     """
     if among not in ("gallery", "asked"):
         raise BridgekitError(f"the judge cannot choose among {among!r}", remedy="use one of gallery, asked")
@@ -148,12 +153,12 @@ def judge_generation(
     bridge = Bridge.load(folder, device)
     bridge.side(TEXT)
     modality = next(name for name in bridge.sides if name != TEXT)
-    shown = open_gallery(gallery, judge, device)
-    items, captions = _asked(bridge, modality, pairs, splits, shown, limit, seed, report)
+    shown = open_gallery(gallery, judge, device, outside=outside)
+    items, captions = _asked(bridge, modality, pairs, splits, shown, limit, seed, unseen, report, outside)
     embedded = bridge.embed_usable(modality, items, report=report)
     kept = [row for row in range(len(items)) if row not in embedded.failed]
     captions = [captions[row] for row in kept]
-    painter = open_painter(bridge, open_model(model, device), Path(folder), report=report)
+    painter = open_painter(bridge, open_model(model, device), Path(folder), outside=outside, report=report)
     seeds = [seed + number for number in range(len(captions))]
     pool = captions if among == "asked" else None
     common = {"pictures": len(captions), "candidates": len(set(captions)) if pool else len(shown.names)}
@@ -186,19 +191,23 @@ def _asked(
     gallery: Gallery,
     limit: int,
     seed: int,
+    unseen: bool,
     report: Report,
+    outside: bool,
 ) -> tuple[list[Item], list[str]]:
     """Items and captions of the rows to ask. The bridge's own table is split as it was for training, by content."""
     own = next((table for table in bridge.tables if {modality, TEXT} <= {*table.modalities}), bridge.tables[0])
     known = set(gallery.names)
     split: Sequence[str]
     if pairs and pairs != own.source:
-        table = read_pairs(pairs, (modality, TEXT))
+        table = read_pairs(pairs, (modality, TEXT), outside=outside)
         split = table.split or ["all"] * len(table)
     else:
         # Whole, since the rows' splits depend on all of their items.
         encoded = encode_pairs(
-            read_pairs(own.source, own.modalities), {name: bridge.encoder(name) for name in own.modalities}, report
+            read_pairs(pairs or bridge.followed(own.source), own.modalities, outside=outside),
+            {name: bridge.encoder(name) for name in own.modalities},
+            report,
         )
         table = encoded.pairs
         split = split_pairs(table, own.seed, encoded.ids)
@@ -214,6 +223,8 @@ def _asked(
             where=table.source,
             remedy=f"splits: {', '.join(dict.fromkeys(split))}; give pictures of these captions with --gallery",
         )
+    if pairs and pairs != own.source:
+        rows, _ = leave_out_seen(bridge, table, rows, modality, refuse=not unseen)
     chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:limit]).tolist()
     return [table.columns[modality][row] or "" for row in chosen], [str(table.columns[TEXT][row]) for row in chosen]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bridgekit.bounded import read_json
 from bridgekit.diffusion.conditioning import Conditioning, find_conditionings, guidance_argument
 from bridgekit.encoders import TEXT, resolve_device
 from bridgekit.errors import BridgekitError, PluginError
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
     from bridgekit.hookspecs import ImageGenerator
 
+#: Called after a step with how many are done, of how many, and the latents as they are now.
+Watch = Callable[[int, int, Tensor], object]
+
 #: Pictures drawn together. More would be no faster on a CPU, and would not fit a large model on a small GPU.
 BATCH_SIZE = 8
+MAX_INDEX = 1 << 20  # bytes of a model_index.json
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def _pipeline(name: str, device: str) -> Any:
 
 def _missing_parts(folder: Path) -> list[str]:
     """The parts that a model's index names and its folder lacks. Of some, diffusers makes an empty one without a word."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_json(folder / "model_index.json", MAX_INDEX)
     return [
         name
         for name, kind in index.items()
@@ -143,6 +147,7 @@ def draw(
     seeds: Sequence[int] | int = 0,
     size: int | None = None,
     report: Report = silent,
+    watch: Watch | None = None,
 ) -> list[Image]:
     """Run the pipeline on conditioning tensors of n rows, in batches. Arguments are `paint`'s."""
     n = len(next(iter(tensors.values())))
@@ -160,10 +165,12 @@ def draw(
     for start in range(0, n, BATCH_SIZE):
         part = {name: tensor[start : start + BATCH_SIZE] for name, tensor in tensors.items()}
 
-        def step_done(*_: Any) -> dict[str, Any]:
+        def step_done(*told: Any) -> dict[str, Any]:
             nonlocal done
             done += 1
             report("drawing", min(done, total), total)
+            if watch:  # a pipeline's older callback is told the latents, the newer one a mapping that has them
+                watch(done, total, told[-1]["latents"] if isinstance(told[-1], Mapping) else told[-1])
             return {}
 
         if "callback_on_step_end" in takes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -19,13 +20,20 @@ TILE, LINE = 160, 18
 
 def write_png(picture: Image, path: Path, story: Mapping[str, Any]) -> None:
     """Write a picture, atomically, with how it was made in its metadata: one JSON text under the key `bridgekit`."""
+    write_atomically(path, lambda aside: aside.write_bytes(png(picture, story)))
+
+
+def png(picture: Image, story: Mapping[str, Any]) -> bytes:
+    """The file that `write_png` writes."""
     from PIL.PngImagePlugin import PngInfo
 
     about = PngInfo()
     # A file's name may hold bytes that are no UTF-8: Python's surrogates for them are escaped as JSON does it.
     text = json.dumps(story, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
     about.add_itxt("bridgekit", text)
-    write_atomically(path, lambda aside: picture.save(aside, "PNG", pnginfo=about))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=about)
+    return buffer.getvalue()
 
 
 def made_here(path: Path) -> bool:

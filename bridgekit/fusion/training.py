@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bridgekit.cache import write_atomically
+from bridgekit.bounded import parse_json
 from bridgekit.distributed import Shares, rank, sum_gradients, told_by_first
 from bridgekit.errors import BridgekitError
 from bridgekit.fusion.adapter import Adapter, FusionAdapter
@@ -26,6 +24,8 @@ from bridgekit.fusion.fusemix import LambdaPer, Pairing, draw_lambda, draw_partn
 from bridgekit.fusion.pieces import activation_bytes, activation_room, backward_in_pieces, cut, seed_here
 from bridgekit.fusion.warm_start import spread_rows, warm_start
 from bridgekit.precision import fast_products, product_dtype
+from bridgekit.progress import say
+from bridgekit.sealed import DamagedFile, read_sealed, write_sealed
 
 #: A run that is killed loses at most this many seconds of training.
 CHECKPOINT_SECONDS = 10.0
@@ -111,12 +111,14 @@ class Trained:
         temperature: the learned temperature of the best epoch.
         history: one record per validation: epoch, loss, temperature, lr, and what `validate` returned.
         best_epoch: the epoch whose adapters these are.
+        diverged: the epoch in which loss or weights were no longer finite and training ended, or None.
     """
 
     adapters: dict[str, Adapter]
     temperature: float
     history: list[dict[str, float]]
     best_epoch: int
+    diverged: int | None = None
 
 
 def new_adapters(
@@ -174,8 +176,10 @@ def train(
         checkpoint: a file to go on from if it is there, and to write every few seconds. Removed when training ends.
         on_epoch: called after each epoch with its number (from 1) and mean loss.
 
+    Where loss or weights are no longer finite, training ends with what the validations before have found best.
+
     Raises:
-        BridgekitError: the loss is no longer finite.
+        BridgekitError: that happened before the first validation.
 
     Source: FuseMix (arXiv 2312.10144), algorithm 1, there for two modalities.
     """
@@ -208,9 +212,10 @@ def train(
     joined = [(a, b) for a, b in combinations(range(len(names)), 2) if not {names[a], names[b]} <= set(fixed)]
     row_bytes, room = activation_bytes([adapters[name] for name in moving]), activation_room(device)
 
+    diverged: int | None = None
     state = _State(moving, log_scale, optimizer, preset.keep_best)
-    if checkpoint and checkpoint.exists():
-        state.load(checkpoint)
+    if checkpoint:
+        state.go_on_from(checkpoint)
     saved = time.monotonic()
 
     on_gpu = torch.device(device).type == "cuda"
@@ -251,11 +256,10 @@ def train(
                 with torch.no_grad():
                     log_scale.clamp_(*(math.log(1 / bound) for bound in reversed(TEMPERATURE_BOUNDS)))
             mean_loss = float(torch.stack(losses).mean())
-            if not math.isfinite(mean_loss):
-                raise BridgekitError(
-                    f"training diverged: the loss is not finite in epoch {epoch}",
-                    remedy="look for extreme latents, or train with --preset default; nothing was written",
-                )
+            # A finite loss says nothing of the last step: weights may have run off in it, and would be judged next.
+            if not (math.isfinite(mean_loss) and state.is_finite()):
+                diverged = epoch
+                break
             state.epoch = epoch
             on_epoch(epoch, mean_loss)
             if epoch % validate_every == 0 or epoch == preset.epochs:
@@ -266,15 +270,20 @@ def train(
                     {"epoch": epoch, "loss": mean_loss, "temperature": math.exp(-log_scale.item()), "lr": lr, **figures}
                 )
                 if checkpoint and rank() == 0 and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    state.save(checkpoint)
+                    state.keep(checkpoint)
                     saved = time.monotonic()
 
-    temperature = state.restore_best()
     if checkpoint and rank() == 0:
         checkpoint.unlink(missing_ok=True)
+    if not state.best_index:
+        raise BridgekitError(
+            f"training diverged: the loss is not finite in epoch {diverged}" if diverged else "no validation gave a number",
+            remedy="look for extreme latents (bridgekit check), or train with --preset default; nothing was written",
+        )
+    temperature = state.restore_best()
     moving.eval().cpu()
     best_epoch = round(state.history[state.best_index - 1]["epoch"])
-    return Trained(adapters, temperature, state.history, best_epoch)
+    return Trained(adapters, temperature, state.history, best_epoch, diverged)
 
 
 @dataclass(frozen=True)
@@ -413,13 +422,21 @@ class _State:
         self.history: list[dict[str, float]] = []
         self.best_index = 0  # how many validations there were when the best one came
         self.best: dict[str, Tensor] = {}
+        self.told = False  # that no checkpoint can be written
 
     def _now(self) -> dict[str, Tensor]:
         return {**self.model.state_dict(), "log_scale": self.log_scale.data}
 
+    def is_finite(self, *, with_optimizer: bool = False) -> bool:
+        """Whether all weights are numbers and, if asked for, all that the optimizer remembers of their gradients."""
+        remembered = [value for values in self.optimizer.state.values() for value in values.values()] if with_optimizer else []
+        return all(bool(tensor.isfinite().all()) for tensor in (*self._now().values(), *remembered))
+
     def judge(self, record: dict[str, float]) -> None:
         """Take a validation into the history and keep the weights if it is the best so far."""
         self.history.append(record)
+        if not math.isfinite(record["score"]):
+            return
         if not self.keep_best or not self.best_index or record["score"] > self.history[self.best_index - 1]["score"]:
             self.best_index = len(self.history)
             self.best = {name: tensor.detach().clone() for name, tensor in self._now().items()}
@@ -433,29 +450,56 @@ class _State:
         self.model.load_state_dict({name: tensor for name, tensor in tensors.items() if name != "log_scale"})
         self.log_scale.data.copy_(tensors["log_scale"])
 
+    def keep(self, path: Path) -> None:
+        """`save`, as far as it can be: a run that nobody stops needs no checkpoint."""
+        try:
+            self.save(path)
+        except BridgekitError as error:
+            if not self.told:
+                say(f"the run goes on without a checkpoint ({error.what}: {path.parent})")
+            self.told = True
+
     def save(self, path: Path) -> None:
-        """Write everything that an undisturbed run would still have in memory."""
+        """Write everything that an undisturbed run would still have in memory; nothing where some of that is not finite."""
+        if not self.is_finite(with_optimizer=True):
+            return
         tensors = {f"now/{name}": tensor for name, tensor in self._now().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
         for number, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in values.items()}
         story = {"epoch": self.epoch, "best_index": self.best_index, "history": self.history}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_atomically(path, lambda aside: save_file(tensors, aside, {"state": json.dumps(story)}))
+        write_sealed(path, tensors, {"state": json.dumps(story)})
+
+    def go_on_from(self, path: Path) -> None:
+        """`load` a checkpoint, if there is one that can be used."""
+        try:
+            self.load(path)
+        except FileNotFoundError:
+            return
+        except (DamagedFile, OSError, ValueError, KeyError, TypeError) as error:
+            say(f"training starts afresh, for its checkpoint cannot be used ({error}: {path})")
 
     def load(self, path: Path) -> None:
-        """The inverse of `save`."""
+        """The inverse of `save`. What does not fit changes nothing.
+
+        Raises:
+            DamagedFile: it is not what was written, or is of another run.
+        """
+        tensors, told = read_sealed(path)
+        story: dict[str, Any] = parse_json(told["state"], lenient=True)
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "optimizer": {}}
-        with safe_open(path, "pt", device=str(self.log_scale.device)) as file:
-            story: dict[str, Any] = json.loads(file.metadata()["state"])
-            for key in file.keys():  # noqa: SIM118  (a safetensors handle is not a mapping)
-                part, name = key.split("/", 1)
-                parts[part][name] = file.get_tensor(key)
-        self._restore(parts["now"])
-        self.best = parts["best"]
-        self.epoch, self.best_index, self.history = story["epoch"], story["best_index"], story["history"]
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor.to(self.log_scale.device)
+        epoch, best_index, history = int(story["epoch"]), int(story["best_index"]), list(story["history"])
+        shapes = {name: tensor.shape for name, tensor in self._now().items()}
+        if any({name: tensor.shape for name, tensor in parts[part].items()} != shapes for part in ("now", "best")):
+            raise DamagedFile("it is of another run")
         whole = self.optimizer.state_dict()
         for key, tensor in parts["optimizer"].items():
-            number, name = key.split("/", 1)
+            number, _, name = key.partition("/")
             whole["state"].setdefault(int(number), {})[name] = tensor
         self.optimizer.load_state_dict(whole)
+        self._restore(parts["now"])
+        self.best = parts["best"]
+        self.epoch, self.best_index, self.history = epoch, best_index, history

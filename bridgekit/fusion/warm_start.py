@@ -8,6 +8,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from bridgekit.errors import BridgekitError
 from bridgekit.fusion.adapter import Adapter, FusionAdapter, project
 
 #: Means, covariances and regressions are as good on this many rows as on millions, which would not fit in memory.
@@ -34,6 +35,9 @@ def warm_start(
         rows: modality to n indices into its latents, one a training row; negative for a hole.
         ridge: added to each covariance's diagonal, in units of its mean eigenvalue.
         fixed: the modalities whose adapters stay as they are.
+
+    Raises:
+        BridgekitError: latents so large that their covariance is not finite.
 
     Source: Hotelling, Relations between two sets of variates, 1936; regularised as in Vinod, Canonical ridge, 1976; for more
     than two sets the sum of correlations as in Kettenring, Canonical analysis of several sets of variables, 1971, which is
@@ -147,6 +151,12 @@ def _correlate(
 
 def _inverse_root(centred: Tensor, ridge: float) -> Tensor:
     """(C + ridge * mean eigenvalue * I) ** -1/2 of the covariance C of (n, d) rows, (d, d)."""
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+    covariance = centred.T @ centred / len(centred)
+    if not covariance.isfinite().all():
+        raise BridgekitError(
+            "training diverged before it began: the covariance of the latents is not finite",
+            remedy="look for extreme latents (bridgekit check), and remove their rows",
+        )
+    values, vectors = torch.linalg.eigh(covariance)
     root: Tensor = vectors * (values.clamp_min(0) + ridge * values.mean().clamp_min(1e-12)).rsqrt() @ vectors.T
     return root

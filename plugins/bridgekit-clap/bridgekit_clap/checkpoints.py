@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bridgekit.bounded import check_stored
 from bridgekit.errors import PluginError
 from bridgekit.hub import PATIENCE
 
@@ -112,6 +113,7 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def _load_tensors(checkpoint: Path) -> Any:
+    check_stored(checkpoint)
     # Mapped into memory where the format allows it: training also saves the optimizer's state, which is then not read.
     mapped = zipfile.is_zipfile(checkpoint)
     with _loading, torch.serialization.safe_globals(_number_types()):

@@ -11,6 +11,7 @@ from typing import Any
 from timm.models import load_state_dict
 from torch import Tensor
 
+from bridgekit.bounded import check_stored
 from bridgekit.errors import PluginError
 
 #: Batch norm's count of batches, which older checkpoints lack and nothing here reads.
@@ -58,6 +59,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise PluginError("there is no such checkpoint", where=str(path), remedy="check the path after checkpoint=")
     try:
+        check_stored(path)
         found = load_state_dict(str(path), weights_only=True)
         tensors = {name: value for name, value in found.items() if isinstance(value, Tensor) and not name.endswith(_COUNT)}
     except Exception as error:  # torch and safetensors raise anything on bytes that they do not expect

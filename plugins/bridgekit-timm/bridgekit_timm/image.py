@@ -46,6 +46,7 @@ class ImageEncoder:
         self._pooling = _one_of(options.get("pooling"), self._name)
         size = _pixels(options.get("size"), self._name)
         found = open_model(model_name, checkpoint=options.get("checkpoint"), size=size)
+        self.pinned = f"timm:{found.pinned}{name[len(model_name) :]}"
         self._model = found.model.eval().requires_grad_(False).to(device)
         self._device = torch.device(device)
         overrides = {"input_size": (3, size, size)} if size else None

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import socket
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -15,13 +14,15 @@ import timm
 import torch
 from timm.models import get_pretrained_cfg
 
+from bridgekit.bounded import read_json
 from bridgekit.errors import PluginError
-from bridgekit.hub import PATIENCE, model_folder
+from bridgekit.hub import PATIENCE, model_folder, pinned
 from bridgekit_timm.checkpoint import load_checkpoint
 
 PLUGIN = "bridgekit-timm"
 
 #: The weights in a repository or folder of timm's, best first: what is read without unpickling.
+MAX_CONFIG = 16 << 20  # bytes of a config.json
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -34,19 +35,22 @@ class Model:
         architecture: timm's name for it, without a tag.
         weights: the file that the weights were read from.
         arguments: what the architecture was built with, other than its defaults.
+        pinned: the name that opens these very weights on every machine.
     """
 
     model: Any
     architecture: str
     weights: Path
     arguments: dict[str, Any] = field(default_factory=dict)
+    pinned: str = ""
 
 
 def open_model(name: str, *, checkpoint: str | None = None, size: int | None = None) -> Model:
     """Open a timm model.
 
     Arguments:
-        name: a name in timm's registry, with or without a tag; `org/model` or `hf-hub:org/model`; or the path of a folder
+        name: a name in timm's registry, with or without a tag, and `@revision` of its repository where not the newest is
+            meant; `org/model`, `org/model@revision` or `hf-hub:org/model`; or the path of a folder
             with a `config.json` as timm writes it.
         checkpoint: the path of a file with other weights for a model of the registry.
         size: the side in pixels of the pictures that it will get, where that is not the usual one.
@@ -63,7 +67,9 @@ def open_model(name: str, *, checkpoint: str | None = None, size: int | None = N
                 where=where,
                 remedy=f"for example timm:resnet50,checkpoint={checkpoint}",
             )
-        return _from_folder(model_folder(name, ("config.json", *WEIGHTS), plugin=PLUGIN), where, size)
+        folder = model_folder(name, ("config.json", *WEIGHTS), plugin=PLUGIN)
+        return replace(_from_folder(folder, where, size), pinned=pinned(name, folder))
+    name, _, revision = name.partition("@")
     config = _registered(name)
     arguments = _size_arguments(config, size)
     architecture = name.partition(".")[0]
@@ -72,9 +78,9 @@ def open_model(name: str, *, checkpoint: str | None = None, size: int | None = N
         model = _create(name, where, pretrained=False, **arguments)
         load_checkpoint(model, path, config.get("classifier"), where=where)
     else:
-        path = _published_weights(config, where)
+        path = _published_weights(config, where, revision)
         model = _create(name, where, pretrained=True, pretrained_cfg_overlay=_read_from(path), **arguments)
-    return Model(model, architecture, path, arguments)
+    return Model(model, architecture, path, arguments, name if checkpoint is not None else pinned(name, path.parent))
 
 
 def reason(error: Exception) -> str:
@@ -85,7 +91,7 @@ def reason(error: Exception) -> str:
 
 def _from_folder(folder: Path, where: str, size: int | None) -> Model:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json", MAX_CONFIG)
     except FileNotFoundError:
         raise PluginError(f"{PLUGIN} finds no config.json in this model's folder", where=str(folder)) from None
     except (OSError, ValueError) as error:
@@ -111,7 +117,7 @@ def _weights_in(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     for ending in ("safetensors", "bin", "pth", "pt"):
-        if found := sorted(folder.glob(f"*.{ending}")):
+        if found := sorted(file for file in folder.glob(f"*.{ending}") if file.is_file()):
             if len(found) == 1:
                 return found[0]
             raise PluginError(
@@ -146,12 +152,12 @@ def _size_arguments(config: dict[str, Any], size: int | None) -> dict[str, Any]:
     return {"img_size": size} if size and config.get("fixed_input_size") else {}
 
 
-def _published_weights(config: dict[str, Any], where: str) -> Path:
+def _published_weights(config: dict[str, Any], where: str, revision: str) -> Path:
     """The file with the weights that timm's registry names, fetched where it is not on this machine yet."""
     if hub_id := config.get("hf_hub_id"):
         other = config.get("hf_hub_filename")
         names = (str(Path(other).with_suffix(".safetensors")), other) if other else WEIGHTS
-        folder = model_folder(hub_id, names, plugin=PLUGIN)
+        folder = model_folder(f"{hub_id}@{revision}" if revision else hub_id, names, plugin=PLUGIN)
         for name in names:
             if (folder / name).is_file():
                 return folder / name

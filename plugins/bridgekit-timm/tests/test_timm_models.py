@@ -75,6 +75,36 @@ def test_a_hub_model_is_opened_from_the_cache_offline(name: str, build_folder: B
     assert found.revision == expected.revision
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_hub_model_is_pinned_to_its_commit_and_stays_when_the_branch_moves(
+    build_folder: BuildFolder, fill_cache: FillCache
+) -> None:
+    snapshot = fill_cache("someone/small-vit", build_folder())
+    first = load_encoder("timm:someone/small-vit,pooling=avg", "cpu")
+    assert first.pinned == f"timm:someone/small-vit@{COMMIT},pooling=avg"  # type: ignore[attr-defined]
+    moved = snapshot.parent / ("f" * 40)
+    build_folder("other", seed=1).rename(moved)
+    (snapshot.parents[1] / "refs" / "main").write_text(moved.name)
+    assert load_encoder("timm:someone/small-vit,pooling=avg", "cpu").revision != first.revision
+    assert load_encoder(f"timm:someone/small-vit@{COMMIT},pooling=avg", "cpu").revision == first.revision
+
+
+def test_a_name_of_timm_is_pinned_to_the_commit_of_its_repository(build_folder: BuildFolder, fill_cache: FillCache) -> None:
+    fill_cache("timm/test_vit.r160_in1k", build_folder())
+    first = load_encoder("timm:test_vit.r160_in1k", "cpu")
+    assert first.pinned == f"timm:test_vit.r160_in1k@{COMMIT}"  # type: ignore[attr-defined]
+    again = load_encoder(f"timm:test_vit.r160_in1k@{COMMIT}", "cpu")
+    assert again.revision == first.revision
+    assert "not in the cache" in the_message(f"timm:test_vit.r160_in1k@{'f' * 40}")
+
+
+def test_a_local_folder_is_not_pinned(build_folder: BuildFolder) -> None:
+    folder = build_folder()
+    assert load_encoder(f"timm:{folder},size=160", "cpu").pinned == f"timm:{folder},size=160"  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("name", ["test_vit", "test_vit.r160_in1k"])
 def test_a_name_of_timm_is_opened_from_the_repository_that_timm_names(
     name: str, build_folder: BuildFolder, fill_cache: FillCache

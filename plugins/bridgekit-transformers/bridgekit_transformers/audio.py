@@ -57,7 +57,7 @@ class WaveEncoder:
     modality = "audio"
 
     def __init__(self, source: Source) -> None:
-        self._source = source
+        self._source, self.pinned = source, source.pinned
         # The one vector that stands for masked frames in training.
         self._model = load_model(source, "AutoModel", unused=("masked_spec_embed",))
         self._extractor = load_part(source, "AutoFeatureExtractor")
@@ -157,7 +157,7 @@ class SpectrogramEncoder:
     modality = "audio"
 
     def __init__(self, source: Source) -> None:
-        self._source = source
+        self._source, self.pinned = source, source.pinned
         pooling, self._head = source.head()
         self._model = load_model(source, self._head.model)
         self._extractor = load_part(source, "AutoFeatureExtractor")

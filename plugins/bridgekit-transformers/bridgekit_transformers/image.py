@@ -34,7 +34,7 @@ class ImageEncoder:
     modality = "image"
 
     def __init__(self, source: Source) -> None:
-        self._source = source
+        self._source, self.pinned = source, source.pinned
         pooling, self._head = source.head()
         unused = () if self._head.output == "pooler_output" else ("pooler.",)
         self._model = load_model(source, self._head.model, unused=unused)

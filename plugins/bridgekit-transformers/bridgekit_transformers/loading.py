@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +12,14 @@ from typing import Any
 import torch
 import transformers
 
+from bridgekit import bounded
 from bridgekit.encoders import split_options
 from bridgekit.errors import BridgekitError, PluginError
-from bridgekit.hub import content_revision, model_folder
+from bridgekit.hub import content_revision, model_folder, pinned
 from bridgekit_transformers.families import FAMILIES, OPTIONS, TEXT, TOWERS, Family, Head
 
 PLUGIN = "bridgekit-transformers"
+MAX_JSON = 64 << 20  # bytes of one file of JSON: a config, or the list of which weights are in which file
 #: The files of a repository that are fetched. Weights under other names are copies in other formats or precisions.
 PATTERNS = (
     "*.json",
@@ -62,6 +63,7 @@ class Source:
         device: a torch device.
         trusted: whether the user lets the repository's own code run.
         code: that code.
+        pinned: the full name that opens these very files on every machine.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Source:
     device: torch.device
     trusted: bool = False
     code: tuple[Path, ...] = ()
+    pinned: str = ""
 
     @property
     def model_type(self) -> str:
@@ -152,7 +155,8 @@ def find_source(model: str, device: str) -> Source:
                 remedy=f"their options are: {', '.join(OPTIONS[family.kind])}",
             )
     code = tuple(_code_files(config, folder)) if trusted == "yes" else ()
-    return Source(model, folder, config, family, options, torch.device(device), trusted == "yes", code)
+    full = f"transformers:{pinned(name, folder)}{model[len(name) :]}"
+    return Source(model, folder, config, family, options, torch.device(device), trusted == "yes", code, full)
 
 
 def _check_code(config: Mapping[str, Any], model: str, trusted: bool) -> None:
@@ -221,7 +225,7 @@ def read_json(path: Path) -> Any:
         PluginError: the file is damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return bounded.read_json(path, MAX_JSON)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -236,18 +240,29 @@ def weight_files(source: Source) -> list[Path]:
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (source.folder / name).is_file():
-            return [source.folder / name]
+            return [_checked(source, source.folder / name)]
         index = read_json(source.folder / f"{name}.index.json")
         if index is not None:
-            files = [source.folder / shard for shard in sorted(set(index["weight_map"].values()))]
+            shards = sorted({str(shard) for shard in index["weight_map"].values()})
+            if any(Path(shard).name != shard for shard in shards):
+                raise source.error("does not follow weights that lie outside this model's folder")
+            files = [source.folder / shard for shard in shards]
             missing = [file.name for file in files if not file.is_file()]
             if missing:
                 raise source.error(f"misses weights of this model: {', '.join(missing)}", "download the model again")
-            return files
+            return [_checked(source, file) for file in files]
     raise source.error(
         f"finds no weights (model.safetensors or pytorch_model.bin) in {source.folder}",
         "download the model again, or give a repository with weights for PyTorch",
     )
+
+
+def _checked(source: Source, file: Path) -> Path:
+    try:
+        bounded.check_stored(file)
+    except (OSError, ValueError) as error:
+        raise source.error(f"does not read {file.name}: {error}", "get it from a source that you trust") from None
+    return file
 
 
 def load_model(source: Source, class_name: str, *, unused: Sequence[str] = ()) -> Any:

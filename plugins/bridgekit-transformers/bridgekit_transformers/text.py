@@ -50,7 +50,7 @@ class TextEncoder:
     modality = "text"
 
     def __init__(self, source: Source) -> None:
-        self._source = source
+        self._source, self.pinned = source, source.pinned
         layout = Layout() if source.family.heads else read_layout(source)
         self._behind, self._lower = layout.behind, layout.lower
         self._output = ""

@@ -54,7 +54,7 @@ class WhisperEncoder:
 
     def __init__(self, source: Source) -> None:
         self._padded = source.choose("window", ("own", "30s")) == "30s"
-        self._device = source.device
+        self._device, self.pinned = source.device, source.pinned
         # The one class that takes the encoder out of any of Whisper's checkpoints. Its own head is not used.
         whole = load_model(source, "WhisperForAudioClassification", unused=("projector.", "classifier.", "layer_weights"))
         self._model = whole.encoder

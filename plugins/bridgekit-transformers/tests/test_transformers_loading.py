@@ -85,6 +85,36 @@ def test_a_model_in_the_hubs_cache_is_opened_by_its_id_without_a_network(
     assert load_encoder(f"transformers:someone/small-bge@{COMMIT}", "cpu").revision == encoder.revision
 
 
+def test_a_hub_model_is_pinned_to_its_commit_and_stays_when_the_branch_moves(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--small"
+    copied(tiny("e5"), repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    first = load_encoder("transformers:someone/small,pooling=cls", "cpu")
+    assert first.pinned == f"transformers:someone/small@{COMMIT},pooling=cls"  # type: ignore[attr-defined]
+    copied(tiny("e5", 1), repository / "snapshots" / ("f" * 40))
+    (repository / "refs" / "main").write_text("f" * 40)
+    assert load_encoder("transformers:someone/small,pooling=cls", "cpu").revision != first.revision
+    assert load_encoder(f"transformers:someone/small@{COMMIT},pooling=cls", "cpu").revision == first.revision
+
+
+def test_every_kind_of_encoder_is_pinned(tiny: Tiny) -> None:
+    for kind in ("bert", "whisper", "hubert", "ast", "vit"):
+        assert load_encoder(f"transformers:{tiny(kind)}", "cpu").pinned == f"transformers:{tiny(kind)}"  # type: ignore[attr-defined]
+
+
+def test_weights_listed_outside_the_models_folder_are_not_followed(tiny: Tiny, tmp_path: Path) -> None:
+    folder = copied(tiny("bert"), tmp_path / "copy")
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    weights = {"weight_map": {"embeddings.word_embeddings.weight": "../elsewhere.safetensors"}}
+    tiny_models.write_json(folder / "model.safetensors.index.json", weights)
+    with pytest.raises(PluginError, match="outside this model's folder"):
+        load_encoder(f"transformers:{folder}", "cpu")
+
+
 def test_a_model_that_is_nowhere_is_one_error_that_names_the_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for name in ("someone/no-such-model", "no-such-folder", str(tmp_path / "gone")):

@@ -1,0 +1,214 @@
+"""`bridgekit app` under load: 50 programs at once for a minute, on the same cores as the server. Rates, latencies, memory.
+
+python benchmarks/server.py
+"""
+
+from __future__ import annotations
+
+import csv
+import http.client
+import io
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import soundfile
+from bridgekit_starter import openmoji, spoken
+from common import table
+
+from bridgekit import align
+
+CLIENTS, SECONDS, SEED = 50, 60, 0
+#: How the programs' requests are shared out.
+MIX = {"embed a text": 0.6, "search pictures by words": 0.24, "search words by a clip": 0.12, "draw": 0.04}
+WORDS, VOICES = 40, ("en-us+m3", "en+f4", "en-gb-x-rp+m1")
+NEW_VOICE = "en-us-nyc+m6"
+
+
+@dataclass
+class Log:
+    """What the clients saw.
+
+    Arguments:
+        seconds: kind of request to how long each took that was served.
+        busy: kind of request to how many were told to come again.
+        errors: whatever else was answered.
+    """
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    busy: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+
+
+def make_bridge(folder: Path) -> tuple[Path, list[bytes], list[str]]:
+    """A bridge of 40 spoken words and their pictures; clips of them in a voice that it never heard; the words."""
+    pictures = list(openmoji.pictures())[::46][:WORDS]
+    words = [picture.name for picture in pictures]
+    files = dict(zip(words, openmoji._draw(pictures), strict=True))
+    clips = [spoken.Clip(word, voice, "train") for word in words for voice in VOICES]
+    with (folder / "words.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["audio", "text", "image"])
+        writer.writerows([path, clip.name, files[clip.name]] for clip, path in zip(clips, spoken._speak(clips), strict=True))
+    align(pairs=folder / "words.csv", out=folder / "bridges" / "words", progress=False)
+    asked = spoken._speak([spoken.Clip(word, NEW_VOICE, "test") for word in words])
+    return folder / "bridges" / "words", [wav(path) for path in asked], words
+
+
+def wav(path: Path) -> bytes:
+    """A clip as WAV."""
+    samples, rate = soundfile.read(path, dtype="int16")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format="WAV")
+    return buffer.getvalue()
+
+
+def client(number: int, port: int, until: float, clips: list[bytes], words: list[str], log: Log) -> None:
+    """One program: a request, its answer, the next. Where it is told to come again, it does."""
+    draw = random.Random(SEED * 1_000 + number)
+    line = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    while time.monotonic() < until:
+        [kind] = draw.choices(list(MIX), list(MIX.values()))
+        path, body, headers = request(kind, draw, clips, words)
+        started = time.monotonic()
+        try:
+            line.request("POST", path, body, {**headers, "X-Bridgekit-Client": str(number)})
+            answer = line.getresponse()
+            told = answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            log.errors[type(error).__name__] += 1
+            line.close()
+            continue
+        if answer.status == 200:
+            log.seconds[kind].append(time.monotonic() - started)
+        elif answer.status in (429, 503) and json.loads(told)["error"]["what"].startswith("busy: "):
+            log.busy[kind] += 1
+            time.sleep(min(float(answer.headers["Retry-After"]), max(0.0, until - time.monotonic())))
+        else:
+            log.errors[f"{answer.status} {told[:200]!r}"] += 1
+    line.close()
+
+
+def request(kind: str, draw: random.Random, clips: list[bytes], words: list[str]) -> tuple[str, bytes, dict[str, str]]:
+    """A request that nobody sent before, so that nothing is remembered: path, body, headers."""
+    text = f"{draw.choice(words)} {draw.randrange(10**9)}"
+    if kind == "search words by a clip":
+        clip = bytearray(draw.choice(clips))
+        clip[-4:] = draw.randbytes(4)  # two samples: another clip to the server, the same to the ear
+        edge = uuid4().hex
+        head = f'--{edge}\r\nContent-Disposition: form-data; name="audio"; filename="clip.wav"\r\n\r\n'
+        body = head.encode() + bytes(clip) + f"\r\n--{edge}--\r\n".encode()
+        return "/search", body, {"Content-Type": f"multipart/form-data; boundary={edge}"}
+    more: dict[str, dict[str, object]] = {
+        "embed a text": {},
+        "search pictures by words": {"to": ["image"]},
+        "draw": {"seed": draw.randrange(10**6)},
+    }
+    path = {"embed a text": "/embed", "search pictures by words": "/search", "draw": "/generate"}[kind]
+    return path, json.dumps({"text": text, **more[kind]}).encode(), {"Content-Type": "application/json"}
+
+
+def memory(process: int) -> float:
+    """What a process holds, in MB."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(encoding="ascii"))
+    assert found
+    return int(found.group(1)) / 1e3
+
+
+def processor(process: int) -> float:
+    """The seconds of processor time that a process has had."""
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> str:
+    """Serve, ask for a minute, count."""
+    with tempfile.TemporaryDirectory() as folder:
+        bridge, clips, words = make_bridge(Path(folder))
+        command = [sys.executable, "-m", "bridgekit", "app", str(bridge), "--port", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder) as server:
+            try:
+                assert server.stdout
+                found = re.search(r"http://\S+", server.stdout.readline())
+                assert found
+                return measure(server.pid, int(urlsplit(found.group(0)).port or 0), clips, words)
+            finally:
+                server.terminate()
+
+
+def measure(server: int, port: int, clips: list[bytes], words: list[str]) -> str:
+    """The load itself."""
+    client(0, port, time.monotonic() + 20, clips, words, Log())  # until all is open and has been used once
+    log, held = Log(), []
+    before, had = health(port), processor(server)
+    started = time.monotonic()
+    until = started + SECONDS
+    threads = [
+        threading.Thread(target=client, args=(number, port, until, clips, words, log)) for number in range(1, CLIENTS + 1)
+    ]
+    for thread in threads:
+        thread.start()
+    while time.monotonic() < until:
+        held.append(memory(server))
+        time.sleep(5)
+    for thread in threads:
+        thread.join()
+    seconds = time.monotonic() - started
+    after, had = health(port), processor(server) - had
+    rows = []
+    for kind in MIX:
+        took = sorted(log.seconds[kind])
+        rows.append(
+            [
+                kind,
+                f"{len(took):,}",
+                f"{log.busy[kind]:,}",
+                f"{len(took) / seconds:.1f}",
+                *(
+                    f"{1000 * took[min(len(took) - 1, int(share * len(took)))]:,.0f}" if took else ""
+                    for share in (0.5, 0.95, 0.99)
+                ),
+            ]
+        )
+    served = sum(map(len, log.seconds.values()))
+    items, batches = (after["encoded"][name] - before["encoded"][name] for name in ("items", "batches"))
+    half = len(held) // 2
+    lines = [
+        table(["request", "served", "busy", "a second", "median, ms", "95 %, ms", "99 %, ms"], rows),
+        f"{CLIENTS} clients for {seconds:.0f} s: {served:,} requests served ({served / seconds:.1f} a second), "
+        f"{sum(log.busy.values()):,} told to come again, {sum(log.errors.values())} errors{_told(log.errors)}.",
+        f"{items:,} inputs were encoded in {batches:,} batches, {items / max(1, batches):.1f} in each. The server had "
+        f"{had / seconds:.2f} of {os.cpu_count()} cores; the clients, and whatever else ran, had the rest.",
+        f"Memory of the server: {held[0]:,.0f} MB at the start, {statistics.mean(held[1:half]):,.0f} MB in the first half, "
+        f"{statistics.mean(held[half:]):,.0f} MB in the second, {held[-1]:,.0f} MB at the end.",
+    ]
+    return "\n\n".join(lines)
+
+
+def health(port: int) -> dict[str, dict[str, int]]:
+    """What the server says of itself."""
+    line = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    line.request("GET", "/healthz")
+    told: dict[str, dict[str, int]] = json.loads(line.getresponse().read())
+    line.close()
+    return told
+
+
+def _told(errors: Counter[str]) -> str:
+    return "".join(f"; {count} times {what}" for what, count in errors.items())
+
+
+if __name__ == "__main__":
+    print(main())

@@ -1,0 +1,109 @@
+"""`bridgekit check`."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bridgekit.cli.common import print_json
+
+if TYPE_CHECKING:
+    from bridgekit.checking import TableReport
+
+#: Items of a finding that are told; `--json` has all.
+SHOWN = 3
+
+
+def command(
+    pairs: Annotated[
+        str,
+        typer.Argument(
+            help="CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a source's name (bridgekit plugins)."
+        ),
+    ],
+    a: Annotated[
+        str | None,
+        typer.Option(
+            "--a", help="A modality, or an encoder as [b]provider:model[/b]. [dim]default: all columns that are[/dim]"
+        ),
+    ] = None,
+    b: Annotated[str | None, typer.Option("--b", help="Another.")] = None,
+    c: Annotated[list[str] | None, typer.Option("--c", help="Further ones: may be given several times.")] = None,
+    latents: Annotated[bool, typer.Option(help="Encode the items and look at their latents. They are kept for align.")] = True,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where there are warnings, too.")] = False,
+    device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Look at a table before training on it: leaks between splits, duplicates, silence, extreme lengths, latents alike.
+
+    Exits with 1 where align would refuse the table (an error), with 0 where there are only warnings and notes.
+
+    Example: [b]bridgekit check clips.csv[/b]
+    """
+    from bridgekit.checking import check_pairs
+
+    found = check_pairs(pairs, a, b, more=c or (), latents=latents, device=device)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        _print(found)
+    if found.count("error") or (strict and found.count("warning")):
+        raise typer.Exit(1)
+
+
+def _print(found: TableReport) -> None:
+    """What was found, the worst first, and how large the table's splits are."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    styles = {"error": "bold red", "warning": "bold yellow", "note": "bold"}
+    for finding in found.findings:
+        console.print(f"[{styles[finding.grade]}]{finding.grade}[/] ", end="")
+        console.print(finding.what, markup=False)
+        for item in finding.items[:SHOWN]:
+            console.print(f"    {item}", markup=False, style="dim")
+        if len(finding.items) > SHOWN:
+            console.print(f"    ... and {len(finding.items) - SHOWN:,} more", style="dim")
+        if finding.remedy:
+            console.print(f"  fix: {finding.remedy}", markup=False)
+    if found.findings:
+        print()
+    _print_splits(found)
+    for modality, figures in found.figures.items():
+        if figures:
+            print(f"{modality}: {', '.join(f'{name} {value:g}' for name, value in figures.items())}")
+    errors, warnings = found.count("error"), found.count("warning")
+    print(f"{found.source}: {found.rows:,} rows can be used, {len(found.set_aside):,} are set aside.", end=" ")
+    if errors:
+        print("It cannot be trained on as it is.")
+    else:
+        print(f"{f'{warnings} warnings' if warnings != 1 else '1 warning'}." if warnings else "Nothing is wrong with it.")
+        print(f"Next:   bridgekit align --pairs {shlex.quote(found.source)}")
+
+
+def _print_splits(found: TableReport) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    title = "Splits of the table" if found.own_splits else "Splits that align will make (with seed 0)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    sizes = list(found.splits.values())
+    modalities = list(sizes[0].distinct)
+    table.add_column("split", no_wrap=True)
+    for name in ("rows", *(["groups"] if sizes[0].groups is not None else []), *(f"different {each}" for each in modalities)):
+        table.add_column(name, justify="right")
+    table.add_column("by chance", no_wrap=True)
+    for k in (1, 5, 10):
+        table.add_column(f"@{k}", justify="right")
+    for name, split in found.splits.items():
+        cells = [f"{split.rows:,}", *([] if split.groups is None else [f"{split.groups:,}"])]
+        cells += [f"{split.distinct[each]:,}" for each in modalities]
+        lines = [
+            (direction, *(f"{100 * recall[k]:.1f}" for k in (1, 5, 10))) for direction, recall in (split.chance or {}).items()
+        ] or [("", "", "", "")]
+        for number, line in enumerate(lines):
+            table.add_row(*([name, *cells] if number == 0 else [""] * (1 + len(cells))), *line)
+    Console().print(table)

@@ -1,0 +1,37 @@
+"""`bridgekit report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bridgekit.cli.common import find_bridge
+
+
+def command(
+    bridge: Annotated[
+        Path | None, typer.Argument(help="The bridge's folder. [dim]default: the newest in ./bridges[/dim]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The file. [dim]default: report.html in the bridge's folder[/dim]")] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="Another table; or the bridge's own, where it has moved. [dim]default: its own[/dim]")
+    ] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """One HTML file about a bridge: figures, mistakes, and a map of the space to look and listen at.
+
+    Example: [b]bridgekit report bridges/audio-text --open[/b]
+    """
+    from bridgekit.progress import progress_bars
+    from bridgekit.report import write_report
+
+    folder = find_bridge(bridge)
+    with progress_bars() as report:
+        file = write_report(folder, out, pairs=pairs, report=report)
+    print(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")
+    if open_it:
+        import webbrowser
+
+        webbrowser.open(file.absolute().as_uri())

@@ -1,0 +1,179 @@
+"""What stands before every request: who may ask, how much may be sent, and what browsers must not do with the answer."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import socket
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+
+from bridgekit.errors import BridgekitError
+from bridgekit.server.limits import Limits, Refusal, as_json, busy, status_of
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+#: Scripts, styles and workers from this server alone; pictures and clips that the page holds itself; no frames, no plugins.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src 'self' blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "microphone=(self), camera=(), geolocation=(), payment=(), usb=()",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+#: A body that is too large is read on and thrown away up to so many times the limit: a browser that is still sending when the
+#: connection closes never sees the answer.
+PATIENCE = 4
+
+
+class Guard:
+    """An ASGI layer around the application.
+
+    Arguments:
+        app: what answers.
+        limits: see there.
+        host: the address that the server was told to listen on; its name may be asked for.
+    """
+
+    def __init__(self, app: App, limits: Limits, host: str) -> None:
+        self.app, self.limits = app, limits
+        self.names = {"localhost", host.lower(), socket.gethostname().lower(), f"{socket.gethostname().lower()}.local"}
+        self.running = 0
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request, or refuse it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = False
+
+        async def send_safely(message: Message) -> None:
+            nonlocal began
+            if message["type"] == "http.response.start":
+                began = True
+                told = {name for name, _ in message["headers"]}
+                extra = {"cache-control": "no-store", **HEADERS}
+                message["headers"] = [
+                    *message["headers"],
+                    *((name.encode(), value.encode()) for name, value in extra.items() if name.encode() not in told),
+                ]
+            await send(message)
+
+        try:
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            self._check_asker(scope, headers)
+            body = _Body(receive, self.limits)
+            if _length(headers) > self.limits.upload_bytes:
+                await body.drain()
+                raise too_large(self.limits)
+            if self.running >= self.limits.requests:
+                raise busy(f"{self.running} requests are being answered already", 1)
+            self.running += 1
+            try:
+                await self.app(scope, body.receive, send_safely)
+            finally:
+                self.running -= 1
+        except BridgekitError as error:
+            if began:  # the answer is under way: all that is left is to end it
+                raise
+            await refuse(error, send_safely)
+
+    def _check_asker(self, scope: Message, headers: MutableMapping[str, str]) -> None:
+        """Refuse other sites' pages.
+
+        A page elsewhere may send requests to this address from its visitor's browser. Browsers say so in `Origin` and
+        `Sec-Fetch-Site`. Where the page's own name was pointed at this address (DNS rebinding) they believe it to be one site,
+        but its name is in `Host`: so no names are answered but this machine's. A bare address cannot be pointed anywhere.
+        """
+        host = headers.get("host", "")
+        name = urlsplit(f"//{host}").hostname or ""
+        if not (name in self.names or name.endswith(".localhost") or _is_address(name)):
+            raise Refusal(
+                403, "this server answers to its own names only", where=f"Host: {host[:100]}", remedy="ask for 127.0.0.1"
+            )
+        origin = headers.get("origin")
+        foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+        opened_by_hand = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate" and not origin
+        if foreign or (headers.get("sec-fetch-site") in ("cross-site", "same-site") and not opened_by_hand):
+            raise Refusal(
+                403,
+                "requests from other sites' pages are not answered",
+                where=f"Origin: {str(origin)[:100]}",
+                remedy="send them from a program, or from this server's own page",
+            )
+
+
+class _Body:
+    """A request's body, counted as it comes in and given up on when it comes too slowly."""
+
+    def __init__(self, receive: Receive, limits: Limits) -> None:
+        self._receive, self._limits = receive, limits
+        self._bytes, self._until, self._whole = 0, time.monotonic() + limits.upload_seconds, False
+
+    async def receive(self) -> Message:
+        if self._whole:  # from here on only the client's going away is waited for
+            return await self._receive()
+        message = await self._next()
+        if self._bytes > self._limits.upload_bytes:
+            await self.drain()
+            raise too_large(self._limits)
+        return message
+
+    async def drain(self) -> None:
+        """Read on, within reason, and throw away."""
+        while not self._whole and self._bytes <= PATIENCE * self._limits.upload_bytes:
+            await self._next()
+
+    async def _next(self) -> Message:
+        with anyio.move_on_after(self._until - time.monotonic()):
+            message = await self._receive()
+            self._bytes += len(message.get("body", b""))
+            self._whole = message["type"] != "http.request" or not message.get("more_body", False)
+            return message
+        raise Refusal(
+            408, f"the request took longer than {self._limits.upload_seconds:.0f} s to arrive", remedy="send it again"
+        )
+
+
+def too_large(limits: Limits) -> Refusal:
+    """The answer to a body that is too large."""
+    megabytes = limits.upload_bytes / 1e6
+    return Refusal(
+        413, f"the request is larger than {megabytes:g} MB", remedy="send a shorter clip, a smaller picture or fewer inputs"
+    )
+
+
+async def refuse(error: BridgekitError, send: Send) -> None:
+    """Send an error as JSON."""
+    body = json.dumps(as_json(error), ensure_ascii=False).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if isinstance(error, Refusal) and error.retry_after is not None:
+        headers.append((b"retry-after", str(error.retry_after).encode()))
+    await send({"type": "http.response.start", "status": status_of(error), "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _length(headers: MutableMapping[str, str]) -> int:
+    length = headers.get("content-length", "")
+    return int(length) if length.isascii() and length.isdigit() else 0
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

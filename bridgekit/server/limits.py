@@ -1,0 +1,82 @@
+"""What the server bounds, and how it says no: the command line's errors, with the HTTP status that fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bridgekit.errors import BridgekitError, ItemError, PluginError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one server, so that neither a mistake nor malice fills its memory or its day.
+
+    Arguments:
+        upload_bytes: in the body of one request.
+        upload_seconds: that a body may take to arrive.
+        clip_seconds: of a clip.
+        megapixels: of a picture.
+        text_characters: of a text.
+        inputs: in one request.
+        requests: being answered at a time.
+        encoding: items that wait for an encoder.
+        pictures: that wait to be drawn.
+        pictures_each: of those, how many one client may have.
+        media_bytes: of clips and thumbnails that are held ready to be served again.
+        vectors: embeddings of recent inputs that are remembered, so that mixing anew encodes nothing.
+    """
+
+    upload_bytes: int = 20_000_000
+    upload_seconds: float = 60
+    clip_seconds: float = 60
+    megapixels: float = 25
+    text_characters: int = 1_000
+    inputs: int = 16
+    requests: int = 128
+    encoding: int = 256
+    pictures: int = 16
+    pictures_each: int = 4
+    media_bytes: int = 32_000_000
+    vectors: int = 512
+
+
+class Refusal(BridgekitError):
+    """A request that is not served.
+
+    Arguments:
+        status: the HTTP status.
+        what, where, remedy: as for any error of the family.
+        retry_after: seconds after which it is worth asking again.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        what: str,
+        *,
+        where: str | None = None,
+        remedy: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(what, where=where, remedy=remedy)
+        self.status, self.retry_after = status, retry_after
+
+
+def busy(what: str, retry_after: int, *, yours: bool = False) -> Refusal:
+    """The answer to a request for which there is no room: 503, or 429 where it is the client's own requests that fill it."""
+    remedy = f"ask again in {retry_after} second{'s' if retry_after > 1 else ''}"
+    return Refusal(429 if yours else 503, f"busy: {what}", remedy=remedy, retry_after=retry_after)
+
+
+def status_of(error: BridgekitError) -> int:
+    """The HTTP status that tells a program the same as the message tells a person."""
+    if isinstance(error, Refusal):
+        return error.status
+    if isinstance(error, PluginError):
+        return 500
+    return 415 if isinstance(error, ItemError) else 400
+
+
+def as_json(error: BridgekitError) -> dict[str, dict[str, str | None]]:
+    """An error as the command line's `--json` gives it."""
+    return {"error": {"what": error.what, "where": error.where, "fix": error.remedy}}

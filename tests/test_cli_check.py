@@ -1,0 +1,66 @@
+"""`bridgekit check`: the worst first, a remedy for each, and an exit code for scripts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run
+from tests.test_checking import add, copy
+from tests.test_evaluation import with_splits
+from tests.toys import tone_table
+
+pytestmark = pytest.mark.usefixtures("toy")
+
+
+def test_a_sound_table_is_said_to_be_sound_and_what_comes_next(run: Run, tmp_path: Path) -> None:
+    tone_table(tmp_path)
+    code, out, err = run("check", "pairs.csv")
+    assert code == 0
+    assert "120 rows can be used, 0 are set aside" in out
+    assert "bridgekit align --pairs pairs.csv" in out
+    assert "audio → text" in out
+    assert "set aside:" not in err
+    assert run("check", "pairs.csv", "--no-latents", "--strict")[0] == 0
+
+
+def test_warnings_fail_only_where_strict_and_errors_always(run: Run, tmp_path: Path) -> None:
+    table = with_splits(tone_table(tmp_path))
+    add(table, "clips/absent.wav,owl,train")
+    code, out, _ = run("check", table, "--no-latents")
+    assert code == 0
+    assert out.startswith("warning 1 of 121 rows are set aside: there is no such file")
+    assert run("check", table, "--no-latents", "--strict")[0] == 1
+    add(table, *(copy(table, f"owl {number}.wav", f"copy {number}.wav") + ",owl,test" for number in range(4)))
+    code, out, _ = run("check", table, "--no-latents")
+    assert code == 1
+    assert out.startswith("error 4 rows of validation or test splits that training sees wholly")
+    assert "row 123 (test) as row 86 (train)" in out
+    assert "... and 1 more" in out
+    assert "fix: give both the same split" in out
+    assert "It cannot be trained on as it is." in out
+
+
+def test_json_has_all(run: Run, tmp_path: Path) -> None:
+    table = with_splits(tone_table(tmp_path))
+    add(table, *(copy(table, f"owl {number}.wav", f"copy {number}.wav") + ",owl,test" for number in range(4)))
+    code, out, _ = run("check", table, "--json")
+    told = json.loads(out)
+    assert code == 1
+    assert told["findings"][0]["kind"] == "leak"
+    assert len(told["findings"][0]["items"]) == 4
+    assert told["splits"]["test"]["rows"] == 24
+    assert told["splits"]["test"]["chance"]["audio → text"]["1"] == pytest.approx(0.05)
+    assert told["set_aside"] == []
+    assert told["figures"]["audio"]["dimensions"] == 64
+
+
+def test_bad_input_is_one_message_and_exit_code_2(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("check", "absent.csv")
+    assert code == 2
+    assert not out
+    assert "no such table" in err
+    tone_table(tmp_path)
+    assert run("check", "pairs.csv", "--a", "toy:absent", "--b", "text")[0] == 2

@@ -1,0 +1,390 @@
+"""What crashes, hangs or bursts a decoder costs one item, and decoders leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from PIL import Image
+
+from bridgekit import decoders, isolation
+from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.isolation import decoder_ids
+from bridgekit.media import read_audio, read_image
+from bridgekit.pairs import read_pairs
+from tests.conftest import tone
+from tests.torture import media
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+on_unix = pytest.mark.skipif(os.name != "posix", reason="it sends signals")
+
+
+@pytest.fixture(autouse=True)
+def no_decoders() -> Iterator[None]:
+    """Each test starts its own decoders, and leaves none."""
+    isolation._pool.close()
+    yield
+    isolation._pool.close()
+
+
+@pytest.fixture
+def long_clip(tmp_path: Path) -> Path:
+    """Four hours less a second, which take seconds to decode and no room on the disk."""
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.zeros(1), 44_100, subtype="PCM_U8")
+    header, frames = path.read_bytes()[:44], (4 * 3600 - 1) * 44_100
+    path.write_bytes(header[:4] + (36 + frames).to_bytes(4, "little") + header[8:40] + frames.to_bytes(4, "little"))
+    os.truncate(path, 44 + frames)
+    return path
+
+
+def attacked(path: Path, number: signal.Signals) -> str:
+    """What is said of a file in whose decoding the decoder is sent a signal."""
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_audio, path, 16_000)
+        deadline = time.monotonic() + 60
+        while not (busy := [pid for pid in decoder_ids() if has_open(pid, path)]) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        os.kill(busy[0], number)
+        with pytest.raises(ItemError) as caught:
+            reading.result()
+    assert caught.value.where == str(path)
+    assert caught.value.remedy
+    return caught.value.what
+
+
+def has_open(pid: int, path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return any(link.readlink() == path for link in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGSEGV, "the decoder crashed on this file (SIGSEGV)"),
+        (signal.SIGABRT, "the decoder crashed on this file (SIGABRT)"),
+        (signal.SIGKILL, "the decoder was killed (SIGKILL), by someone or for want of memory"),
+    ],
+)
+def test_a_decoder_that_crashes_in_the_midst_of_a_file_costs_that_file_alone(
+    tmp_path: Path, long_clip: Path, number: signal.Signals, message: str
+) -> None:
+    good = tone(tmp_path / "good.flac", 440)
+    stop = threading.Event()
+
+    def read_on() -> int:
+        count = 0
+        while not stop.is_set():
+            assert len(read_audio(good, 16_000)) == 6_400
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(1) as beside:
+        reading = beside.submit(read_on)
+        assert attacked(long_clip, number) == message
+        stop.set()
+        assert reading.result() > 0
+    assert len(read_audio(good, 16_000)) == 6_400
+
+
+@on_linux
+def test_a_decoder_that_hangs_is_ended_and_costs_that_file_alone(
+    tmp_path: Path, long_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolation, "SECONDS", 3.0)
+    monkeypatch.setattr(isolation, "SECONDS_PER_MB", 0.0)
+    assert attacked(long_clip, signal.SIGSTOP) == "decoding it took over 3 seconds"
+    assert len(read_audio(tone(tmp_path / "good.flac", 440), 16_000)) == 6_400
+
+
+def test_a_larger_file_is_given_more_time() -> None:
+    assert (isolation.SECONDS, isolation.SECONDS_PER_MB) == (60, 1)
+
+
+@on_unix
+def test_a_decoder_ends_itself_where_its_c_code_never_returns() -> None:
+    program = """
+        import re
+        from bridgekit.isolation import _Alarm
+        with _Alarm(0.5):
+            re.match(r"(a+)+$", "a" * 50 + "b")  # takes years, in C, and no signal handler in Python would run
+    """
+    assert python(program).returncode == -signal.SIGALRM
+
+
+def test_a_decoder_that_was_ended_between_two_files_costs_none(tmp_path: Path) -> None:
+    good = tone(tmp_path / "good.flac", 440)
+    read_audio(good, 16_000)
+    (decoder,) = isolation._pool.decoders
+    decoder.process.kill()
+    decoder.process.wait()
+    assert len(read_audio(good, 16_000)) == 6_400
+    assert len(decoder_ids()) == 1
+
+
+@on_linux
+def test_a_file_that_takes_too_much_memory_is_refused_and_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolation, "MEMORY_CAP", 300 << 20)
+    Image.new("RGB", (9_000, 9_000)).save(tmp_path / "large.png")  # 324 MB once it is unpacked
+    with pytest.raises(ItemError, match=r"decoding it takes over 0\.29\d* GB of memory") as caught:
+        read_image(tmp_path / "large.png")
+    assert caught.value.remedy
+    assert media.peak_memory() < 300 << 20
+    Image.new("RGB", (90, 90)).save(tmp_path / "small.png")
+    assert read_image(tmp_path / "small.png").size == (90, 90)
+
+
+def test_a_thread_has_a_decoder_to_itself_and_leaves_it_to_the_next(tmp_path: Path) -> None:
+    paths = [tone(tmp_path / f"{number}.flac", 200 + 50 * number) for number in range(16)]
+    for path in paths:
+        read_audio(path, 16_000)
+    assert len(decoder_ids()) == 1
+    alone = [read_audio(path, 16_000) for path in paths]
+    for _ in range(3):  # threads come and go
+        with ThreadPoolExecutor(4) as pool:
+            for one, other in zip(alone, pool.map(lambda path: read_audio(path, 16_000), paths), strict=True):
+                np.testing.assert_array_equal(one, other)
+    assert 1 <= len(decoder_ids()) <= 4
+
+
+@on_linux
+def test_descriptors_threads_and_processes_do_not_grow(tmp_path: Path) -> None:
+    good, bad = tone(tmp_path / "good.flac", 440), tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+
+    def read(number: int) -> None:
+        if number % 40 == 7:  # what it does then, or would next, is lost with it
+            os.kill(decoder_ids()[0], signal.SIGKILL)
+        with contextlib.suppress(BridgekitError):
+            read_image(bad) if number % 2 else read_audio(good, 16_000)
+
+    def held() -> tuple[int, int, int]:
+        isolation._pool.close()
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), len(children_of(os.getpid()))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(read, range(20)))
+        before = held()
+        list(pool.map(read, range(200)))
+        assert len(children_of(os.getpid())) > before[2]
+        assert held() == before
+
+
+def children_of(pid: int) -> list[int]:
+    """A process's children, those included that have ended and were not waited for."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text(encoding="ascii").split()]
+
+
+def python(program: str, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """A program run to its end by another interpreter."""
+    command = [sys.executable, "-c", textwrap.dedent(program), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def is_gone(pid: int, within: float = 20) -> bool:
+    """Whether a process ends (or has ended, and waits for its parent to notice)."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+READ_AND_TELL = """
+    import sys, threading, time
+    from pathlib import Path
+    from bridgekit.isolation import decoder_ids
+    from bridgekit.media import read_audio
+    read_audio(Path(sys.argv[1]), 16_000)
+    print(*decoder_ids(), flush=True)
+"""
+
+
+@on_linux
+def test_a_process_that_ends_leaves_no_decoder(tmp_path: Path) -> None:
+    told = python(READ_AND_TELL, str(tone(tmp_path / "good.flac", 440)))
+    assert told.stderr == ""
+    assert is_gone(int(told.stdout))
+
+
+@on_linux
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_process_that_is_killed_leaves_no_decoder(tmp_path: Path, long_clip: Path, busy: bool) -> None:
+    further = "read_audio(Path(sys.argv[2]), 16_000)" if busy else "time.sleep(60)"
+    program = textwrap.dedent(READ_AND_TELL) + further
+    command = [sys.executable, "-c", program, str(tone(tmp_path / "good.flac", 440)), str(long_clip)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        decoder = int(process.stdout.readline())
+        time.sleep(0.5)
+        assert not is_gone(decoder, within=0.2)
+        process.kill()
+    assert is_gone(decoder)
+
+
+@on_linux
+def test_control_c_reaches_the_program_and_not_its_decoders(tmp_path: Path) -> None:
+    program = textwrap.dedent(READ_AND_TELL) + textwrap.dedent("""
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            read_audio(Path(sys.argv[1]), 16_000)
+            print(*decoder_ids(), flush=True)
+    """)
+    command = [sys.executable, "-c", program, str(tone(tmp_path / "good.flac", 440))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        before = process.stdout.readline()
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout.readline() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
+def test_a_fork_has_decoders_of_its_own(tmp_path: Path) -> None:
+    program = """
+        import os, sys
+        from pathlib import Path
+        from bridgekit.isolation import decoder_ids
+        from bridgekit.media import read_audio
+        low, high = map(Path, sys.argv[1:])
+        read_audio(low, 16_000)
+        parents = decoder_ids()
+        child = os.fork()
+        path = high if child == 0 else low
+        length = {len(read_audio(path, 16_000)) for _ in range(100)}
+        mine = decoder_ids()
+        if child == 0:
+            os._exit(0 if length == {16_000} and mine != parents else 1)
+        assert length == {8_000} and mine == parents, (length, mine, parents)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    """
+    low, high = tone(tmp_path / "low.flac", 220, 0.5), tone(tmp_path / "high.wav", 880, 1.0)
+    told = python(program, str(low), str(high))
+    assert (told.returncode, told.stderr) == (0, "")
+
+
+def test_what_lies_in_the_working_directory_is_not_run(tmp_path: Path) -> None:
+    trap = tmp_path / "downloads"
+    trap.mkdir()
+    for name in ("numpy", "soundfile", "json", "bridgekit", "PIL"):
+        (trap / f"{name}.py").write_text("from pathlib import Path\nPath(__file__).with_suffix('.sprung').touch()\n")
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(READ_AND_TELL))
+    good = tone(tmp_path / "good.flac", 440)
+    told = subprocess.run([sys.executable, script, good], capture_output=True, text=True, timeout=120, check=True, cwd=trap)
+    assert told.stdout.strip().isdigit()
+    assert not list(trap.glob("*.sprung"))
+
+
+def test_a_relative_path_is_read_where_the_program_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, seconds in (("one", 0.5), ("two", 1.0)):
+        tone(tmp_path / folder / "clip.wav", 440, seconds)
+    (tmp_path / "two" / "bad.wav").write_bytes(b"no sound")
+    monkeypatch.chdir(tmp_path / "one")
+    assert len(read_audio(Path("clip.wav"), 16_000)) == 8_000
+    monkeypatch.chdir(tmp_path / "two")
+    assert len(read_audio(Path("clip.wav"), 16_000)) == 16_000
+    with pytest.raises(ItemError) as caught:
+        read_audio(Path("bad.wav"), 16_000)
+    assert caught.value.where == "bad.wav"
+
+
+@pytest.mark.parametrize("program", ["missing", "failing"])
+def test_where_no_decoder_can_be_started_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    python_of_mine = tmp_path / "python"
+    if program == "failing":
+        if os.name != "posix":
+            pytest.skip("it writes a shell script")
+        python_of_mine.write_text("#!/bin/sh\nexit 3\n")
+        python_of_mine.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python_of_mine))
+    with pytest.raises(BridgekitError, match="no process that decodes files can be started") as caught:
+        read_audio(tone(tmp_path / "good.flac", 440), 16_000)
+    assert not isinstance(caught.value, ItemError)
+    assert caught.value.where == str(python_of_mine)
+    assert decoder_ids() == []
+
+
+# ---- tables
+
+
+def refused_table(path: Path) -> str:
+    with pytest.raises(BridgekitError) as caught:
+        read_pairs(path, ("audio", "text"))
+    assert str(caught.value.where).startswith(str(path))
+    assert caught.value.remedy
+    return caught.value.what
+
+
+def write_table(path: Path, words: list[str]) -> Path:
+    pq.write_table(pa.table({"audio": [f"{number}.wav" for number in range(len(words))], "text": words}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "change", [lambda data: data[:-100], lambda data: data[: len(data) // 2] + bytes(200), lambda data: b"PAR1"]
+)
+def test_a_broken_parquet_table_is_one_message(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    path = write_table(tmp_path / "table.parquet", [f"a dog, {number}" for number in range(500)])
+    path.write_bytes(change(path.read_bytes()))
+    assert refused_table(path).startswith("this is not a Parquet file, or it is damaged")
+
+
+def repeated(path: Path, length: int, rows: int, **options: object) -> Path:
+    """A table of one long text again and again, which is on the disk, and counted, once."""
+    words = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), ["a" * length])
+    pq.write_table(pa.table({"audio": words, "text": words}), path, **options)
+    assert path.stat().st_size < 1_000_000
+    return path
+
+
+@pytest.mark.parametrize("known_to_be_a_dictionary", [True, False])
+def test_a_small_table_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, known_to_be_a_dictionary: bool) -> None:
+    path = repeated(tmp_path / "table.parquet", 1_000_000, 20_000, store_schema=known_to_be_a_dictionary)
+    assert "over 3 GB of memory" in refused_table(path)
+
+
+def test_a_table_that_unpacks_to_more_than_a_table_may_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "MAX_TABLE_GB", 0.1)
+    _, lines = decoders.decode_parquet(repeated(tmp_path / "table.parquet", 1_000, 200_000), ["audio", "text"])
+    with pytest.raises(ItemError, match=r"the table unpacks to over 0\.1 GB"):
+        list(lines)
+
+
+def test_a_table_of_too_many_rows_is_refused_before_any_is_read(tmp_path: Path) -> None:
+    nothing = pa.nulls(20_000_001, pa.string())
+    pq.write_table(pa.table({"audio": nothing, "text": nothing}), tmp_path / "table.parquet")
+    assert "the table has 20,000,001 rows, over 20,000,000, or claims to" in refused_table(tmp_path / "table.parquet")
+
+
+# ---- broken media
+
+
+def test_broken_media_are_read_or_refused_and_the_whole_tool_sets_aside_exactly_the_refused() -> None:
+    outcome = media.run(150, seed=6, mixed=12)
+    assert outcome.failures == []
+    assert outcome.held == outcome.tried == 150

@@ -1,0 +1,590 @@
+"""The report: what it says, that it says it safely, and what a person in a browser sees and hears of it."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image, ImageDraw
+from torch.nn.functional import normalize
+
+from bridgekit import PRESETS, align
+from bridgekit.evaluation import EncodedPairs, encode_pairs
+from bridgekit.pairs import read_pairs
+from bridgekit.progress import silent
+from bridgekit.report import write_report
+from bridgekit.report.cases import chance, worst_and_best
+from bridgekit.report.markup import data_block, joined, raw, tag
+from bridgekit.report.previews import CLIP_SECONDS, make_previews, outline
+from bridgekit.report.space_map import shared_space
+from bridgekit.report.verdict import interval
+from tests.browser import DESKTOP, PHONE, browser_page, screenshot
+from tests.conftest import Run, tone
+from tests.toys import LetterEncoder, ToneEncoder, tone_table
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+QUICK = replace(PRESETS["default"], epochs=15, batch_size=32, shared_dim=16)
+#: What a stranger's table may hold.
+HOSTILE = (
+    "<script>window.harmed = 1</script>",
+    '"><img src=x onerror="window.harmed = 2">',
+    "</script><script>window.harmed = 3</script>",
+    "'><svg/onload=window.harmed=4>",
+    '<!-- ]]> &lt;b&gt; $\\frac{1}{2}$ & url(#x) href="#y"',
+    '<a href="javascript:window.harmed=5">click</a> <style>*{display:none}</style>',
+)
+
+
+class Elements(HTMLParser):
+    """All elements of a page, with their attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def named(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.found if tag == name]
+
+
+# ---- the file
+
+
+def toy_report(folder: Path) -> str:
+    """The report that `align` puts beside a bridge of tones and names."""
+    align(pairs=tone_table(folder, copies=10), out=folder / "tones", preset=QUICK, progress=False)
+    return (folder / "tones" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("toy")
+def test_align_writes_a_report_unless_told_not_to(run: Run, tmp_path: Path) -> None:
+    table = tone_table(tmp_path)
+    code, out, _ = run("align", "--pairs", table, "--out", "with")
+    assert code == 0
+    assert f"Report: {Path('with') / 'report.html'}" in out
+    assert "text queries" in (tmp_path / "with" / "report.html").read_text(encoding="utf-8")
+    code, out, _ = run("align", "--pairs", table, "--out", "without", "--no-report")
+    assert code == 0
+    assert "Report:" not in out
+    assert not (tmp_path / "without" / "report.html").exists()
+    assert (tmp_path / "without" / "training.png").exists()
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_report_that_cannot_be_made_costs_no_bridge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bridgekit.report.page.shared_space", lambda held_out: 1 / 0)
+    align(pairs=tone_table(tmp_path), out=tmp_path / "tones", preset=QUICK, progress=False)
+    assert "there is no report: ZeroDivisionError" in capsys.readouterr().err
+    assert (tmp_path / "tones" / "bridge.json").exists()
+    assert not (tmp_path / "tones" / "report.html").exists()
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_same_bridge_has_the_same_report_byte_for_byte(tmp_path: Path) -> None:
+    first = toy_report(tmp_path)
+    for name in ("one", "two"):
+        write_report(tmp_path / "tones", tmp_path / f"{name}.html")
+        assert (tmp_path / f"{name}.html").read_text(encoding="utf-8") == first
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_verb_writes_it_anew_and_finds_a_table_that_has_moved(run: Run, tmp_path: Path) -> None:
+    first = toy_report(tmp_path)
+    code, out, _ = run("report", "tones", "--out", "pages/new.html")
+    assert code == 0
+    assert out.startswith("Report: pages/new.html (")
+    assert (tmp_path / "pages" / "new.html").read_text(encoding="utf-8") == first
+
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    (tmp_path / "clips").rename(moved / "clips")
+    (tmp_path / "pairs.csv").rename(moved / "pairs.csv")
+    code, _, err = run("report", "tones")
+    assert code == 2
+    assert "there is no such table" in err
+    assert "name its new place with --pairs" in err
+    code, _, _ = run("report", "tones", "--pairs", moved / "pairs.csv")
+    assert code == 0
+    again = (tmp_path / "tones" / "report.html").read_text(encoding="utf-8")
+    assert "linear regression" in again  # the figures of the bridge's own table
+    assert "is not the table that this bridge was trained on" not in again
+
+
+@pytest.mark.usefixtures("toy")
+def test_another_table_is_reported_as_such(run: Run, tmp_path: Path) -> None:
+    toy_report(tmp_path)
+    code, _, _ = run("report", "tones", "--pairs", tone_table(tmp_path / "others", copies=3), "--out", "other.html")
+    assert code == 0
+    page = (tmp_path / "other.html").read_text(encoding="utf-8")
+    assert "is not the table that this bridge was trained on" in page
+    assert "never saw" not in page
+
+
+def test_a_missing_bridge_is_a_message(run: Run) -> None:
+    code, _, err = run("report", "nowhere")
+    assert code == 2
+    assert "there is no such folder" in err
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_page_loads_nothing_and_allows_nothing(tmp_path: Path) -> None:
+    page = toy_report(tmp_path)
+    elements = Elements(page)
+    links = [value for _, attributes in elements.found for key, value in attributes.items() if key in ("src", "href")]
+    assert links
+    assert all(link is not None and link.startswith(("#", "data:")) for link in links)
+    policy = next(each["content"] for each in elements.named("meta") if each.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:; media-src data:; style-src 'sha256-")
+    assert "script-src 'sha256-" in policy
+    # In namespaces' names alone.
+    assert {address.split("/")[2] for address in re.findall(r"https?://[^\"'<> ]+", page)} <= {"www.w3.org"}
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_page_is_made_of_named_and_ordered_parts(tmp_path: Path) -> None:
+    elements = Elements(toy_report(tmp_path))
+    assert elements.named("html") == [{"lang": "en"}]
+    assert len(elements.named("main")) == len(elements.named("h1")) == len(elements.named("title")[:1]) == 1
+    ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in elements.found:
+        for key in ("aria-labelledby", "aria-describedby"):
+            assert attributes.get(key) is None or attributes[key] in ids
+    levels = [int(name[1]) for name, _ in elements.found if re.fullmatch("h[1-6]", name)]
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert all("alt" in image for image in elements.named("img"))
+    assert all(cell.get("scope") for cell in elements.named("th"))
+    assert len(elements.named("table")) == len(elements.named("caption"))
+    assert all(each.get("aria-labelledby") for each in elements.named("svg") if each.get("role") == "img")
+    charts = [each for each in elements.named("svg") if each.get("role") == "img"]
+    assert len(charts) == 6  # two directions, a heat map, cosines, loss, recall
+
+
+@pytest.mark.usefixtures("toy")
+def test_rows_set_aside_and_few_queries_are_said_before_the_figures(tmp_path: Path) -> None:
+    table = tone_table(tmp_path)
+    with table.open("a", encoding="utf-8") as file:
+        file.write("clips/gone.wav,gone\n")
+    align(pairs=table, out=tmp_path / "tones", preset=QUICK, progress=False)
+    page = (tmp_path / "tones" / "report.html").read_text(encoding="utf-8")
+    caveats = page[page.index('id="caveats"') : page.index('id="recall"')]
+    assert "1 of 121 rows could not be used" in caveats
+    assert "only 12 queries were asked; one of them is 8.3\u00a0%" in caveats
+    assert "there is no such file" in page[page.index('id="data"') :]
+
+
+# ---- what is in it
+
+
+def test_markup_escapes_whatever_is_not_markup() -> None:
+    for text in HOSTILE:
+        made = tag("p", text, title=text)
+        parsed = Elements(made)
+        assert [name for name, _ in parsed.found] == ["p"]
+        assert parsed.named("p") == [{"title": text}]
+    assert tag("p", ["a", None, 1, tag("b", "<")], hidden=True, open=False) == "<p hidden>a1<b>&lt;</b></p>"
+    assert joined("<", raw("<br>")) == "&lt;<br>"
+    block = data_block("x", {"text": "</script><!--"})
+    assert "</script><!--" not in block
+    assert json.loads(block.split(">", 1)[1].rsplit("<", 1)[0]) == {"text": "</script><!--"}
+
+
+def toy_pairs(folder: Path, copies: int) -> EncodedPairs:
+    """Real clips of tones and their names: so many clips have the same name."""
+    pairs = read_pairs(tone_table(folder, copies), ("audio", "text"))
+    return encode_pairs(pairs, {"audio": ToneEncoder(), "text": LetterEncoder()}, silent)
+
+
+def test_chance_is_what_random_embeddings_get(tmp_path: Path) -> None:
+    from bridgekit.evaluation import split_recall
+
+    encoded = toy_pairs(tmp_path, 4)
+    rows = np.arange(24, 80)  # not all clips, all whole names
+    found: dict[tuple[str, str, str, int], list[float]] = {}
+    for seed in range(300):
+        generator = torch.Generator().manual_seed(seed)
+        embedded = {
+            modality: normalize(torch.randn(len(latents.matrix), 8, generator=generator), dim=1)
+            for modality, latents in encoded.latents.items()
+        }
+        for query, answer, among in itertools.product(("audio", "text"), ("audio", "text"), ("split", "all")):
+            if query != answer:
+                recall = split_recall(encoded, embedded, rows, query, answer, among)
+                for k in (1, 5):
+                    found.setdefault((query, answer, among, k), []).append(recall.at[k])
+    for (query, answer, among, k), values in found.items():
+        expected = chance(encoded, rows, query, answer, among, (k,))[k]
+        assert np.mean(values) == pytest.approx(expected, abs=4 * np.std(values) / np.sqrt(len(values)) + 0.002)
+    assert chance(encoded, rows, "audio", "text", "split", (1,))[1] == pytest.approx(1 / 14)
+    assert chance(encoded, rows, "text", "audio", "split", (1,))[1] == pytest.approx(4 / 56)
+
+
+def test_the_worst_and_the_best_are_those_with_the_widest_margins(tmp_path: Path) -> None:
+    encoded = toy_pairs(tmp_path, 1).take(np.arange(4))  # ant, bee, cat, dog
+    texts = torch.eye(4)
+    clips = normalize(
+        torch.tensor(
+            [
+                [0.9, 0.1, 0.0, 0.0],  # right, by far
+                [0.8, 0.2, 0.0, 0.0],  # wrong: ant is found
+                [0.0, 0.5, 0.6, 0.0],  # right, just so
+                [0.0, 0.0, 1.0, 0.1],  # wrong, by far: cat is found
+            ]
+        ),
+        dim=1,
+    )
+    worst, best = worst_and_best(encoded, {"audio": clips, "text": texts}, "audio", "text", 2)
+    assert [(case.right, case.found, case.rank) for case in worst] == [("dog", "cat", 2), ("bee", "ant", 2)]
+    assert [(case.right, case.found, case.rank) for case in best] == [("ant", "ant", 1), ("cat", "cat", 1)]
+    assert best[0].found_cosine == best[0].right_cosine == pytest.approx(0.9 / np.hypot(0.9, 0.1))
+    assert worst[0].found_cosine == pytest.approx(1 / np.hypot(1, 0.1))
+    assert isinstance(worst[0].query, Path)
+
+
+def test_no_right_answer_fills_a_list_of_cases(tmp_path: Path) -> None:
+    encoded = toy_pairs(tmp_path, 6)
+    embedded = {
+        modality: normalize(torch.randn(len(latents.matrix), 8, generator=torch.Generator().manual_seed(1)), dim=1)
+        for modality, latents in encoded.latents.items()
+    }
+    for cases in worst_and_best(encoded, embedded, "audio", "text", 5):
+        assert len({case.right for case in cases}) == len(cases) == 5
+
+
+def test_a_map_holds_whole_rows_up_to_its_limit_and_knows_who_belongs_together(tmp_path: Path) -> None:
+    encoded = toy_pairs(tmp_path, 3)
+    embedded = {modality: normalize(latents.matrix, dim=1)[:, :32] for modality, latents in encoded.latents.items()}
+    points = shared_space([(encoded, embedded)], limit=40)
+    assert 36 <= len(points) <= 40
+    assert all(0 <= each <= 1 for point in points for each in (point.x, point.y))
+    for index, point in enumerate(points):
+        assert point.partners
+        for other, cosine in zip(point.partners, point.cosines, strict=True):
+            assert index in points[other].partners
+            assert cosine == pytest.approx(points[other].cosines[list(points[other].partners).index(index)], abs=1e-6)
+            clip, name = (point, points[other]) if point.modality == "audio" else (points[other], point)
+            assert Path(clip.item).stem.split()[0] == name.item
+    assert points == shared_space([(encoded, embedded)], limit=40)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_map_of_a_handful_of_items_is_a_map(tmp_path: Path, rows: int) -> None:
+    encoded = toy_pairs(tmp_path, 1).take(np.arange(rows))
+    embedded = {modality: normalize(latents.matrix, dim=1)[:, :32] for modality, latents in encoded.latents.items()}
+    assert len(shared_space([(encoded, embedded)])) == 2 * rows
+
+
+def test_previews_are_small_whole_and_within_their_limit(tmp_path: Path) -> None:
+    long = tone(tmp_path / "long.wav", 300, seconds=14)
+    clips = [tone(tmp_path / f"{number}.wav", 200 + number) for number in range(60)]
+    picture = tmp_path / "wide.png"
+    Image.new("RGB", (600, 300), "red").save(picture)
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF nothing")
+    made = make_previews([("audio", long), ("image", picture), ("audio", broken), ("text", "a word"), ("motion", broken)])
+    assert set(made) == {("audio", long), ("image", picture)}
+    assert made["audio", long].seconds == 14
+    kind, data = made["audio", long].uri.split(";base64,")
+    assert kind == "data:audio/mpeg"
+    heard = tmp_path / "heard.mp3"
+    heard.write_bytes(__import__("base64").b64decode(data))
+    assert soundfile.info(heard).duration == pytest.approx(CLIP_SECONDS, abs=0.2)
+    assert made["image", picture].uri.startswith("data:image/webp;base64,")
+
+    whole = make_previews([("audio", clip) for clip in clips])
+    assert len(whole) == 60
+    limit = sum(len(preview.uri) for preview in whole.values()) // 2
+    some = make_previews([("audio", clip) for clip in clips], limit=limit)
+    assert 20 < len(some) < 40
+    assert list(some) == list(whole)[: len(some)]  # the most wanted
+    assert sum(len(preview.uri) for preview in some.values()) <= limit
+
+
+def test_an_outline_follows_the_loudness() -> None:
+    wave = np.concatenate([np.zeros(4_800), np.ones(4_800)]).astype(np.float32)
+    bars = re.findall(r"v(\d+)", outline(wave))
+    assert bars == ["2"] * 24 + ["14"] * 24
+    assert outline(np.zeros(1, np.float32)).count("M") == 48
+
+
+def test_the_interval_is_wilsons() -> None:
+    # Newcombe (1998), table I: 81 of 263, and 0 of 20.
+    assert interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert interval(0.0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+
+
+# ---- in a browser
+
+
+@pytest.fixture(scope="module")
+def real_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report on a small bridge of field recordings, drawn pictures and words, by the starter's real encoders."""
+    from tests.conftest import SHARED
+
+    source = SHARED / "data" / "esc10"
+    if not source.is_dir():
+        pytest.skip("the ESC-10 recordings lie beside the project in ../shared/data/esc10, and they are not here")
+    pytest.importorskip("bridgekit_starter")
+    folder = tmp_path_factory.mktemp("real")
+    with (source / "clips.csv").open(encoding="utf-8") as file:
+        clips = sorted(csv.DictReader(file), key=lambda row: (row["fold"], row["audio"]))[::4]
+    with (folder / "pairs.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["audio", "image", "text", "split"])
+        for number, row in enumerate(clips):
+            picture = folder / f"picture {number}.png"
+            _draw(picture, row["label"], number)
+            split = {"5": "test", "4": "val"}.get(row["fold"], "train")
+            writer.writerow([source / row["audio"], picture.name, f"{row['label']}, take {number}", split])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BRIDGEKIT_HOME", str(tmp_path_factory.mktemp("home")))
+        align(pairs=folder / "pairs.csv", out=folder / "sounds", preset=QUICK, progress=False)
+    return folder / "sounds" / "report.html"
+
+
+def _draw(path: Path, label: str, number: int) -> None:
+    """A picture that its label decides, with a little of its own."""
+    picture = Image.new("RGB", (96, 64), "white")
+    pen = ImageDraw.Draw(picture)
+    draw = np.random.default_rng(sum(label.encode())).integers(0, 60, 12).tolist()
+    for x, y in zip(draw[:6], draw[6:], strict=True):
+        pen.ellipse((x, y, x + 20 + number % 5, y + 12), fill=f"hsl({6 * x}, 80%, 50%)")
+    picture.save(path)
+
+
+def points_of(page: Page) -> list[dict[str, object]]:
+    return json.loads(page.locator("#items").text_content() or "")
+
+
+def place(page: Page, item: dict[str, object]) -> tuple[float, float]:
+    """Where an item lies in the window."""
+    box = page.locator("#points").bounding_box()
+    assert box is not None
+    x, y = item["at"]  # type: ignore[misc]
+    return box["x"] + x * box["width"] / 1000, box["y"] + y * box["height"] / 1000
+
+
+def playing(page: Page, name: str) -> None:
+    """Wait until a clip is heard: its player moves on."""
+    page.wait_for_function(
+        """name => [...document.querySelectorAll(".play")].some(
+            (button) => button.getAttribute("aria-label") === `Play ${name}`
+                && parseFloat(button.style.getPropertyValue("--played")) > 1)""",
+        arg=name,
+    )
+
+
+def test_a_hover_shows_the_text_and_the_picture_and_plays_the_clip(real_report: Path) -> None:
+    asked: list[str] = []
+    with browser_page() as page:
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(real_report.as_uri())
+        page.mouse.click(2, 2)  # browsers play nothing before
+        page.locator("#points").scroll_into_view_if_needed()
+        items = points_of(page)
+        card = page.locator("#card")
+        for modality, shown in (("text", ".text"), ("image", "img"), ("audio", ".play")):
+            item = next(item for item in items if item["modality"] == modality)
+            page.mouse.move(*place(page, item))
+            card.locator(f":scope > {shown}").wait_for()
+            assert item["name"] in card.inner_text()
+            if modality == "image":
+                assert card.locator(":scope > img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 96
+            if modality == "audio":
+                playing(page, str(item["name"]))
+        # Beside the clip stands what belongs to it.
+        assert card.locator("li img").count() == 1
+        assert card.locator("li .text").count() == 1
+        screenshot(page, "report-map-hover")
+    assert {url for url in asked if not url.startswith("data:")} == {real_report.as_uri()}
+
+
+def test_the_retrievals_are_seen_and_heard(real_report: Path) -> None:
+    with browser_page() as page:
+        page.goto(real_report.as_uri())
+        worst = page.locator("#retrievals details[open] .cases").first
+        assert worst.locator("li").count() == 5
+        player = page.locator("#retrievals details[open] .play").first
+        name = (player.get_attribute("aria-label") or "").removeprefix("Play ")
+        player.click()
+        playing(page, name)
+        player.click()  # stops it
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('.play')].every(b => b.style.getPropertyValue('--played') === '0%')"
+        )
+        assert page.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
+
+
+def test_before_a_first_click_the_page_says_why_it_is_silent(real_report: Path) -> None:
+    with browser_page() as page:
+        page.goto(real_report.as_uri())
+        page.locator("#points").scroll_into_view_if_needed()
+        clip = next(item for item in points_of(page) if item["modality"] == "audio")
+        page.mouse.move(*place(page, clip))
+        page.get_by_text("only after a first click").wait_for()
+
+
+def test_the_map_goes_by_keyboard_alone(real_report: Path) -> None:
+    with browser_page() as page:
+        page.goto(real_report.as_uri())
+        page.locator("#find").focus()
+        page.keyboard.type("rooster")
+        items = points_of(page)
+        hits = [item for item in items if "rooster" in str(item["name"])]
+        assert 0 < len(hits) < len(items)
+        assert page.locator("#found").inner_text() == f"{len(hits)} of {len(items)}"
+        page.keyboard.press("Enter")
+        card = page.locator("#card")
+        assert str(hits[0]["name"]) in card.inner_text()
+        page.keyboard.press("End")  # whatever is dimmed can be gone to, but arrows pass it by
+        visited = set()
+        for key in ("Home", *["ArrowRight", "ArrowDown", "ArrowLeft", "ArrowUp"] * 3):
+            page.keyboard.press(key)
+            visited.add(page.evaluate("document.activeElement.getAttribute('aria-label')"))
+        assert len(visited) > 1
+        assert page.locator(".point[tabindex='0']").count() == 1
+        clip = next(number for number, item in enumerate(items) if item["modality"] == "audio")
+        page.locator(".point").nth(clip).focus()
+        page.keyboard.press("Enter")
+        playing(page, str(items[clip]["name"]))
+        page.keyboard.press("Escape")
+        card.locator("button.go").first.focus()
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.classList.contains('chosen')")
+
+
+def test_a_heat_map_is_read_by_pointer_and_by_keyboard(real_report: Path) -> None:
+    with browser_page() as page:
+        page.goto(real_report.as_uri())
+        figure = page.locator(".heat").first
+        figure.scroll_into_view_if_needed()
+        heats = json.loads(page.locator("#heats").text_content() or "")
+        heat = heats[figure.get_attribute("data-heat")]
+        figure.locator(".scrolling").focus()
+        for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
+            page.keyboard.press(key)
+        assert figure.locator("output").inner_text() == f"{heat['rows'][1]} × {heat['columns'][1]}: {heat['values'][1][1]}"
+        box = figure.locator("[id$=-cells]").bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] * 2.5 / len(heat["columns"]), box["y"] + 3)
+        assert figure.locator("output").inner_text() == f"{heat['rows'][0]} × {heat['columns'][2]}: {heat['values'][0][2]}"
+
+
+def test_a_tap_on_a_phone_chooses_a_point_and_plays_it(real_report: Path) -> None:
+    with browser_page(*PHONE, touch=True) as page:
+        page.goto(real_report.as_uri())
+        page.locator("#points").scroll_into_view_if_needed()
+        clip = next(item for item in points_of(page) if item["modality"] == "audio")
+        page.touchscreen.tap(*place(page, clip))
+        playing(page, str(clip["name"]))
+        screenshot(page, "report-map-phone")
+
+
+CONTRAST = """() => {
+  const parse = (text) => {
+    const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number);
+    return [r, g, b, a];
+  };
+  const light = ([r, g, b]) => {
+    const [x, y, z] = [r, g, b].map((v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+  };
+  const under = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = parse(getComputedStyle(at).backgroundColor);
+      if (colour[3] === 1) return colour;
+    }
+    return [255, 255, 255, 1];
+  };
+  const least = {};
+  for (const element of document.querySelectorAll("body *")) {
+    const texts = [...element.childNodes].filter((node) => node.nodeType === 3 && node.data.trim());
+    if (!texts.length || element.closest("script, noscript, title, desc") || !element.getClientRects().length) continue;
+    const style = getComputedStyle(element);
+    const [a, b] = [light(parse(element instanceof SVGElement ? style.fill : style.color)), light(under(element))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) least[`${element.tagName}.${element.getAttribute("class")}: ${texts[0].data.trim().slice(0, 30)}`] = ratio;
+  }
+  return least;
+}"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_it_is_legible_on_desktop_and_phone_in_light_and_dark(real_report: Path, size: tuple[int, int], dark: bool) -> None:
+    with browser_page(*size, dark, touch=size == PHONE) as page:
+        page.goto(real_report.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == size[0]  # nothing to scroll sideways
+        assert page.evaluate(CONTRAST) == {}
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == (
+            "rgb(20, 23, 28)" if dark else "rgb(255, 255, 255)"
+        )
+        name = f"report-{'phone' if size == PHONE else 'desktop'}-{'dark' if dark else 'light'}"
+        assert len(screenshot(page, name, full=True)) > 50_000
+        page.locator("#theme").click()
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == (
+            "rgb(255, 255, 255)" if dark else "rgb(20, 23, 28)"
+        )
+        assert page.evaluate(CONTRAST) == {}
+
+
+def test_without_javascript_the_figures_stand(real_report: Path) -> None:
+    with browser_page(javascript=False) as page:
+        page.goto(real_report.as_uri())
+        assert page.get_by_text("need JavaScript; the figures do not").is_visible()
+        page.locator("summary", has_text="All figures").click()
+        assert page.locator("#recall td", has_text="(").first.is_visible()
+        assert not page.locator("#theme").is_visible()
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_strangers_table_cannot_do_anything_in_the_page(tmp_path: Path) -> None:
+    table = tone_table(tmp_path)
+    rows = list(csv.reader(table.open(encoding="utf-8", newline="")))
+    names = sorted({text for _, text in rows[1:]})
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["audio", "text", "split"])
+        for number, (clip, name) in enumerate(rows[1:]):
+            # Every seventh clip is held out, so that each text is.
+            text = f"{HOSTILE[names.index(name) % len(HOSTILE)]} {name}"
+            hostile = tmp_path / "clips" / f"<img src=x onerror='window.harmed=6'>{number}.wav"
+            (tmp_path / clip).rename(hostile)
+            writer.writerow([f"clips/{hostile.name}", text, ("test", "val")[number % 2] if number % 7 < 2 else "train"])
+        writer.writerow(["clips/<script>window.harmed=7</script>.wav", "<b>gone</b>", "train"])
+    align(pairs=table, out=tmp_path / "tones", preset=QUICK, progress=False)
+    with browser_page() as page:
+        page.on("dialog", lambda dialog: dialog.dismiss())
+        page.goto((tmp_path / "tones" / "report.html").as_uri())
+        page.locator("#retrievals details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
+        items = points_of(page)
+        card = page.locator("#card")
+        for number, item in enumerate(items):
+            page.locator(".point").nth(number).focus()
+            assert str(item["name"]) in card.inner_text()
+        told = page.locator("body").inner_text()
+        shown = [text for text in HOSTILE if text in told]
+        assert len(shown) == len(HOSTILE)  # word for word
+        assert "<b>gone</b>" in told or "<script>window.harmed=7</script>" in told
+        assert page.evaluate("window.harmed") is None
+        assert page.evaluate("document.querySelectorAll('script').length") == 4
+        assert page.evaluate("document.querySelectorAll('[onerror], [onload], a[href^=javascript]').length") == 0
+        assert page.locator("img[src='x']").count() == 0

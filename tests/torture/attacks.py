@@ -1,0 +1,565 @@
+"""Named attacks by strangers' bridges, tables and models: each must be refused, and must leave nothing behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.torture.command import Ended, call, fault, inside, peak
+from tests.torture.outcome import Outcome
+from tests.torture.strangers import Ground, ground_for, write_csv
+
+#: Bytes of memory that refusing something may take.
+LITTLE = 300 << 20
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+Attack = Callable[[Ground], None]
+
+
+def run() -> Outcome:
+    """Make every attack once."""
+    failures: list[str] = []
+    figures: dict[str, str] = {}
+    with ground_for("attacks") as ground:
+        for attack in ATTACKS:
+            told = against(attack, ground, ground.folder.parent / attack.__name__)
+            figures[name_of(attack)] = told or "refused"
+            failures += [f"{name_of(attack)}: {told}"] if told else []
+    return Outcome("attacks", len(ATTACKS), len(ATTACKS) - len(failures), tuple(failures), figures)
+
+
+def against(attack: Attack, ground: Ground, folder: Path) -> str:
+    """Make one attack on a copy of the ground: what went wrong, or nothing."""
+    folder.mkdir()
+    own = ground.copy(folder / "here")
+    (folder / "secret.txt").write_text("a secret of somebody's")
+    before = peak()
+    with inside(own.folder):
+        try:
+            attack(own)
+        except AssertionError as error:
+            return str(error) or "it was not refused"
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return "" if peak() - before < LITTLE else f"it took {(peak() - before) / 1e6:,.0f} MB of memory"
+
+
+def name_of(attack: Attack) -> str:
+    """What the attack is called in reports."""
+    return (attack.__doc__ or "").rstrip(".")
+
+
+def _refused(*arguments: object, saying: str = "") -> Ended:
+    """The command must end with a message, which says this."""
+    ended = call([*arguments, "--json"])
+    wrong = fault(ended)
+    assert not wrong, wrong
+    assert ended.code == 2, f"`{' '.join(map(str, arguments))}` went through"
+    assert saying in ended.err, f"it says {ended.err!r} and not {saying!r}"
+    return ended
+
+
+def _told(*arguments: object) -> dict[str, Any]:
+    ended = call([*arguments, "--json"])
+    wrong = fault(ended) or (ended.err if ended.code else "")
+    assert not wrong, wrong
+    told: dict[str, Any] = json.loads(ended.out)
+    return told
+
+
+def _shown(*arguments: object) -> str:
+    """What a person would see: nothing in it may be for the terminal itself."""
+    ended = call(arguments)
+    assert not ended.crash, ended.crash
+    shown = ended.out + ended.err
+    found = [each for each in shown if (each < " " and each not in "\n\t") or "\x7f" <= each <= "\x9f"]
+    assert not found, f"it prints {found[0]!a}"
+    assert "\u202e" not in shown, "it turns text around"
+    return shown
+
+
+def _rewrite(bridge: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    story = json.loads((bridge / "bridge.json").read_text(encoding="utf-8"))
+    change(story)
+    (bridge / "bridge.json").write_text(json.dumps(story), encoding="utf-8")
+
+
+def _sign(bridge: Path, adapters: bytes) -> None:
+    (bridge / "adapters.safetensors").write_bytes(adapters)
+    _rewrite(bridge, lambda story: story.update(adapters_sha256=hashlib.sha256(adapters).hexdigest()))
+
+
+class _Runs:
+    """Unpickled, it writes a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("open('owned', 'w').write('x')",)
+
+
+def _table(ground: Ground, *paths: str) -> None:
+    """The table with these paths in its first rows."""
+    rows = [(path, f"row {number}", "train") for number, path in enumerate(paths)]
+    write_csv(ground.folder / "pairs.csv", [("image", "text", "split"), *rows, *ground.rows])
+
+
+def _set_aside(count: int, *options: str) -> list[str]:
+    told = _told("encode", "--pairs", "pairs.csv", "--a", "image", "--b", "text", *options)
+    reasons = [row["reason"] for row in told["set_aside"]]
+    assert len(reasons) == count, f"{len(reasons)} rows were set aside, not {count}: {reasons}"
+    return reasons
+
+
+# ---- code
+
+
+def pickle_in_a_checkpoint(ground: Ground) -> None:
+    """A pickle in a checkpoint that would write a file."""
+    torch.save({"state_dict": _Runs()}, "evil.pth")
+    _refused("encode", "--pairs", "pairs.csv", "--a", "timm:test_vit,checkpoint=evil.pth", "--b", "text", saying="evil.pth")
+    assert not Path("owned").exists(), "the pickle was run"
+
+
+def pickle_in_a_bridge(ground: Ground) -> None:
+    """A bridge that brings such a checkpoint and names it as its encoder."""
+    torch.save(_Runs(), "bridge/evil.pth")
+    _rewrite(Path("bridge"), lambda story: story["sides"]["image"].update(encoder="timm:test_vit,checkpoint=bridge/evil.pth"))
+    _refused("eval", "bridge", "--pairs", "pairs.csv", saying="evil.pth")
+    assert not Path("owned").exists(), "the pickle was run"
+
+
+def remote_code_in_a_bridge(ground: Ground) -> None:
+    """A bridge whose encoder is a model with code of its own, trusted by the bridge's maker."""
+    _own_code(Path("bridge/model"))
+    _rewrite(
+        Path("bridge"),
+        lambda story: story["sides"]["text"].update(encoder="transformers:bridge/model,trust_remote_code=yes"),
+    )
+    _refused("search", "a red apple", "--bridge", "bridge", saying="BRIDGEKIT_TRUST_REMOTE_CODE=yes")
+    assert not Path("owned").exists(), "the code was run"
+
+
+def remote_code_in_a_model(ground: Ground) -> None:
+    """A model with code of its own, which nobody trusts."""
+    _own_code(Path("model"))
+    _refused("encode", "--pairs", "pairs.csv", "--a", "image", "--b", "transformers:./model", saying="does not run the code")
+    assert not Path("owned").exists(), "the code was run"
+
+
+def _own_code(folder: Path) -> None:
+    folder.mkdir()
+    auto = {"AutoConfig": "own.Own", "AutoModel": "own.Own"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "of-its-own", "auto_map": auto}))
+    (folder / "own.py").write_text("open('owned', 'w').write('x')")
+
+
+def plugin_that_is_not_installed(ground: Ground) -> None:
+    """A bridge that names a plugin which is not installed: it is told, and nothing is installed or fetched."""
+    _rewrite(Path("bridge"), lambda story: story["sides"]["text"].update(encoder="bridgekit-evil:model"))
+    started: list[str] = []
+    watching = [True]
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect"):
+            started.append(f"{event} {arguments[:2]}")
+
+    sys.addaudithook(watch)  # it cannot be taken away again
+    try:
+        ended = _refused("search", "a red apple", "--bridge", "bridge", saying="no installed plugin provides 'bridgekit-evil'")
+    finally:
+        watching.clear()
+    assert not started, f"it started {started[0]}"
+    assert "pip install" not in ended.err, "a stranger's package must not be recommended"
+
+
+# ---- paths
+
+
+def absolute_path_in_a_table(ground: Ground) -> None:
+    """An absolute path in a table that leads out of its folder."""
+    shutil.copyfile("pictures/0.png", "../away.png")
+    _table(ground, str(Path("../away.png").resolve()))
+    assert "leads out of the table's folder" in _set_aside(1)[0]
+    assert not _set_aside(0, "--outside"), "the user may allow it"
+
+
+def dots_in_a_table(ground: Ground) -> None:
+    """A path with .. in a table that leads out of its folder."""
+    shutil.copyfile("pictures/0.png", "../away.png")
+    _table(ground, "../away.png", "pictures/../../away.png", "pictures/../pictures/1.png")
+    assert len([reason for reason in _set_aside(2) if "leads out" in reason]) == 2
+
+
+def link_in_a_table(ground: Ground) -> None:
+    """A link beside a table that leads out of its folder, as a file and as a folder."""
+    shutil.copytree("pictures", "../away")
+    Path("one.png").symlink_to("../away/0.png")
+    Path("all").symlink_to("../away")
+    Path("within.png").symlink_to("pictures/1.png")
+    _table(ground, "one.png", "all/2.png", "within.png")
+    assert len([reason for reason in _set_aside(2) if "leads out" in reason]) == 2
+
+
+def link_among_class_folders(ground: Ground) -> None:
+    """A class folder that is a link out of the folder of classes."""
+    shutil.copytree("pictures", "../away")
+    shutil.copytree("pictures", "classes/inside")
+    Path("classes/away").symlink_to(Path("../away").resolve())
+    told = _told("encode", "--pairs", "classes", "--a", "image", "--b", "text")
+    assert len(told["set_aside"]) == len(list(Path("../away").iterdir()))
+
+
+def table_named_by_a_bridge(ground: Ground) -> None:
+    """A bridge that names somebody's table as its own."""
+    shutil.copytree(".", "../private")
+    for path in (str(Path("../private/pairs.csv").resolve()), "../private/pairs.csv"):
+        _rewrite(Path("bridge"), lambda story, path=path: story["provenance"].update(pairs=path))  # type: ignore[misc]
+        _refused("eval", "bridge", saying="../private/pairs.csv" if path.startswith("..") else "private/pairs.csv")
+        _refused("search", "a red apple", "--bridge", "bridge", saying="--among")
+    Path("linked.csv").symlink_to("../private/pairs.csv")
+    _rewrite(Path("bridge"), lambda story: story["provenance"].update(pairs="linked.csv"))
+    _refused("eval", "bridge", saying="linked.csv")
+
+
+def encoder_path_in_a_bridge(ground: Ground) -> None:
+    """A bridge that names a model somewhere on the user's disk as its encoder."""
+    Path("../model").mkdir()
+    for name in (f"timm:{Path('../model').resolve()}", "timm:../model", "timm:local-dir:../model", "transformers:~"):
+        _rewrite(Path("bridge"), lambda story, name=name: story["sides"]["image"].update(encoder=name))  # type: ignore[misc]
+        _refused("eval", "bridge", "--pairs", "pairs.csv", saying="BRIDGEKIT_OUTSIDE=yes")
+
+
+def link_to_a_secret_in_a_bridge(ground: Ground) -> None:
+    """A bridge with a link to a secret, which whoever binds to it and shares it would give away."""
+    Path("bridge/secret.png").symlink_to(Path("../secret.txt").resolve())
+    _refused("bind", "bridge", "--add", "image", "--pairs", "pairs.csv", "--out", "larger", saying="secret.png")
+    assert not Path("larger").exists(), "the secret was copied"
+
+
+def link_to_write_through_in_a_bridge(ground: Ground) -> None:
+    """A bridge whose folder of conditioners is a link to somewhere else, to be written into."""
+    Path("../elsewhere").mkdir()
+    Path("bridge/conditioners").symlink_to(Path("../elsewhere").resolve())
+    _refused("generate", "--image", "pictures/0.png", "--bridge", "bridge", saying="conditioners")
+    assert not list(Path("../elsewhere").iterdir()), "it was written into"
+
+
+def modality_that_is_a_path(ground: Ground) -> None:
+    """A bridge with a modality called ../../x, after which files would be named."""
+
+    def change(story: dict[str, Any]) -> None:
+        story["sides"]["../../x"] = story["sides"].pop("image")
+
+    _rewrite(Path("bridge"), change)
+    _refused("info", "bridge", saying="no name of a modality")
+
+
+# ---- sizes
+
+
+def shapes_that_claim_terabytes(ground: Ground) -> None:
+    """A bridge that claims adapters of terabytes, in a list of tensors that agrees."""
+
+    def change(story: dict[str, Any]) -> None:
+        story["sides"]["text"]["dim"] = 65_536
+        story["preset"] |= {"blocks": 64, "expansion": 64.0}
+
+    _rewrite(Path("bridge"), change)
+    _refused("info", "bridge", saying="adapters.safetensors")
+
+
+def list_of_tensors_that_lies(ground: Ground) -> None:
+    """A safetensors header of a petabyte, one that points behind the file, and one of a vast shape."""
+    bridge = Path("bridge")
+    data = (bridge / "adapters.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    listed = json.loads(data[8 : 8 + length])
+    name = next(name for name in listed if name != "__metadata__")
+    lies = [(1 << 50).to_bytes(8, "little") + data[8:]]
+    for change in ({"data_offsets": [0, 1 << 50]}, {"shape": [1 << 31, 1 << 31]}, {"shape": [-1]}):
+        text = json.dumps({**listed, name: {**listed[name], **change}}).encode()
+        lies.append(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    for lie in lies:
+        _sign(bridge, lie)
+        _refused("info", "bridge", saying="adapters.safetensors cannot be used")
+
+
+def files_of_100_gigabytes(ground: Ground) -> None:
+    """Files of a bridge that are 100 GB of nothing."""
+    for name in ("history.jsonl", "adapters.safetensors", "bridge.json"):
+        os.truncate(f"bridge/{name}", 100 << 30)
+        _refused("info", "bridge", saying=name)
+
+
+def pipes_and_devices(ground: Ground) -> None:
+    """Named pipes and endless devices in place of files: a bridge's, a table, and what a table names."""
+    os.mkfifo("pipe.png")
+    Path("zero.png").symlink_to("/dev/zero")
+    _table(ground, "pipe.png", "zero.png")
+    _set_aside(2)
+    for name in ("pipe.csv", "pipe.jsonl", "pipe.parquet"):
+        os.mkfifo(name)
+        _refused("encode", "--pairs", name, saying="no regular file")
+    Path("bridge/history.jsonl").unlink()
+    os.mkfifo("bridge/history.jsonl")
+    _refused("info", "bridge", saying="history.jsonl")
+    Path("bridge/adapters.safetensors").unlink()
+    Path("bridge/adapters.safetensors").symlink_to("/dev/zero")
+    _refused("info", "bridge", saying="adapters.safetensors")
+
+
+def deep_json(ground: Ground) -> None:
+    """JSON nested a hundred thousand deep: a bridge's, its history's, a row of a table."""
+    deep = "[" * 100_000
+    Path("rows.jsonl").write_text('{"image": "pictures/0.png", "text": ' + deep)
+    _refused("encode", "--pairs", "rows.jsonl", saying="row 1")
+    Path("bridge/history.jsonl").write_text(deep)
+    _refused("info", "bridge", saying="history.jsonl")
+    Path("bridge/bridge.json").write_text('{"format":' * 100_000)
+    _refused("info", "bridge", saying="nested")
+
+
+def keys_that_multiply(ground: Ground) -> None:
+    """A table whose every row has a key of its own, so that n rows would make n columns of n cells."""
+    rows = [{"image": "pictures/0.png", "text": f"row {at}", f"key {at}": at} for at in range(30_000)]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ended = call(["search", "a red apple", "--bridge", "bridge", "--among", "rows.jsonl", "--to", "image", "--json"])
+    assert not fault(ended), fault(ended)
+
+
+def conditioner_that_claims_terabytes(ground: Ground) -> None:
+    """A conditioner whose few bytes claim a conditioning of terabytes."""
+    from safetensors.torch import save_file
+
+    from bridgekit.diffusion.conditioner import load_conditioner
+
+    story = {"format": 1, "kind": "x", "made_of": "text", "scale": 1.0, "cosine": 1.0, "masks": []}
+    tensors = {"embeddings": torch.zeros(1, 65_536), "items": torch.tensor(list(b'["a"]'), dtype=torch.uint8)}
+    for shapes in ({"x": [65_536, 65_536]}, {"x": [1 << 40]}, {f"x{at}": [65_536, 65_536] for at in range(1_000)}):
+        save_file(tensors, "claims.safetensors", {"conditioner": json.dumps({**story, "shapes": shapes})})
+        assert load_conditioner(Path("claims.safetensors")) is None
+
+
+def zlib_bomb_in_a_picture(ground: Ground) -> None:
+    """A picture with text chunks that unpack to a gigabyte each."""
+    pack = zlib.compressobj(9)
+    bomb = b"".join([*(pack.compress(bytes(1 << 24)) for _ in range(64)), pack.flush()])
+    Image.new("RGB", (32, 32)).save("bomb.png")
+    data = Path("bomb.png").read_bytes()
+    chunks = b"".join(
+        _chunk(kind, body)
+        for kind, body in (
+            (b"zTXt", b"Comment\0\0" + bomb),
+            (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + bomb),
+            (b"iCCP", b"icc\0\0" + bomb),
+        )
+    )
+    Path("bomb.png").write_bytes(data[:33] + chunks + data[33:])
+    _table(ground, "bomb.png")
+    ended = call(["encode", "--pairs", "pairs.csv", "--a", "image", "--b", "text", "--json"])
+    assert not fault(ended), fault(ended)
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+
+# ---- numbers and names that lie
+
+
+def zip_bomb_in_a_checkpoint(ground: Ground) -> None:
+    """A checkpoint of a few megabytes whose parts unpack to gigabytes."""
+    torch.save({"state_dict": {"x": torch.zeros(1 << 26)}}, "plain.pth")
+    with zipfile.ZipFile("plain.pth") as whole, zipfile.ZipFile("bomb.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+        for part in whole.infolist():
+            packed.writestr(part.filename, whole.read(part))
+    Path("plain.pth").unlink()
+    _refused("encode", "--pairs", "pairs.csv", "--a", "timm:test_vit,checkpoint=bomb.pth", "--b", "text", saying="compressed")
+
+
+def numbers_that_are_not_finite(ground: Ground) -> None:
+    """Adapters of NaN, rightly signed, and a temperature that is none."""
+    data = bytearray(Path("bridge/adapters.safetensors").read_bytes())
+    data[-4:] = b"\0\0\xc0\x7f"
+    before = Path("bridge/adapters.safetensors").read_bytes()
+    _sign(Path("bridge"), bytes(data))
+    _refused("info", "bridge", saying="not finite")
+    _sign(Path("bridge"), before)
+    for temperature in (0, -1, 1e300, 10**38, float("nan"), "0.07"):
+        _rewrite(Path("bridge"), lambda story, value=temperature: story.update(temperature=value))  # type: ignore[misc]
+        _refused("info", "bridge", saying="bridge.json")
+
+
+def width_that_lies(ground: Ground) -> None:
+    """A bridge that says of an encoder another width or modality than it has."""
+
+    def swap(story: dict[str, Any]) -> None:
+        sides = story["sides"]
+        sides["image"], sides["text"] = (
+            {**sides["text"], "dim": sides["image"]["dim"]},
+            {**sides["image"], "dim": sides["text"]["dim"]},
+        )
+
+    _rewrite(Path("bridge"), swap)
+    _refused("embed", "a red apple", "--modality", "text", "--bridge", "bridge", saying="this bridge says that")
+
+
+def key_twice(ground: Ground) -> None:
+    """A bridge.json that says two things: one to whoever looks, another to whoever loads."""
+    text = Path("bridge/bridge.json").read_text(encoding="utf-8")
+    Path("bridge/bridge.json").write_text(text.rstrip()[:-1] + ', "temperature": 0.5}', encoding="utf-8")
+    _refused("info", "bridge", saying="twice")
+
+
+def escape_sequences_in_a_bridge(ground: Ground) -> None:
+    """Escape sequences and reversed text in all that a bridge tells of itself."""
+    evil = "\x1b]0;owned\x07\x9b2J\u202egnp[/red]"
+
+    def change(story: dict[str, Any]) -> None:
+        story["provenance"] |= {"command": evil, "machine": evil, evil: evil, "rows": {evil: 3}}
+        for record in story["metrics"]:
+            record |= {"split": evil, "method": evil}
+
+    _rewrite(Path("bridge"), change)
+    assert "\\x1b]0;owned\\x07" in _shown("info", "bridge")
+    _shown("search", "a red apple", "--bridge", "bridge")
+    _rewrite(Path("bridge"), lambda story: story["sides"]["text"].update(encoder=f"starter:{evil}"))
+    _shown("info", "bridge")
+
+
+def escape_sequences_in_a_table(ground: Ground) -> None:
+    """Escape sequences, brackets and reversed text in a table's cells and in names of files."""
+    evil = "\x1b[2J\x1b]0;owned\x07\u202e[/red]"
+    shutil.copyfile("pictures/0.png", f"{evil[:5]}.png")
+    Path("empty\x1b[31m.png").touch()
+    rows = [(f"{evil[:5]}.png", evil, evil), ("empty\x1b[31m.png", "x", "test"), (f"gone{evil}.png", "y", "test")]
+    write_csv(Path("pairs.csv"), [("image", "text", "split"), *rows, *ground.rows])
+    assert "2 rows were set aside" in _shown("encode", "--pairs", "pairs.csv", "--a", "image", "--b", "text")
+    _shown("search", "a red apple", "--bridge", "bridge", "--among", "pairs.csv", "--to", "text", "-k", 20)
+    _shown("search", "a red apple", "--bridge", "bridge", "--among", "pairs.csv", "--to", "image", "-k", 20)
+    assert "\\x1b" in _shown("eval", "bridge", "--pairs", "pairs.csv")
+    _shown("subset", "--pairs", "pairs.csv", "-k", 3, "--strict")
+
+
+def markup_in_a_model_card(ground: Ground) -> None:
+    """HTML and Markdown in a bridge's story, which its next model card would carry."""
+    from bridgekit import Bridge
+
+    evil = "<img src=x onerror=alert(1)>](http://evil) `|` ![x](http://evil)\n# owned"
+
+    def change(story: dict[str, Any]) -> None:
+        story["provenance"] |= {"pairs": evil, "command": evil, evil: evil}
+        story["metrics"][0] |= {"split": evil, "method": evil}
+
+    _rewrite(Path("bridge"), change)
+    card = (Bridge.load("bridge").save("a ]( <b> bridge") / "README.md").read_text(encoding="utf-8").partition("```")[0]
+    for mark in ("<img", "<b>", "](http://evil", "\n# owned"):
+        assert mark not in card, f"the model card has {mark!r}"
+
+
+# ---- models
+
+
+def hub_model_that_moved(ground: Ground) -> None:
+    """A hub model whose main branch is moved to other weights after a bridge was trained on it."""
+    import timm
+    from timm.models import save_for_hf
+
+    repository = Path("hub/models--someone--small").resolve()
+    (repository / "refs").mkdir(parents=True)
+    for seed, commit in enumerate((COMMIT, "f" * 40)):
+        torch.manual_seed(seed)
+        save_for_hf(timm.create_model("test_vit"), str(repository / "snapshots" / commit))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(repository.parent))
+        (repository / "refs" / "main").write_text(COMMIT)
+        from bridgekit import PRESETS
+
+        for field, value in {"epochs": 1, "batch_size": 8, "shared_dim": 16}.items():
+            patch.setitem(PRESETS, "default", type(PRESETS["default"])(**{**vars(PRESETS["default"]), field: value}))
+        _told("align", "--a", "timm:someone/small", "--b", "text", "--pairs", "pairs.csv", "--out", "pinned")
+        recorded = _told("info", "pinned")["sides"]["image"]["encoder"]
+        assert recorded == f"timm:someone/small@{COMMIT}", f"the bridge records {recorded}"
+        (repository / "refs" / "main").write_text("f" * 40)
+        _told("eval", "pinned", "--pairs", "pairs.csv")
+        _rewrite(Path("pinned"), lambda story: story["sides"]["image"].update(encoder="timm:someone/small"))
+        _refused("eval", "pinned", "--pairs", "pairs.csv", saying="is not the encoder that this bridge was trained on")
+
+
+def flipped_bit_in_starter_weights(ground: Ground) -> None:
+    """Weights of the starter with one bit flipped."""
+    from bridgekit_starter.weights import MINILM_TOKENIZER
+
+    from bridgekit.errors import PluginError
+
+    real = MINILM_TOKENIZER.locate()
+    copied = Path("packages") / MINILM_TOKENIZER.path
+    copied.parent.mkdir(parents=True)
+    data = bytearray(real.read_bytes())
+    assert MINILM_TOKENIZER.read() == data
+    data[len(data) // 2] ^= 1
+    copied.write_bytes(data)
+    facts = Path("packages") / f"{MINILM_TOKENIZER.package.replace('-', '_')}-{MINILM_TOKENIZER.version}.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {MINILM_TOKENIZER.package}\nVersion: 0.1.0\n")
+    sys.path.insert(0, str(Path("packages").resolve()))
+    try:
+        assert MINILM_TOKENIZER.locate().resolve() == copied.resolve()
+        with pytest.raises(PluginError, match="SHA-256"):
+            MINILM_TOKENIZER.read()
+    finally:
+        sys.path.pop(0)
+
+
+def link_in_the_place_of_a_bridge(ground: Ground) -> None:
+    """A bridge that is a link to itself; one that is a link to a real bridge is read."""
+    Path("loop").symlink_to("loop")
+    _refused("info", "loop")
+    Path("linked").symlink_to("bridge")
+    assert _told("info", "linked")["sides"]
+
+
+ATTACKS: tuple[Attack, ...] = (
+    pickle_in_a_checkpoint,
+    pickle_in_a_bridge,
+    remote_code_in_a_bridge,
+    remote_code_in_a_model,
+    plugin_that_is_not_installed,
+    absolute_path_in_a_table,
+    dots_in_a_table,
+    link_in_a_table,
+    link_among_class_folders,
+    table_named_by_a_bridge,
+    encoder_path_in_a_bridge,
+    link_to_a_secret_in_a_bridge,
+    link_to_write_through_in_a_bridge,
+    modality_that_is_a_path,
+    shapes_that_claim_terabytes,
+    list_of_tensors_that_lies,
+    files_of_100_gigabytes,
+    pipes_and_devices,
+    deep_json,
+    keys_that_multiply,
+    conditioner_that_claims_terabytes,
+    zlib_bomb_in_a_picture,
+    zip_bomb_in_a_checkpoint,
+    numbers_that_are_not_finite,
+    width_that_lies,
+    key_twice,
+    escape_sequences_in_a_bridge,
+    escape_sequences_in_a_table,
+    markup_in_a_model_card,
+    hub_model_that_moved,
+    flipped_bit_in_starter_weights,
+    link_in_the_place_of_a_bridge,
+)

@@ -1,0 +1,151 @@
+"""The real command line, called in this process with what a stranger made, and what may come of it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bridgekit import cli
+
+#: A command may take so many seconds of a processor, and so many in all: other programs may want the processor too.
+SECONDS, PATIENCE = 20, 120
+#: Characters that a terminal would obey, or that cannot be written.
+_OBEYED = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_SHAPES = (
+    (re.compile(r"(?:/|\b[\w.-]+/)[^\s,:;)`']*"), "PATH"),
+    (re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`"), "'…'"),
+    (re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{12,}\b"), "HEX"),
+    (re.compile(r"-?\d[\d,.]*"), "N"),
+)
+
+
+class Hang(BaseException):
+    """A command took too long. Not an Exception: nothing that it runs may catch it."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended.
+
+    Arguments:
+        code: its exit status.
+        out, err: what it printed.
+        seconds: how long it computed.
+        crash: what went past the command line, where something did.
+    """
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    crash: str = ""
+
+    @property
+    def error(self) -> dict[str, str | None]:
+        """What the message of a command with `--json` says: what, where, fix."""
+        told: dict[str, str | None] = json.loads(self.out)["error"]
+        return told
+
+
+@contextlib.contextmanager
+def inside(folder: Path, **environment: str) -> Iterator[None]:
+    """Be in a folder, with these environment variables."""
+    before, old = Path.cwd(), {name: os.environ.get(name) for name in environment}
+    os.chdir(folder)
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        for name, value in old.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+def call(arguments: Sequence[object]) -> Ended:
+    """Run `bridgekit ARGUMENTS` here; what takes too long is stopped."""
+    out, err = io.StringIO(), io.StringIO()
+    started = time.process_time()
+    code, crash = 0, ""
+    argv, sys.argv = sys.argv, ["bridgekit", *map(str, arguments)]
+    handlers = {number: signal.signal(number, _stop) for number in (signal.SIGALRM, signal.SIGPROF)}
+    signal.alarm(PATIENCE)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Hang:
+        crash = f"it took over {SECONDS} s of computing, or {PATIENCE} s in all"
+    except Exception as error:
+        crash = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    finally:
+        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        sys.argv = argv
+    return Ended(code, out.getvalue(), err.getvalue(), time.process_time() - started, crash)
+
+
+def _stop(*_: object) -> None:
+    raise Hang
+
+
+def fault(ended: Ended) -> str:
+    """What is wrong with how a command with `--json` ended, or nothing: it must give its result, or say what, where and how."""
+    if ended.crash:
+        return ended.crash
+    if ended.code not in (0, 2):
+        return f"exit status {ended.code}: {ended.err[-200:]}"
+    if "Traceback" in ended.err or "Traceback" in ended.out:
+        return f"a traceback: {ended.err[-200:]}"
+    if obeyed := _OBEYED.search(ended.out + ended.err):
+        return f"it prints {obeyed[0]!a}, which a terminal obeys"
+    try:
+        told = json.loads(ended.out)
+    except ValueError:
+        return f"it prints no JSON: {ended.out[:200]}"
+    if ended.code == 0:
+        return ""
+    error = told.get("error", {})
+    missing = [part for part in ("what", "where", "fix") if not error.get(part)]
+    if missing:
+        return f"its message does not say {' and '.join(missing)}: {ended.err[:200]}"
+    lines = ended.err[ended.err.find("bridgekit: ") :].splitlines()  # after whatever told how the work went on
+    if not 1 <= len(lines) <= 3 or max(map(len, lines)) > 1_500:
+        return f"its message has {len(lines)} lines, of {max(map(len, lines))} characters at most"
+    return ""
+
+
+def shape(ended: Ended) -> str:
+    """A message without what differs from one case to the next: numbers, names, paths."""
+    return short(" | ".join(str(ended.error[part]) for part in ("what", "fix")))
+
+
+def short(text: str) -> str:
+    """A text without its numbers, names and paths."""
+    for pattern, name in _SHAPES:
+        text = pattern.sub(name, text)
+    return text
+
+
+def reasons(ended: Ended) -> list[str]:
+    """Why rows were set aside, by a result that tells it."""
+    told = json.loads(ended.out)
+    return [row["reason"] for row in told.get("set_aside", [])] if isinstance(told, dict) else []
+
+
+def peak() -> int:
+    """The most bytes of memory that this process has had at once."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
