@@ -6,6 +6,7 @@ import contextlib
 import csv
 import difflib
 import io
+import json
 import os
 import re
 import stat
