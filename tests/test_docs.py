@@ -183,7 +183,9 @@ def test_search_works_from_disk_in_a_browser_that_asks_nobody(site: Path, tmp_pa
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         page.goto((site / "index.html").as_uri())
-        page.locator(".md-search__input").fill("recall@k among")
+        # Its script listens for keys, not for what is in the field, and only once it has run.
+        page.locator("html.js").wait_for(timeout=60_000)
+        page.locator(".md-search__input").press_sequentially("recall@k among")
         found = page.locator(".md-search-result__link", has_text="Evaluation done right").first
         found.wait_for(timeout=60_000)
         browser.close()

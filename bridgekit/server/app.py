@@ -349,12 +349,13 @@ async def generate(request: Request) -> Response:
     async with _asked(request, PictureOptions) as (opened, inputs, options):
         weights = _weights(options.weights, inputs)
         told = options.model_dump(exclude={"bridge", "model", "weights"})
-        wish = Wish(studio.model(options.model), weights, **told)
+        accept = request.headers.get("accept", "")
+        streamed = "text/event-stream" in accept
+        wish = Wish(studio.model(options.model), weights, **told, watched=streamed)
         vectors = await studio.embed(opened, inputs)
     client = request.headers.get(CLIENT, "")[:64] or (request.client.host if request.client else "")
     job = studio.pictures.submit(client, lambda tell: studio.draw(opened, inputs, vectors, wish, tell))
-    accept = request.headers.get("accept", "")
-    if "text/event-stream" in accept:
+    if streamed:
         return StreamingResponse(_told(request, job), media_type="text/event-stream")
     async for kind, what in job.events(request.is_disconnected):
         if kind == "done":

@@ -120,6 +120,10 @@ class Queue:
         with self._changed:
             return len(self._in_order())
 
+    def busy(self) -> bool:
+        """Whether a job is being done now."""
+        return self._running is not None
+
     def close(self) -> None:
         """Cancel all there is."""
         with self._changed:
