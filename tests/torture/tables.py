@@ -623,4 +623,8 @@ HISTORIES: dict[str, Callable[[Path, random.Random], None]] = {
     "history, an odd line": _rewritten("history.jsonl", lambda data, rng: data + rng.choice(LINES) + b"\n"),
     "history, no file": _not_a_file("history.jsonl"),
     "history, vast": _vast("history.jsonl"),
+    "training rows, flipped bits": _rewritten("training_rows.safetensors", _flipped),
+    "training rows, cut short": _rewritten("training_rows.safetensors", lambda data, rng: data[: rng.randrange(len(data))]),
+    "training rows, no file": _not_a_file("training_rows.safetensors"),
+    "training rows, vast": _vast("training_rows.safetensors"),
 }
