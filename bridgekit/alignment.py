@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from bridgekit.bridge import Bridge, Side, check_free
-from bridgekit.cache import cache_folder
+from bridgekit.cache import cache_folder, one_writer
 from bridgekit.card import command_line
 from bridgekit.distributed import first_process_first, joined_processes, rank
 from bridgekit.encoders import TEXT, Encoder, Item, resolve_device
@@ -146,7 +147,29 @@ def run_alignment(
     folder = Path(out) if out is not None else Path("bridges") / "-".join(encoders)
     if not (folder / "bridge.json").exists():
         check_free(folder, overwrite)  # before hours of encoding, not after
+    # Two runs for one place take turns: of the same call, the second finds what the first has made.
+    with one_writer(folder) if rank() == 0 else nullcontext():
+        return _align_into(
+            folder, encoders, pairs, name, chosen, frozen, seed, device, strict, resume, overwrite, progress, started
+        )
 
+
+def _align_into(
+    folder: Path,
+    encoders: Mapping[str, tuple[str, Encoder]],
+    pairs: str | Path | Pairs | None,
+    name: str,
+    chosen: Preset,
+    frozen: str | None,
+    seed: int,
+    device: str,
+    strict: bool,
+    resume: bool,
+    overwrite: bool,
+    progress: bool,
+    started: float,
+) -> Alignment:
+    """`run_alignment` once encoders are open and nobody else writes the folder."""
     with first_process_first():
         table = open_table(pairs, tuple(encoders), progress)
     with progress_bars(progress) as report:

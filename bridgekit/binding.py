@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from bridgekit.alignment import (
     unseen_item,
 )
 from bridgekit.bridge import Bridge, Side, check_free
+from bridgekit.cache import one_writer
 from bridgekit.distributed import first_process_first, joined_processes, rank
 from bridgekit.encoders import resolve_device
 from bridgekit.errors import BridgekitError
@@ -91,11 +93,29 @@ def run_binding(
     progress: bool = True,
 ) -> Alignment:
     """`bind`, with an account of what was done. Arguments and errors are the same."""
-    started = time.monotonic()
-    progress = progress and rank() == 0
-    device = resolve_device(device)
     source, folder = Path(bridge), Path(out or bridge)
-    old = Bridge.load(source, device)
+    # Two runs for one place take turns: the second takes what the first has bound for the bridge that it adds to.
+    with one_writer(folder) if rank() == 0 else nullcontext():
+        return _bind_into(folder, source, add, pairs, seed, device, strict, resume, overwrite, progress and rank() == 0)
+
+
+def _bind_into(
+    folder: Path,
+    source: Path,
+    add: str,
+    pairs: str | Path | Pairs,
+    seed: int,
+    device: str,
+    strict: bool,
+    resume: bool,
+    overwrite: bool,
+    progress: bool,
+) -> Alignment:
+    """`run_binding` once nobody else writes the folder."""
+    started = time.monotonic()
+    device = resolve_device(device)
+    with first_process_first():
+        old = Bridge.load(source, device)
     name = encoder_name(add)
     encoder = load_encoder(name, device)
     new = encoder.modality

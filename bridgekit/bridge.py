@@ -6,18 +6,17 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from bridgekit.cache import check_writable, one_writer, put_back, write_folder_atomically
 from bridgekit.card import model_card
 from bridgekit.encoders import TEXT, Encoder, Item, resolve_device
 from bridgekit.errors import BridgekitError, ItemError
@@ -311,7 +310,6 @@ class Bridge:
             BridgekitError: something is there that must not be replaced, or the place cannot be written.
         """
         folder = Path(path)
-        check_free(folder, overwrite)
         tensors = {
             f"{modality}.{name}": tensor.detach().cpu().contiguous()
             for modality, adapter in self.adapters.items()
@@ -329,27 +327,26 @@ class Bridge:
             "provenance": dict(self.provenance),
             "metrics": list(self.metrics),
         }
-        aside = folder.with_name(f".{folder.name}.{uuid4().hex}.part")
-        try:
-            aside.mkdir(parents=True)
+
+        def fill(aside: Path) -> None:
             (aside / "adapters.safetensors").write_bytes(weights)
             (aside / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self.history))
             if grown_from:
                 for file in grown_from.glob("*.png"):
                     shutil.copyfile(file, aside / file.name)
                 if (grown_from / "conditioners").is_dir():
-                    shutil.copytree(grown_from / "conditioners", aside / "conditioners")
+                    for file in (grown_from / "conditioners").glob("[!.]*"):  # one that is being written now is left out
+                        (aside / "conditioners").mkdir(exist_ok=True)
+                        shutil.copyfile(file, aside / "conditioners" / file.name)
             for name, data in (pictures or {}).items():
                 (aside / name).write_bytes(data)
             shown = sorted(file.name for file in aside.glob("*.png"))
             (aside / "README.md").write_text(model_card(self, folder.name, shown), encoding="utf-8")
             (aside / "bridge.json").write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            _flush(aside)
-            _swap(aside, folder)
-        except OSError as error:
-            raise BridgekitError(f"the bridge cannot be written: {error.strerror or error}", where=str(folder)) from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+
+        with one_writer(folder):
+            check_free(folder, overwrite)
+            write_folder_atomically(folder, fill)
         return folder
 
     @classmethod
@@ -363,6 +360,17 @@ class Bridge:
         Raises:
             BridgekitError: it is not a bridge, is damaged, or was written by a newer version.
         """
+        while True:
+            put_back(Path(path))
+            before = _identity(Path(path))
+            try:
+                return cls._load(path, device)
+            except BridgekitError:
+                if _identity(Path(path)) == before:  # otherwise it was replaced meanwhile: these were files of two bridges
+                    raise
+
+    @classmethod
+    def _load(cls, path: str | Path, device: str) -> Bridge:
         folder = Path(path)
         story = _read_story(folder)
         try:
@@ -401,21 +409,24 @@ class Bridge:
             raise _damaged(folder, f"{type(error).__name__}: {error}".splitlines()[0]) from error
 
 
+def _identity(folder: Path) -> int | None:
+    """Which folder is at this place now, by its number on the disk."""
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return None
+
+
 def _listed(items: Sequence[Item] | Item) -> list[Item]:
     return [items] if isinstance(items, (str, Path)) else list(items)
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
     """Raise BridgekitError unless a bridge may be written at `folder`."""
+    put_back(folder)
     if not folder.exists():
-        try:
-            # In the nearest folder that exists: a mistake found later should leave no empty folders behind.
-            with tempfile.TemporaryFile(dir=next(parent for parent in folder.absolute().parents if parent.exists())):
-                return
-        except OSError as error:
-            raise BridgekitError(
-                f"a bridge cannot be written here: {error.strerror or error}", where=str(folder), remedy="choose another --out"
-            ) from error
+        check_writable(folder.parent)
+        return
     if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "bridge.json").exists()):
         raise BridgekitError(
             "this place holds something that is not a bridge", where=str(folder), remedy="choose another --out"
@@ -453,23 +464,3 @@ def _read_story(folder: Path) -> dict[str, Any]:
 
 def _damaged(folder: Path, why: str) -> BridgekitError:
     return BridgekitError(f"this bridge is damaged: {why}", where=str(folder), remedy="copy it again, or train it again")
-
-
-def _flush(folder: Path) -> None:
-    for file in [*folder.rglob("*"), folder]:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _swap(aside: Path, folder: Path) -> None:
-    """Put `aside` in `folder`'s place, with all that an older bridge had beside it (conditioners are of that bridge alone)."""
-    if not folder.exists():
-        aside.rename(folder)
-        return
-    old = folder.with_name(f".{folder.name}.{uuid4().hex}.old")
-    folder.rename(old)
-    aside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -21,6 +21,11 @@ def silent(what: str, done: int, total: int) -> None:
     """A report to nobody."""
 
 
+def say(line: str) -> None:
+    """One line on standard error that is no error: what went otherwise than expected, and what is done about it."""
+    print(f"bridgekit: {line}", file=sys.stderr, flush=True)
+
+
 def _lines() -> Report:
     """A report that prints a line when work goes on for longer than a moment, and again every half minute."""
     told: dict[str, float] = {}

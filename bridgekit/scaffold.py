@@ -6,6 +6,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+from bridgekit.cache import one_writer, write_folder_atomically
 from bridgekit.errors import BridgekitError
 from bridgekit.plugins import OURS
 
@@ -43,20 +44,20 @@ def create_plugin(name: str, parent: Path) -> tuple[Path, ...]:
 
     template = files("bridgekit") / "template"
     contents = {
-        folder / file.replace("template", underlined): renamed(template.joinpath(file).read_text(encoding="utf-8"))
-        for file in FILES
+        file.replace("template", underlined): renamed(template.joinpath(file).read_text(encoding="utf-8")) for file in FILES
     }
-    try:
-        folder.mkdir()
-        for path, content in contents.items():
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(content, encoding="utf-8")
-    except FileExistsError:
+
+    def fill(aside: Path) -> None:
+        for file, content in contents.items():
+            (aside / file).parent.mkdir(exist_ok=True)
+            (aside / file).write_text(content, encoding="utf-8")
+
+    if not parent.is_dir():
         raise BridgekitError(
-            "there is something of this name already", where=str(folder), remedy="choose another name"
-        ) from None
-    except OSError as error:
-        raise BridgekitError(
-            f"the plugin cannot be written ({error.strerror or error})", where=str(folder), remedy="go to a folder of your own"
-        ) from None
-    return tuple(contents)
+            "the plugin cannot be written: there is no such folder", where=str(parent), remedy="go to a folder of your own"
+        )
+    with one_writer(folder):
+        if folder.exists():
+            raise BridgekitError("there is something of this name already", where=str(folder), remedy="choose another name")
+        write_folder_atomically(folder, fill)
+    return tuple(folder / file for file in contents)

@@ -459,12 +459,7 @@ def write_pairs(pairs: Pairs, path: Path) -> None:
     for name, cells in (("split", pairs.split), ("group", pairs.group)):
         if cells is not None:
             columns[name] = [cell or None for cell in cells]
-    try:
-        write_atomically(path, lambda aside: _write(columns, path.suffix.lower(), aside))
-    except OSError as error:
-        raise BridgekitError(
-            f"the table cannot be written: {error.strerror or error}", where=str(path), remedy="give another --out"
-        ) from error
+    write_atomically(path, lambda aside: _write(columns, path.suffix.lower(), aside))
 
 
 def _write(columns: Mapping[str, Sequence[str | None]], suffix: str, path: Path) -> None:

@@ -12,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bridgekit.cache import put_all_back
 from bridgekit.errors import BridgekitError
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def find_bridge(path: Path | None) -> Path:
 
 def newest_bridge(modalities: Set[str] = frozenset()) -> Path | None:
     """The newest bridge in `bridges/` here that joins these modalities, or None."""
-    for file in sorted(BRIDGES.glob("*/bridge.json"), key=lambda file: file.stat().st_mtime, reverse=True):
+    put_all_back(BRIDGES)
+    # One whose name begins with a dot is being written just now, or was when its process was killed.
+    for file in sorted(BRIDGES.glob("[!.]*/bridge.json"), key=lambda file: file.stat().st_mtime, reverse=True):
         with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is told of when it is asked for by name
             if modalities <= set(json.loads(file.read_text(encoding="utf-8"))["sides"]):
                 # Said, since the newest may not be the one that was meant.
