@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,8 +29,8 @@ def write_embeddings(path: Path, names: Sequence[str], vectors: Tensor) -> None:
     """Write (n, d) vectors and their n names.
 
     Arguments:
-        path: ends in `.safetensors` (tensor `embeddings`, names as JSON in the metadata), `.npy` (vectors only) or
-            `.parquet` (columns `item` and `embedding`).
+        path: ends in `.safetensors` (tensor `embeddings`, names as JSON in the metadata, see also `bridgekit.sealed`), `.npy`
+            (vectors only) or `.parquet` (columns `item` and `embedding`).
         names: the items.
         vectors: float32.
 
@@ -37,26 +38,25 @@ def write_embeddings(path: Path, names: Sequence[str], vectors: Tensor) -> None:
         BridgekitError: another ending, or the place cannot be written.
     """
     check_format(path)
+    if path.suffix == ".safetensors":
+        from bridgekit.sealed import write_sealed
+
+        write_sealed(path, {"embeddings": vectors}, {"items": json.dumps(list(names))})
+        return
 
     def write(aside: Path) -> None:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import save_file
-
-            save_file({"embeddings": vectors.contiguous()}, aside, {"items": json.dumps(list(names))})
-        elif path.suffix == ".npy":
+        if path.suffix == ".npy":
             import numpy as np
 
-            with aside.open("wb") as file:
-                np.save(file, vectors.numpy())
+            # By way of memory: of a full disk numpy tells nothing but how many numbers it asked for.
+            content = io.BytesIO()
+            np.save(content, vectors.numpy())
+            aside.write_bytes(content.getbuffer())
         else:
             import pyarrow as pa
             import pyarrow.parquet as pq
 
-            pq.write_table(
-                pa.table({"item": list(names), "embedding": pa.array(vectors.tolist(), pa.list_(pa.float32()))}), aside
-            )
+            table = pa.table({"item": list(names), "embedding": pa.array(vectors.tolist(), pa.list_(pa.float32()))})
+            pq.write_table(table, aside, write_page_checksum=True)
 
-    try:
-        write_atomically(path, write)
-    except OSError as error:
-        raise BridgekitError(f"the embeddings cannot be written: {error.strerror or error}", where=str(path)) from error
+    write_atomically(path, write)

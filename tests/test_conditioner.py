@@ -169,20 +169,27 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-9])
 
 
+def flipped(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+
+
 def lacking(file: Path) -> None:
     save_file({"embeddings": torch.zeros(2, 3)}, file, {"conditioner": json.dumps({"format": 1})})
 
 
 def newer(file: Path) -> None:
     data = file.read_bytes()
-    assert data.count(rb"\"format\": 1") == 1
-    file.write_bytes(data.replace(rb"\"format\": 1", rb"\"format\": 9"))
+    assert data.count(rb"\"format\": 2") == 1
+    file.write_bytes(data.replace(rb"\"format\": 2", rb"\"format\": 9"))
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "missing": lambda file: file.unlink(),
     "empty": lambda file: file.write_bytes(b""),
     "cut short": cut,
+    "with a flipped bit": flipped,
     "no safetensors": lambda file: file.write_bytes(b"{" * 1_000),
     "another's": lambda file: save_file({"weight": torch.zeros(2)}, file),
     "lacking parts": lacking,

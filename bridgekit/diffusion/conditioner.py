@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, normalize
 
 from bridgekit.bridge import Bridge
-from bridgekit.cache import write_atomically
 from bridgekit.diffusion.conditioning import Conditioning
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.latents import encode_items
-from bridgekit.progress import Report, silent
+from bridgekit.progress import Report, say, silent
+from bridgekit.sealed import DamagedFile, read_sealed, write_sealed
 
-FORMAT = 1
+FORMAT = 2
 #: A model whose encoding of the probes is less like it was than this has other weights: its conditioner is fitted again.
 SAME_WEIGHTS = 0.999
 #: What every fitted conditioner remembers the model's own encoding of.
@@ -128,6 +126,7 @@ class Conditioner:
         mean, std: name to the centre and spread that targets were standardised by; of a sequence, position by position.
         probe: the model's own encoding of `PROBES` when this was fitted.
         cosine: how well it gives back the conditioning of what it was fitted on: the mean cosine over its vectors.
+        adapter: `Bridge.weights_hash` of that modality: into another adapter's space it would map nothing.
     """
 
     kind: str
@@ -140,6 +139,7 @@ class Conditioner:
     std: Mapping[str, Tensor] = field(repr=False, default_factory=dict)
     probe: Mapping[str, Tensor] = field(repr=False, default_factory=dict)
     cosine: float = 1.0
+    adapter: str = ""
 
     @torch.inference_mode()
     def __call__(self, embeddings: Tensor) -> dict[str, Tensor]:
@@ -254,7 +254,8 @@ def fit_conditioner(
         std,
         probe(conditioning),
     )
-    return replace(fitted, cosine=_cosine(fitted, targets, weights))
+    adapter = bridge.weights_hash([conditioning.made_of])
+    return replace(fitted, cosine=_cosine(fitted, targets, weights), adapter=adapter)
 
 
 def _own_encoding(conditioning: Conditioning, items: Sequence[Any]) -> dict[str, Tensor]:
@@ -282,7 +283,8 @@ def direct_conditioner(bridge: Bridge, conditioning: Conditioning, modality: str
     latents = encode_items(bridge.encoder(modality), items)
     rows = latents.matrix[torch.from_numpy(latents.ids[latents.ids >= 0])]
     kept = [str(item) for position, item in enumerate(items) if position not in latents.failed]
-    return Conditioner(conditioning.kind, modality, kept, bridge.project(modality, rows), None, float(rows.norm(dim=-1).mean()))
+    scale, adapter = float(rows.norm(dim=-1).mean()), bridge.weights_hash([modality])
+    return Conditioner(conditioning.kind, modality, kept, bridge.project(modality, rows), None, scale, adapter=adapter)
 
 
 def _spread(centred: Tensor) -> Tensor:
@@ -352,7 +354,7 @@ def same_weights(conditioner: Conditioner, conditioning: Conditioning) -> bool:
 
 
 def save_conditioner(conditioner: Conditioner, path: Path) -> None:
-    """Write it as one safetensors file, atomically."""
+    """Write it as one safetensors file with a checksum, atomically."""
     tensors = {"embeddings": conditioner.embeddings, "items": _as_bytes(json.dumps(list(conditioner.items)))}
     for part in ("mean", "std", "probe"):
         tensors |= {f"{part}/{name}": tensor for name, tensor in getattr(conditioner, part).items()}
@@ -362,12 +364,12 @@ def save_conditioner(conditioner: Conditioner, path: Path) -> None:
         "made_of": conditioner.made_of,
         "scale": conditioner.scale,
         "cosine": conditioner.cosine,
+        "adapter": conditioner.adapter,
     }
     if conditioner.net is not None:
         tensors |= {f"net/{name}": tensor for name, tensor in conditioner.net.state_dict().items()}
         story |= {"shapes": conditioner.net.shapes, "masks": conditioner.net.masks}
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda aside: save_file(tensors, aside, {"conditioner": json.dumps(story)}))
+    write_sealed(path, tensors, {"conditioner": json.dumps(story)})
 
 
 def load_conditioner(path: Path) -> Conditioner | None:
@@ -375,11 +377,11 @@ def load_conditioner(path: Path) -> Conditioner | None:
     parts: dict[str, dict[str, Tensor]] = {"net": {}, "mean": {}, "std": {}, "probe": {}}
     whole: dict[str, Tensor] = {}
     try:
-        with safe_open(path, "pt") as file:
-            story = json.loads(file.metadata()["conditioner"])
-            for key in file.keys():  # noqa: SIM118  (a safetensors handle is not a mapping)
-                part, _, name = key.partition("/")
-                (parts[part] if name else whole)[name or part] = file.get_tensor(key)
+        tensors, told = read_sealed(path)
+        story = json.loads(told["conditioner"])
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            (parts[part] if name else whole)[name or part] = tensor
         if story["format"] != FORMAT:
             return None
         items = json.loads(bytes(whole["items"].numpy()))
@@ -400,8 +402,12 @@ def load_conditioner(path: Path) -> Conditioner | None:
             parts["std"],
             parts["probe"],
             story["cosine"],
+            story["adapter"],
         )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
+    except FileNotFoundError:
+        return None
+    except (DamagedFile, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        say(f"the conditioner is fitted again, for the kept one cannot be used ({error}: {path})")
         return None
 
 

@@ -94,6 +94,8 @@ def open_painter(
         own = read_items(captions, modality) if captions is not None else None
         kept = load_conditioner(file) if file and not refit else None
         fits = kept is not None and (kept.net is None) == bool(direct) and (own is None or _fitted_on(kept, own))
+        # The bridge may have been replaced by another while this one was fitted.
+        fits = fits and kept is not None and kept.adapter == bridge.weights_hash([modality])
         if kept and fits and same_weights(kept, conditioning):
             return Painter(bridge, model, conditioning, kept, fitted=False)
         items = own or _own_items(bridge, modality)
@@ -102,7 +104,7 @@ def open_painter(
         else:
             conditioner = fit_conditioner(bridge, conditioning, items, report=report)
         if file:
-            with suppress(OSError):  # a bridge that lies where nothing can be written is as good, if slower
+            with suppress(BridgekitError):  # a bridge that lies where nothing can be written is as good, if slower
                 save_conditioner(conditioner, file)
         return Painter(bridge, model, conditioning, conditioner, fitted=True)
     wanted = " or ".join(sorted({conditioning.made_of for conditioning in model.conditionings}))

@@ -13,11 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bridgekit.cache import write_atomically
 from bridgekit.distributed import Shares, rank, sum_gradients, told_by_first
 from bridgekit.errors import BridgekitError
 from bridgekit.fusion.adapter import Adapter, FusionAdapter
@@ -26,6 +23,8 @@ from bridgekit.fusion.fusemix import LambdaPer, Pairing, draw_lambda, draw_partn
 from bridgekit.fusion.pieces import activation_bytes, activation_room, backward_in_pieces, cut, seed_here
 from bridgekit.fusion.warm_start import spread_rows, warm_start
 from bridgekit.precision import fast_products, product_dtype
+from bridgekit.progress import say
+from bridgekit.sealed import DamagedFile, read_sealed, write_sealed
 
 #: A run that is killed loses at most this many seconds of training.
 CHECKPOINT_SECONDS = 10.0
@@ -209,8 +208,8 @@ def train(
     row_bytes, room = activation_bytes([adapters[name] for name in moving]), activation_room(device)
 
     state = _State(moving, log_scale, optimizer, preset.keep_best)
-    if checkpoint and checkpoint.exists():
-        state.load(checkpoint)
+    if checkpoint:
+        state.go_on_from(checkpoint)
     saved = time.monotonic()
 
     on_gpu = torch.device(device).type == "cuda"
@@ -266,7 +265,7 @@ def train(
                     {"epoch": epoch, "loss": mean_loss, "temperature": math.exp(-log_scale.item()), "lr": lr, **figures}
                 )
                 if checkpoint and rank() == 0 and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    state.save(checkpoint)
+                    state.keep(checkpoint)
                     saved = time.monotonic()
 
     temperature = state.restore_best()
@@ -413,6 +412,7 @@ class _State:
         self.history: list[dict[str, float]] = []
         self.best_index = 0  # how many validations there were when the best one came
         self.best: dict[str, Tensor] = {}
+        self.told = False  # that no checkpoint can be written
 
     def _now(self) -> dict[str, Tensor]:
         return {**self.model.state_dict(), "log_scale": self.log_scale.data}
@@ -433,6 +433,15 @@ class _State:
         self.model.load_state_dict({name: tensor for name, tensor in tensors.items() if name != "log_scale"})
         self.log_scale.data.copy_(tensors["log_scale"])
 
+    def keep(self, path: Path) -> None:
+        """`save`, as far as it can be: a run that nobody stops needs no checkpoint."""
+        try:
+            self.save(path)
+        except BridgekitError as error:
+            if not self.told:
+                say(f"the run goes on without a checkpoint ({error.what}: {path.parent})")
+            self.told = True
+
     def save(self, path: Path) -> None:
         """Write everything that an undisturbed run would still have in memory."""
         tensors = {f"now/{name}": tensor for name, tensor in self._now().items()}
@@ -440,22 +449,38 @@ class _State:
         for number, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in values.items()}
         story = {"epoch": self.epoch, "best_index": self.best_index, "history": self.history}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_atomically(path, lambda aside: save_file(tensors, aside, {"state": json.dumps(story)}))
+        write_sealed(path, tensors, {"state": json.dumps(story)})
+
+    def go_on_from(self, path: Path) -> None:
+        """`load` a checkpoint, if there is one that can be used."""
+        try:
+            self.load(path)
+        except FileNotFoundError:
+            return
+        except (DamagedFile, OSError, ValueError, KeyError, TypeError) as error:
+            say(f"training starts afresh, for its checkpoint cannot be used ({error}: {path})")
 
     def load(self, path: Path) -> None:
-        """The inverse of `save`."""
+        """The inverse of `save`. What does not fit changes nothing.
+
+        Raises:
+            DamagedFile: it is not what was written, or is of another run.
+        """
+        tensors, told = read_sealed(path)
+        story: dict[str, Any] = json.loads(told["state"])
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "optimizer": {}}
-        with safe_open(path, "pt", device=str(self.log_scale.device)) as file:
-            story: dict[str, Any] = json.loads(file.metadata()["state"])
-            for key in file.keys():  # noqa: SIM118  (a safetensors handle is not a mapping)
-                part, name = key.split("/", 1)
-                parts[part][name] = file.get_tensor(key)
-        self._restore(parts["now"])
-        self.best = parts["best"]
-        self.epoch, self.best_index, self.history = story["epoch"], story["best_index"], story["history"]
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor.to(self.log_scale.device)
+        epoch, best_index, history = int(story["epoch"]), int(story["best_index"]), list(story["history"])
+        shapes = {name: tensor.shape for name, tensor in self._now().items()}
+        if any({name: tensor.shape for name, tensor in parts[part].items()} != shapes for part in ("now", "best")):
+            raise DamagedFile("it is of another run")
         whole = self.optimizer.state_dict()
         for key, tensor in parts["optimizer"].items():
-            number, name = key.split("/", 1)
+            number, _, name = key.partition("/")
             whole["state"].setdefault(int(number), {})[name] = tensor
         self.optimizer.load_state_dict(whole)
+        self._restore(parts["now"])
+        self.best = parts["best"]
+        self.epoch, self.best_index, self.history = epoch, best_index, history

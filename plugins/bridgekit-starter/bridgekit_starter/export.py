@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from uuid import uuid4
 
 import typer
 
+from bridgekit.cache import one_writer, write_folder_atomically
 from bridgekit.errors import BridgekitError
 
 if TYPE_CHECKING:
@@ -87,29 +86,26 @@ def export_whisper(folder: Path) -> Path:
         The folder. Its weights are float16, as the package has them: nothing is lost and nothing is added.
 
     Raises:
-        BridgekitError: there is something at `folder` already.
+        BridgekitError: there is something at `folder` already, or it cannot be written.
         PluginError: the weights are missing or are not the expected ones.
     """
     # The imports stand here because they bring numpy and torch with them: `bridgekit --help` loads this module.
-    from safetensors.torch import save_file
-
+    from bridgekit.sealed import save_tensors
     from bridgekit_starter.weights import WHISPER_PARTS, WHISPER_SHA256, read_ctranslate2
 
     folder = Path(folder).expanduser()
-    if folder.exists() or folder.is_symlink():
-        raise BridgekitError("there is something of this name already", where=str(folder), remedy="choose another folder")
-    stored = read_ctranslate2(b"".join(part.read() for part in WHISPER_PARTS))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.{uuid4().hex}.part")
-    aside.mkdir()
-    try:
-        save_file(whisper_weights(stored), aside / "model.safetensors", {"format": "pt"})
-        for name, content in (("config.json", CONFIG), ("preprocessor_config.json", PREPROCESSOR)):
-            (aside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        (aside / "README.md").write_text(_README.format(sha256=WHISPER_SHA256), encoding="utf-8")
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with one_writer(folder):
+        if folder.exists() or folder.is_symlink():
+            raise BridgekitError("there is something of this name already", where=str(folder), remedy="choose another folder")
+        stored = read_ctranslate2(b"".join(part.read() for part in WHISPER_PARTS))
+
+        def fill(aside: Path) -> None:
+            save_tensors(aside / "model.safetensors", whisper_weights(stored), {"format": "pt"})
+            for name, content in (("config.json", CONFIG), ("preprocessor_config.json", PREPROCESSOR)):
+                (aside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            (aside / "README.md").write_text(_README.format(sha256=WHISPER_SHA256), encoding="utf-8")
+
+        write_folder_atomically(folder, fill)
     return folder
 
 

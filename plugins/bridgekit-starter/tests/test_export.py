@@ -75,7 +75,7 @@ def test_nothing_is_left_behind_where_writing_fails(tmp_path: Path, monkeypatch:
         raise OSError("the disk is full")
 
     monkeypatch.setattr("bridgekit_starter.export.whisper_weights", fail)
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(BridgekitError, match="full"):
         export_whisper(tmp_path / "new")
     assert not list(tmp_path.iterdir())
 

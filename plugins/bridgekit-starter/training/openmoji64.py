@@ -145,7 +145,7 @@ class Run:
             tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in values.items()}
         tensors = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
         story = {"state": json.dumps({"step": self.step, "seconds": self.seconds})}
-        write_atomically(self.file, lambda aside: save_file(tensors, aside, story))
+        write_atomically(self.file, lambda aside: save_file(tensors, aside, story), own_folder=True)
 
     def _load(self) -> None:
         with safe_open(self.file, "pt") as file:
