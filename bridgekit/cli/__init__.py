@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Annotated
 
@@ -41,16 +43,30 @@ def options(
     """Options before the verb."""
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came, from `kill`, a time limit or the system's shutdown: what is under way ends as by Ctrl-C."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+    raise _Terminated
+
+
 def _says_when_stopped(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb, with a word for whoever presses Ctrl-C. Inside the verb, since typer would swallow the interrupt."""
+    """The verb, with a word for whoever stops it. Inside the verb, since typer would swallow the interrupt."""
 
     @functools.wraps(verb)
     def run(*arguments: object, **options: object) -> None:
+        main = threading.current_thread() is threading.main_thread()  # no other thread may say what signals do
+        before = signal.signal(signal.SIGTERM, _terminate) if main else None
         try:
             verb(*arguments, **options)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             print("\nbridgekit: stopped. Nothing is lost: the same command goes on from here.", file=sys.stderr)
-            sys.exit(130)
+            sys.exit(128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT))
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
 
     return run
 
