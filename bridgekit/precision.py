@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
+import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from bridgekit.cache import cache_folder, write_text_atomically
 from bridgekit.errors import BridgekitError
 
 #: How much faster bfloat16 products must be than float32 ones. Casting weights and activations back and forth costs some of it.
@@ -23,6 +28,8 @@ VARIABLE = "BRIDGEKIT_PRECISION"
 
 def product_dtype(device: str = "cpu") -> torch.dtype:
     """`torch.bfloat16` where its products are clearly faster on a device, `torch.float32` elsewhere.
+
+    A CPU is asked once: the answer is kept in the cache folder.
 
     Arguments:
         device: a torch device.
@@ -45,8 +52,37 @@ def _probed(kind: str) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float32
     if kind != "cpu":
         return torch.float32
+    # Remembered: on a busy machine the probe may say this today and that tomorrow, and then a run that was stopped would not
+    # go on from where it was, and the same call would give other adapters.
+    note = cache_folder() / f"products-{_processor()}.txt"
+    known = _remembered(note)
+    if known:
+        return known
     faster = _seconds(torch.float32) / _seconds(torch.bfloat16)
-    return torch.bfloat16 if faster >= WORTH_IT else torch.float32
+    found = torch.bfloat16 if faster >= WORTH_IT else torch.float32
+    known = _remembered(note)  # by another process, just now
+    if not known:
+        with suppress(BridgekitError):  # where nothing can be written, it is asked again
+            write_text_atomically(note, str(found))
+    return known or found
+
+
+def _remembered(note: Path) -> torch.dtype | None:
+    with suppress(OSError, ValueError):
+        return {str(kind): kind for kind in (torch.float32, torch.bfloat16)}.get(note.read_text(encoding="utf-8"))
+    return None
+
+
+def _processor() -> str:
+    """A name for this kind of processor, as torch uses it here."""
+    about = [platform.machine(), platform.processor(), torch.__version__, str(torch.get_num_threads())]
+    with suppress(OSError):
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+        # Not its clock, which changes, nor which of several it is.
+        about += sorted(
+            re.findall(r"^(?:vendor_id|cpu family|model|model name|stepping|flags|Features|CPU part)\s*:.*$", first, re.M)
+        )
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
 
 
 def _seconds(dtype: torch.dtype) -> float:
