@@ -574,25 +574,26 @@ def test_an_encoder_with_too_much_before_it_says_busy(spoken_words: SpokenWords)
         batcher.close()
 
 
-def test_whoever_hangs_up_ends_the_drawing(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    ends: list[str] = []
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
+def test_whoever_hangs_up_ends_the_drawing(server: Served, monkeypatch: pytest.MonkeyPatch, accept: str) -> None:
+    began, ends = threading.Event(), list[str]()
     draw = server.studio.draw
 
     def watched(*arguments: Any) -> Any:
+        began.set()
         try:
-            return draw(*arguments)
+            made = draw(*arguments)
         except BaseException as error:
             ends.append(type(error).__name__)
             raise
+        ends.append("drawn")
+        return made
 
     monkeypatch.setattr(server.studio, "draw", watched)
     line = http.client.HTTPConnection("127.0.0.1", int(server.address.rpartition(":")[2]))
     body = json.dumps({"text": "cat", "steps": 100})
-    line.request("POST", "/generate", body, {"content-type": "application/json", "accept": "text/event-stream"})
-    answer = line.getresponse()
-    while b"preview" not in answer.readline():
-        pass
-    answer.close()
+    line.request("POST", "/generate", body, {"content-type": "application/json", "accept": accept})
+    began.wait()
     line.close()
     while not ends:
         time.sleep(0.05)

@@ -1,9 +1,9 @@
 """The application: a page for people and an API for programs, on one server.
 
-FastAPI with a small front end of its own, and not Gradio, which would have been the quick way: Gradio brings some sixty
-packages, loads its fonts and scripts from the network and reports its use unless told otherwise, and leaves little say in what
-a request may send, which origins may ask, and when work whose client has gone is dropped. Here all of that is a few hundred
-lines that can be read, the page works on a train, and programs use the very routes that the page uses.
+FastAPI with a small front end of its own, and not Gradio, which would have been the quick way: Gradio brings dozens of packages,
+its pages ask the network for fonts, it reports its use unless told not to, and it leaves little say in what a request may send,
+which origins may ask, and when work whose client has gone is dropped. Here all of that is a few hundred lines that can be read,
+the page works on a train, and programs use the very routes that the page uses.
 """
 
 from __future__ import annotations

@@ -48,6 +48,9 @@ class Neighbour:
 class Shelf:
     """Items of one modality in a bridge's space.
 
+    All that a search asks of it is `nearest`, how many items there are, and their vectors where it goes through them: an index
+    on disk can stand in its place (see `read_shelf`).
+
     Arguments:
         items: n files or texts.
         vectors: (n, dim) at unit length.
