@@ -572,7 +572,8 @@ def plan_chains(kills: int, seed: int, references: Sequence[Reference]) -> list[
         length = min(left[real], random.Random(f"{seed}/{number}/length").randint(1, 4))
         left[real] -= length
         group = fresh if real else quick
-        chains.append(Chain(f"{seed}/{number}", length, group[len(chains) % len(group)]))
+        before = sum(chain.reference.fresh == real for chain in chains)
+        chains.append(Chain(f"{seed}/{number}", length, group[before % len(group)]))
     raise AssertionError
 
 
