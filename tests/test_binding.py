@@ -46,7 +46,9 @@ def recalls(bridge: Bridge, method: str = "FuseMix") -> dict[str, float]:
 
 
 def test_a_table_with_three_columns_and_holes_joins_all_in_every_direction(workshop: Workshop, tmp_path: Path) -> None:
-    done = run_alignment(pairs=three_column_table(workshop, tmp_path), out=tmp_path / "bridge", preset=QUICK, progress=False)
+    done = run_alignment(
+        pairs=three_column_table(workshop, tmp_path), out=tmp_path / "bridge", preset=QUICK, outside=True, progress=False
+    )
     assert list(done.bridge.sides) == ["audio", "image", "text"]
     assert done.set_aside == ()
     found = recalls(done.bridge)
@@ -62,18 +64,21 @@ def test_a_table_with_three_columns_and_holes_joins_all_in_every_direction(works
     }
 
 
-def test_named_sides_are_taken_in_their_order_and_the_saved_bridge_evaluates_itself(workshop: Workshop, tmp_path: Path) -> None:
+def test_named_sides_are_taken_in_their_order_and_the_saved_bridge_evaluates_itself(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     table = three_column_table(workshop, tmp_path)
-    trained = align("text", "audio", table, more=["image"], out=tmp_path / "bridge", preset=QUICK, progress=False)
+    trained = align("text", "audio", table, more=["image"], out=tmp_path / "bridge", preset=QUICK, outside=True, progress=False)
     loaded = Bridge.load(tmp_path / "bridge")
     assert list(loaded.sides) == ["text", "audio", "image"]
-    records, _ = evaluate_bridge(loaded, None, None, silent)
+    records, _ = evaluate_bridge(loaded, None, None, silent, outside=True)
     assert records == [record for record in trained.metrics if record["method"] == "FuseMix"]
 
 
 def test_a_frozen_side_holds_for_all_the_others(workshop: Workshop, tmp_path: Path) -> None:
     table = three_column_table(workshop, tmp_path)
-    bridge = align(pairs=table, out=tmp_path / "bridge", frozen="text", preset=QUICK, progress=False)
+    bridge = align(pairs=table, out=tmp_path / "bridge", frozen="text", preset=QUICK, outside=True, progress=False)
     assert bridge.dim == bridge.sides["text"].dim
     assert min(recalls(bridge).values()) > 0.5
 
@@ -84,7 +89,7 @@ def test_pairs_of_modalities_that_no_test_row_has_are_told(run: Run, workshop: W
     # Test rows lose their pictures, and nothing groups them.
     kept = [[cells[0], cells[1], "" if cells[3] == "test" else cells[2], cells[3]] for cells in rows]
     table.write_text("\n".join(map(",".join, kept)))
-    code, out, _ = run("align", "--pairs", "three.csv")
+    code, out, _ = run("align", "--pairs", "three.csv", "--outside")
     assert code == 0
     assert "No test row has both audio and image: how well they find each other was not measured." in out
 
@@ -101,14 +106,14 @@ def test_modalities_that_no_row_joins_are_refused(workshop: Workshop, tmp_path: 
     lines = ["audio,text,image,depth"] + [f"{workshop.clip(name)},{name},,x" for name in NAMES]
     (tmp_path / "t.csv").write_text("\n".join(lines))
     with pytest.raises(BridgekitError, match="every row has the same image, or none"):
-        align(pairs=tmp_path / "t.csv", out=tmp_path / "bridge", preset=QUICK, progress=False)
+        align(pairs=tmp_path / "t.csv", out=tmp_path / "bridge", preset=QUICK, outside=True, progress=False)
     for number in range(4):
         lines.append(f"{workshop.clip(NAMES[number], 1)},,{workshop.folder / 'seen' / NAMES[number]}.png,")
     splits = ["split", *["train"] * len(NAMES), *["test"] * 4]
     table = "\n".join(f"{split},{line}" for split, line in zip(splits, lines, strict=True))
     (tmp_path / "t.csv").write_text(table)
     with pytest.raises(BridgekitError, match="no row to train on joins image with the other modalities"):
-        align(pairs=tmp_path / "t.csv", out=tmp_path / "bridge", preset=QUICK, progress=False)
+        align(pairs=tmp_path / "t.csv", out=tmp_path / "bridge", preset=QUICK, outside=True, progress=False)
 
 
 def test_binding_leaves_the_other_sides_as_they_are_to_the_bit(workshop: Workshop, tmp_path: Path) -> None:
@@ -228,7 +233,7 @@ def test_the_loss_counts_each_pair_of_items_once_and_ignores_holes() -> None:
 
 def test_the_command_line_joins_three_binds_and_searches_across(run: Run, workshop: Workshop, tmp_path: Path) -> None:
     three_column_table(workshop, tmp_path)
-    code, out, _ = run("align", "--pairs", "three.csv", "--a", "audio", "--b", "text", "--c", "image")
+    code, out, _ = run("align", "--pairs", "three.csv", "--a", "audio", "--b", "text", "--c", "image", "--outside")
     assert code == 0
     assert "audio → image" in out
     assert "Sides: audio by toy:tone, text by toy:letters, image by patch:mean." in out

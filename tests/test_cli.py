@@ -167,7 +167,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
     "a place that cannot be written": (
         tone_table,
         ["--pairs", "pairs.csv", "--out", "/proc/x"],
-        ["cannot be written", "/proc/x"],
+        ["cannot be written", "in: /proc"],
     ),
     "a folder without class folders": (lambda folder: (folder / "c").mkdir(), ["--pairs", "c"], ["no class folders"]),
 }

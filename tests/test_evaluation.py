@@ -262,7 +262,10 @@ def test_a_table_of_rows_that_training_saw_is_refused_whatever_the_files_are_cal
 
 
 @pytest.mark.usefixtures("toy")
-def test_unseen_asks_the_other_rows_and_counts_those_that_it_sets_aside(tmp_path: Path) -> None:
+def test_unseen_asks_the_other_rows_and_counts_those_that_it_sets_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     table = tone_table(tmp_path)
     trained = align(pairs=table, out=tmp_path / "bridge", preset=SHORT, progress=False)
     bridge = Bridge.load(tmp_path / "bridge")
