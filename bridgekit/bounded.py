@@ -123,6 +123,17 @@ def read_json(path: Path, limit: int) -> Any:
     return parse_json(read_bounded(path, limit))
 
 
+def why_no_json(error: ValueError) -> str:
+    """What `parse_json` found wrong, in words of the text itself."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not in UTF-8"
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    if "BOM" in error.msg:
+        return "it begins with more than one byte order mark"
+    return f"{error.msg.removesuffix(' at')} at character {error.pos + 1}"
+
+
 def _check_depth(text: str) -> None:
     depth = 0
     for found in _STRINGS_AND_BRACKETS.finditer(text):

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from bridgekit.bounded import OutOfBounds, homes, is_within, open_regular, parse_json, read_bounded, read_json
+from bridgekit.bounded import OutOfBounds, homes, is_within, open_regular, parse_json, read_bounded, read_json, why_no_json
 from bridgekit.encoders import is_modality
 from bridgekit.errors import BridgekitError
 from bridgekit.fusion.fusemix import LambdaPer, Pairing
@@ -318,7 +318,5 @@ def _is_number(value: object, low: float = -1e300, high: float = 1e300) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "it is not in UTF-8"
-    text = getattr(error, "strerror", None) or str(error)
+    text = why_no_json(error) if isinstance(error, ValueError) else getattr(error, "strerror", None) or str(error)
     return " ".join(text.split())[:200] or type(error).__name__

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from bridgekit.batches import threads
+from bridgekit.bounded import parse_json
 from bridgekit.bridge import Bridge
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError, ItemError
@@ -223,7 +224,7 @@ class Index:
         if _RECORD not in metadata:
             return None
         try:
-            record = json.loads(metadata[_RECORD])
+            record = parse_json(metadata[_RECORD], limit=1 << 16)
             recall = {str(query): float(value) for query, value in record["recall"].items()}
             return Approximate(str(record["kind"]), int(record["rows"]), recall)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -172,7 +172,7 @@ class _Decoder:
     def _ended(self) -> _Ended:
         """Why the process has ended, once it has."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=1)
+            self.process.wait(timeout=10)
         if time.monotonic() >= self._until:
             return _Ended(f"decoding it took over {self._limit:.0f} seconds")
         code = self.process.returncode

@@ -45,6 +45,7 @@ from bridgekit.locks import locked
 from bridgekit.media import content_hash, size_hint
 from bridgekit.progress import say
 from bridgekit.sealed import DamagedFile, read_sealed, write_sealed
+from bridgekit.shard_index import ShardIndex
 
 #: Of shards. A later version may write another, which is left alone, as are those of before there were checksums.
 FORMAT = "2"
@@ -117,7 +118,7 @@ class LatentStore:
         slug = re.sub(r"[^A-Za-z0-9.]+", "-", revision)[:60].strip("-.")
         self.revision, self.dim = revision, dim
         self.folder = (folder or cache_folder() / "latents") / f"{slug}-{hashlib.sha256(revision.encode()).hexdigest()[:12]}"
-        self._where: dict[bytes, tuple[Path, int]] = {}
+        self._where = ShardIndex()
         self._shards: dict[Path, _Shard] = {}
         self._damaged: set[Path] = set()
         self._find_shards()
@@ -138,8 +139,8 @@ class LatentStore:
                 if told.get("format") != FORMAT:
                     return  # of another version: neither read nor touched
                 digests = file.get_tensor("digests")
-                if file.get_slice("latents").get_shape() != [len(digests), self.dim]:
-                    raise SafetensorError("its latents have another shape")
+                if digests.shape[1:] != (32,) or file.get_slice("latents").get_shape() != [len(digests), self.dim]:
+                    raise SafetensorError("its tensors have another shape")
             agreement = float(told["agreement"]) if "agreement" in told else None
         except OSError:
             return  # merged away by another process, or not for us to read
@@ -147,8 +148,7 @@ class LatentStore:
             self._put_away(path)
             return
         self._shards[path] = _Shard(digests, Precision(told.get("products", FLOAT32.products), agreement))
-        for row, digest in enumerate(digests):
-            self._where[digest.tobytes()] = (path, row)
+        self._where.add(path, digests)
 
     def _put_away(self, path: Path) -> None:
         """Remove a damaged shard: its items are encoded again."""

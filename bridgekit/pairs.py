@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bridgekit.bounded import OutOfBounds, homes, is_within, open_regular, parse_json, read_bounded
+from bridgekit.bounded import OutOfBounds, homes, is_within, open_regular, parse_json, read_bounded, why_no_json
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.isolation import decode
@@ -349,7 +349,7 @@ def _read_json_lines(path: Path, wanted: Sequence[str]) -> _Records:
                 f"the row cannot be used: {error}", where=f"{path}, row {row}", remedy="write one small JSON object a line"
             ) from None
         except ValueError as error:
-            reason = f"{error.msg}, at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+            reason = why_no_json(error)
             raise BridgekitError(
                 f"the row is not JSON ({reason})", where=f"{path}, row {row}", remedy="write one JSON object a line"
             ) from None
@@ -394,7 +394,11 @@ def _as_cell(value: Any, where: str) -> str | None:
         return None
     if isinstance(value, str | int | float):
         return str(value).strip() or None
-    raise BridgekitError(f"the cell holds a {type(value).__name__}", where=where, remedy="give a text, or the path of a file")
+    raise BridgekitError(
+        f"the cell holds no text but a value of type {type(value).__name__}",
+        where=where,
+        remedy="give a text, or the path of a file",
+    )
 
 
 def _read_utf8(path: Path) -> str:
@@ -536,7 +540,7 @@ def _fault(items: Mapping[str, Item | None], home: Home | None) -> tuple[str, st
             status = item.stat()
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-            reason = getattr(error, "strerror", None) or error
+            reason = getattr(error, "strerror", None) or "its name holds NUL bytes or broken characters"
             return modality, "there is no such file" if missing else f"the file cannot be read ({reason})"
         if not stat.S_ISREG(status.st_mode):
             return modality, "this is a folder, or something else that is no file"

@@ -157,6 +157,7 @@ def find_pair_source(name: str) -> PairSource:
     if name not in sources:
         raise BridgekitError(
             f"there is no pair source {name!r}",
+            where=name,
             remedy=_closest(name, sources, "use a path or one of", "give the path of a table"),
         )
     return sources[name]

@@ -55,14 +55,22 @@ def _probed(kind: str) -> torch.dtype:
     # Remembered: on a busy machine the probe may say this today and that tomorrow, and then a run that was stopped would not
     # go on from where it was, and the same call would give other adapters.
     note = cache_folder() / f"products-{_processor()}.txt"
-    formats = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    with suppress(OSError, ValueError, KeyError):
-        return formats[note.read_text(encoding="utf-8").strip()]
+    known = _remembered(note)
+    if known:
+        return known
     faster = _seconds(torch.float32) / _seconds(torch.bfloat16)
-    found = "bfloat16" if faster >= WORTH_IT else "float32"
-    with suppress(BridgekitError):  # where nothing can be written, it is asked again
-        write_text_atomically(note, found)
-    return formats[found]
+    found = torch.bfloat16 if faster >= WORTH_IT else torch.float32
+    known = _remembered(note)  # by another process, just now
+    if not known:
+        with suppress(BridgekitError):  # where nothing can be written, it is asked again
+            write_text_atomically(note, str(found))
+    return known or found
+
+
+def _remembered(note: Path) -> torch.dtype | None:
+    with suppress(OSError, ValueError):
+        return {str(kind): kind for kind in (torch.float32, torch.bfloat16)}.get(note.read_text(encoding="utf-8"))
+    return None
 
 
 def _processor() -> str:

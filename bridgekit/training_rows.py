@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -17,6 +18,8 @@ from bridgekit.bounded import open_regular
 from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
 
+#: Of 268 million marks.
+MAX_BYTES = 2 << 30
 #: Lies in a bridge's folder.
 FILE = "training_rows.safetensors"
 
@@ -85,7 +88,9 @@ class TrainingRows:
         """
         file = folder / FILE
         try:
-            open_regular(file).close()  # a pipe would be waited for without end
+            with open_regular(file) as opened_file:  # a pipe would be waited for without end
+                if os.fstat(opened_file.fileno()).st_size > MAX_BYTES:
+                    raise ValueError("it is larger than any table's could be")
             with safe_open(file, "numpy") as opened:
                 marks: NDArray[np.int64] = opened.get_tensor("marks")
                 told = (opened.metadata() or {}).get("sha256")

@@ -169,6 +169,12 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-9])
 
 
+def flipped(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+
+
 def lacking(file: Path) -> None:
     save_file({"embeddings": torch.zeros(2, 3)}, file, {"conditioner": json.dumps({"format": 1})})
 
@@ -183,6 +189,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "missing": lambda file: file.unlink(),
     "empty": lambda file: file.write_bytes(b""),
     "cut short": cut,
+    "with a flipped bit": flipped,
     "no safetensors": lambda file: file.write_bytes(b"{" * 1_000),
     "another's": lambda file: save_file({"weight": torch.zeros(2)}, file),
     "lacking parts": lacking,

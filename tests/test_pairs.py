@@ -103,7 +103,7 @@ def test_every_format_gives_the_same_pairs(folder: Path, save: Callable[..., Pat
     assert "no item" in hole.reason
     assert missing.reason == "there is no such file"
     assert missing.item == str(clips / "missing.wav")
-    assert repeated.reason == f"the same as row {first + 2}"
+    assert repeated.reason == f"the same as row {first + 2}, of another split"
 
 
 def test_columns_come_in_the_order_asked_for_and_others_are_ignored(folder: Path) -> None:

@@ -169,8 +169,10 @@ def draw(
             nonlocal done
             done += 1
             report("drawing", min(done, total), total)
-            if watch:  # a pipeline's older callback is told the latents, the newer one a mapping that has them
-                watch(done, total, told[-1]["latents"] if isinstance(told[-1], Mapping) else told[-1])
+            # A pipeline's older callback is told the latents, the newer one a mapping that usually has them.
+            latents = told[-1].get("latents") if isinstance(told[-1], Mapping) else told[-1]
+            if watch and isinstance(latents, Tensor):
+                watch(done, total, latents)
             return {}
 
         if "callback_on_step_end" in takes:

@@ -31,6 +31,8 @@ def preview(model: ImageModel, latents: Tensor) -> Image | None:
     vae: Any = getattr(pipeline, "vae", None)
     if vae is None or latents.ndim != 4 or latents.shape[1] != getattr(vae.config, "latent_channels", None):
         return None
+    if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
+        return None  # such a one gives NaN in half precision; pipelines cast it for the last step, which would cost more here
     with suppress(ValueError, TypeError, RuntimeError, AttributeError), torch.inference_mode():
         shown = _expected(pipeline.scheduler, latents)[:1] / vae.config.scaling_factor
         shown = shown + (getattr(vae.config, "shift_factor", None) or 0.0)

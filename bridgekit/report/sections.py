@@ -177,7 +177,7 @@ def space_section(bridge: Bridge, points: Sequence[Point], media: Media, unseen:
     if not points:
         return None
     modalities = list(bridge.sides)
-    size = 9 if len(points) < 400 else 7 if len(points) < 900 else 6
+    size = 12 if len(points) < 150 else 9 if len(points) < 400 else 7 if len(points) < 900 else 6
     places = [tuple(_MARGIN + each * (_SQUARE - 2 * _MARGIN) for each in (point.x, point.y)) for point in points]
     marks, items = [], []
     for number, (point, (x, y)) in enumerate(zip(points, places, strict=True)):

@@ -97,12 +97,12 @@ def show_bridge(bridge: Bridge, pairs: str | Path | None = None, report: Report 
     if pairs is None:
         shown = []
         for own in bridge.tables:
-            encoded = _encode(bridge, own.source, own.modalities, report)
-            split = np.asarray(split_pairs(encoded.pairs, own.seed, encoded.ids))
+            encoded = _encode(bridge, bridge.followed(own.source), own.modalities, report)
+            names = np.asarray(split_pairs(encoded.pairs, own.seed, encoded.ids))
             if own.bound:  # its other rows had nothing to teach
                 rows = np.flatnonzero(encoded.ids[own.bound] >= 0)
-                encoded, split = encoded.take(rows), split[rows]
-            shown.append(show_table(bridge, encoded, split.tolist(), _records_of(bridge, own.bound)))
+                encoded, names = encoded.take(rows), names[rows]
+            shown.append(show_table(bridge, encoded, names.tolist(), _records_of(bridge, own.bound)))
         return shown
     sides = [modality for modality in table_modalities(pairs) if modality in bridge.sides]
     encoded = _encode(bridge, str(pairs), sides if len(sides) > 1 else list(bridge.sides), report)

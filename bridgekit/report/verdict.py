@@ -36,20 +36,20 @@ def verdict(shown: Sequence[Shown]) -> str:
 
 def _sentence(table: Shown, record: Mapping[str, Any]) -> str:
     query, answer = record["direction"].split(" → ")
-    k = telling(record)
-    by_chance = table.by_chance[record["split"], record["direction"], "split"][k]
+    by_chance = table.by_chance[record["split"], record["direction"], "split"]
+    k = telling(by_chance)
     others = {each["method"]: percent(each[f"recall@{k}"]) for each in beside(table.records, record)}
     linear = f"linear regression {others['linear']}, " if "linear" in others else ""
     place = "first" if k == 1 else f"among the first {k}"
     return (
         f"of {record['queries']:,} {query} queries, {percent(record[f'recall@{k}'])} find the right {answer} {place} "
-        f"of {record['candidates']:,} ({linear}chance {percent(by_chance)})"
+        f"of {record['candidates']:,} ({linear}chance {percent(by_chance[k])})"
     )
 
 
-def telling(record: Mapping[str, Any]) -> int:
-    """The k whose recall says most: of ten candidates, any ranking has half among its first five."""
-    return 1 if record["candidates"] < 50 else 5
+def telling(by_chance: Mapping[int, float]) -> int:
+    """The k whose recall says most: where any ranking has many right among its first five, that is 1."""
+    return 5 if by_chance[5] < 0.1 else 1
 
 
 def beside(records: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -81,7 +81,7 @@ def caveats(bridge: Bridge, shown: Sequence[Shown]) -> Html | None:
                 told.append(
                     f"{where}: only {record['queries']} queries were asked; one of them is {percent(1 / record['queries'])}."
                 )
-            k = telling(record)
+            k = telling(table.by_chance[record["split"], record["direction"], "split"])
             own = record[f"recall@{k}"]
             _, high = interval(own, record["queries"])
             for other in (each[f"recall@{k}"] for each in beside(table.records, record) if each["method"] == "linear"):

@@ -7,10 +7,13 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from bridgekit.server.limits import busy
 
+#: Seconds between two looks whether a client is still there.
+ASK_SECONDS = 0.5
 #: What a job's work is given to tell how it goes on: a kind of event (an empty one is told to nobody) and what there is to say.
 #: Raises `Cancelled` where the client has gone: work should call it often.
 Tell = Callable[[str, Any], None]
@@ -52,20 +55,25 @@ class Job:
         """What is told of it: `queued` with how many are before it, whatever the work tells, and `done` with its result.
 
         Arguments:
-            gone: whether the client has gone away; asked twice a second.
+            gone: whether the client has gone away; asked every `ASK_SECONDS`.
 
         Raises:
             Cancelled: it has.
             Exception: whatever the work raised.
         """
+        asked = time.monotonic()
         try:
             while True:
-                try:
-                    kind, what = await asyncio.wait_for(self._events.get(), 0.5)
-                except asyncio.TimeoutError:
+                event = None
+                with suppress(asyncio.TimeoutError):
+                    event = await asyncio.wait_for(self._events.get(), ASK_SECONDS)
+                if time.monotonic() - asked >= ASK_SECONDS:
+                    asked = time.monotonic()
                     if self.cancelled.is_set() or await gone():
-                        raise Cancelled from None
+                        raise Cancelled
+                if event is None:
                     continue
+                kind, what = event
                 if kind == "failed":
                     raise what
                 yield kind, what
@@ -119,6 +127,10 @@ class Queue:
         """How many jobs wait now."""
         with self._changed:
             return len(self._in_order())
+
+    def busy(self) -> bool:
+        """Whether a job is being done now."""
+        return self._running is not None
 
     def close(self) -> None:
         """Cancel all there is."""

@@ -48,6 +48,9 @@ class Neighbour:
 class Shelf:
     """Items of one modality in a bridge's space.
 
+    All that a search asks of it is `nearest`, how many items there are, and their vectors where it goes through them: an index
+    on disk can stand in its place (see `read_shelf`).
+
     Arguments:
         items: n files or texts.
         vectors: (n, dim) at unit length.
@@ -143,7 +146,7 @@ def read_shelf(bridge: Bridge, modality: str, report: Report) -> Shelf:
         raise BridgekitError(
             f"the bridge does not say which {modality} it was trained on", remedy="train it again from a table that stays"
         )
-    items = read_items(source, modality)
+    items = read_items(bridge.followed(source), modality)
     open_encoder(bridge, modality)
     embedded = bridge.embed_usable(modality, items, report=report)
     usable = [item for position, item in enumerate(items) if position not in embedded.failed]

@@ -69,7 +69,11 @@ class Opened:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a picture is to be like; the arguments are those of `bridgekit.generate`."""
+    """What a picture is to be like; the arguments are those of `bridgekit.generate`.
+
+    Arguments:
+        watched: whether somebody looks on while it forms. Each look costs a tenth of the picture.
+    """
 
     model: str
     weights: Sequence[float]
@@ -80,6 +84,7 @@ class Wish:
     steps: int | None
     guidance: float | None
     size: int | None
+    watched: bool
 
 
 class Studio:
@@ -300,7 +305,12 @@ class Studio:
         ]
 
         def watch(done: int, total: int, latents: Tensor) -> None:
-            if done < total and done % max(1, total // PREVIEWS) == 0 and (picture := preview(painter.model, latents)):
+            if (
+                wish.watched
+                and done < total
+                and done % max(1, total // PREVIEWS) == 0
+                and (picture := preview(painter.model, latents))
+            ):
                 tell("preview", {"step": done, "of": total, "picture": _base64(_jpeg(picture))})
 
         [picture] = paint(

@@ -153,7 +153,8 @@ class Countdown:
                 return
         elif event not in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "shutil.copyfile"):
             return
-        if isinstance(arguments[0], int) or os.path.abspath(os.fsdecode(arguments[0])).startswith(self.folder):  # noqa: PTH100  (an audit hook is kept short)
+        place = arguments[0]
+        if isinstance(place, int) or str(Path(os.fsdecode(place)).absolute()).startswith(self.folder):
             self.tick()
 
 
@@ -575,8 +576,8 @@ def plan_chains(kills: int, seed: int, references: Sequence[Reference]) -> list[
     raise AssertionError
 
 
-def run(kills: int, seed: int, slots: int) -> Outcome:
-    """Make so many kills, in so many workshops at once, in processes of their own."""
+def run(kills: int, seed: int, slots: int, verbs: Sequence[str] = ()) -> Outcome:
+    """Make so many kills, in so many workshops at once, in processes of their own; of some verbs alone, if any are named."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -586,11 +587,12 @@ def run(kills: int, seed: int, slots: int) -> Outcome:
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }
     command = [sys.executable, "-m", "tests.torture.kills", str(kills), "--seed", str(seed), "--slots", str(slots), "--json"]
+    command += [part for verb in verbs for part in ("--verb", verb)]
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)
     return Outcome(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def run_here(kills: int, seed: int, slots: int, only: str | None = None) -> Outcome:
+def run_here(kills: int, seed: int, slots: int, verbs: Sequence[Verb] = VERBS, only: str | None = None) -> Outcome:
     """`run` in this process, which must have run nothing yet: it is going to be forked."""
     started = time.monotonic()
     load_all()
@@ -599,15 +601,21 @@ def run_here(kills: int, seed: int, slots: int, only: str | None = None) -> Outc
     folder = Path(tempfile.mkdtemp(prefix="bridgekit-kills-", dir=place))
     try:
         make_workshop(folder / "made")
-        references = [refer(verb, folder / "made", folder, fresh=False) for verb in VERBS]
+        references = [refer(verb, folder / "made", folder, fresh=False) for verb in verbs]
         if kills >= 10 * FRESH:
-            references += [refer(verb, folder / "made", folder, fresh=True) for verb in VERBS]
+            references += [refer(verb, folder / "made", folder, fresh=True) for verb in verbs]
         chains = plan_chains(kills, seed, references)
         if only:
             chains = [chain for chain in chains if chain.seed == only]
         prepared = time.monotonic() - started
         with multiprocessing.get_context("fork").Pool(slots, maxtasksperchild=20) as pool:
-            results = list(pool.imap_unordered(survive, chains, chunksize=1))
+            results: list[Result] = []
+            for result in pool.imap_unordered(survive, chains, chunksize=1):
+                results.append(result)
+                told = f"{sum(each.killed for each in results)} kills, {sum(each.held for each in results)} survived"
+                print(f"{told}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+                for what in result.wrong:
+                    print(what, file=sys.stderr, flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     wrong = [what for result in results for what in result.wrong]
@@ -628,10 +636,12 @@ def main() -> int:
     parser.add_argument("kills", type=int)
     parser.add_argument("--seed", type=int, default=int(time.time()) % 1_000_000)
     parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--verb", action="append", choices=[verb.name for verb in VERBS], help="only this one, or these")
     parser.add_argument("--chain", help="only this one, as a failure names it")
     parser.add_argument("--json", action="store_true")
     told = parser.parse_args()
-    outcome = run_here(told.kills, told.seed, told.slots, told.chain)
+    verbs = [verb for verb in VERBS if verb.name in (told.verb or [verb.name])]
+    outcome = run_here(told.kills, told.seed, told.slots, verbs, told.chain)
     if told.json:
         print(json.dumps(asdict(outcome)))
         return 0

@@ -231,9 +231,10 @@ def run(
         failures += faults(kind, samples)
         warm = after_warm_up(samples)
         rate, total = growth(samples)
+        pace = f" ({rate:+.2f} a 10,000)" if asked[kind] >= 10_000 else ""
         figures[f"{asked[kind]:,} {kind}"] = (
             f"{warm[0].mib:.0f} MiB after the warm-up, {warm[-1].mib:.0f} at the end, {total:+.1f} by the line fitted to "
-            f"{len(warm)} samples ({rate:+.2f} a 10,000); at most {max(sample.descriptors for sample in warm)} file "
+            f"{len(warm)} samples{pace}; at most {max(sample.descriptors for sample in warm)} file "
             f"descriptors, {max(sample.threads for sample in warm)} threads"
         )
     if picture:
@@ -257,7 +258,7 @@ def draw(seen: dict[str, list[Sample]], path: Path) -> None:
         axes.plot([sample.done for sample in samples], [sample.mib for sample in samples], ".", markersize=4)
         axes.plot(done, line(done), linewidth=1)
         axes.set_ylim(0, 1.3 * max(sample.mib for sample in samples))
-        axes.set_title(f"{samples[-1].done:,} {kind}: {growth(samples)[0]:+.2f} MiB a 10,000", fontsize=9)
+        axes.set_title(f"{samples[-1].done:,} {kind}: {growth(samples)[1]:+.1f} MiB after the warm-up", fontsize=9)
         axes.set_xlabel("steps taken" if kind == "steps" else f"{kind} encoded")
     panels[0][0].set_ylabel("resident memory, MiB")
     figure.savefig(path, dpi=110)

@@ -108,9 +108,10 @@ def _remove(folder: Path) -> None:
 def _broken_table(ground: Ground, folder: Path, number: int, rng: random.Random) -> tuple[str, list[object]]:
     """Write a broken table and the pictures beside it; returns what was done and the command to read it with."""
     folder.mkdir()
-    (folder / "pictures").symlink_to(ground.folder / "pictures") if rng.random() < 0.1 else shutil.copytree(
-        ground.folder / "pictures", folder / "pictures"
-    )
+    if rng.random() < 0.1:
+        (folder / "pictures").symlink_to(ground.folder / "pictures")
+    else:
+        shutil.copytree(ground.folder / "pictures", folder / "pictures")
     kinds = [*ON_BYTES, *ON_ROWS, *WHOLE_TABLES]
     kind = kinds[number % len(kinds)]
     suffix = rng.choice([".csv", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"])
@@ -622,4 +623,8 @@ HISTORIES: dict[str, Callable[[Path, random.Random], None]] = {
     "history, an odd line": _rewritten("history.jsonl", lambda data, rng: data + rng.choice(LINES) + b"\n"),
     "history, no file": _not_a_file("history.jsonl"),
     "history, vast": _vast("history.jsonl"),
+    "training rows, flipped bits": _rewritten("training_rows.safetensors", _flipped),
+    "training rows, cut short": _rewritten("training_rows.safetensors", lambda data, rng: data[: rng.randrange(len(data))]),
+    "training rows, no file": _not_a_file("training_rows.safetensors"),
+    "training rows, vast": _vast("training_rows.safetensors"),
 }

@@ -93,9 +93,17 @@ def _from_folder(folder: Path, where: str, size: int | None) -> Model:
     try:
         config = read_json(folder / "config.json", MAX_CONFIG)
     except FileNotFoundError:
-        raise PluginError(f"{PLUGIN} finds no config.json in this model's folder", where=str(folder)) from None
+        raise PluginError(
+            f"{PLUGIN} finds no config.json in this model's folder",
+            where=str(folder),
+            remedy="name a folder that timm wrote, with config.json and model.safetensors in it",
+        ) from None
     except (OSError, ValueError) as error:
-        raise PluginError(f"this config.json cannot be read: {reason(error)}", where=str(folder / "config.json")) from None
+        raise PluginError(
+            f"this config.json cannot be read: {reason(error)}",
+            where=str(folder / "config.json"),
+            remedy="download the model again",
+        ) from None
     architecture = config.get("architecture") if isinstance(config, dict) else None
     if not isinstance(architecture, str):
         raise PluginError(

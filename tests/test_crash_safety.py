@@ -1,0 +1,701 @@
+"""What is on the disk is whole, whoever dies and whatever the disk does; the long part is tests/torture/kills.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from bridgekit import Bridge, BridgekitError, align, cache, latents, precision
+from bridgekit.alignment import run_alignment
+from bridgekit.cache import put_back, write_atomically, write_folder_atomically, write_text_atomically
+from bridgekit.cli import main
+from bridgekit.cli.common import newest_bridge
+from bridgekit.encoders import Encoder
+from bridgekit.fusion import training
+from bridgekit.latents import LatentStore, encode_items
+from bridgekit.plugins import load_encoder
+from bridgekit.sealed import DamagedFile, read_sealed, write_sealed
+from tests.conftest import Run
+from tests.test_align import QUICK, adapters
+from tests.test_bridge import untrained
+from tests.torture import kills
+from tests.toys import ToneEncoder, tone_table
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = [f"the {colour} {thing}" for colour in ("red", "green", "blue", "old") for thing in ("dog", "cat", "owl", "fox", "bee")]
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Encoder:
+    return load_encoder("starter:text", "cpu")
+
+
+def flip(path: Path, at: int, bit: int = 3) -> None:
+    """Turn one bit of a file over, as a bad disk does."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def aside(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob(".*"))
+
+
+# ---- killed at random moments
+
+
+def test_kills_at_random_moments_lose_nothing_and_the_next_run_ends_as_an_undisturbed_one() -> None:
+    outcome = kills.run(8, seed=20, slots=2, verbs=["align", "bind"])
+    assert not outcome.failures
+    assert outcome.held == outcome.tried == 8
+
+
+# ---- files
+
+
+def test_a_flipped_bit_anywhere_in_a_sealed_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_sealed(path, {"a": torch.arange(5.0), "b": torch.tensor(3), "c": torch.ones(2, 2) > 0}, {"of": "öäü"})
+    tensors, told = read_sealed(path)
+    assert tensors["a"].tolist() == [0, 1, 2, 3, 4]
+    assert told["of"] == "öäü"
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        flip(path, at, at % 8)
+        with pytest.raises(DamagedFile):
+            read_sealed(path)
+        flip(path, at, at % 8)
+
+
+def test_what_is_renamed_into_place_was_flushed_before_and_its_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    flush, rename, exchange = os.fsync, Path.replace, cache._exchange
+
+    def flushed(descriptor: int) -> None:
+        done.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        flush(descriptor)
+
+    def renamed(source: Path, to: Path) -> Path:
+        done.append(f"rename {source.name} to {to.name}")
+        return rename(source, to)
+
+    def exchanged(one: Path, other: Path) -> bool:
+        done.append(f"exchange {one.name} {other.name}")
+        return exchange(one, other)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "replace", renamed)
+    monkeypatch.setattr(cache, "_exchange", exchanged)
+    write_sealed(tmp_path / "x.safetensors", {"a": torch.zeros(2)}, {})
+    assert done == ["fsync x.safetensors", "rename x.safetensors to x.safetensors", f"fsync {tmp_path.name}"]
+    untrained().save(tmp_path / "b")
+    done.clear()
+    untrained().save(tmp_path / "b", overwrite=True)
+    name = done[-2].split()[1]
+    expected = ["README.md", "adapters.safetensors", "bridge.json", "history.jsonl", name]
+    assert sorted(done[:-2], key=str.casefold) == sorted((f"fsync {file}" for file in expected), key=str.casefold)
+    assert done[-2:] == [f"exchange {name} b", f"fsync {tmp_path.name}"]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    left = tmp_path / ".x.safetensors.0123456789abcdef0123456789abcdef.part"
+    left.mkdir()
+    (left / ".tmpAb3dEf").write_text("of safetensors' own")
+    cache._swept.discard(tmp_path)
+    with cache._writing_in(tmp_path):
+        assert not left.exists()
+        left.mkdir()
+        cache._swept.discard(tmp_path)
+        write_text_atomically(tmp_path / "other.txt", "another thread, or another process")
+        assert left.exists()
+    cache._swept.discard(tmp_path)
+    write_text_atomically(tmp_path / "other.txt", "and now nobody writes it any more")
+    assert aside(tmp_path) == []
+
+
+def test_files_may_be_read_by_whom_the_user_lets(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_sealed(tmp_path / "x.safetensors", {"a": torch.zeros(2)}, {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text_atomically(path, "old")
+
+    def half(beside: Path) -> None:
+        beside.write_text("ne")
+        raise OSError(28, os.strerror(28))
+
+    with pytest.raises(BridgekitError, match="No space left on device") as caught:
+        write_atomically(path, half)
+    assert "larger disk" in str(caught.value)
+    assert path.read_text() == "old"
+    assert aside(tmp_path) == []
+
+
+# ---- latents
+
+
+def test_a_shard_with_a_flipped_bit_is_encoded_again_in_the_same_run_and_said(
+    minilm: Encoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = encode_items(minilm, WORDS)
+    (shard,) = first.folder.glob("*.safetensors")
+    whole = shard.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    told = whole.index(b"products")
+    for at in (len(whole) - 1, start, len(whole) // 2, told + 13, 3):  # latents, digests, what is told, the header's length
+        flip(shard, at)
+        again = encode_items(minilm, WORDS)
+        assert torch.equal(again.matrix, first.matrix)
+        assert again.encoded == len(WORDS)
+        assert capsys.readouterr().err.count("were damaged") == 1
+        assert encode_items(minilm, WORDS).encoded == 0
+        assert not shard.exists()
+        for other in first.folder.iterdir():
+            other.unlink()
+        shard.write_bytes(whole)
+    flip(shard, whole.index(b"format"))  # nothing tells its version: so it may be a newer one, and is left alone
+    assert encode_items(minilm, WORDS).encoded == len(WORDS)
+    assert shard.exists()
+
+
+def test_only_what_was_in_the_damaged_shard_is_encoded_again(minilm: Encoder) -> None:
+    encode_items(minilm, WORDS[:8])
+    (first,) = LatentStore(minilm.revision, minilm.dim).folder.glob("*.safetensors")
+    expected = encode_items(minilm, WORDS)
+    flip(first, first.stat().st_size - 7)
+    again = encode_items(minilm, WORDS)
+    assert again.encoded == 8
+    torch.testing.assert_close(again.matrix, expected.matrix)
+
+
+def test_a_damaged_shard_is_passed_over_where_it_cannot_be_removed(minilm: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = encode_items(minilm, WORDS)
+    (shard,) = first.folder.glob("*.safetensors")
+    flip(shard, shard.stat().st_size - 1)
+    plain = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path == shard:
+            raise PermissionError(1, os.strerror(1))
+        plain(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    for _ in range(2):
+        assert torch.equal(encode_items(minilm, WORDS).matrix, first.matrix)
+    assert shard.exists()
+
+
+def test_shards_of_a_newer_version_are_neither_read_nor_merged_nor_removed(
+    minilm: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latents, "MANY_AFTER", 2)
+    first = encode_items(minilm, WORDS)
+    (shard,) = first.folder.glob("*.safetensors")
+    with safe_open(shard, "pt") as file:
+        told = {**file.metadata(), "format": "3"}
+    tensors = load_file(shard)
+    tensors["latents"] = tensors["latents"] + 1
+    save_file(tensors, shard, told)
+    newer = shard.read_bytes()
+    again = encode_items(minilm, WORDS)
+    assert again.encoded == len(WORDS)
+    assert torch.equal(again.matrix, first.matrix)
+    encode_items(minilm, ["one more", "and another"])
+    assert shard.read_bytes() == newer
+
+
+def store_of(shards: list[list[int]]) -> LatentStore:
+    """A store of numbered contents, whose latents are their numbers."""
+    for rows in shards:
+        LatentStore("toy", 2).write([bytes([row] * 32) for row in rows], torch.tensor(rows).float()[:, None].expand(-1, 2))
+    return LatentStore("toy", 2)
+
+
+def numbers(store: LatentStore, rows: range) -> list[float]:
+    return store.read([bytes([row] * 32) for row in rows])[:, 0].tolist()
+
+
+def test_merging_never_serves_a_damaged_shard_anew_nor_removes_the_only_sound_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents, "SMALL_SHARD", 10)
+    store = store_of([[0, 1], [2, 3], [4, 5], list(range(6, 20))])
+    damaged = next(path for path, shard in store._shards.items() if shard.digests[0, 0] == 2)
+    flip(damaged, damaged.stat().st_size - 2)
+    store.merge_small_shards(3)
+    fresh = LatentStore("toy", 2)
+    assert [bytes([row] * 32) in fresh for row in range(20)] == [row not in (2, 3) for row in range(20)]
+    assert numbers(fresh, range(4, 20)) == list(range(4, 20))
+
+
+def test_a_process_killed_between_merging_and_removing_is_no_trouble_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents, "SMALL_SHARD", 5)
+    store_of([[0, 1], [2], [3, 4]])
+    for _ in range(12):  # its name, which is random, decides which copy is looked at: in most of these, the large one
+        LatentStore("toy", 2).write([bytes([row] * 32) for row in range(6)], torch.arange(6.0)[:, None].expand(-1, 2))
+    store = LatentStore("toy", 2)
+    store.merge_small_shards(2)
+    assert numbers(LatentStore("toy", 2), range(6)) == list(range(6))
+    assert all(len(shard.digests) >= 5 for shard in LatentStore("toy", 2)._shards.values())
+
+
+def test_shards_are_merged_by_as_many_rows_as_memory_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latents, "MERGED_ROWS", 8)
+    store = store_of([[row, row + 1] for row in range(0, 30, 2)])
+    store.merge_small_shards()
+    sizes = [len(shard.digests) for shard in LatentStore("toy", 2)._shards.values()]
+    assert sum(sizes) == 30
+    assert max(sizes) <= 8
+    assert numbers(LatentStore("toy", 2), range(30)) == list(range(30))
+
+
+def test_merging_is_left_to_the_process_that_is_at_it() -> None:
+    store = store_of([[0], [1], [2]])
+    other = hold_lock(store.folder / ".merging.lock")
+    store.merge_small_shards(2)
+    assert len(LatentStore("toy", 2)._shards) == 3
+    other.kill()
+    other.wait()
+    store.merge_small_shards(2)
+    assert len(LatentStore("toy", 2)._shards) == 1
+    assert aside(store.folder) == []
+
+
+def test_a_note_about_the_precision_that_is_damaged_is_as_good_as_none(
+    minilm: Encoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = latents.Precision("bfloat16", 0.9995)
+    monkeypatch.setattr(latents, "check_precision", lambda run, items: found)
+    note = tmp_path / "begun-x.json"
+    assert latents._precision(None, [], note, True) == found  # type: ignore[arg-type]
+    assert latents._precision(None, [], note, False) == found  # type: ignore[arg-type]
+    for at in range(note.stat().st_size):
+        flip(note, at)
+        assert latents._precision(None, [], note, False) == latents.FLOAT32  # type: ignore[arg-type]
+        flip(note, at)
+
+
+def test_what_the_processor_multiplies_fastest_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked anew, a busy machine says something else, and a run that was stopped would end with other adapters."""
+    monkeypatch.delenv(precision.VARIABLE, raising=False)
+    for quick in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr(precision, "_seconds", lambda kind, quick=quick: 1.0 if kind == quick else 9.0)
+        precision._probed.cache_clear()
+        assert precision.product_dtype() == torch.bfloat16
+    precision._probed.cache_clear()
+
+
+# ---- training
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("damage", ["a flipped bit", "cut short", "of another run", "no safetensors"])
+def test_training_starts_afresh_where_its_checkpoint_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    table = tone_table(tmp_path, copies=2)
+    preset = replace(QUICK, epochs=6)
+    align(pairs=table, out=tmp_path / "calm", preset=preset, progress=False)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+
+    def stop(epoch: int, loss: float) -> None:
+        if epoch == 4:
+            raise KeyboardInterrupt
+
+    plain = training.train
+    monkeypatch.setattr("bridgekit.fitting.train", lambda *rest, **options: plain(*rest, **{**options, "on_epoch": stop}))
+    with pytest.raises(KeyboardInterrupt):
+        align(pairs=table, out=tmp_path / "wild", preset=preset, progress=False)
+    (checkpoint,) = (cache.cache_folder() / "training").iterdir()
+    content = checkpoint.read_bytes()
+    if damage == "a flipped bit":
+        flip(checkpoint, len(content) - 100)
+    elif damage == "cut short":
+        checkpoint.write_bytes(content[:-10])
+    elif damage == "no safetensors":
+        checkpoint.write_bytes(b"{}" * 50)
+    else:
+        tensors, told = read_sealed(checkpoint)
+        write_sealed(checkpoint, {name: tensor[..., :1] for name, tensor in tensors.items() if tensor.ndim}, told)
+    monkeypatch.setattr("bridgekit.fitting.train", plain)
+    capsys.readouterr()
+    align(pairs=table, out=tmp_path / "wild", preset=preset, progress=False)
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "training starts afresh" in line] == said
+    assert len(said) == 1
+    assert adapters(tmp_path / "wild") == adapters(tmp_path / "calm")
+
+
+# ---- bridges
+
+
+def bridges(folder: Path) -> tuple[Bridge, Bridge]:
+    one = untrained()
+    other = replace(untrained(), temperature=0.01)
+    for parameter in other.adapters["text"].parameters():
+        parameter.data += 1
+    one.save(folder)
+    return one, other
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_a_reader_finds_the_old_bridge_or_the_new_one_at_every_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_one_step: bool
+) -> None:
+    folder = tmp_path / "b"
+    both = bridges(folder)
+    if not in_one_step:
+        monkeypatch.setattr(cache, "_exchange", lambda one, other: False)
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            for bridge in reversed(both):
+                bridge.save(folder, overwrite=True)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = set()
+    try:
+        until = time.monotonic() + 2
+        while time.monotonic() < until or len(seen) < 2:
+            read = Bridge.load(folder)
+            seen.add((read.temperature, read.weights_hash(["audio", "text"])))
+    finally:
+        stop.set()
+        writer.join()
+    assert seen == {(bridge.temperature, bridge.weights_hash(["audio", "text"])) for bridge in both}
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_bridge_that_a_killed_process_moved_away_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("bridges") / "b.c"
+    bridges(folder)
+    moved = Path("bridges") / f".b.c.{'0' * 32}.old"
+    unfinished = Path("bridges") / f".b.c.{'1' * 32}.part"
+    of_another = Path("bridges") / f".b.{'2' * 32}.part"
+    for way in (lambda: Bridge.load(folder), lambda: newest_bridge(), lambda: put_back(folder)):
+        folder.rename(moved)
+        way()
+        assert folder.is_dir()
+    folder.rename(moved)
+    unfinished.mkdir()
+    of_another.mkdir()
+    with pytest.raises(BridgekitError, match="--overwrite"):
+        untrained().save(folder)
+    assert Bridge.load(folder).temperature == untrained().temperature
+    untrained().save(folder, overwrite=True)
+    assert aside(Path("bridges")) == [of_another.name]
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_bridge_that_is_being_written_is_not_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bridges(Path("bridges/b"))
+    bridges(Path("bridges") / f".b.{'0' * 32}.part")
+    assert newest_bridge() == Path("bridges/b")
+
+
+def test_a_folder_by_another_name_is_the_same_folder(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_folder_atomically(tmp_path / "link", lambda folder: (folder / "x").write_text("new"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "x").read_text() == "new"
+
+
+# ---- several processes
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from bridgekit.locks import locked
+with locked(Path(sys.argv[1])) as held:
+    print(held, flush=True)
+    time.sleep(60)
+"""
+
+
+def hold_lock(path: Path) -> subprocess.Popen[bytes]:
+    """A process that holds a lock until it is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, cwd=ROOT)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"True\n"
+    return child
+
+
+def test_who_waits_says_for_whom_and_goes_on_when_that_process_is_killed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = hold_lock(tmp_path / ".b.lock")
+    killer = threading.Timer(0.5, other.kill)
+    killer.start()
+    write_folder_atomically(tmp_path / "b", lambda folder: (folder / "x").write_text("new"))
+    other.wait()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"(process {other.pid} on " in line
+    assert line.endswith("waiting for it to end")
+    assert aside(tmp_path) == []
+
+
+def test_a_process_that_the_holder_forked_holds_nothing(tmp_path: Path) -> None:
+    with cache.one_writer(tmp_path / "b"):
+        child = os.fork()
+        if not child:
+            time.sleep(30)
+            os._exit(0)
+    started = time.monotonic()
+    with cache.one_writer(tmp_path / "b") as alone:
+        assert alone
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert time.monotonic() - started < 20
+
+
+def test_reading_does_not_wait_for_who_writes(tmp_path: Path) -> None:
+    untrained().save(tmp_path / "b")
+    other = hold_lock(tmp_path / ".b.lock")
+    try:
+        Bridge.load(tmp_path / "b")
+    finally:
+        other.kill()
+        other.wait()
+
+
+AT_ONCE = """
+import sys
+from pathlib import Path
+import pytest
+from bridgekit import latents
+from bridgekit.alignment import run_alignment
+from bridgekit.binding import run_binding
+from tests.painting import PicturePlugin, QUICK
+from tests.toys import install
+install(pytest.MonkeyPatch(), PicturePlugin())
+latents.FLUSH_SECONDS, latents.MANY_DURING, latents.MANY_AFTER = 0, 2, 2
+print("ready", flush=True)
+sys.stdin.readline()
+verb, *arguments = sys.argv[1:]
+if verb == "align":
+    done = run_alignment(pairs=arguments[0], out=arguments[1], preset=QUICK, progress=False)
+else:
+    done = run_binding(arguments[0], arguments[1], arguments[2], progress=False)
+print(done.reused)
+"""
+
+
+def at_once(*commands: tuple[object, ...]) -> list[tuple[str, str]]:
+    """Run commands at the same moment, each in a process of its own; gives standard output and error of each."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", AT_ONCE, *map(str, command)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for command in commands
+    ]
+    for child in started:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    for child in started:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    ended = [child.communicate() for child in started]
+    assert [child.returncode for child in started] == [0] * len(started), ended
+    return ended
+
+
+def test_two_aligns_to_one_place_and_two_binds_to_one_bridge_take_turns(tmp_path: Path, workshop: object) -> None:
+    folder = workshop.folder  # type: ignore[attr-defined]
+    align_it = ("align", folder / "pairs.csv", tmp_path / "b")
+    told = at_once(align_it, align_it)
+    assert sorted(out for out, _ in told) == ["False\n", "True\n"]
+    assert [len(err.splitlines()) for out, err in sorted(told)] == [0, 1]
+    assert "somebody else is writing" in "".join(err for _, err in told)
+    before = Bridge.load(tmp_path / "b")
+    lines = (folder / "gallery.csv").read_text().splitlines()
+    (folder / "gallery2.csv").write_text("\n".join(lines[:16]))
+    told = at_once(
+        ("bind", tmp_path / "b", "image", folder / "gallery.csv"),
+        ("bind", tmp_path / "b", "image", folder / "gallery.csv"),
+    )
+    assert sorted(out for out, _ in told) == ["False\n", "True\n"]
+    after = Bridge.load(tmp_path / "b")
+    assert list(after.sides) == ["audio", "text", "image"]
+    assert after.weights_hash(["audio", "text"]) == before.weights_hash(["audio", "text"])
+    assert aside(tmp_path) == []
+
+
+# ---- disks that do not take it, and people who do not wait
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB."""
+    place = tmp_path / "small disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here: that takes root, and a kernel that lets it")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def fill(disk: Path, but: int) -> Path:
+    """Fill a file system, but for about so many bytes."""
+    ballast = disk / "ballast"
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    ballast.write_bytes(bytes(max(0, free - but)))
+    return ballast
+
+
+def test_on_a_full_disk_one_message_says_so_and_what_was_encoded_is_kept(
+    small_disk: Path, minilm: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRIDGEKIT_HOME", str(small_disk / "home"))
+    monkeypatch.setattr(latents, "FLUSH_SECONDS", 0)
+    monkeypatch.setattr("bridgekit.batches.MOST", 32)
+    many = [f"{word}, number {number}" for number in range(12) for word in WORDS]
+    encode_items(minilm, WORDS)
+    ballast = fill(small_disk, 150_000)
+    with pytest.raises(BridgekitError, match="No space left on device") as caught:
+        encode_items(minilm, many)
+    assert "$BRIDGEKIT_HOME name a folder on a larger disk" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 3
+    kept = LatentStore(minilm.revision, minilm.dim)
+    assert len(WORDS) < len(kept._where) < len(many)
+    assert aside(small_disk) == []
+    ballast.unlink()
+    assert encode_items(minilm, many).encoded == len(WORDS) + len(many) - len(kept._where)
+    assert encode_items(minilm, WORDS).encoded == 0
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_bridge_that_finds_no_room_is_told_and_the_old_one_stays(small_disk: Path) -> None:
+    untrained().save(small_disk / "b")
+    fill(small_disk, 4_096)
+    with pytest.raises(BridgekitError, match="No space left on device"):
+        replace(untrained(), temperature=0.01).save(small_disk / "b", overwrite=True)
+    assert Bridge.load(small_disk / "b").temperature == untrained().temperature
+    assert aside(small_disk) == []
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_run_goes_on_where_only_its_checkpoints_find_no_room(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BRIDGEKIT_HOME", str(small_disk))
+    table = tone_table(tmp_path, copies=2)
+    preset = replace(QUICK, epochs=6)
+    align(pairs=table, out=tmp_path / "calm", preset=preset, progress=False)
+    fill(small_disk, 8_192)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    align(pairs=table, out=tmp_path / "wild", preset=preset, progress=False)
+    assert capsys.readouterr().err.count("the run goes on without a checkpoint (this cannot be written: No space left") == 1
+    assert adapters(tmp_path / "wild") == adapters(tmp_path / "calm")
+
+
+def test_a_cache_that_is_read_only_is_read_and_what_lacks_is_one_message(
+    small_disk: Path, minilm: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRIDGEKIT_HOME", str(small_disk))
+    expected = encode_items(minilm, WORDS)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert torch.equal(encode_items(minilm, WORDS).matrix, expected.matrix)
+    with pytest.raises(BridgekitError, match="Read-only file system") as caught:
+        encode_items(minilm, ["something new"])
+    assert "let $BRIDGEKIT_HOME name a folder that can be written" in str(caught.value)
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_bridge_in_a_read_only_folder_is_found_again_by_the_same_call(small_disk: Path, tmp_path: Path) -> None:
+    table = tone_table(tmp_path, copies=2)
+    preset = replace(QUICK, epochs=2)
+    run_alignment(pairs=table, out=small_disk / "b", preset=preset, progress=False)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert run_alignment(pairs=table, out=small_disk / "b", preset=preset, progress=False).reused
+    with pytest.raises(BridgekitError, match="cannot be written: Read-only file system"):
+        run_alignment(pairs=table, out=small_disk / "b", preset=preset, seed=1, overwrite=True, progress=False)
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("home", ["a file", "below a file"])
+def test_a_home_that_is_a_file_is_one_message(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    tone_table(tmp_path, copies=2)
+    (tmp_path / "home").write_text("a file")
+    monkeypatch.setenv("BRIDGEKIT_HOME", str(tmp_path / "home" / ("" if home == "a file" else "more")))
+    for verb in ("encode", "align"):
+        code, _, err = run(verb, "--pairs", "pairs.csv")
+        assert code == 2
+        assert err.splitlines() == [
+            "bridgekit: this cannot be written: there is a file where a folder should be",
+            f"  in: {tmp_path / 'home'}",
+            "  fix: let $BRIDGEKIT_HOME name a folder that can be written",
+        ]
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_home_with_spaces_and_letters_of_all_kinds_is_as_good_as_any(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tone_table(tmp_path, copies=2)
+    monkeypatch.setenv("BRIDGEKIT_HOME", str(tmp_path / "mein Cache – ключ 鍵 'q' #1%"))
+    out = "Brücke nach [Norden]"
+    assert run("encode", "--pairs", "pairs.csv")[0] == 0
+    assert run("align", "--pairs", "pairs.csv", "--out", out)[0] == 0
+    assert "nothing had to be done again" in run("align", "--pairs", "pairs.csv", "--out", out)[1]
+    assert run("align", "--pairs", "pairs.csv", "--out", out, "--seed", "1", "--overwrite")[0] == 0
+    assert aside(tmp_path) == []
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_who_stops_a_run_by_a_signal_is_told_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    tone_table(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bridgekit", "encode", "--pairs", "pairs.csv"])
+    tones = ToneEncoder.encode
+
+    def encode(encoder: ToneEncoder, batch: list[torch.Tensor]) -> torch.Tensor:
+        if len(encoder.encoded) == 2:
+            signal.raise_signal(number)
+        return tones(encoder, batch)
+
+    monkeypatch.setattr(ToneEncoder, "encode", encode)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 128 + number
+    said = capsys.readouterr().err.split("\n")
+    assert [line for line in said if line] == ["bridgekit: stopped. Nothing is lost: the same command goes on from here."]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert len(LatentStore("toy:tone@1", 64)._where) == 64
+    assert aside(cache.cache_folder()) == []
