@@ -232,7 +232,7 @@ def complaint(command: str, *, whole: bool = True) -> str | None:
     try:
         verb.make_context(verb.name, given)
     except Exception as error:  # the classes are click's, or, in newer versions of typer, its own
-        if not whole and type(error).__name__ == "MissingParameter":
+        if not whole and type(error).__name__ in ("MissingParameter", "BadOptionUsage"):  # the latter: no value for an option
             return None
         return str(error.format_message() if hasattr(error, "format_message") else error)
     return None
@@ -250,6 +250,8 @@ def test_a_wrong_verb_or_option_is_noticed() -> None:
     assert "-k" in str(complaint("bridgekit search dog.wav -k many"))
     assert complaint("bridgekit bind bridges/x")
     assert complaint("bridgekit bind bridges/x", whole=False) is None
+    assert complaint("bridgekit eval --pairs")
+    assert complaint("bridgekit eval --pairs", whole=False) is None
     assert complaint("bridgekit VERB --help", whole=False) is None
 
 
