@@ -6,6 +6,7 @@ python -m tests.test_docs    # runs the commands, and prints what comes out unde
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -203,6 +205,13 @@ def verbs() -> Iterator[tuple[str, typer.core.TyperCommand]]:
             yield f"bridgekit {name} {inner}", command
 
 
+@functools.cache
+def _program() -> Any:
+    """The command line, with what plugins add to it."""
+    register_commands(cli.app)
+    return typer.main.get_command(cli.app)
+
+
 def complaint(command: str, *, whole: bool = True) -> str | None:
     """What the real command line says against a line that calls it, or None. One that is not whole may lack arguments."""
     words = shlex.split(command, comments=True)
@@ -211,8 +220,7 @@ def complaint(command: str, *, whole: bool = True) -> str | None:
         return None
     end = next((at for at, word in enumerate(words) if at > start and re.fullmatch(r"&&|[|;]|[12]?>+", word)), len(words))
     given = [word for word in words[start + 1 : end] if word not in ("-h", "--help", "--version", "--debug")]
-    register_commands(cli.app)
-    verb = typer.main.get_command(cli.app)
+    verb = _program()
     while hasattr(verb, "commands") and given and not given[0].startswith("-"):
         if given[0].isupper() and not whole:
             return None  # `bridgekit VERB --help`
@@ -224,7 +232,7 @@ def complaint(command: str, *, whole: bool = True) -> str | None:
     try:
         verb.make_context(verb.name, given)
     except Exception as error:  # the classes are click's, or, in newer versions of typer, its own
-        if not whole and type(error).__name__ == "MissingParameter":
+        if not whole and type(error).__name__ in ("MissingParameter", "BadOptionUsage"):  # the latter: no value for an option
             return None
         return str(error.format_message() if hasattr(error, "format_message") else error)
     return None
@@ -242,6 +250,8 @@ def test_a_wrong_verb_or_option_is_noticed() -> None:
     assert "-k" in str(complaint("bridgekit search dog.wav -k many"))
     assert complaint("bridgekit bind bridges/x")
     assert complaint("bridgekit bind bridges/x", whole=False) is None
+    assert complaint("bridgekit eval --pairs")
+    assert complaint("bridgekit eval --pairs", whole=False) is None
     assert complaint("bridgekit VERB --help", whole=False) is None
 
 
