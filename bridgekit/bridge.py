@@ -161,7 +161,7 @@ class Bridge:
             raise BridgekitError(
                 "this bridge names a table outside this folder and its own, which is not read unasked",
                 where=source,
-                remedy="name it if you trust it (eval --pairs, search --among, generate --captions), "
+                remedy="name it if you trust it (eval or report --pairs, search --among, generate --captions), "
                 f"or set BRIDGEKIT_{OUTSIDE}=yes",
             )
         return source

@@ -36,11 +36,11 @@ _PRESET_BOUNDS: Mapping[str, tuple[float, float]] = {
     "expansion": (0.01, 64),
     "dropout": (0, 0.99),
     "input_dropout": (0, 0.99),
-    "batch_size": (2, 1 << 24),
-    "epochs": (1, 100_000),
-    "lr": (0, 10),
-    "min_lr": (0, 10),
-    "temperature": (1e-4, 10),
+    "batch_size": (2, 1 << 40),
+    "epochs": (1, 1_000_000_000),
+    "lr": (0, 1e12),
+    "min_lr": (0, 1e12),
+    "temperature": (1e-6, 1e6),
 }
 _CHOICES = {"pairing": get_args(Pairing), "lambda_per": get_args(LambdaPer)}
 _SHA256 = re.compile("[0-9a-f]{64}")

@@ -22,7 +22,7 @@ def model_card(bridge: Bridge, name: str, pictures: Sequence[str]) -> str:
     lines = [
         f"# {markdown(name)}",
         "",
-        "A bridge made by [bridgekit](https://pypi.org/project/bridgekit/): "
+        "A bridge made by bridgekit (not the package of that name on PyPI): "
         f"{' and '.join(bridge.sides)} in one space of {bridge.dim} dimensions.",
         "",
         "| modality | encoder | width | side |",

@@ -248,7 +248,7 @@ def test_a_run_that_diverges_gives_its_last_good_state_and_says_so(
     monkeypatch.setitem(PRESETS, "default", replace(PRESETS["default"], lr=300.0, warmup_steps=0))
     for again in (False, True):
         code, out, err = run("align", "--pairs", "pairs.csv", "--json")
-        assert code == 0
+        assert code == 0, err
         told = json.loads(out)
         assert told["reused"] is again
         epoch = told["provenance"]["diverged"]

@@ -98,17 +98,18 @@ def test_a_report_that_cannot_be_made_costs_no_bridge(
 
 
 @pytest.mark.usefixtures("toy")
-def test_the_same_bridge_has_the_same_report_byte_for_byte(tmp_path: Path) -> None:
+def test_the_same_bridge_has_the_same_report_byte_for_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     first = toy_report(tmp_path)
     for name in ("one", "two"):
-        write_report(tmp_path / "tones", tmp_path / f"{name}.html")
+        write_report(tmp_path / "tones", tmp_path / f"{name}.html", check=False, progress=False)
         assert (tmp_path / f"{name}.html").read_text(encoding="utf-8") == first
 
 
 @pytest.mark.usefixtures("toy")
 def test_the_verb_writes_it_anew_and_finds_a_table_that_has_moved(run: Run, tmp_path: Path) -> None:
     first = toy_report(tmp_path)
-    code, out, _ = run("report", "tones", "--out", "pages/new.html")
+    code, out, _ = run("report", "tones", "--out", "pages/new.html", "--no-check")
     assert code == 0
     assert out.startswith("Report: pages/new.html (")
     assert (tmp_path / "pages" / "new.html").read_text(encoding="utf-8") == first
@@ -190,6 +191,34 @@ def test_rows_set_aside_and_few_queries_are_said_before_the_figures(tmp_path: Pa
     assert "1 of 121 rows could not be used" in caveats
     assert "only 12 queries were asked; one of them is 8.3\u00a0%" in caveats
     assert "there is no such file" in page[page.index('id="data"') :]
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_verb_checks_the_data_unless_told_not_to(run: Run, tmp_path: Path) -> None:
+    table = tone_table(tmp_path)
+    soundfile.write(tmp_path / "clips" / "owl 0.wav", np.zeros(6_400), 16_000)
+    align(pairs=table, out=tmp_path / "tones", preset=QUICK, progress=False)
+    assert "silen" not in (tmp_path / "tones" / "report.html").read_text(encoding="utf-8")  # align does not take that time
+    assert run("report", "tones", "--no-check")[0] == 0
+    assert "silen" not in (tmp_path / "tones" / "report.html").read_text(encoding="utf-8")
+    assert run("report", "tones")[0] == 0
+    page = (tmp_path / "tones" / "report.html").read_text(encoding="utf-8")
+    found = page[page.index('class="findings"') :]
+    assert "<strong>warning</strong>" in found
+    assert "silen" in found
+    assert "owl 0.wav" in found
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_bridge_cannot_make_the_report_read_a_table_elsewhere(
+    run: Run, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tone_table(tmp_path_factory.mktemp("elsewhere"))
+    align(pairs=elsewhere, out=tmp_path / "tones", preset=QUICK, write_report=False, progress=False)
+    code, _, err = run("report", "tones")
+    assert code == 2
+    assert "which is not read unasked" in err
+    assert run("report", "tones", "--pairs", elsewhere, "--no-check")[0] == 0
 
 
 @dataclass(frozen=True)
@@ -380,7 +409,7 @@ def real_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
             writer.writerow([source / row["audio"], picture.name, f"{row['label']}, take {number}", split])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BRIDGEKIT_HOME", str(tmp_path_factory.mktemp("home")))
-        align(pairs=folder / "pairs.csv", out=folder / "sounds", preset=QUICK, progress=False)
+        align(pairs=folder / "pairs.csv", out=folder / "sounds", preset=QUICK, outside=True, progress=False)
     return folder / "sounds" / "report.html"
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import find_bridge
+from bridgekit.cli.common import OUTSIDE, find_bridge
 
 
 def command(
@@ -18,18 +18,17 @@ def command(
     pairs: Annotated[
         str | None, typer.Option(help="Another table; or the bridge's own, where it has moved. [dim]default: its own[/dim]")
     ] = None,
+    check: Annotated[bool, typer.Option(help="Look at every file of the table too, as `bridgekit check` does.")] = True,
+    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
     """One HTML file about a bridge: figures, mistakes, and a map of the space to look and listen at.
 
     Example: [b]bridgekit report bridges/audio-text --open[/b]
     """
-    from bridgekit.progress import progress_bars
     from bridgekit.report import write_report
 
-    folder = find_bridge(bridge)
-    with progress_bars() as report:
-        file = write_report(folder, out, pairs=pairs, report=report)
+    file = write_report(find_bridge(bridge), out, pairs=pairs, check=check, outside=outside)
     print(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")
     if open_it:
         import webbrowser

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from bridgekit.bridge import Bridge
 from bridgekit.cache import write_atomically
+from bridgekit.checking import check_pairs
 from bridgekit.errors import BridgekitError
 from bridgekit.evaluation import EncodedPairs
-from bridgekit.progress import Report, silent
+from bridgekit.progress import Report, progress_bars, silent
 from bridgekit.report.cases import worst_and_best
 from bridgekit.report.items import Media
 from bridgekit.report.markup import data_block, raw, tag
@@ -135,15 +136,23 @@ def _policy(style: str, script: str) -> str:
 
 
 def write_report(
-    folder: str | Path, out: str | Path | None = None, *, pairs: str | Path | None = None, report: Report = silent
+    folder: str | Path,
+    out: str | Path | None = None,
+    *,
+    pairs: str | Path | None = None,
+    check: bool = True,
+    outside: bool = False,
+    progress: bool = True,
 ) -> Path:
-    """Write the report on a bridge anew.
+    """Write the report on a bridge anew, with what a check of its tables finds.
 
     Arguments:
         folder: the bridge's.
         out: the file; by default `report.html` in the bridge's folder.
         pairs: see `show_bridge`.
-        report: progress.
+        check: look at every file of the tables, as `bridgekit check` does.
+        outside: let a table name files outside its own folder.
+        progress: show progress bars on standard error.
 
     Returns:
         where it is.
@@ -152,7 +161,14 @@ def write_report(
         BridgekitError: the bridge or its table cannot be read, or the file cannot be written.
     """
     bridge = Bridge.load(folder)
-    page = report_page(bridge, Path(folder).absolute().name, show_bridge(bridge, pairs, report), report=report)
+    with progress_bars(progress) as report:
+        shown = show_bridge(bridge, pairs, outside=outside, report=report)
+    findings: list[Finding] = []
+    for table in shown if check else ():
+        encoders = [bridge.sides[modality].encoder for modality in table.pairs.modalities]
+        findings += check_pairs(table.pairs, more=encoders, device=bridge.device, progress=progress).findings
+    with progress_bars(progress) as report:
+        page = report_page(bridge, Path(folder).absolute().name, shown, findings=findings, report=report)
     file = Path(out) if out else Path(folder) / FILE
     try:
         write_atomically(file, lambda aside: aside.write_bytes(page))

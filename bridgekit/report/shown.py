@@ -15,7 +15,7 @@ from torch import Tensor
 from bridgekit.bridge import Bridge
 from bridgekit.errors import BridgekitError
 from bridgekit.evaluation import EncodedPairs, encode_pairs, evaluate_splits, sides_of, test_splits
-from bridgekit.pairs import read_pairs, split_pairs, table_modalities
+from bridgekit.pairs import Pairs, read_pairs, split_pairs, table_modalities
 from bridgekit.progress import Report, silent
 from bridgekit.report.cases import chance
 
@@ -35,6 +35,7 @@ class Shown:
         by_chance: split, direction and `among` of a record to what a ranking at random has: k to recall@k.
         source: the table.
         rows: split to how many rows it has.
+        pairs: all of its usable rows, with their splits.
         own: whether the bridge was trained on it.
     """
 
@@ -45,6 +46,7 @@ class Shown:
     by_chance: Mapping[tuple[str, str, str], Mapping[int, float]]
     source: str
     rows: Mapping[str, int]
+    pairs: Pairs
     own: bool = True
 
     @property
@@ -80,24 +82,28 @@ def show_table(bridge: Bridge, encoded: EncodedPairs, split: Sequence[str], reco
         by_chance,
         encoded.pairs.source,
         {each: int((names == each).sum()) for each in dict.fromkeys(names.tolist())},
+        replace(encoded.pairs, split=tuple(names.tolist())),
     )
 
 
-def show_bridge(bridge: Bridge, pairs: str | Path | None = None, report: Report = silent) -> list[Shown]:
+def show_bridge(
+    bridge: Bridge, pairs: str | Path | None = None, *, outside: bool = False, report: Report = silent
+) -> list[Shown]:
     """What the report shows of each table that a bridge was trained on, or of another one.
 
     Arguments:
         bridge: the bridge.
         pairs: another table, or the bridge's own one where that has moved: it is known by its numbers of rows.
+        outside: let a table name files outside its own folder.
         report: progress.
 
     Raises:
-        BridgekitError: the table is gone, or cannot be read.
+        BridgekitError: the table is gone, cannot be read, or lies where a bridge's word alone is not followed.
     """
     if pairs is None:
         shown = []
         for own in bridge.tables:
-            encoded = _encode(bridge, bridge.followed(own.source), own.modalities, report)
+            encoded = _encode(bridge, bridge.followed(own.source), own.modalities, outside, report)
             names = np.asarray(split_pairs(encoded.pairs, own.seed, encoded.ids))
             if own.bound:  # its other rows had nothing to teach
                 rows = np.flatnonzero(encoded.ids[own.bound] >= 0)
@@ -105,7 +111,7 @@ def show_bridge(bridge: Bridge, pairs: str | Path | None = None, report: Report 
             shown.append(show_table(bridge, encoded, names.tolist(), _records_of(bridge, own.bound)))
         return shown
     sides = [modality for modality in table_modalities(pairs) if modality in bridge.sides]
-    encoded = _encode(bridge, str(pairs), sides if len(sides) > 1 else list(bridge.sides), report)
+    encoded = _encode(bridge, str(pairs), sides if len(sides) > 1 else list(bridge.sides), outside, report)
     with suppress(BridgekitError):  # too few rows, or none to train on: it is not the bridge's own
         split = split_pairs(encoded.pairs, bridge.tables[0].seed, encoded.ids)
         if Counter(split) == bridge.provenance.get("rows"):
@@ -115,9 +121,9 @@ def show_bridge(bridge: Bridge, pairs: str | Path | None = None, report: Report 
     return [replace(foreign, own=False)]
 
 
-def _encode(bridge: Bridge, source: str, modalities: Sequence[str], report: Report) -> EncodedPairs:
+def _encode(bridge: Bridge, source: str, modalities: Sequence[str], outside: bool, report: Report) -> EncodedPairs:
     try:
-        table = read_pairs(source, modalities)
+        table = read_pairs(source, modalities, outside=outside)
     except BridgekitError as error:
         remedy = "if it has moved, name its new place with --pairs"
         raise BridgekitError(
