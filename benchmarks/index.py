@@ -212,7 +212,8 @@ def _measured(place: Path, model: Bridge, bridge: Path, queries: dict[str, Tenso
         f"the same command went on in {resumed:.0f} s: "
         f"{'rows and vectors are the same, bit for bit' if same else 'BUT THE ROWS DIFFER'}. "
         f"recall@10 that is kept with the index: {recall}. Sizes are of the folder; with +, of what is approximate. "
-        "Building, for `Index.search`, is `finish`: merging, building, and measuring recall. Times are the wall's, CPU that of all threads."
+        "Building, for `Index.search`, is `finish`: merging, building, and measuring recall. "
+        "Times are the wall's, CPU that of all threads."
     )
     head = [
         "way",
