@@ -198,7 +198,7 @@ def _measured(place: Path, model: Bridge, bridge: Path, queries: dict[str, Tenso
         started = time.monotonic()
         lance.create_index("vector", config=config)
         build = f"{time.monotonic() - started:.0f}"
-        megabytes = f"+ {lance.list_indices()[0].size_bytes / 1e6:.0f}"
+        megabytes = f"+ {(next(iter(lance.list_indices())).size_bytes or 0) / 1e6:.0f}"
         for setting in settings:
             named = ", ".join(f"{name} {value}" for name, value in setting.items())
             rows.append(row(f"LanceDB, {kind}: {named}", build, megabytes, raw(lance, **setting)))
