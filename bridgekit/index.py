@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 FORMAT = "1"
 #: From so many rows on, a table gets an approximate index, and so many candidates are not compared one by one.
 APPROXIMATE_FROM = 100_000
-#: Its kind, how many partitions a search looks into, and how many times k it compares exactly: see benchmarks/index.py.
+#: Its kind, how many partitions a search looks into, and how many times k it compares exactly. benchmarks/index.py measures
+#: this choice beside others.
 KIND, PROBES, REFINE = "IVF_PQ", 20, 10
 #: An index that has grown to so many times the rows that it was built on is built again.
 GROWN = 2

@@ -467,7 +467,7 @@ def test_any_name_of_a_folder_and_of_a_modality_will_do(tmp_path: Path) -> None:
 RUNNER = """
 import sys
 from bridgekit import index
-index.BLOCK, index.COMMIT_SECONDS = {"text": 32}, 0.0
+index.BLOCK, index.COMMIT_SECONDS = {"text": 16}, 0.0
 sys.argv = ["bridgekit", *sys.argv[1:]]
 from bridgekit.cli import main
 main()
@@ -476,9 +476,9 @@ main()
 
 @pytest.fixture
 def indexing(tmp_path: Path) -> Any:
-    """Start `bridgekit index` on 512 lines in a process of its own, in blocks of 32 lines and with a store of its own."""
+    """Start `bridgekit index` on 192 lines in a process of its own, in blocks of 16 and with a store of its own."""
     real_bridge().save(tmp_path / "bridge")
-    (tmp_path / "lines.txt").write_text("\n".join(words(512)), encoding="utf-8")
+    (tmp_path / "lines.txt").write_text("\n".join(words(192)), encoding="utf-8")
     started: list[subprocess.Popen[str]] = []
 
     def start(out: str, home: str) -> subprocess.Popen[str]:
@@ -511,30 +511,30 @@ def wait_for_rows(path: Path, least: int, process: subprocess.Popen[str]) -> int
 def test_a_run_that_is_killed_goes_on_and_ends_with_the_rows_of_one_that_was_not(tmp_path: Path, indexing: Any) -> None:
     undisturbed = indexing("whole", "home 1")
     assert undisturbed.wait() == 0, undisturbed.communicate()
-    for least in (32, 224):
+    for least in (16, 80):
         process = indexing("killed", "home 2")
         rows = wait_for_rows(tmp_path / "killed", least, process)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert rows < 512, "it was killed in the middle"
-        assert len(contents(tmp_path / "killed")) < 512
+        assert rows < 192, "it was killed in the middle"
+        assert len(contents(tmp_path / "killed")) < 192
         assert len(Index.open(tmp_path / "killed").search(torch.eye(1, 64), "text", 5).hits[0]) == 5, "it can be searched"
     last = indexing("killed", "home 2")
     out, _ = last.communicate()
     assert last.returncode == 0
-    assert 0 < int(re.search(r"(\d+) new", out).group(1)) < 512  # type: ignore[union-attr]
+    assert 0 < int(re.search(r"(\d+) new", out).group(1)) < 192  # type: ignore[union-attr]
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 def test_ctrl_c_leaves_an_index_that_can_be_read(tmp_path: Path, indexing: Any) -> None:
     process = indexing("stopped", "home 1")
-    wait_for_rows(tmp_path / "stopped", 32, process)
+    wait_for_rows(tmp_path / "stopped", 16, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130
     assert "Nothing is lost" in err
     assert "Traceback" not in err
-    assert 32 <= len(contents(tmp_path / "stopped")) < 512
+    assert 16 <= len(contents(tmp_path / "stopped")) < 192
 
 
 def test_two_processes_at_once_add_no_row_twice(tmp_path: Path, indexing: Any) -> None:
@@ -542,7 +542,7 @@ def test_two_processes_at_once_add_no_row_twice(tmp_path: Path, indexing: Any) -
     for process in processes:
         _, err = process.communicate()
         assert process.returncode == 0, err
-    assert len(contents(tmp_path / "shared")) == 512
+    assert len(contents(tmp_path / "shared")) == 192
 
 
 def test_writers_that_add_the_same_rows_at_the_same_moment_add_them_once(tmp_path: Path) -> None:
