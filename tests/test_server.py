@@ -634,6 +634,24 @@ def test_clients_take_turns_however_many_jobs_one_of_them_has() -> None:
     assert asyncio.run(main()) == ["a1", "a2", "b1", "a3", "b2", "a4"]
 
 
+def test_work_that_would_wait_longer_than_its_client_is_refused() -> None:
+    async def main() -> None:
+        queue, gate = Queue("jobs", 10, 5), threading.Event()
+        assert await outcome(queue.submit("a", lambda _: time.sleep(0.2))) is None
+        running = queue.submit("a", lambda _: gate.wait())
+        while not queue.busy():
+            await asyncio.sleep(0.01)
+        first = queue.submit("b", lambda _: "first", patience=0.1)  # nobody waits before it
+        with pytest.raises(Refusal, match="busy: 1 jobs are waiting"):
+            queue.submit("c", lambda _: "second", patience=0.1)
+        second = queue.submit("c", lambda _: "second")
+        gate.set()
+        assert [await outcome(job) for job in (running, first, second)] == [True, "first", "second"]
+        queue.close()
+
+    asyncio.run(main())
+
+
 def test_work_that_fails_tells_its_client_and_the_next_is_done() -> None:
     async def main() -> None:
         queue = Queue("jobs", 10, 5)

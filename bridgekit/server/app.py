@@ -1,15 +1,16 @@
 """The application: a page for people and an API for programs, on one server.
 
-FastAPI with a small front end of its own, and not Gradio, which would have been the quick way: Gradio brings dozens of packages,
-its pages ask the network for fonts, it reports its use unless told not to, and it leaves little say in what a request may send,
-which origins may ask, and when work whose client has gone is dropped. Here all of that is a few hundred lines that can be read,
-the page works on a train, and programs use the very routes that the page uses.
+FastAPI with a small front end of its own, and not Gradio, which would have been the quick way: Gradio brings dozens of
+packages, its pages ask the network for fonts, it reports its use unless told not to, and it leaves little say in what a request
+may send, which origins may ask, and when work whose client has gone is dropped. Here all of that is a few hundred lines that
+can be read, the page works on a train, and programs use the very routes that the page uses.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -354,7 +355,9 @@ async def generate(request: Request) -> Response:
         wish = Wish(studio.model(options.model), weights, **told, watched=streamed)
         vectors = await studio.embed(opened, inputs)
     client = request.headers.get(CLIENT, "")[:64] or (request.client.host if request.client else "")
-    job = studio.pictures.submit(client, lambda tell: studio.draw(opened, inputs, vectors, wish, tell))
+    # Whoever looks on sees how many are before; whoever waits blindly would give up.
+    patience = math.inf if streamed else studio.limits.picture_seconds
+    job = studio.pictures.submit(client, lambda tell: studio.draw(opened, inputs, vectors, wish, tell), patience)
     if streamed:
         return StreamingResponse(_told(request, job), media_type="text/event-stream")
     async for kind, what in job.events(request.is_disconnected):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import OrderedDict, deque
@@ -102,8 +103,13 @@ class Queue:
         self._thread = threading.Thread(target=self._work, name=what, daemon=True)
         self._thread.start()
 
-    def submit(self, client: str, work: Work) -> Job:
+    def submit(self, client: str, work: Work, patience: float = math.inf) -> Job:
         """Put work at the end of a client's own line.
+
+        Arguments:
+            client: whose it is.
+            work: what to do.
+            patience: seconds that it may wait behind what waits already, if each takes as long as the last one did.
 
         Raises:
             Refusal: too much is waiting, of all clients (503) or of this one (429).
@@ -116,7 +122,7 @@ class Queue:
             later = max(1, min(60, round(self._seconds * (waiting + 1) / 2)))
             if mine >= self._most_each:
                 raise busy(f"{mine} {self._what} of yours are waiting already", later, yours=True)
-            if self._closed or waiting >= self._most:
+            if self._closed or waiting >= self._most or waiting * self._seconds > patience:
                 raise busy(f"{waiting} {self._what} are waiting already", later)
             self._waiting.setdefault(client, deque()).append(job)
             self._tell_places()

@@ -22,6 +22,7 @@ class Limits:
         encoding: items that wait for an encoder.
         pictures: that wait to be drawn.
         pictures_each: of those, how many one client may have.
+        picture_seconds: that a client which is not told of its place may have to wait for others' pictures.
         media_bytes: of clips and thumbnails that are held ready to be served again.
         vectors: embeddings of recent inputs that are remembered, so that mixing anew encodes nothing.
     """
@@ -36,6 +37,7 @@ class Limits:
     encoding: int = 256
     pictures: int = 16
     pictures_each: int = 4
+    picture_seconds: float = 60
     media_bytes: int = 32_000_000
     vectors: int = 512
 
