@@ -48,7 +48,7 @@ FORMAT = "1"
 APPROXIMATE_FROM = 100_000
 #: Its kind, how many partitions a search looks into, and how many times k it compares exactly. benchmarks/index.py measures
 #: this choice beside others.
-KIND, PROBES, REFINE = "IVF_PQ", 20, 10
+KIND, PROBES, REFINE = "IVF_SQ", 20, 10
 #: An index that has grown to so many times the rows that it was built on is built again.
 GROWN = 2
 #: Stored vectors by which recall is measured.
@@ -738,9 +738,9 @@ def _matrix(vectors: Any) -> Tensor:
 
 
 def _build(table: Table) -> None:
-    from lancedb.index import IvfPq
+    from lancedb.index import IvfSq
 
-    table.create_index("vector", config=IvfPq(distance_type="cosine"))
+    table.create_index("vector", config=IvfSq(distance_type="cosine"))
 
 
 def _record(table: Table, built: Approximate) -> None:
