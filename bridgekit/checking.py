@@ -172,6 +172,7 @@ def check_pairs(
     more: Sequence[str] = (),
     latents: bool = True,
     device: str = "auto",
+    outside: bool = False,
     progress: bool = True,
 ) -> TableReport:
     """Look at a table before anybody trains on it: at its rows, its files, its splits, and what encoders make of its items.
@@ -182,6 +183,7 @@ def check_pairs(
             installed encoder is checked but for its latents.
         latents: encode the items and look at their latents. They are kept: `align` will not encode them again.
         device: a torch device, or `auto`.
+        outside: let the table name files outside its own folder.
         progress: show progress bars on standard error.
 
     Raises:
@@ -189,7 +191,7 @@ def check_pairs(
     """
     with progress_bars(progress) as report:
         encoders, findings = _open_sides(pairs, [name for name in (a, b, *more) if name], device if latents else None)
-        table = open_table(pairs, tuple(encoders), progress)
+        table = open_table(pairs, tuple(encoders), progress, outside)
         looks = {modality: _look_at_all(modality, table.columns[modality], report) for modality in encoders}
         table = _usable(table, looks)
         checked, unsplit = _in_splits(table, looks)

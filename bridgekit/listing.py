@@ -39,7 +39,7 @@ class Listing:
         return self.rows[position] if self.rows else position + 1
 
 
-def list_items(source: str | Path, modality: str) -> Listing:
+def list_items(source: str | Path, modality: str, *, outside: bool = False) -> Listing:
     """Read a table, a plugin's source, a folder of files, or a .txt of lines.
 
     An item that stands in several rows has the cells of the first one.
@@ -47,14 +47,15 @@ def list_items(source: str | Path, modality: str) -> Listing:
     Arguments:
         source: as for `bridgekit.pairs.read_items`.
         modality: which column; or what the files or lines are.
+        outside: let a table name files outside its own folder.
 
     Raises:
         BridgekitError: there is no such thing, or there is nothing in it.
     """
     path = Path(source)
     if path.is_dir() or (path.suffix.lower() == ".txt" and modality == TEXT):
-        return Listing(modality, read_items(source, modality), str(path.absolute()))
-    pairs = read_pairs(source, (modality,))
+        return Listing(modality, read_items(source, modality, outside=outside), str(path.absolute()))
+    pairs = read_pairs(source, (modality,), outside=outside)
     first: dict[Item, int] = {}
     for item, row in zip(pairs.columns[modality], pairs.rows, strict=True):
         if item is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bridgekit.cli.common import print_json
+from bridgekit.cli.common import OUTSIDE, print_json
 
 if TYPE_CHECKING:
     from bridgekit.checking import TableReport
@@ -34,6 +34,7 @@ def command(
     latents: Annotated[bool, typer.Option(help="Encode the items and look at their latents. They are kept for align.")] = True,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where there are warnings, too.")] = False,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Look at a table before training on it: leaks between splits, duplicates, silence, extreme lengths, latents alike.
@@ -44,16 +45,16 @@ def command(
     """
     from bridgekit.checking import check_pairs
 
-    found = check_pairs(pairs, a, b, more=c or (), latents=latents, device=device)
+    found = check_pairs(pairs, a, b, more=c or (), latents=latents, device=device, outside=outside)
     if as_json:
         print_json(found.as_json())
     else:
-        _print(found)
+        _print(found, outside)
     if found.count("error") or (strict and found.count("warning")):
         raise typer.Exit(1)
 
 
-def _print(found: TableReport) -> None:
+def _print(found: TableReport, outside: bool) -> None:
     """What was found, the worst first, and how large the table's splits are."""
     from rich.console import Console
 
@@ -80,7 +81,7 @@ def _print(found: TableReport) -> None:
         print("It cannot be trained on as it is.")
     else:
         print(f"{f'{warnings} warnings' if warnings != 1 else '1 warning'}." if warnings else "Nothing is wrong with it.")
-        print(f"Next:   bridgekit align --pairs {shlex.quote(found.source)}")
+        print(f"Next:   bridgekit align --pairs {shlex.quote(found.source)}{' --outside' if outside else ''}")
 
 
 def _print_splits(found: TableReport) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bridgekit.cli.common import find_bridge, print_json, print_set_aside
+from bridgekit.cli.common import OUTSIDE, find_bridge, print_json, print_set_aside
 
 if TYPE_CHECKING:
     from bridgekit.index import Approximate
@@ -29,6 +29,7 @@ def command(
     prune: Annotated[bool, typer.Option("--prune", help="Remove what these ITEMS no longer have.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where an item would be set aside.")] = False,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Embed items once and keep them in an index, to be searched with search --index. Again: adds what is new.
@@ -45,7 +46,7 @@ def command(
     if modality is not None:
         opened.side(modality)
     wanted = [modality] if modality else listed_modalities(items, tuple(opened.sides))
-    listings = [list_items(items, name) for name in wanted]
+    listings = [list_items(items, name, outside=outside) for name in wanted]
     index = Index.create(out or folder.absolute().with_name(f"{folder.absolute().name}.index"), folder)
     with progress_bars() as report:
         done = [index.add(opened, listing, prune=prune, strict=strict, report=report) for listing in listings]
