@@ -27,6 +27,7 @@ BENCHMARKS = (
     "subsets",
     "evaluation",
     "index",
+    "server",
     "peak",
 )
 
