@@ -72,7 +72,7 @@ def decode(
     """Let a decoder process read a file.
 
     Arguments:
-        operation: `audio`, `image` or `parquet`.
+        operation: `audio`, `duration`, `image` or `parquet`.
         path: the file.
         finish: makes the result of what the operation tells and of its data, which is gone when this returns.
         remedy: what to do about a file that a decoder cannot bear.
@@ -348,6 +348,17 @@ def _audio(path: Path, sample_rate: int) -> tuple[dict[str, Any], Iterator[Any]]
     return {"dtype": "float32"}, (block.data.cast("B") for block in decode_audio(path, sample_rate) if len(block))
 
 
+def _duration(path: Path, most: float) -> tuple[dict[str, Any], Iterator[Any]]:
+    from bridgekit.decoders import decode_audio
+
+    rate, frames = 16_000, 0
+    for block in decode_audio(path, rate):
+        frames += len(block)
+        if frames > most * rate:
+            break
+    return {"seconds": frames / rate}, iter(())
+
+
 def _image(path: Path) -> tuple[dict[str, Any], Iterator[Any]]:
     from bridgekit.decoders import bands, decode_image
 
@@ -366,6 +377,7 @@ def _parquet(path: Path, wanted: Sequence[str]) -> tuple[dict[str, Any], Iterato
 
 _OPERATIONS: dict[str, Callable[..., tuple[dict[str, Any], Iterator[Any]]]] = {
     "audio": _audio,
+    "duration": _duration,
     "image": _image,
     "parquet": _parquet,
 }

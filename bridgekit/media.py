@@ -42,6 +42,15 @@ def read_audio(path: Path, sample_rate: int) -> npt.NDArray[np.float32]:
     return decode("audio", Path(path), lambda _, data: np.frombuffer(data, np.float32).copy(), sample_rate=sample_rate)
 
 
+def audio_seconds(path: Path, most: float) -> float:
+    """How long a sound file is, in seconds. It is decoded, little further than `most`, since its header may lie.
+
+    Raises:
+        ItemError: as from `read_audio`.
+    """
+    return decode("duration", Path(path), lambda told, _: float(told["seconds"]), most=most)
+
+
 def read_image(path: Path) -> Image.Image:
     """Decode a picture, upright, as people see it.
 

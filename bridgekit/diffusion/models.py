@@ -184,7 +184,7 @@ def draw(
             arguments = conditioning.arguments(part, guided=guided, prompt=prompt if conditioning.made_of != TEXT else None)
             try:
                 pictures += model.pipeline(**arguments, **options).images
-            except (ValueError, TypeError, RuntimeError) as error:
+            except (ValueError, TypeError, RuntimeError, LookupError) as error:  # LookupError: a sampler of too few steps
                 reason = " ".join(str(error).split())[:300]
                 raise BridgekitError(
                     f"the pipeline could not draw: {reason}", where=model.name, remedy="look at --size, --steps and --guidance"
