@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,15 @@ class ShardIndex:
     def clear(self) -> None:
         """Forget all shards."""
         self.__init__()  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        """How many different contents there are."""
+        hashes, _, _ = self._lookup()
+        return len(np.unique(hashes))
+
+    def __iter__(self) -> Iterator[bytes]:
+        hashes, _, _ = self._lookup()
+        return (digest.ljust(hashes.itemsize, b"\0") for digest in np.unique(hashes).tolist())
 
     def __contains__(self, digest: bytes) -> bool:
         return self._place(digest) is not None

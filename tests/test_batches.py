@@ -180,7 +180,9 @@ def test_shards_tell_what_they_were_computed_in_and_are_not_mixed() -> None:
     for number in range(10):
         encode_items(encoder, [f"one more text, {number}"])
     store = LatentStore(encoder.revision, encoder.dim)
-    kinds = sorted((rows, precision.products, precision.agreement) for rows, precision in store._shards.values())
+    kinds = sorted(
+        (len(shard.digests), shard.precision.products, shard.precision.agreement) for shard in store._shards.values()
+    )
     assert (len(TEXTS), "bfloat16", found.agreement) in kinds
     assert sum(rows for rows, products, _ in kinds if products == "float32") == 10
     assert len(kinds) < 10

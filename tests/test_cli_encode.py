@@ -56,4 +56,4 @@ def test_without_ray_installed_the_remedy_is_named(
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     code, _, err = run("encode", "--pairs", str(tone_table(tmp_path)), "--ray")
     assert code == 2
-    assert "bridgekit[ray]" in err
+    assert "pip install '.[ray]'" in err

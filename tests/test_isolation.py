@@ -249,7 +249,11 @@ def test_a_process_that_is_killed_leaves_no_decoder(tmp_path: Path, long_clip: P
 
 @on_linux
 def test_control_c_reaches_the_program_and_not_its_decoders(tmp_path: Path) -> None:
+    # Where the tests run in the background of a shell, Ctrl-C is ignored by all that they start.
     program = textwrap.dedent(READ_AND_TELL) + textwrap.dedent("""
+        import signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("ready", flush=True)
         try:
             time.sleep(60)
         except KeyboardInterrupt:
@@ -260,6 +264,7 @@ def test_control_c_reaches_the_program_and_not_its_decoders(tmp_path: Path) -> N
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         before = process.stdout.readline()
+        assert process.stdout.readline() == "ready\n"
         os.killpg(process.pid, signal.SIGINT)
         assert process.stdout.readline() == before
 

@@ -131,8 +131,8 @@ def test_a_foreign_table_of_clips_that_training_saw_is_refused(judged: Any, work
     clips = [f"{workshop.clip(name)},{name}" for name in NAMES]
     (tmp_path / "seen.csv").write_text("\n".join(["audio,text", *clips]))
     with pytest.raises(BridgekitError, match="training saw 19 of these 20 rows"):
-        judged(pairs=str(tmp_path / "seen.csv"))
-    assert judged(pairs=str(tmp_path / "seen.csv"), unseen=True)[0]["pictures"] == 1
+        judged(pairs=str(tmp_path / "seen.csv"), outside=True)
+    assert judged(pairs=str(tmp_path / "seen.csv"), outside=True, unseen=True)[0]["pictures"] == 1
 
 
 def test_only_rows_are_asked_that_training_held_out(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from pathlib import Path
 
@@ -25,7 +26,10 @@ def test_a_leak_of_adapters_is_caught() -> None:
     kept: list[object] = []
 
     def keep(adapters: object) -> None:
-        kept.append(b"0123456789abcdef" * (1 << 16))  # a MiB at each of fifty validations
+        # A MiB at each of fifty validations, mapped anew: what earlier tests have freed would hide it.
+        page = mmap.mmap(-1, 1 << 20)
+        page.write(b"x" * (1 << 20))
+        kept.append(page)
 
     samples = watch_steps(150, keep)
     assert growth(samples)[1] > ALLOWED_MIB

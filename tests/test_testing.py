@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import re
 import threading
 import time
@@ -11,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -361,7 +361,12 @@ def test_tensors_that_stay_alive_are_told(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not tell the resident memory")
 def test_other_memory_that_stays_in_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    (broken,) = broken_rules(monkeypatch, lambda: Hoarder(keep=lambda latents: np.ones(1 << 19)))
+    def mapped(latents: Tensor) -> mmap.mmap:
+        memory = mmap.mmap(-1, 1 << 22)  # not from what earlier tests have freed
+        memory.write(b"x" * (1 << 22))
+        return memory
+
+    (broken,) = broken_rules(monkeypatch, lambda: Hoarder(keep=mapped))
     assert "memory grows: each two batches take" in broken
 
 

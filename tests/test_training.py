@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -22,6 +22,7 @@ from bridgekit.fusion.adapter import FrozenSide, FusionAdapter
 from bridgekit.fusion.training import PRESETS, Preset, Trained, learning_rate, train
 from bridgekit.latents import encode_items
 from bridgekit.plugins import load_encoder
+from bridgekit.sealed import write_sealed
 
 SMALL = Preset(
     shared_dim=16, blocks=1, expansion=2, dropout=0.1, batch_size=64, epochs=60, lr=3e-3, lambda_per="pair", standardise=True
@@ -172,7 +173,9 @@ def test_weights_that_run_off_in_the_last_step_of_an_epoch_are_never_judged(
     # One step an epoch, whose loss is that of the weights before it. Warm-up lets the first one pass.
     wild = replace(SMALL, batch_size=400, lr=1e41, epochs=60, warmup_steps=100)
     written: list[dict[str, Tensor]] = []
-    monkeypatch.setattr(training, "save_file", lambda tensors, *rest: (written.append(tensors), save_file(tensors, *rest)))
+    monkeypatch.setattr(
+        training, "write_sealed", lambda path, tensors, told: (written.append(tensors), write_sealed(path, tensors, told))
+    )
     trained = run(wild, checkpoint=tmp_path / "run.safetensors")
     assert (trained.diverged, trained.best_epoch, len(written)) == (2, 1, 1)
     assert all(tensor.isfinite().all() for tensor in weights(trained).values())

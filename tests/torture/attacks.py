@@ -440,14 +440,15 @@ def escape_sequences_in_a_bridge(ground: Ground) -> None:
 def escape_sequences_in_a_table(ground: Ground) -> None:
     """Escape sequences, brackets and reversed text in a table's cells and in names of files."""
     evil = "\x1b[2J\x1b]0;owned\x07\u202e[/red]"
-    shutil.copyfile("pictures/0.png", f"{evil[:5]}.png")
+    # Turned, or training would have seen it.
+    Image.open("pictures/0.png").transpose(Image.Transpose.ROTATE_180).save(f"{evil[:5]}.png")
     Path("empty\x1b[31m.png").touch()
     rows = [(f"{evil[:5]}.png", evil, evil), ("empty\x1b[31m.png", "x", "test"), (f"gone{evil}.png", "y", "test")]
     write_csv(Path("pairs.csv"), [("image", "text", "split"), *rows, *ground.rows])
     assert "2 rows were set aside" in _shown("encode", "--pairs", "pairs.csv", "--a", "image", "--b", "text")
     _shown("search", "a red apple", "--bridge", "bridge", "--among", "pairs.csv", "--to", "text", "-k", 20)
     _shown("search", "a red apple", "--bridge", "bridge", "--among", "pairs.csv", "--to", "image", "-k", 20)
-    assert "\\x1b" in _shown("eval", "bridge", "--pairs", "pairs.csv")
+    assert "\\x1b" in _shown("eval", "bridge", "--pairs", "pairs.csv", "--unseen")
     _shown("subset", "--pairs", "pairs.csv", "-k", 3, "--strict")
 
 
