@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,51 +126,3 @@ def test_the_splits_of_the_table_are_honoured(tmp_path: Path) -> None:
         ("later", "split", 1),
         ("later", "all", 20),
     }
-
-
-RUN = """
-import os, pathlib, signal, sys
-import pytest
-from tests import toys
-from bridgekit import align
-from bridgekit.fusion import training
-training.CHECKPOINT_SECONDS = -1.0
-toys.install(pytest.MonkeyPatch(), toys.ToyPlugin())
-table, out, moment, when = sys.argv[1:]
-renames = 0
-
-def replace(self, target, plain=pathlib.Path.replace):
-    # Every file that is kept arrives by a rename: SIGKILL just before or just after the one asked for.
-    global renames
-    renames += 1
-    if renames == int(moment) and when == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    plain(self, target)
-    if renames == int(moment) and when == "after":
-        os.kill(os.getpid(), signal.SIGKILL)
-
-pathlib.Path.replace = replace
-from tests.test_align import QUICK
-align(pairs=table, out=out, preset=QUICK, progress=False)
-"""
-
-
-def test_a_run_that_is_killed_again_and_again_ends_with_the_result_of_an_undisturbed_one(tmp_path: Path) -> None:
-    table = tone_table(tmp_path)
-    root = Path(__file__).resolve().parents[1]
-
-    def run(name: str, moment: int = 0, when: str = "never") -> int:
-        home = str(tmp_path / "homes" / name)
-        environment = {**os.environ, "BRIDGEKIT_HOME": home, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        arguments = [sys.executable, "-c", RUN, str(table), str(tmp_path / name), str(moment), when]
-        return subprocess.run(arguments, env=environment, cwd=root, check=False).returncode
-
-    assert run("calm") == 0
-    # Four batches of audio and one of text come first, so the first two fall into encoding and the others into training.
-    for moment, when in ((2, "before"), (2, "after"), (5, "before"), (4, "after")):
-        assert run("wild", moment, when) == -signal.SIGKILL
-        assert not (tmp_path / "wild").exists(), "a bridge is there whole or not at all"
-    assert run("wild") == 0
-    assert adapters(tmp_path / "wild") == adapters(tmp_path / "calm")
-    histories = [(tmp_path / name / "history.jsonl").read_text() for name in ("wild", "calm")]
-    assert histories[0] == histories[1]

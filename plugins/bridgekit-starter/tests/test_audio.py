@@ -157,8 +157,8 @@ def test_a_linear_probe_tells_the_ten_sounds_of_esc10_apart(encoder: AudioEncode
     from sklearn.preprocessing import StandardScaler
 
     assert ESC10 is not None
-    with (ESC10 / "clips.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    with (ESC10 / "clips.csv").open() as file:  # two of its five folds: benchmarks/esc10.py takes all
+        rows = [row for row in csv.DictReader(file) if row["fold"] in ("1", "2")]
     folder = ESC10
     latents = torch.cat([encoder.encode([encoder.prepare(folder / row["audio"])]) for row in rows]).numpy()
     labels, folds = np.array([row["label"] for row in rows]), np.array([row["fold"] for row in rows])
@@ -168,4 +168,5 @@ def test_a_linear_probe_tells_the_ten_sounds_of_esc10_apart(encoder: AudioEncode
             latents[folds != fold], labels[folds != fold]
         )
         right += int((probe.predict(latents[folds == fold]) == labels[folds == fold]).sum())
-    assert right / len(rows) > 0.92
+    assert len(rows) == 160
+    assert right / len(rows) > 0.85
