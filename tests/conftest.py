@@ -34,6 +34,13 @@ def esc10() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def no_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`align` writes no report but where reports are tested: one takes a second, and hundreds of tests align something."""
+    if "report" not in request.node.nodeid:
+        monkeypatch.setattr("bridgekit.report.report_or_warning", lambda *arguments: {})
+
+
 Run = Callable[..., tuple[int, str, str]]
 
 

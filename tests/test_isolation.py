@@ -253,8 +253,8 @@ def test_control_c_reaches_the_program_and_not_its_decoders(tmp_path: Path) -> N
     program = textwrap.dedent(READ_AND_TELL) + textwrap.dedent("""
         import signal
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("ready", flush=True)
         try:
+            print("ready", flush=True)
             time.sleep(60)
         except KeyboardInterrupt:
             read_audio(Path(sys.argv[1]), 16_000)
