@@ -36,7 +36,6 @@ def test_clips_find_their_names_and_the_bridge_tells_how_well(tmp_path: Path) ->
         "README.md",
         "training.png",
         "similarity-audio-text.png",
-        "report.html",
     }
 
 
