@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ def rank() -> int:
 
 @contextmanager
 def joined_processes() -> Iterator[None]:
-    """Join the other processes that `torchrun` started, if it did, for as long as this lasts. Each takes a GPU of its own.
+    """Join the other processes that `torchrun` started, if it did. Each takes a GPU of its own.
 
     The processes must share a file system: the first one encodes and saves, the others read what it wrote.
     """
@@ -39,10 +40,9 @@ def joined_processes() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    # For good: a group that is made anew under the keys of one that has ended may wait for ever for its addresses.
+    atexit.register(dist.destroy_process_group)
+    yield
 
 
 @contextmanager
