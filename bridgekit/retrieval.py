@@ -112,10 +112,20 @@ def chance_recall(right: Relevance, ks: Sequence[int] = (1, 5, 10)) -> dict[int,
         ks: the k of recall@k.
     """
     rights = np.unique(right.query, return_counts=True)[1]
-    candidates = len(np.unique(right.candidate))
+    return random_recall(rights, np.full(len(rights), len(np.unique(right.candidate))), ks)
+
+
+def random_recall(rights: NDArray[np.int64], candidates: NDArray[np.int64], ks: Sequence[int]) -> dict[int, float]:
+    """The recall@k that a random order is expected to have, where each query has so many right answers among so many.
+
+    Arguments:
+        rights, candidates: (n,) one a query, of one query at least.
+        ks: the k of recall@k.
+    """
     # A query misses where its first k candidates are all wrong: draws without replacement.
     draws = np.arange(max(ks))
-    left = np.clip(candidates - rights[:, None] - draws, 0, None) / np.maximum(candidates - draws, 1)
+    among = candidates[:, None]
+    left = np.clip(among - rights[:, None] - draws, 0, None) / np.maximum(among - draws, 1)
     missed = np.cumprod(left, axis=1).mean(0)
     return {k: float(1 - missed[k - 1]) for k in ks}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bridgekit.encoders import Item
 from bridgekit.evaluation import EncodedPairs
-from bridgekit.retrieval import Relevance, relevance
+from bridgekit.retrieval import Relevance, random_recall, relevance
 
 #: Queries that are looked at, at most; of more, so many are drawn.
 MAX_QUERIES = 2_000
@@ -60,13 +60,7 @@ def chance(
         ids, known = np.unique(everywhere.query, return_counts=True)
         candidates[:] = len(np.unique(encoded.ids[candidate][encoded.ids[candidate] >= 0]))
         candidates -= known[np.searchsorted(ids, asked)] - answers
-    found = {}
-    for k in ks:
-        missed = np.ones(len(asked))  # the chance that the first k are all wrong
-        for place in range(k):
-            missed *= np.maximum(0, candidates - answers - place) / np.maximum(1, candidates - place)
-        found[k] = float(1 - missed.mean()) if len(asked) else 0.0
-    return found
+    return random_recall(answers, candidates, ks) if len(asked) else dict.fromkeys(ks, 0.0)
 
 
 def worst_and_best(
