@@ -7,7 +7,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -422,12 +423,17 @@ class Bridge:
         """
         while True:
             put_back(Path(path))
-            before = _identity(Path(path))
-            try:
-                return cls._load(path, device)
-            except BridgekitError:
-                if _identity(Path(path)) == before:  # otherwise it was replaced meanwhile: these were files of two bridges
-                    raise
+            with _held(Path(path)) as still_there:
+                try:
+                    bridge = cls._load(path, device)
+                except BridgekitError:
+                    put_back(Path(path))  # a writer may have been between its two renames
+                    if still_there():
+                        raise
+                else:
+                    if still_there():
+                        return bridge
+            # It was replaced meanwhile: these were files of two bridges.
 
     @classmethod
     def _load(cls, path: str | Path, device: str) -> Bridge:
@@ -469,6 +475,23 @@ class Bridge:
             training_rows=TrainingRows.load(folder),
             folder=folder,
         )
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Gives what tells whether the same folder is still at this place.
+
+    The folder is open meanwhile: the number of one that is removed may go to the next at once, and the two look the same.
+    """
+    descriptor = None
+    with suppress(OSError):  # Windows opens no folders
+        descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    before = _identity(folder) if descriptor is None else os.fstat(descriptor).st_ino
+    try:
+        yield lambda: _identity(folder) == before
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _identity(folder: Path) -> int | None:

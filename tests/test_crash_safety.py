@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from bridgekit import Bridge, BridgekitError, align, cache, latents, precision
 from bridgekit.alignment import run_alignment
+from bridgekit.bridge import _held
 from bridgekit.cache import put_back, write_atomically, write_folder_atomically, write_text_atomically
 from bridgekit.cli import main
 from bridgekit.cli.common import newest_bridge
@@ -387,6 +388,17 @@ def test_a_reader_finds_the_old_bridge_or_the_new_one_at_every_moment(
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
+def test_a_folder_made_after_another_was_removed_is_not_taken_for_it_though_its_number_was_free(tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    folder.mkdir()
+    with _held(folder) as still_there:
+        assert still_there()
+        folder.rmdir()
+        assert not still_there()
+        folder.mkdir()
+        assert not still_there()
+
+
 @pytest.mark.usefixtures("toy")
 def test_a_bridge_that_a_killed_process_moved_away_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -491,6 +503,7 @@ from pathlib import Path
 import pytest
 from bridgekit import latents
 from bridgekit.alignment import run_alignment
+from bridgekit.bridge import _held
 from bridgekit.binding import run_binding
 from tests.painting import PicturePlugin, QUICK
 from tests.toys import install
