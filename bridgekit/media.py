@@ -18,7 +18,8 @@ from bridgekit.errors import ItemError
 from bridgekit.files import file_size, opened, unreadable
 from bridgekit.isolation import decode
 
-MAX_TEXT_MB = 64
+#: Characters of a text: a long novel. A tokenizer holds some sixty bytes a character, and no encoder reads so far.
+MAX_TEXT = 1_000_000
 
 _BLOCK = 1 << 18  # bytes hashed at a time
 _BROKEN = re.compile("[\0\ud800-\udfff]")  # NUL, or half a surrogate pair
@@ -71,11 +72,12 @@ def read_text(item: Item) -> str:
     """A text, stripped of the white space around it. A path is read as a UTF-8 file.
 
     Raises:
-        ItemError: there is nothing in it, or something that is no text (NUL bytes, half a surrogate pair), or over 64 MB.
+        ItemError: there is nothing in it, or something that is no text (NUL bytes, half a surrogate pair), or over a million
+            characters.
     """
     if isinstance(item, Path):
-        if file_size(item) > MAX_TEXT_MB * 1_000_000:
-            raise ItemError(f"the text has over {MAX_TEXT_MB} MB", where=str(item), remedy="cut it into shorter texts")
+        if file_size(item) > 4 * MAX_TEXT:  # bytes of UTF-8
+            raise _too_long(str(item))
         with opened(item) as file:
             try:
                 text = file.read().decode("utf-8-sig").strip()
@@ -85,11 +87,17 @@ def read_text(item: Item) -> str:
     else:
         text = item.strip()
         where = repr(text[:60])
+    if len(text) > MAX_TEXT:
+        raise _too_long(where)
     if not text:
         raise ItemError("the text is empty", where=where, remedy="write a text, or remove the row")
     if _BROKEN.search(text):
         raise ItemError("the text holds NUL bytes or broken characters", where=where, remedy="save it anew as UTF-8")
     return text
+
+
+def _too_long(where: str) -> ItemError:
+    return ItemError(f"the text has over {MAX_TEXT:,} characters", where=where, remedy="cut it into shorter texts")
 
 
 def size_hint(item: Item) -> int:

@@ -538,8 +538,20 @@ def test_a_text_file_of_gigabytes_is_refused_before_it_is_read(tmp_path: Path) -
     path = tmp_path / "book.txt"
     path.write_bytes(b"a word ")
     os.truncate(path, 20_000_000_000)  # sparse: it takes no room on the disk
-    with pytest.raises(ItemError, match="the text has over 64 MB"):
+    with pytest.raises(ItemError, match="the text has over 1,000,000 characters"):
         read_text(path)
+
+
+def test_a_text_is_at_most_a_million_characters_wherever_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    for sign in "xü骨🦴":
+        path.write_text(sign * 1_000_000, encoding="utf-8")
+        assert len(read_text(path)) == len(read_text(f" {sign * 1_000_000}\n")) == 1_000_000
+        path.write_text(sign * 1_000_001, encoding="utf-8")
+        for item in (path, sign * 1_000_001):
+            with pytest.raises(ItemError, match="over 1,000,000 characters") as caught:
+                read_text(item)
+            assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("text", ["", "  \n\t", "\u3000"])

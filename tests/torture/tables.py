@@ -23,7 +23,7 @@ from tests.torture.outcome import Outcome
 from tests.torture.strangers import Ground, ground_for, write_csv
 
 #: Bytes by which all of it may raise the most memory that this process, with two encoders open, has had at once.
-MEMORY = 1 << 30
+MEMORY = 512 << 20
 #: What a terminal obeys, what turns text around, and what only looks like another letter.
 STRANGE = (
     "\x1b]0;owned\x07",
