@@ -233,7 +233,7 @@ def _kind_of_device(encoder: Encoder) -> str:
 def _reason(error: Exception, encoder: Encoder) -> str:
     """Why an item cannot be used. What is no error of the family is the plugin's own mistake, not the item's."""
     if isinstance(error, BridgekitError):
-        return error.what
+        return error.reason
     return f"{plugin_of(encoder)} failed on it: {type(error).__name__}: {error}"
 
 

@@ -261,7 +261,7 @@ def _look_at(modality: str, item: Item) -> Look:
             return Look(content, faults={"one colour": "one colour"} if flat else {})
         return Look(content)
     except ItemError as error:
-        return Look(failure=error.what)
+        return Look(failure=error.reason)
 
 
 def _sound_faults(loudness: NDArray[np.float32]) -> dict[str, str]:

@@ -20,6 +20,11 @@ class BridgekitError(Exception):
         self.where = where
         self.remedy = remedy
 
+    @property
+    def reason(self) -> str:
+        """What is wrong and what to do about it, in a line, for where the place is told beside it."""
+        return f"{self.what}: {self.remedy}" if self.remedy else self.what
+
     def __str__(self) -> str:
         """One to three lines. What stands in them may be a stranger's, so a terminal shows it and does not obey it."""
         lines = [plain(" ".join(self.what.splitlines()))]

@@ -693,7 +693,7 @@ def _contents(listing: Listing) -> tuple[dict[str, int], dict[int, str]]:
     for position, result in enumerate(results):
         if isinstance(result, str):
             positions.setdefault(result, position)
-    return positions, {position: result.what for position, result in enumerate(results) if isinstance(result, ItemError)}
+    return positions, {position: result.reason for position, result in enumerate(results) if isinstance(result, ItemError)}
 
 
 def _runs(keys: Sequence[str], block_of: Mapping[str, int]) -> Iterator[list[str]]:

@@ -417,7 +417,7 @@ def _hash_all(items: Sequence[Item | None]) -> tuple[list[bytes | None], dict[in
     pieces = [items[start : start + 64] for start in range(0, len(items), 64)]
     with ThreadPoolExecutor(threads()) as pool:  # in pieces: handing over a text takes longer than hashing it
         results = [result for piece in pool.map(lambda piece: [one(item) for item in piece], pieces) for result in piece]
-    failed = {position: result.what for position, result in enumerate(results) if isinstance(result, ItemError)}
+    failed = {position: result.reason for position, result in enumerate(results) if isinstance(result, ItemError)}
     return [result if isinstance(result, bytes) else None for result in results], failed
 
 

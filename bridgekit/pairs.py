@@ -27,6 +27,7 @@ MIN_ROWS = 10  # to learn anything, and to leave one row each for validation and
 
 MAX_TABLE = 4 << 30  # bytes
 MAX_ROW = 16 << 20  # characters of a row of JSON Lines, or of a cell of CSV
+FILL = "write a header that names its columns, and rows"  # what to do about an empty table
 MAX_PATH = 500  # characters of a path in a message
 MANY, SHOWN = 1_000, 20  # names of columns that are searched for a likely one, and that are told
 LEAVES = "its path leads out of the table's folder: move the file there, or allow it with --outside"
@@ -285,7 +286,7 @@ def _table(path: Path, modalities: Sequence[str]) -> Pairs:
     """The rows of a table file, not yet checked. Cells are stripped, and empty ones are holes."""
     names, records = _read_table(path, (*modalities, *_OPTIONAL))
     if not names:
-        raise BridgekitError("the table is empty", where=str(path), remedy="write a header that names its columns, and rows")
+        raise BridgekitError("the table is empty", where=str(path), remedy=FILL)
     _check_columns(names, modalities, str(path))
     if not records:
         raise BridgekitError("the table has a header and no rows", where=str(path), remedy="add a row for each pair")
@@ -380,6 +381,8 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> _Records:
                     _as_cell(value, f"{path}, row {row}, column {name}") for row, value in enumerate(values, len(known) + 1)
                 ]
 
+    if path.is_file() and not path.stat().st_size:
+        raise BridgekitError("the table is empty", where=str(path), remedy=FILL)
     try:
         decode("parquet", path, gather, remedy="write it anew", wanted=list(wanted))
     except ItemError as error:

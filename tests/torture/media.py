@@ -10,12 +10,14 @@ from __future__ import annotations
 import csv
 import random
 import re
+import struct
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,7 +129,10 @@ def _mutated(draw: random.Random, whole: dict[str, bytes], name: str) -> tuple[s
     if kind < 0.55 and suffix in BY_FORMAT:
         mutation = BY_FORMAT[suffix]
         data = mutation(draw, data)
-        return mutation.__name__, (mutation(draw, data) if draw.random() < 0.2 and len(data) > 300 else data) or b"\0", suffix
+        if draw.random() < 0.2 and len(data) > 300:
+            with suppress(struct.error, LookupError, ValueError):  # the first broke what the second goes by
+                data = mutation(draw, data)
+        return mutation.__name__, data or b"\0", suffix
     mutation = draw.choice(BLIND)
     return mutation.__name__, mutation(draw, data) or b"\0", suffix
 
