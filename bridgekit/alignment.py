@@ -30,7 +30,7 @@ from bridgekit.evaluation import EncodedPairs, encode_pairs, refuse_leaks, test_
 from bridgekit.fitting import measure, measure_gap, train_encoded
 from bridgekit.fusion.adapter import Adapter, FrozenSide
 from bridgekit.fusion.training import PRESETS, Preset
-from bridgekit.pairs import Pairs, SetAside, read_pairs, split_pairs, table_modalities
+from bridgekit.pairs import Pairs, SetAside, read_pairs, split_pairs, table_modalities, told_columns
 from bridgekit.pictures import heat_map, training_curves
 from bridgekit.plugins import default_modalities, default_pair_source, encoder_name, load_encoder, recorded_name
 from bridgekit.precision import product_dtype
@@ -304,7 +304,7 @@ def choose_sides(a: str | None, b: str | None, more: Sequence[str], pairs: str |
     known = [column for column in columns if column in default_modalities() and column != TEXT]
     if columns and not known and TEXT not in columns:
         raise BridgekitError(
-            f"no column of the table is a modality; its columns are {', '.join(f'`{column}`' for column in columns)}",
+            f"no column of the table is a modality; its columns are {told_columns(columns)}",
             where=pairs.source if isinstance(pairs, Pairs) else str(pairs),
             remedy=f"rename headers to {', '.join(sorted(default_modalities()))}, or say with --a and --b what the columns are",
         )

@@ -55,7 +55,7 @@ def bind(
         bridge: the folder of a bridge.
         add: a modality (its default encoder is taken) or an encoder, `provider:model`.
         pairs: as for `align`: a table with a column for the new modality and one for any of the bridge's.
-        out: where to write the larger bridge; by default in place of the old one, whose conditioners and pictures stay.
+        out: where to write the larger bridge; by default in place of the old one, whose conditioners, pictures and report stay.
         overwrite: bind a modality anew that was bound before with other pairs, or replace another bridge at `out`.
         seed, device, strict, resume, outside, progress: as for `align`. The hyperparameters are those that the bridge was
             trained with.
@@ -101,119 +101,102 @@ def run_binding(
     # Two runs for one place take turns: the second takes what the first has bound for the bridge that it adds to.
     with one_writer(folder) if rank() == 0 else nullcontext():
         progress = progress and rank() == 0
-        return _bind_into(folder, source, add, pairs, seed, device, strict, resume, overwrite, outside, progress)
-
-
-def _bind_into(
-    folder: Path,
-    source: Path,
-    add: str,
-    pairs: str | Path | Pairs,
-    seed: int,
-    device: str,
-    strict: bool,
-    resume: bool,
-    overwrite: bool,
-    outside: bool,
-    progress: bool,
-) -> Alignment:
-    """`run_binding` once nobody else writes the folder."""
-    started = time.monotonic()
-    device = resolve_device(device)
-    with first_process_first():
-        old = Bridge.load(source, device)
-    name = encoder_name(add)
-    encoder = load_encoder(name, device)
-    name = recorded_name(name, encoder)
-    new = encoder.modality
-    known = [modality for modality in old.sides if modality != new]
-    bound = any(story["modality"] == new for story in old.provenance.get("bound", ()))
-    if new in old.sides and not bound:
-        raise BridgekitError(
-            f"this bridge has a side for {new} already",
-            where=str(source),
-            remedy=f"add a modality that is none of {', '.join(old.sides)}, or train another bridge with align",
-        )
-    partners = [modality for modality in table_modalities(pairs) if modality in known]
-    if not partners:
-        raise BridgekitError(
-            f"the table has no column for any of this bridge's modalities ({', '.join(known)})",
-            where=pairs.source if isinstance(pairs, Pairs) else str(pairs),
-            remedy=f"give pairs of {new} with one of them",
-        )
-    table = pairs if isinstance(pairs, Pairs) else read_pairs(pairs, (*partners, new), outside=outside)
-    encoders = {modality: old.encoder(modality) for modality in partners} | {new: encoder}
-    with progress_bars(progress) as report:
+        started = time.monotonic()
+        device = resolve_device(device)
         with first_process_first():
-            encoded = encode_pairs(table, encoders, report, strict=strict)
-        encoded, split = _only_with(new, encoded, np.asarray(split_pairs(encoded.pairs, seed, encoded.ids)))
-        refuse_leaks(encoded, split)
-        check_variety(encoded)
-        fingerprint = fingerprint_of(
-            encoded,
-            split,
-            # Of the sides that it is bound to alone: what else is bound later does not change this one.
-            sides={modality: asdict(old.sides[modality]) for modality in partners},
-            adapters=old.weights_hash(partners),
-            encoder=[name, encoder.revision],
-            preset=asdict(old.preset),
-            seed=seed,
-            device=device,
-        )
-        example = unseen_item(encoded, split, new)
-        finished = _bound_before(folder, fingerprint, device) if resume else None
-        if finished:
-            return Alignment(finished, folder, encoded.pairs.set_aside, example, reused=True)
-        if bound and not overwrite:
+            old = Bridge.load(source, device)
+        name = encoder_name(add)
+        encoder = load_encoder(name, device)
+        name = recorded_name(name, encoder)
+        new = encoder.modality
+        known = [modality for modality in old.sides if modality != new]
+        bound = any(story["modality"] == new for story in old.provenance.get("bound", ()))
+        if new in old.sides and not bound:
             raise BridgekitError(
-                f"{new} was bound to this bridge before, with other pairs or another seed",
+                f"this bridge has a side for {new} already",
                 where=str(source),
-                remedy="bind it anew with --overwrite; the other sides stay as they are",
+                remedy=f"add a modality that is none of {', '.join(old.sides)}, or train another bridge with align",
             )
-        check_free(folder, overwrite or folder == source)
-        old = _without(new, old)
-        fixed = {modality: old.adapters[modality] for modality in partners}
-        preset = replace(old.preset, temperature=old.temperature)
-        trained = train_encoded(
-            encoded,
-            split,
-            preset=preset,
-            seed=seed,
-            fixed=fixed,
-            device=device,
-            checkpoint=checkpoint_of(fingerprint, resume),
-            report=report,
-        )
-        if rank() > 0:  # the first process measures and saves for all
+        partners = [modality for modality in table_modalities(pairs) if modality in known]
+        if not partners:
+            raise BridgekitError(
+                f"the table has no column for any of this bridge's modalities ({', '.join(known)})",
+                where=pairs.source if isinstance(pairs, Pairs) else str(pairs),
+                remedy=f"give pairs of {new} with one of them",
+            )
+        table = pairs if isinstance(pairs, Pairs) else read_pairs(pairs, (*partners, new), outside=outside)
+        encoders = {modality: old.encoder(modality) for modality in partners} | {new: encoder}
+        with progress_bars(progress) as report:
             with first_process_first():
-                return Alignment(Bridge.load(folder, device), folder, encoded.pairs.set_aside, example, reused=False)
-        adapter = trained.adapters[new].to(device)
-        story = {
-            "modality": new,
-            **story_of(encoded, split, seed, device, started),
-            "fingerprint": fingerprint,
-            "best_epoch": trained.best_epoch,
-            **({"diverged": trained.diverged} if trained.diverged else {}),
-        }
-        larger = replace(
-            old,
-            sides={**old.sides, new: Side(name, encoder.revision, encoder.dim, frozen=False)},
-            adapters={**old.adapters, new: adapter},
-            provenance={**old.provenance, "bound": [*old.provenance.get("bound", ()), story]},
-            _encoders={**old._encoders, new: encoder},
-            training_rows=old.training_rows | encoded.training_rows(split),
-        )
-        larger = measure_gap(larger, encoded, split)
-        records = [
-            record
-            for record in measure(larger, encoded, split, preset=preset, seed=seed, fixed=fixed)
-            if new in sides_of(record)
-        ]
-    larger = replace(larger, metrics=[*old.metrics, *records])
-    pictures = {f"training-{new}.png": training_curves(trained.history), **heat_maps(larger, encoded, split)}
-    with first_process_first():
-        larger.save(folder, pictures=pictures, overwrite=overwrite or folder == source, grown_from=source)
-    return Alignment(larger, folder, encoded.pairs.set_aside, example, reused=False)
+                encoded = encode_pairs(table, encoders, report, strict=strict)
+            encoded, split = _only_with(new, encoded, np.asarray(split_pairs(encoded.pairs, seed, encoded.ids)))
+            refuse_leaks(encoded, split)
+            check_variety(encoded)
+            fingerprint = fingerprint_of(
+                encoded,
+                split,
+                # Of the sides that it is bound to alone: what else is bound later does not change this one.
+                sides={modality: asdict(old.sides[modality]) for modality in partners},
+                adapters=old.weights_hash(partners),
+                encoder=[name, encoder.revision],
+                preset=asdict(old.preset),
+                seed=seed,
+                device=device,
+            )
+            example = unseen_item(encoded, split, new)
+            finished = _bound_before(folder, fingerprint, device) if resume else None
+            if finished:
+                return Alignment(finished, folder, encoded.pairs.set_aside, example, reused=True)
+            if bound and not overwrite:
+                raise BridgekitError(
+                    f"{new} was bound to this bridge before, with other pairs or another seed",
+                    where=str(source),
+                    remedy="bind it anew with --overwrite; the other sides stay as they are",
+                )
+            check_free(folder, overwrite or folder == source)
+            old = _without(new, old)
+            fixed = {modality: old.adapters[modality] for modality in partners}
+            preset = replace(old.preset, temperature=old.temperature)
+            trained = train_encoded(
+                encoded,
+                split,
+                preset=preset,
+                seed=seed,
+                fixed=fixed,
+                device=device,
+                checkpoint=checkpoint_of(fingerprint, resume),
+                report=report,
+            )
+            if rank() > 0:  # the first process measures and saves for all
+                with first_process_first():
+                    return Alignment(Bridge.load(folder, device), folder, encoded.pairs.set_aside, example, reused=False)
+            adapter = trained.adapters[new].to(device)
+            story = {
+                "modality": new,
+                **story_of(encoded, split, seed, device, started),
+                "fingerprint": fingerprint,
+                "best_epoch": trained.best_epoch,
+                **({"diverged": trained.diverged} if trained.diverged else {}),
+            }
+            larger = replace(
+                old,
+                sides={**old.sides, new: Side(name, encoder.revision, encoder.dim, frozen=False)},
+                adapters={**old.adapters, new: adapter},
+                provenance={**old.provenance, "bound": [*old.provenance.get("bound", ()), story]},
+                _encoders={**old._encoders, new: encoder},
+                training_rows=old.training_rows | encoded.training_rows(split),
+            )
+            larger = measure_gap(larger, encoded, split)
+            records = [
+                record
+                for record in measure(larger, encoded, split, preset=preset, seed=seed, fixed=fixed)
+                if new in sides_of(record)
+            ]
+        larger = replace(larger, metrics=[*old.metrics, *records])
+        pictures = {f"training-{new}.png": training_curves(trained.history), **heat_maps(larger, encoded, split)}
+        with first_process_first():
+            larger.save(folder, pictures=pictures, overwrite=overwrite or folder == source, grown_from=source)
+        return Alignment(larger, folder, encoded.pairs.set_aside, example, reused=False)
 
 
 def _without(modality: str, bridge: Bridge) -> Bridge:

@@ -363,8 +363,8 @@ class Bridge:
             path: the folder.
             pictures: file name to PNG bytes, written with it.
             overwrite: whether a bridge that is there already may be replaced.
-            grown_from: the folder of the bridge that this one has grown from: its pictures and conditioners hold still, and
-                go along.
+            grown_from: the folder of the bridge that this one has grown from: its pictures, report and conditioners hold
+                still, and go along.
 
         Raises:
             BridgekitError: something is there that must not be replaced, or the place cannot be written.
@@ -393,7 +393,7 @@ class Bridge:
             self.training_rows.save(aside)
             (aside / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self.history))
             if grown_from:
-                for file in grown_from.glob("*.png"):
+                for file in (*grown_from.glob("*.png"), *grown_from.glob("report.html")):
                     shutil.copyfile(file, aside / file.name)
                 if (grown_from / "conditioners").is_dir():
                     for file in (grown_from / "conditioners").glob("[!.]*"):  # one that is being written now is left out

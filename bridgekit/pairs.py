@@ -22,6 +22,7 @@ from bridgekit.bounded import OutOfBounds, homes, is_within, open_regular, parse
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.isolation import decode
+from bridgekit.plain import plain
 
 MIN_ROWS = 10  # to learn anything, and to leave one row each for validation and test
 
@@ -434,9 +435,14 @@ def _check_columns(names: Sequence[str], wanted: Sequence[str], where: str) -> N
             remedy = f"rename the header `{lowered[close[0]]}` to `{modality}`"
         else:
             remedy = f"rename the header of the column that holds {modality} to `{modality}`"
-        found = ", ".join(f"`{name[:60]}`" for name in names[:SHOWN])
-        found += f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-        raise BridgekitError(f"the table has no column `{modality}`; its columns are {found}", where=where, remedy=remedy)
+        what = f"the table has no column `{modality}`; its columns are {told_columns(names)}"
+        raise BridgekitError(what, where=where, remedy=remedy)
+
+
+def told_columns(names: Sequence[str]) -> str:
+    """Names of columns as a message tells them: the first of many, and of a long one its beginning."""
+    found = ", ".join(f"`{plain(name)[:60]}`" for name in names[:SHOWN])
+    return found + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
 
 
 def _class_folders(folder: Path, modalities: Sequence[str]) -> Pairs:

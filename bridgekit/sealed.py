@@ -38,7 +38,8 @@ def write_sealed(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, s
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, str]) -> None:
-    """`safetensors.torch.save_file` into a new folder, with the system's own errors and the folder's own permissions.
+    """`safetensors.torch.save_file` into a new folder: the same bytes for the same call, the system's own errors, the folder's
+    own permissions.
 
     safetensors 0.8 lets nobody but the user read its files, wherever they are.
 
@@ -49,7 +50,21 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, s
         save_file(dict(tensors), path, dict(told))
     except SafetensorError as error:
         raise _system_error(error) from error
+    if len(told) > 1:
+        _order_told(path)
     path.chmod(path.parent.stat().st_mode & 0o666)
+
+
+def _order_told(path: Path) -> None:
+    """Put what is told of the tensors in the order of its names: safetensors writes it in any, anew each time."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        listed = json.loads(file.read(length))
+        listed["__metadata__"] = dict(sorted(listed["__metadata__"].items()))
+        ordered = json.dumps(listed, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(ordered) <= length:
+            file.seek(8)
+            file.write(ordered.ljust(length))
 
 
 def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -120,6 +120,7 @@ def test_binding_leaves_the_other_sides_as_they_are_to_the_bit(workshop: Worksho
     folder = workshop.bridge(tmp_path / "bridge")
     (folder / "conditioners").mkdir()
     (folder / "conditioners" / "some.safetensors").write_bytes(b"fitted before")
+    (folder / "report.html").write_text("of before")
     before = Bridge.load(folder)
     bound = bind(folder, "image", workshop.folder / "gallery.csv", progress=False)
     after = Bridge.load(folder)
@@ -128,6 +129,7 @@ def test_binding_leaves_the_other_sides_as_they_are_to_the_bit(workshop: Worksho
     assert after.temperature == before.temperature
     assert after.weights_hash(["image"]) == bound.weights_hash(["image"])
     assert (folder / "conditioners" / "some.safetensors").read_bytes() == b"fitted before"
+    assert (folder / "report.html").read_text() == "of before"
     assert {"training.png", "training-image.png"} <= {file.name for file in folder.glob("*.png")}
     assert list(after.metrics)[: len(before.metrics)] == list(before.metrics)
     assert {record["direction"] for record in list(after.metrics)[len(before.metrics) :]} == {"text → image", "image → text"}

@@ -80,6 +80,17 @@ def test_a_flipped_bit_anywhere_in_a_sealed_file_is_noticed(tmp_path: Path) -> N
         flip(path, at, at % 8)
 
 
+def test_a_sealed_file_of_the_same_content_is_the_same_to_the_byte(tmp_path: Path) -> None:
+    told = {"of": 'öäü "骨" \n\x01\x7f\\ /', "conditioner": "{}", "revision": "x"}
+    written = set()
+    for number in range(8):
+        path = tmp_path / f"{number}.safetensors"
+        write_sealed(path, {"b": torch.ones(3), "a": torch.zeros(2, 2)}, told)
+        assert {**told, **read_sealed(path)[1]} == read_sealed(path)[1]
+        written.add(path.read_bytes())
+    assert len(written) == 1
+
+
 def test_what_is_renamed_into_place_was_flushed_before_and_its_folder_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

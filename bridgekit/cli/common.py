@@ -200,6 +200,8 @@ def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> N
             say(f"No test row has both {a} and {b}: how well they find each other was not measured.")
     what = "This bridge was made by the same command before; nothing had to be done again" if done.reused else "Bridge"
     say(f"{what}: {done.folder}")
-    if (done.folder / "report.html").exists():
+    if bound:
+        say(f"Report: bridgekit report {shlex.quote(str(done.folder))} (writes it anew, on all tables)")
+    elif (done.folder / "report.html").exists():
         say(f"Report: {done.folder / 'report.html'} (to look at in a browser)")
     say(f"Next:   bridgekit search {shlex.quote(str(done.example))} --bridge {shlex.quote(str(done.folder))}")

@@ -78,10 +78,15 @@ def short_texts(count: int) -> list[str]:
 
 
 def watch_texts(count: int) -> list[Sample]:
-    """Encode so many different texts into a fresh store."""
-    from bridgekit import load_encoder
+    """Encode so many different texts into a fresh store.
+
+    Shards are written four times as often as they are, and so merged, 64 at a time, from the warm-up on: merging takes its
+    memory once, and otherwise only after some 60,000 texts.
+    """
+    from bridgekit import latents, load_encoder
     from bridgekit.latents import encode_items
 
+    latents.FLUSH_SECONDS /= 4
     watch = Watch(count)
     with tempfile.TemporaryDirectory() as folder:
         encode_items(
