@@ -266,7 +266,8 @@ def test_a_process_killed_between_merging_and_removing_is_no_trouble_later(monke
     store = LatentStore("toy", 2)
     store.merge_small_shards(2)
     assert numbers(LatentStore("toy", 2), range(6)) == list(range(6))
-    assert all(len(shard.digests) >= 5 for shard in LatentStore("toy", 2)._shards.values())
+    # One small shard may be left, of those rows whose small copy was looked at.
+    assert sum(len(shard.digests) < 5 for shard in LatentStore("toy", 2)._shards.values()) <= 1
 
 
 def test_shards_are_merged_by_as_many_rows_as_memory_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Every promise of docs/PROMISES.md attacked at full length: make torture, or python -m tests.torture [PART ...]
 
 Prints what was tried and what held, and exits with 1 if anything did not. All distinct messages that the attacks were given
-go to torture-messages.txt, to be read by eye.
+go to torture-messages.txt, to be read by eye, and memory over the long runs to torture-long-runs.png.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PARTS: dict[str, Callable[[int], Outcome]] = {
     "attacks": lambda seed: attacks.run(),
     "media": lambda seed: media.run(2_400, seed),
     "tables": lambda seed: tables.run(600, seed),
-    "long runs": lambda seed: long_runs.run(100_000, 10_000),
+    "long runs": lambda seed: long_runs.run(100_000, 10_000, long_runs.PICTURE),
     "kills": lambda seed: kills.run(510, seed, slots=2),
 }
 

@@ -25,6 +25,10 @@ SAMPLES, WARM_UP = 50, 0.2
 #: Memory may grow by so many MiB from there to the end, by the line fitted to what was seen. Keeping the latents of 100,000
 #: items by mistake takes 117; keeping one weight matrix of an adapter at each 100th of 10,000 steps takes 44.
 ALLOWED_MIB = 24.0
+#: And the store's first merge of 64 shards, after some 60,000 texts, may take so many once, which the allocator keeps.
+MERGING_MIB = {"texts": 30.0}
+#: Where the whole torture draws what it saw.
+PICTURE = Path("torture-long-runs.png")
 ROOT = Path(__file__).resolve().parents[2]
 CLIPS = ROOT.parent / "shared" / "data" / "esc10" / "clips"
 
@@ -78,15 +82,10 @@ def short_texts(count: int) -> list[str]:
 
 
 def watch_texts(count: int) -> list[Sample]:
-    """Encode so many different texts into a fresh store.
-
-    Shards are written four times as often as they are, and so merged, 64 at a time, from the warm-up on: merging takes its
-    memory once, and otherwise only after some 60,000 texts.
-    """
-    from bridgekit import latents, load_encoder
+    """Encode so many different texts into a fresh store."""
+    from bridgekit import load_encoder
     from bridgekit.latents import encode_items
 
-    latents.FLUSH_SECONDS /= 4
     watch = Watch(count)
     with tempfile.TemporaryDirectory() as folder:
         encode_items(
@@ -205,7 +204,7 @@ def faults(kind: str, samples: Sequence[Sample]) -> list[str]:
     half = len(warm) // 2
     found = []
     rate, total = growth(samples)
-    if total > ALLOWED_MIB:
+    if total > ALLOWED_MIB + MERGING_MIB.get(kind, 0.0):
         found.append(f"{kind}: memory grew by {total:.0f} MiB, {rate:.1f} a 10,000")
     for name in ("descriptors", "threads"):
         counts = [getattr(sample, name) for sample in warm]
