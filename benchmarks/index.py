@@ -152,7 +152,16 @@ def kinds() -> list[tuple[str, Any, list[dict[str, int]]]]:
 
 
 def main() -> str:
-    """Index and search; gives the tables."""
+    """Index and search, in one thread; gives the tables."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _measured_anew()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measured_anew() -> str:
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         bridge = place / "image-text"
@@ -225,8 +234,8 @@ def _measured(place: Path, model: Bridge, bridge: Path, queries: dict[str, Tenso
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     if sys.argv[1:]:
+        torch.set_num_threads(1)
         add(Path(sys.argv[1]), Path(sys.argv[2]))
     else:
         print(main())
