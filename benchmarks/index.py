@@ -33,6 +33,8 @@ from bridgekit.progress import progress_bars
 from bridgekit.retrieval import search
 
 ROWS, QUERIES = 100_000, 200
+#: LanceDB's names of what a search can be told.
+SETTERS = {"probes": "nprobes", "refine": "refine_factor", "ef": "ef"}
 K = 10
 
 
@@ -72,15 +74,17 @@ def add(bridge: Path, folder: Path) -> float:
 
 
 def killed(bridge: Path, folder: Path) -> int:
-    """Index them in a process that is killed when it has added half; gives how many rows were there then."""
+    """Index them in a process that is killed when it has added some; gives how many rows were there then."""
     process = subprocess.Popen([sys.executable, __file__, str(bridge), str(folder)])
     while process.poll() is None:
-        if folder.exists() and (index := Index.create(folder)).modalities and index.rows("text") >= ROWS / 2:
+        if folder.exists() and (index := Index.create(folder)).modalities and index.rows("text"):
             process.send_signal(signal.SIGKILL)
             process.wait()
-            return Index.open(folder).rows("text")
+            if (rows := Index.open(folder).rows("text")) < ROWS:
+                return rows
+            break
         time.sleep(0.05)
-    raise SystemExit("the process ended before it could be killed")
+    raise SystemExit("the process had added all before it could be killed")
 
 
 def fingerprint(folder: Path) -> str:
@@ -125,15 +129,17 @@ def torchs(queries: Tensor, matrix: Tensor) -> list[float]:
     return scores
 
 
-def raw(lance: Any, probes: int | None = None, refine: int | None = None, ef: int | None = None) -> Way:
-    """LanceDB's own search with these settings."""
+def raw(lance: Any, matrix: Tensor, row_of: dict[str, int], **settings: int) -> Way:
+    """LanceDB's own search with these settings. Similarities are the exact ones of what it finds, not its estimates."""
 
     def way(query: Tensor) -> list[float]:
         asked = lance.search(query[0].numpy(), vector_column_name="vector").distance_type("cosine").limit(K)
         asked = asked.select(["content", "_distance"])
-        for value, setting in ((probes, "nprobes"), (refine, "refine_factor"), (ef, "ef")):
-            asked = getattr(asked, setting)(value) if value else asked
-        return [1 - distance for distance in asked.to_arrow()["_distance"].to_pylist()]
+        for name, value in settings.items():
+            asked = getattr(asked, SETTERS[name])(value)
+        found = [row_of[content] for content in asked.to_arrow()["content"].to_pylist()]
+        similarities: list[float] = (matrix[found] @ query[0]).tolist()
+        return similarities
 
     return way
 
@@ -187,7 +193,9 @@ def _measured(place: Path, model: Bridge, bridge: Path, queries: dict[str, Tenso
     index.finish()
     finishing = time.monotonic() - started
     lance = lancedb.connect(index.path, read_consistency_interval=timedelta(0)).open_table("text")
-    matrix = module._matrix(lance.to_arrow()["vector"].combine_chunks())
+    stored = lance.to_arrow()
+    matrix = module._matrix(stored["vector"].combine_chunks())
+    row_of = {content: row for row, content in enumerate(stored["content"].to_pylist())}
     tenth = {name: search(asked, matrix, K)[0][:, -1].tolist() for name, asked in queries.items()}
 
     def row(name: str, build: str, megabytes: str, way: Way) -> list[str]:
@@ -210,7 +218,7 @@ def _measured(place: Path, model: Bridge, bridge: Path, queries: dict[str, Tenso
         megabytes = f"+ {(next(iter(lance.list_indices())).size_bytes or 0) / 1e6:.0f}"
         for setting in settings:
             named = ", ".join(f"{name} {value}" for name, value in setting.items())
-            rows.append(row(f"LanceDB, {kind}: {named}", build, megabytes, raw(lance, **setting)))
+            rows.append(row(f"LanceDB, {kind}: {named}", build, megabytes, raw(lance, matrix, row_of, **setting)))
             build = megabytes = ""
     built = index.approximate("text")
     recall = ", ".join(f"{value:.3f} for {name} queries" for name, value in built.recall.items()) if built else "none"
@@ -220,7 +228,8 @@ def _measured(place: Path, model: Bridge, bridge: Path, queries: dict[str, Tenso
         f"({ROWS / seconds:,.0f} a second), with their latents in the store. Killed (SIGKILL) with {rows_then:,} rows there, "
         f"the same command went on in {resumed:.0f} s: "
         f"{'rows and vectors are the same, bit for bit' if same else 'BUT THE ROWS DIFFER'}. "
-        f"recall@10 that is kept with the index: {recall}. Sizes are of the folder; with +, of what is approximate. "
+        f"recall@10 that is kept with the index: {recall}. Sizes are of the folder, which keeps "
+        f"older versions for {module.CLEAN_AFTER.seconds // 60} minutes; with +, of what is approximate. "
         "Building, for `Index.search`, is `finish`: merging, building, and measuring recall. "
         "Times are the wall's, CPU that of all threads."
     )

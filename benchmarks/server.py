@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -61,7 +62,11 @@ def make_bridge(folder: Path) -> tuple[Path, list[bytes], list[str]]:
     with (folder / "words.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["audio", "text", "image"])
-        writer.writerows([path, clip.name, files[clip.name]] for clip, path in zip(clips, spoken._speak(clips), strict=True))
+        for clip, path in zip(clips, spoken._speak(clips), strict=True):
+            audio, image = f"{clip.voice}-{Path(path).name}", Path(files[clip.name]).name
+            shutil.copyfile(path, folder / audio)
+            shutil.copyfile(files[clip.name], folder / image)
+            writer.writerow([audio, clip.name, image])
     align(pairs=folder / "words.csv", out=folder / "bridges" / "words", progress=False)
     asked = spoken._speak([spoken.Clip(word, NEW_VOICE, "test") for word in words])
     return folder / "bridges" / "words", [wav(path) for path in asked], words
