@@ -1,6 +1,6 @@
 """`bridgekit app` under load: 50 programs at once for a minute, on the same cores as the server. Rates, latencies, memory.
 
-python benchmarks/server.py
+python benchmarks/server.py [SECONDS]
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ def processor(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def main() -> str:
-    """Serve, ask for a minute, count."""
+def main(lasting: float = SECONDS) -> str:
+    """Serve, ask for so many seconds, count."""
     with tempfile.TemporaryDirectory() as folder:
         bridge, clips, words = make_bridge(Path(folder))
         command = [sys.executable, "-m", "bridgekit", "app", str(bridge), "--port", "0"]
@@ -148,18 +148,18 @@ def main() -> str:
                 assert server.stdout
                 found = re.search(r"http://\S+", server.stdout.readline())
                 assert found
-                return measure(server.pid, int(urlsplit(found.group(0)).port or 0), clips, words)
+                return measure(server.pid, int(urlsplit(found.group(0)).port or 0), clips, words, lasting)
             finally:
                 server.terminate()
 
 
-def measure(server: int, port: int, clips: list[bytes], words: list[str]) -> str:
+def measure(server: int, port: int, clips: list[bytes], words: list[str], lasting: float) -> str:
     """The load itself."""
     client(0, port, time.monotonic() + 20, clips, words, Log())  # until all is open and has been used once
     log, held = Log(), []
     before, had = health(port), processor(server)
     started = time.monotonic()
-    until = started + SECONDS
+    until = started + lasting
     threads = [
         threading.Thread(target=client, args=(number, port, until, clips, words, log)) for number in range(1, CLIENTS + 1)
     ]
@@ -216,4 +216,4 @@ def _told(errors: Counter[str]) -> str:
 
 
 if __name__ == "__main__":
-    print(main())
+    print(main(*map(float, sys.argv[1:])))
