@@ -6,6 +6,7 @@ python benchmarks/generation.py (needs the speech bridge: it is trained, or foun
 from __future__ import annotations
 
 import csv
+import os
 import random
 import tempfile
 import time
@@ -63,6 +64,7 @@ def from_sounds(work: Path) -> str:
     """ESC-10: each fold left out in turn, all of its clips drawn; the judge chooses among the ten. Means over the folds."""
     with (ESC10 / "clips.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    os.environ["BRIDGEKIT_OUTSIDE"] = "yes"  # the tables are written here, beside the bridges
     folds = []
     for fold in "12345":
         pairs = work / f"fold{fold}.csv"
