@@ -638,9 +638,9 @@ def test_work_that_would_wait_longer_than_its_client_is_refused() -> None:
     async def main() -> None:
         queue, gate = Queue("jobs", 10, 5), threading.Event()
         assert await outcome(queue.submit("a", lambda _: time.sleep(0.2))) is None
-        running = queue.submit("a", lambda _: gate.wait())
-        while not queue.busy():
-            await asyncio.sleep(0.01)
+        began = threading.Event()
+        running = queue.submit("a", lambda _: began.set() or gate.wait())
+        await asyncio.to_thread(began.wait)
         first = queue.submit("b", lambda _: "first", patience=0.1)  # nobody waits before it
         with pytest.raises(Refusal, match="busy: 1 jobs are waiting"):
             queue.submit("c", lambda _: "second", patience=0.1)
