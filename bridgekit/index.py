@@ -81,7 +81,7 @@ class Added:
         changed: rows whose item has moved, or of which the table says something else now.
         unchanged: rows that were there.
         gone: rows of the same source that are no longer in it, and that stay.
-        removed: such rows that were removed.
+        removed: such rows that were removed: all if asked to prune, else those whose file now holds something else.
         set_aside: items that cannot be used.
         seconds: how long it took.
     """
@@ -321,17 +321,19 @@ class Index:
                 report(f"indexing {listing.modality}", done, len(keys))
         finally:
             commit()
-        if prune and gone:
-            with _told(self.path):
-                for start in range(0, len(gone), 500):
-                    table.delete(f"content IN ({', '.join(repr(key) for key in gone[start : start + 500])})")
+        listed = {str(item) for position, item in enumerate(listing.items) if position not in reasons}
+        # A file that was written anew answers by what it holds now, not by what it held.
+        removed = [key for key, item in gone.items() if prune or item in listed]
+        with _told(self.path):
+            for start in range(0, len(removed), 500):
+                table.delete(f"content IN ({', '.join(repr(key) for key in removed[start : start + 500])})")
         return Added(
             listing.modality,
             counts["new"],
             counts["changed"],
             len(same),
-            0 if prune else len(gone),
-            len(gone) if prune else 0,
+            len(gone) - len(removed),
+            len(removed),
             _set_aside(listing, reasons),
             time.monotonic() - started,
         )
@@ -530,21 +532,22 @@ class _Rows:
                 self.values[name] = [None] * len(listing)
         self.source = listing.source
 
-    def compare(self, table: Table, positions: Mapping[str, int]) -> tuple[set[str], set[str], list[str]]:
-        """Keys of the rows that the table has just so, of those that it has otherwise, and of those that are gone."""
+    def compare(self, table: Table, positions: Mapping[str, int]) -> tuple[set[str], set[str], dict[str, str]]:
+        """Keys of the rows that the table has just so, of those that it has otherwise, and of those gone, with their items."""
         same: set[str] = set()
         changed: set[str] = set()
-        gone: list[str] = []
+        gone: dict[str, str] = {}
         names = list(self.values)
         for batch in table.search().select(["content", *names]).to_batches(8_192):
             stored = zip(*(batch[name].to_pylist() for name in names), strict=True)
             sources = batch["source"].to_pylist()
-            for key, source, row in zip(batch["content"].to_pylist(), sources, stored, strict=True):
+            items = batch["item"].to_pylist()
+            for key, item, source, row in zip(batch["content"].to_pylist(), items, sources, stored, strict=True):
                 if key in positions:
                     wanted = tuple(self.values[name][positions[key]] for name in names)
                     (same if row == wanted else changed).add(key)
                 elif source == self.source:
-                    gone.append(key)
+                    gone[key] = item
         return same, changed, gone
 
     def arrow(self, keys: Sequence[str], positions: Sequence[int], vectors: Tensor) -> Any:

@@ -208,6 +208,21 @@ def test_a_file_that_moved_is_the_same_row_under_its_new_name(tmp_path: Path) ->
     assert len(hits) == 24
 
 
+def test_a_file_that_was_written_anew_answers_by_what_it_holds_now(tmp_path: Path) -> None:
+    bridge, table = real_bridge(), pictures(tmp_path)
+    index = Index.create(tmp_path / "i")
+    index.add(bridge, list_items(table, "image"))
+    other, name = tmp_path / "pictures" / "red circle.png", "red circle.png"
+    Image.new("RGB", (64, 64), "green").save(other)
+    added = index.add(bridge, list_items(table, "image"))
+    assert (added.new, added.gone, added.removed, index.rows("image")) == (1, 0, 1, 24)
+    hits = index.find(bridge, "image", other, "image", 30).hits[0]
+    assert (Path(hits[0].item).name, [Path(hit.item).name for hit in hits].count(name)) == (name, 1)
+    other.write_bytes(b"broken")
+    added = index.add(bridge, list_items(table, "image"))
+    assert (added.gone, added.removed, index.rows("image")) == (1, 0, 24)  # kept until it can be read
+
+
 def test_what_vanished_is_told_and_pruned_from_its_own_source_only(tmp_path: Path) -> None:
     bridge = toy_bridge()
     index = Index.create(tmp_path / "i")

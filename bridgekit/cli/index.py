@@ -79,7 +79,10 @@ def command(
         print(f"  search: {told(index.approximate(added.modality))}")
     shown = out or str(folder.with_name(f"{folder.name}.index"))
     print(f"Index: {shown}")
-    print(f"Next:  bridgekit search {shlex.quote(str(listings[0].items[0]))[:100]} --index {shlex.quote(shown)}")
+    unusable = {row.item for row in done[0].set_aside}
+    asked = next((item for item in map(str, listings[0].items) if item not in unusable), None)
+    if asked:
+        print(f"Next:  bridgekit search {shlex.quote(asked)[:100]} --index {shlex.quote(shown)}")
 
 
 def told(approximate: Approximate | None) -> str:
