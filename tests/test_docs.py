@@ -200,6 +200,8 @@ def test_search_works_from_disk_in_a_browser_that_asks_nobody(site: Path, tmp_pa
 def verbs() -> Iterator[tuple[str, typer.core.TyperCommand]]:
     """Every verb and sub-verb of bridgekit's own, by its whole name."""
     for name, verb in typer.main.get_command(cli.app).commands.items():  # type: ignore[attr-defined]
+        if (verb.callback.__module__ if verb.callback else "bridgekit").split(".")[0] != "bridgekit":
+            continue  # a test before this one has called the program, which adds what plugins bring
         yield f"bridgekit {name}", verb
         for inner, command in getattr(verb, "commands", {}).items():
             yield f"bridgekit {name} {inner}", command
