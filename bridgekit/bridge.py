@@ -421,15 +421,17 @@ class Bridge:
         Raises:
             BridgekitError: it is not a bridge, is damaged, or was written by a newer version.
         """
+        failed = False
         while True:
             put_back(Path(path))
             with _held(Path(path)) as still_there:
                 try:
                     bridge = cls._load(path, device)
                 except BridgekitError:
-                    put_back(Path(path))  # a writer may have been between its two renames
-                    if still_there():
+                    # Once is no proof: a writer may have been between its two renames, and somebody have put it back since.
+                    if still_there() and failed:
                         raise
+                    failed = still_there()
                 else:
                     if still_there():
                         return bridge

@@ -400,6 +400,30 @@ def test_a_reader_finds_the_old_bridge_or_the_new_one_at_every_moment(
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
+@pytest.mark.usefixtures("toy")
+def test_a_bridge_that_was_away_while_it_was_read_and_is_back_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "b"
+    one, _ = bridges(folder)
+    reads: list[Path] = []
+    load = Bridge._load
+
+    def away(path: Path, device: str) -> Bridge:
+        reads.append(path)
+        if len(reads) > 1:
+            return load(path, device)
+        folder.rename(tmp_path / "away")
+        try:
+            return load(path, device)
+        finally:
+            (tmp_path / "away").rename(folder)
+
+    monkeypatch.setattr(Bridge, "_load", away)
+    assert Bridge.load(folder).temperature == one.temperature
+    assert len(reads) == 2
+
+
 def test_a_folder_made_after_another_was_removed_is_not_taken_for_it_though_its_number_was_free(tmp_path: Path) -> None:
     folder = tmp_path / "b"
     folder.mkdir()
