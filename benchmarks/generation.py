@@ -11,6 +11,7 @@ import random
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 from common import ESC10, table
 
@@ -60,11 +61,11 @@ def from_speech(work: Path) -> str:
     return records(judge_generation(work / "speech", splits=["test-voices"], gaps=GAPS, limit=NAMES, seed=SEED))
 
 
+@patch.dict(os.environ, BRIDGEKIT_OUTSIDE="yes")  # the tables are written here, beside the bridges
 def from_sounds(work: Path) -> str:
     """ESC-10: each fold left out in turn, all of its clips drawn; the judge chooses among the ten. Means over the folds."""
     with (ESC10 / "clips.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    os.environ["BRIDGEKIT_OUTSIDE"] = "yes"  # the tables are written here, beside the bridges
     folds = []
     for fold in "12345":
         pairs = work / f"fold{fold}.csv"

@@ -321,7 +321,7 @@ class Index:
                 report(f"indexing {listing.modality}", done, len(keys))
         finally:
             commit()
-        listed = {str(item) for position, item in enumerate(listing.items) if position not in reasons}
+        listed = {item for position, item in enumerate(rows.values["item"]) if position not in reasons}
         # A file that was written anew answers by what it holds now, not by what it held.
         removed = [key for key, item in gone.items() if prune or item in listed]
         with _told(self.path):
@@ -538,16 +538,15 @@ class _Rows:
         changed: set[str] = set()
         gone: dict[str, str] = {}
         names = list(self.values)
+        item, source = names.index("item"), names.index("source")
         for batch in table.search().select(["content", *names]).to_batches(8_192):
             stored = zip(*(batch[name].to_pylist() for name in names), strict=True)
-            sources = batch["source"].to_pylist()
-            items = batch["item"].to_pylist()
-            for key, item, source, row in zip(batch["content"].to_pylist(), items, sources, stored, strict=True):
+            for key, row in zip(batch["content"].to_pylist(), stored, strict=True):
                 if key in positions:
                     wanted = tuple(self.values[name][positions[key]] for name in names)
                     (same if row == wanted else changed).add(key)
-                elif source == self.source:
-                    gone[key] = item
+                elif row[source] == self.source:
+                    gone[key] = str(row[item])
         return same, changed, gone
 
     def arrow(self, keys: Sequence[str], positions: Sequence[int], vectors: Tensor) -> Any:
