@@ -54,7 +54,8 @@ FLUSH_SECONDS = 2.0
 FLUSH_ROWS = 8_192
 #: Shards with fewer rows than this are merged, where there are so many of them while a run goes on, or at its end.
 SMALL_SHARD = 4_096
-MANY_DURING, MANY_AFTER = 64, 8
+MANY_DURING = 64
+MANY_AFTER = 8
 #: Rows, about, that they are merged to.
 MERGED_ROWS = 32_768
 #: How often what has vanished from the store is encoded again, in one run.
