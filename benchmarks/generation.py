@@ -16,8 +16,8 @@ from unittest.mock import patch
 from common import ESC10, table
 
 from bridgekit import align, judge_generation
-from bridgekit.diffusion.judging import open_gallery, shares
 from bridgekit.diffusion.models import draw, open_model
+from bridgekit.recipes.judge import open_gallery, shares
 
 NAMES, SEED = 300, 0
 #: Ten kinds of sound and the names of their emoji, as in examples/sounds_to_pictures.py.

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from bridgekit.bridge import Bridge
+    from bridgekit.bridge.bridge import Bridge
     from bridgekit.encoders import Item
-    from bridgekit.evaluation import EncodedPairs
+    from bridgekit.latents.encoded import EncodedPairs
 
 #: Rows and columns of the heat map.
 HEAT_MAP_ITEMS = 40

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bridgekit import PRESETS, Bridge, BridgekitError, align
-from bridgekit.alignment import run_alignment
+from bridgekit.recipes.align import run_alignment
 from tests.toys import NAMES, tone_table
 
 pytestmark = pytest.mark.usefixtures("toy")

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from bridgekit import Bridge, BridgekitError, align, bind
-from bridgekit.alignment import run_alignment
-from bridgekit.binding import run_binding
-from bridgekit.evaluation import evaluate_bridge
+from bridgekit.evaluation.bridges import evaluate_bridge
 from bridgekit.fusion.training import train
 from bridgekit.progress import silent
+from bridgekit.recipes.align import run_alignment
+from bridgekit.recipes.bind import run_binding
 from tests.conftest import Run
 from tests.painting import QUICK, Workshop
 from tests.test_training import SMALL, two_views

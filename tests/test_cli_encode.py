@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bridgekit.alignment import run_alignment
+from bridgekit.recipes.align import run_alignment
 from tests.test_align import QUICK
 from tests.toys import NAMES, LetterEncoder, ToneEncoder, tone_table
 

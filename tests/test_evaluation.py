@@ -16,18 +16,16 @@ from torch import Tensor
 
 from bridgekit import Bridge, align, bind
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import (
-    EncodedPairs,
-    encode_pairs,
-    evaluate_bridge,
-    evaluate_splits,
-    evaluate_zero_shot,
-    leaks,
-    split_recall,
-)
-from bridgekit.pairs import Pairs, read_pairs, split_pairs
+from bridgekit.evaluation.bridges import evaluate_bridge
+from bridgekit.evaluation.leaks import leaks
+from bridgekit.evaluation.recall import evaluate_splits, split_recall
+from bridgekit.evaluation.zero_shot import evaluate_zero_shot
+from bridgekit.latents.encoded import EncodedPairs, encode_pairs
+from bridgekit.pairs import Pairs
 from bridgekit.progress import silent
-from bridgekit.training_rows import FILE, TrainingRows
+from bridgekit.tables.reading import read_pairs
+from bridgekit.tables.seen import FILE, TrainingRows
+from bridgekit.tables.splits import split_pairs
 from tests.conftest import Run, tone
 from tests.test_align import QUICK
 from tests.toys import NAMES, LetterEncoder, ToneEncoder, tone_table
@@ -170,8 +168,8 @@ def test_what_is_to_be_bound_is_looked_at_too(tmp_path: Path) -> None:
         file.write("owl,clips/copy.wav,test\n")
     opened = ToneEncoder(modality="other", revision="toy:other@1")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bridgekit.binding.load_encoder", lambda name, device: opened)
-        patch.setattr("bridgekit.binding.encoder_name", lambda name: "toy:other")
+        patch.setattr("bridgekit.recipes.bind.load_encoder", lambda name, device: opened)
+        patch.setattr("bridgekit.recipes.bind.encoder_name", lambda name: "toy:other")
         with pytest.raises(BridgekitError, match=r"row 122 \(test\) as row 86"):
             bind(tmp_path / "bridge", "other", noise, progress=False)
         noise.write_text(noise.read_text().replace("owl,clips/copy.wav,test\n", ""))

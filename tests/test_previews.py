@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bridgekit.diffusion.conditioning import find_conditionings
-from bridgekit.diffusion.models import ImageModel, draw, open_model
+from bridgekit.diffusion.models import draw, find_conditionings, open_model
 from bridgekit.diffusion.previews import preview
+from bridgekit.image_models import ImageModel
 from tests import pipelines
 
 

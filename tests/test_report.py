@@ -19,8 +19,7 @@ from PIL import Image, ImageDraw
 from torch.nn.functional import normalize
 
 from bridgekit import PRESETS, align
-from bridgekit.evaluation import EncodedPairs, encode_pairs
-from bridgekit.pairs import read_pairs
+from bridgekit.latents.encoded import EncodedPairs, encode_pairs
 from bridgekit.progress import silent
 from bridgekit.report import write_report
 from bridgekit.report.cases import chance, worst_and_best
@@ -29,6 +28,7 @@ from bridgekit.report.previews import CLIP_SECONDS, make_previews, outline
 from bridgekit.report.sections import data_section
 from bridgekit.report.space_map import shared_space
 from bridgekit.report.verdict import interval
+from bridgekit.tables.reading import read_pairs
 from tests.browser import DESKTOP, PHONE, browser_page, screenshot
 from tests.conftest import Run, tone
 from tests.toys import LetterEncoder, ToneEncoder, tone_table
@@ -264,7 +264,7 @@ def toy_pairs(folder: Path, copies: int) -> EncodedPairs:
 
 
 def test_chance_is_what_random_embeddings_get(tmp_path: Path) -> None:
-    from bridgekit.evaluation import split_recall
+    from bridgekit.evaluation.recall import split_recall
 
     encoded = toy_pairs(tmp_path, 4)
     rows = np.arange(24, 80)  # not all clips, all whole names

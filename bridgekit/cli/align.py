@@ -49,7 +49,7 @@ def command(
 
     Example: [b]bridgekit align --a audio --b text --pairs clips.csv[/b]
     """
-    from bridgekit.alignment import run_alignment
+    from bridgekit.recipes.align import run_alignment
 
     done = run_alignment(
         a,

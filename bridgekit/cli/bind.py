@@ -33,7 +33,7 @@ def command(
 
     Example: [b]bridgekit bind bridges/audio-text --add image --pairs starter:openmoji[/b]
     """
-    from bridgekit.binding import run_binding
+    from bridgekit.recipes.bind import run_binding
 
     done = run_binding(
         bridge,

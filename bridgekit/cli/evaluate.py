@@ -56,8 +56,9 @@ def command(
 
     Example: [b]bridgekit eval bridges/audio-text --pairs others.csv --zero-shot --template "the sound of a {}"[/b]
     """
-    from bridgekit.bridge import Bridge
-    from bridgekit.evaluation import evaluate_bridge, evaluate_zero_shot
+    from bridgekit.bridge.bridge import Bridge
+    from bridgekit.evaluation.bridges import evaluate_bridge
+    from bridgekit.evaluation.zero_shot import evaluate_zero_shot
     from bridgekit.progress import progress_bars
     from bridgekit.retrieval import TEMPLATES
 
@@ -107,8 +108,8 @@ def _generate(
     device: str,
     outside: bool,
 ) -> None:
-    from bridgekit.diffusion.judging import judge_generation
     from bridgekit.progress import progress_bars
+    from bridgekit.recipes.judge import judge_generation
 
     with progress_bars() as report:
         records = judge_generation(

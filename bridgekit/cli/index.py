@@ -36,10 +36,10 @@ def command(
 
     Example: [b]bridgekit index photos --bridge bridges/image-text[/b]
     """
-    from bridgekit.bridge import Bridge
+    from bridgekit.bridge.bridge import Bridge
     from bridgekit.index import Index
-    from bridgekit.listing import list_items, listed_modalities
     from bridgekit.progress import progress_bars
+    from bridgekit.tables.listing import list_items, listed_modalities
 
     folder = find_bridge(bridge)
     opened = Bridge.load(folder, device)

@@ -22,8 +22,8 @@ def command(
     """
     from dataclasses import asdict
 
-    from bridgekit.bridge import Bridge
-    from bridgekit.card import story_lines
+    from bridgekit.bridge.bridge import Bridge
+    from bridgekit.bridge.card import story_lines
 
     folder = find_bridge(bridge)
     opened = Bridge.load(folder, "cpu")

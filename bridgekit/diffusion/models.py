@@ -4,24 +4,52 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from bridgekit.bounded import read_json
-from bridgekit.diffusion.conditioning import Conditioning, find_conditionings, guidance_argument
-from bridgekit.encoders import TEXT, resolve_device
+from bridgekit.diffusion.image import AdapterConditioning, ImageConditioning, why_no_adapter, why_no_image_embeds
+from bridgekit.diffusion.pipeline import guidance_argument
+from bridgekit.diffusion.prompt import PromptConditioning, why_no_prompt_embeds
+from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError, PluginError
+from bridgekit.hardware import resolve_device
+from bridgekit.image_models import Conditioning, ImageModel
 from bridgekit.plugins import find_image_generator
 from bridgekit.progress import Report, silent
+from bridgekit.storage.bounded import read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from bridgekit.hookspecs import ImageGenerator
+
+
+def find_conditionings(pipeline: Any) -> list[Conditioning]:
+    """What a pipeline offers in place of a prompt, best first: a loaded IP-Adapter, image embeddings, prompt embeddings.
+
+    Arguments:
+        pipeline: a loaded diffusers pipeline. It is asked, and not run.
+
+    Raises:
+        BridgekitError: it offers nothing of the kind. The message says what was looked for.
+    """
+    asked: list[tuple[Conditioning, str | None]] = [
+        (AdapterConditioning(pipeline), why_no_adapter(pipeline)),
+        (ImageConditioning(pipeline), why_no_image_embeds(pipeline)),
+        (PromptConditioning(pipeline), why_no_prompt_embeds(pipeline)),
+    ]
+    found = [conditioning for conditioning, reason in asked if reason is None]
+    if found:
+        return found
+    looked_for = "; ".join(f"{conditioning.kind} ({reason})" for conditioning, reason in asked)
+    raise BridgekitError(
+        f"{type(pipeline).__name__} offers nothing that could stand in for a prompt. Looked for: {looked_for}",
+        remedy="use a pipeline whose call takes one of these",
+    )
+
 
 #: Called after a step with how many are done, of how many, and the latents as they are now.
 Watch = Callable[[int, int, Tensor], object]
@@ -29,27 +57,6 @@ Watch = Callable[[int, int, Tensor], object]
 #: Pictures drawn together. More would be no faster on a CPU, and would not fit a large model on a small GPU.
 BATCH_SIZE = 8
 MAX_INDEX = 1 << 20  # bytes of a model_index.json
-
-
-@dataclass(frozen=True)
-class ImageModel:
-    """A loaded text-to-image model.
-
-    Arguments:
-        name: what the user called it.
-        pipeline: a diffusers pipeline.
-        conditionings: what it takes in place of a prompt, best first.
-        steps: how many it wants by default; None leaves it to the pipeline.
-        guidance: likewise; 1 is none.
-        size: the one side in pixels that it can draw, or None where the pipeline may be asked for others.
-    """
-
-    name: str
-    pipeline: Any = field(repr=False)
-    conditionings: Sequence[Conditioning] = field(repr=False)
-    steps: int | None = None
-    guidance: float | None = None
-    size: int | None = None
 
 
 def open_model(name: str | None = None, device: str = "auto") -> ImageModel:

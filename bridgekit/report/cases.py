@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridgekit.encoders import Item
-from bridgekit.evaluation import EncodedPairs
+from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.retrieval import Relevance, random_recall, relevance
 
 #: Queries that are looked at, at most; of more, so many are drawn.

@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bridgekit.bridge import Bridge
-from bridgekit.cache import write_atomically
-from bridgekit.checking import check_pairs
+from bridgekit.bridge.bridge import Bridge
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import EncodedPairs
+from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.progress import Report, progress_bars, silent
+from bridgekit.recipes.check import check_pairs
 from bridgekit.report.cases import worst_and_best
 from bridgekit.report.items import Media
 from bridgekit.report.markup import data_block, raw, tag
@@ -36,6 +35,7 @@ from bridgekit.report.sections import (
 from bridgekit.report.shown import Shown, show_bridge, show_table
 from bridgekit.report.space_map import shared_space
 from bridgekit.report.verdict import caveats, listed, verdict
+from bridgekit.storage.cache import write_atomically
 
 #: The report's name in a bridge's folder.
 FILE = "report.html"

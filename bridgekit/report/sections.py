@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bridgekit.bridge import Bridge
-from bridgekit.card import story_lines
+from bridgekit.bridge.bridge import Bridge
+from bridgekit.bridge.card import story_lines
 from bridgekit.encoders import Item
 from bridgekit.pictures import best_epoch, similarities
 from bridgekit.report import charts

@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bridgekit.bridge import Bridge
+from bridgekit.bridge.bridge import Bridge
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation import EncodedPairs, encode_pairs, evaluate_splits, sides_of, test_splits
-from bridgekit.pairs import Pairs, read_pairs, split_pairs, table_modalities
+from bridgekit.evaluation.recall import evaluate_splits, sides_of
+from bridgekit.latents.encoded import EncodedPairs, encode_pairs
+from bridgekit.pairs import Pairs
 from bridgekit.progress import Report, silent
 from bridgekit.report.cases import chance
+from bridgekit.tables.reading import read_pairs, table_modalities
+from bridgekit.tables.splits import split_pairs, test_splits
 
 #: recall@k is told for these.
 KS = (1, 5, 10)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from bridgekit.bridge import Bridge
-from bridgekit.evaluation import sides_of
+from bridgekit.bridge.bridge import Bridge
+from bridgekit.evaluation.recall import sides_of
 from bridgekit.pictures import best_epoch
 from bridgekit.report.markup import Html, tag
 from bridgekit.report.shown import Shown

@@ -35,8 +35,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, l1_loss, mse_loss, normalize, pad
 
-from bridgekit.cache import write_atomically
 from bridgekit.diffusion.models import draw
+from bridgekit.storage.cache import write_atomically
 
 SEED = 0
 CHECKPOINT_SECONDS = 120
