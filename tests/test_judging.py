@@ -113,7 +113,7 @@ def test_a_frozen_text_side_needs_no_fitting(workshop: Workshop, tmp_path: Path,
 
 
 def test_the_judge_may_choose_among_the_asked_and_be_asked_less(judged: Any) -> None:
-    records = judged(among="asked", limit=3)
+    records = judged(among="queries", limit=3)
     assert all(record["pictures"] == 3 for record in records)
     assert all(1 <= record["candidates"] <= 3 for record in records)
 

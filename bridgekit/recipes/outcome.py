@@ -49,7 +49,7 @@ class Alignment:
     reused: bool
 
 
-def story_of(encoded: EncodedPairs, split: NDArray[np.str_], seed: int, device: str, started: float) -> dict[str, Any]:
+def provenance_of(encoded: EncodedPairs, split: NDArray[np.str_], seed: int, device: str, started: float) -> dict[str, Any]:
     """Where a bridge, or a side bound to one, came from: for its provenance."""
     return {
         "pairs": encoded.pairs.source,
