@@ -20,7 +20,7 @@ from bridgekit.checks.findings import Finding, TableReport
 from bridgekit.encoders import Item
 from bridgekit.latents.encode import encode_items
 from bridgekit.plugins import load_encoder
-from bridgekit.retrieval import Relevance, alike, chance_recall
+from bridgekit.retrieval import Relevance, chance_recall, similar_pairs
 from tests.test_evaluation import SHORT, with_splits
 from tests.toys import NAMES, LetterEncoder, ToneEncoder, ToyPlugin, install, tone_table
 
@@ -166,7 +166,7 @@ def test_a_file_alone_in_two_splits_is_a_warning_and_a_text_a_note(tmp_path: Pat
 def test_a_row_whose_very_path_is_in_another_split_is_told_as_such(tmp_path: Path) -> None:
     table = add(with_splits(tone_table(tmp_path)), "clips/owl 0.wav,owl,test", "clips/owl 0.wav,owl,train")
     told = [finding.what for finding in found(check(table), "set aside")]
-    assert [what.endswith("of another split") for what in told] == [True, False]
+    assert [what.endswith("in another split") for what in told] == [True, False]
 
 
 def test_a_group_in_two_splits_is_a_note(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_what_align_cannot_split_or_tell_apart_is_an_error(tmp_path: Path) -> No
     table = tone_table(tmp_path)
     rows = table.read_text().splitlines()
     table.write_text("\n".join(rows[:5]))
-    assert "too few to learn from" in found(check(table), "split", "error")[0].what
+    assert "not enough to train on" in found(check(table), "split", "error")[0].what
     table.write_text("audio,text\n" + "\n".join(row.split(",")[0] + ",sound" for row in rows[1:]))
     assert "same text" in found(check(table), "variety", "error")[0].what
 
@@ -316,6 +316,6 @@ def test_pairs_that_are_alike_are_found_in_every_tile_and_no_more_than_asked(mon
     vectors[11] = 0
     vectors[12] = 0
     monkeypatch.setattr("bridgekit.retrieval.TILE_NUMBERS", 300)
-    pairs = [(one, other) for one, other, _ in alike(vectors, 0.9999, 100)]
+    pairs = [(one, other) for one, other, _ in similar_pairs(vectors, 0.9999, 100)]
     assert pairs == [(3, 7), (3, 31), (3, 49), (7, 31), (7, 49), (31, 49)]
-    assert len(alike(torch.ones(50, 8), 0.9999, 20)) == 20
+    assert len(similar_pairs(torch.ones(50, 8), 0.9999, 20)) == 20

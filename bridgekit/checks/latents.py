@@ -10,7 +10,7 @@ from bridgekit.checks.findings import Checked, Finding, count_of
 from bridgekit.encoders import TEXT, Encoder
 from bridgekit.latents.encode import encode_items
 from bridgekit.progress import Report
-from bridgekit.retrieval import alike
+from bridgekit.retrieval import similar_pairs
 
 #: Different items whose latents have this cosine around the mean are the same to an encoder.
 SAME = 0.9999
@@ -87,7 +87,7 @@ def _alike(checked: Checked, modality: str, rows: NDArray[np.int64], centred: Te
         return [Finding("near-duplicate", "note", what, "check a part of the table")]
     across: list[str] = []
     within: list[str] = []
-    for one, other, cosine in alike(centred.float(), SAME, MOST_ALIKE):
+    for one, other, cosine in similar_pairs(centred.float(), SAME, MOST_ALIKE):
         first, second = int(rows[one]), int(rows[other])
         leaking = len({checked.split[first] == "train", checked.split[second] == "train"}) > 1
         line = f"{checked.told(first, modality)} = {checked.told(second, modality)} (cosine {cosine:.6f})"
