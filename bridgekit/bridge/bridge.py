@@ -253,7 +253,7 @@ class Bridge:
         """`embed`, with items that cannot be used left out and named."""
         typed = [item if modality == TEXT else Path(item) for item in _listed(items)]
         encoder = self.encoder(modality)
-        latents = encode_items(encoder, typed, progress=lambda done, total: report(f"encoding {modality}", done, total))
+        latents = encode_items(encoder, typed, report=report)
         usable = latents.ids >= 0
         vectors = self.project(modality, latents.matrix[torch.from_numpy(latents.ids[usable])])
         finite = vectors.isfinite().all(1)

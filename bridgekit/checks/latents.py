@@ -29,11 +29,7 @@ def latent_findings(
 ) -> tuple[list[Finding], dict[str, float]]:
     """Encode a column and look at its latents."""
     rows = checked.first_rows(modality)
-    encoded = encode_items(
-        encoder,
-        [checked.pairs.columns[modality][row] for row in rows.tolist()],
-        progress=lambda done, total: report(f"encoding {modality}", done, total),
-    )
+    encoded = encode_items(encoder, [checked.pairs.columns[modality][row] for row in rows.tolist()], report=report)
     findings = []
     if encoded.failed:
         items = tuple(checked.told(int(rows[at]), modality, why) for at, why in encoded.failed.items())
