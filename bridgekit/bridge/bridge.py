@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from bridgekit.bridge.card import model_card
-from bridgekit.bridge.format import FORMAT, read_history, read_story, read_tensors
+from bridgekit.bridge.format import FORMAT, read_history, read_metadata, read_tensors
 from bridgekit.bridge.provenance import TrainedOn
 from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError, ItemError
@@ -425,7 +425,7 @@ class Bridge:
     @classmethod
     def _load(cls, path: str | Path, device: str) -> Bridge:
         folder = Path(path)
-        story = read_story(folder)
+        story = read_metadata(folder)
         preset = Preset(**story["preset"])
         sides = {modality: Side(**side) for modality, side in story["sides"].items()}
         # Without memory for their tensors, which are then those of the file.
