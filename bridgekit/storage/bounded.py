@@ -29,17 +29,32 @@ class OutOfBounds(ValueError):
 # ---- files
 
 
-def open_regular(path: Path) -> BufferedReader:
-    """A regular file, open for reading: never a named pipe, which would wait for ever, nor a device, which would never end.
+def regular_size(file: Path | int) -> int:
+    """The size in bytes of a regular file: not of a folder, a named pipe, which could block for ever, or an endless device.
+
+    Arguments:
+        file: its path, or an open descriptor of it.
 
     Raises:
         OutOfBounds: it is something else.
-        OSError: as from `open`.
+        OSError, ValueError: as from `Path.stat`.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    status = file.stat() if isinstance(file, Path) else os.fstat(file)
+    if not stat.S_ISREG(status.st_mode):
+        raise OutOfBounds("it is a folder, not a file" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
+    return status.st_size
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """A regular file, open for reading.
+
+    Raises:
+        OutOfBounds: it is something else.
+        OSError, ValueError: as from `open`.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without waiting for a named pipe's writer
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OutOfBounds("it is no regular file")
+        regular_size(descriptor)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -47,14 +62,14 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """All bytes of a regular file of at most `limit` bytes; of a larger one not one is read.
+    """All bytes of a regular file of at most `limit` bytes; nothing is read of a larger one.
 
     Raises:
-        OutOfBounds: it is larger, or no regular file.
-        OSError: as from `open`.
+        OutOfBounds: it is larger, or not a regular file.
+        OSError, ValueError: as from `open`.
     """
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
+        size = regular_size(file.fileno())
         if size > limit:
             raise OutOfBounds(f"it has {size:,} bytes, over {_amount(limit)}")
         data = file.read(size + 1)
