@@ -49,7 +49,7 @@ def audio_seconds(path: Path, most: float) -> float:
     Raises:
         ItemError: as from `read_audio`.
     """
-    return decode("duration", Path(path), lambda told, _: float(told["seconds"]), most=most)
+    return decode("duration", Path(path), lambda facts, _: float(facts["seconds"]), most=most)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -65,7 +65,7 @@ def read_image(path: Path) -> Image.Image:
         ItemError: there is no such file; it is not an image, is cut short or damaged, has over 100 megapixels, or a side
             below 8 pixels; or decoding takes too long or too much memory, or crashes the decoder.
     """
-    return decode("image", Path(path), lambda told, data: Image.frombytes("RGB", tuple(told["size"]), data, "raw", "RGBX"))
+    return decode("image", Path(path), lambda facts, data: Image.frombytes("RGB", tuple(facts["size"]), data, "raw", "RGBX"))
 
 
 def read_text(item: Item) -> str:
