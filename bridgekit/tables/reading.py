@@ -6,14 +6,14 @@ import contextlib
 import difflib
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
+from bridgekit.decoding.files import file_size, unreadable
 from bridgekit.encoders import TEXT, Item
-from bridgekit.errors import BridgekitError
+from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.pairs import EXTENSIONS, Pairs, SetAside
 from bridgekit.plain import plain
 from bridgekit.storage.bounded import OutOfBounds, homes, is_within
@@ -360,13 +360,9 @@ def _fault(items: Mapping[str, Item | None], home: Home | None) -> tuple[str, st
         try:
             if home and not home.holds(item):
                 return modality, LEAVES
-            status = item.stat()
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-            reason = getattr(error, "strerror", None) or "its name holds NUL bytes or broken characters"
-            return modality, "there is no such file" if missing else f"the file cannot be read ({reason})"
-        if not stat.S_ISREG(status.st_mode):
-            return modality, "this is a folder, or something else that is no file"
-        if not status.st_size:
-            return modality, "the file is empty (0 bytes)"
+            file_size(item)
+        except ItemError as error:
+            return modality, error.what
+        except (OSError, ValueError) as error:  # from `holds`, of a name that no file can have
+            return modality, unreadable(item, error).what
     return None
