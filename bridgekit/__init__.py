@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from bridgekit.pairs import Pairs as Pairs
     from bridgekit.pairs import read_pairs as read_pairs
     from bridgekit.plugins import load_encoder as load_encoder
-    from bridgekit.report import write_report as write_report
+    from bridgekit.report_recipe import write_report as write_report
     from bridgekit.subsets import choose_pairs as choose_pairs
     from bridgekit.subsets import choose_subset as choose_subset
 
@@ -60,7 +60,7 @@ _HOME = {
     "Pairs": "pairs",
     "read_pairs": "pairs",
     "load_encoder": "plugins",
-    "write_report": "report",
+    "write_report": "report_recipe",
     "choose_pairs": "subsets",
     "choose_subset": "subsets",
 }

@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from numpy.typing import NDArray
 
 from bridgekit.bridge import Bridge, Side, check_free
 from bridgekit.cache import cache_folder, one_writer
-from bridgekit.card import command_line
 from bridgekit.distributed import first_process_first, joined_processes, rank
 from bridgekit.encoders import TEXT, Encoder, Item, resolve_device
 from bridgekit.errors import BridgekitError
@@ -31,10 +29,11 @@ from bridgekit.fitting import measure, measure_gap, train_encoded
 from bridgekit.fusion.adapter import Adapter, FrozenSide
 from bridgekit.fusion.training import PRESETS, Preset
 from bridgekit.pairs import Pairs, SetAside, read_pairs, split_pairs, table_modalities, told_columns
-from bridgekit.pictures import heat_map, training_curves
 from bridgekit.plugins import default_modalities, default_pair_source, encoder_name, load_encoder, recorded_name
 from bridgekit.precision import product_dtype
 from bridgekit.progress import Report, progress_bars
+from bridgekit.provenance import command_line
+from bridgekit.report.plots import heat_maps, training_curves
 
 
 @dataclass(frozen=True)
@@ -239,15 +238,6 @@ def unseen_item(encoded: EncodedPairs, split: NDArray[np.str_], modality: str) -
     item = encoded.pairs.columns[modality][row]
     assert item is not None
     return item
-
-
-def heat_maps(bridge: Bridge, encoded: EncodedPairs, split: NDArray[np.str_]) -> dict[str, bytes]:
-    """For each pair of modalities that held-out rows have in common, the file name and PNG of a heat map."""
-    shown = np.isin(split, test_splits(split.tolist())[:1] or ["val"])
-    pairs = [
-        (a, b, np.flatnonzero(shown & (encoded.ids[a] >= 0) & (encoded.ids[b] >= 0))) for a, b in combinations(encoded.ids, 2)
-    ]
-    return {f"similarity-{a}-{b}.png": heat_map(bridge, encoded, a, b, rows) for a, b, rows in pairs if len(rows)}
 
 
 def _fuse(

@@ -15,7 +15,6 @@ from bridgekit.alignment import (
     check_variety,
     checkpoint_of,
     fingerprint_of,
-    heat_maps,
     story_of,
     unseen_item,
 )
@@ -27,9 +26,9 @@ from bridgekit.errors import BridgekitError
 from bridgekit.evaluation import EncodedPairs, encode_pairs, refuse_leaks, sides_of
 from bridgekit.fitting import measure, measure_gap, train_encoded
 from bridgekit.pairs import Pairs, read_pairs, split_pairs, table_modalities
-from bridgekit.pictures import training_curves
 from bridgekit.plugins import encoder_name, load_encoder, recorded_name
 from bridgekit.progress import progress_bars
+from bridgekit.report.plots import heat_maps, training_curves
 
 
 def bind(

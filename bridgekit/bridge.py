@@ -377,7 +377,7 @@ class Bridge:
         }
         tensors |= {f"{MEAN}{modality}": mean.contiguous() for modality, mean in self.means.items()}
         weights = save(tensors, {"format": str(FORMAT)})
-        story = {
+        metadata = {
             "format": FORMAT,
             "sides": {modality: asdict(side) for modality, side in self.sides.items()},
             "dim": self.dim,
@@ -402,8 +402,8 @@ class Bridge:
             for name, data in (pictures or {}).items():
                 (aside / name).write_bytes(data)
             shown = sorted(file.name for file in aside.glob("*.png"))
-            (aside / "README.md").write_text(model_card(self, folder.name, shown), encoding="utf-8")
-            (aside / "bridge.json").write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            (aside / "README.md").write_text(model_card(metadata, folder.name, shown), encoding="utf-8")
+            (aside / "bridge.json").write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
         with one_writer(folder):
             check_free(folder, overwrite)

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bridgekit.bridge import Bridge
-from bridgekit.card import command_line
 from bridgekit.diffusion.conditioner import (
     GAPS,
     Conditioner,
@@ -35,6 +34,7 @@ from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.pairs import read_items
 from bridgekit.progress import Report, progress_bars, silent
+from bridgekit.provenance import command_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
