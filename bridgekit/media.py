@@ -1,6 +1,6 @@
 """Reading audio, images and text from disk, so that a file is either read whole or refused with a reason.
 
-Sounds and pictures are decoded in processes of their own, see `bridgekit.isolation`: what crashes a decoder costs one item.
+Sounds and pictures are decoded in separate processes (`decoding.isolation`): a file that crashes a decoder costs one item.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from bridgekit.decoding.files import file_size, opened, unreadable
+from bridgekit.decoding.isolation import decode
 from bridgekit.encoders import Item
 from bridgekit.errors import ItemError
-from bridgekit.files import file_size, opened, unreadable
-from bridgekit.isolation import decode
 
 #: Characters of a text: a long novel. A tokenizer holds some sixty bytes a character, and no encoder reads so far.
 MAX_TEXT = 1_000_000
@@ -38,7 +38,7 @@ def read_audio(path: Path, sample_rate: int) -> npt.NDArray[np.float32]:
     Raises:
         ItemError: there is no such file; it is not audio, is empty, is cut short or damaged, holds samples that are no
             numbers, claims to last over four hours or to have less than 100 or over 1,000,000 samples a second; or it
-            takes a decoder too long, or too much memory, or crashes it (see `bridgekit.isolation`).
+            takes a decoder too long, or too much memory, or crashes it (see `bridgekit.decoding.isolation`).
     """
     return decode("audio", Path(path), lambda _, data: np.frombuffer(data, np.float32).copy(), sample_rate=sample_rate)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bridgekit import PRESETS, Bridge, BridgekitError, ItemError
-from bridgekit.bridge import Side
+from bridgekit.bridge.bridge import Side
 from bridgekit.fusion.adapter import FusionAdapter
 from tests.conftest import tone
 from tests.toys import install

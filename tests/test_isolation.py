@@ -21,11 +21,11 @@ import pytest
 import soundfile
 from PIL import Image
 
-from bridgekit import decoders, isolation
+from bridgekit.decoding import decoders, isolation
+from bridgekit.decoding.isolation import decoder_ids
 from bridgekit.errors import BridgekitError, ItemError
-from bridgekit.isolation import decoder_ids
 from bridgekit.media import read_audio, read_image
-from bridgekit.pairs import read_pairs
+from bridgekit.tables.reading import read_pairs
 from tests.conftest import tone
 from tests.torture import media
 
@@ -123,7 +123,7 @@ def test_a_larger_file_is_given_more_time() -> None:
 def test_a_decoder_ends_itself_where_its_c_code_never_returns() -> None:
     program = """
         import re
-        from bridgekit.isolation import _Alarm
+        from bridgekit.decoding.isolation import _Alarm
         with _Alarm(0.5):
             re.match(r"(a+)+$", "a" * 50 + "b")  # takes years, in C, and no signal handler in Python would run
     """
@@ -218,7 +218,7 @@ def is_gone(pid: int, within: float = 20) -> bool:
 READ_AND_TELL = """
     import sys, threading, time
     from pathlib import Path
-    from bridgekit.isolation import decoder_ids
+    from bridgekit.decoding.isolation import decoder_ids
     from bridgekit.media import read_audio
     read_audio(Path(sys.argv[1]), 16_000)
     print(*decoder_ids(), flush=True)
@@ -274,7 +274,7 @@ def test_a_fork_has_decoders_of_its_own(tmp_path: Path) -> None:
     program = """
         import os, sys
         from pathlib import Path
-        from bridgekit.isolation import decoder_ids
+        from bridgekit.decoding.isolation import decoder_ids
         from bridgekit.media import read_audio
         low, high = map(Path, sys.argv[1:])
         read_audio(low, 16_000)

@@ -19,7 +19,7 @@ import soxr
 from numpy.typing import NDArray
 from PIL import Image
 
-from bridgekit import decoders
+from bridgekit.decoding import decoders
 from bridgekit.errors import ItemError
 from bridgekit.media import content_hash, read_audio, read_image, read_text, size_hint
 from tests.torture.bombs import bombs

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from bridgekit.errors import BridgekitError
 from bridgekit.hookspecs import PairSource
-from bridgekit.pairs import Pairs, read_items, read_pairs, relation_keys, split_pairs
+from bridgekit.pairs import Pairs
+from bridgekit.tables.reading import read_items, read_pairs
+from bridgekit.tables.splits import relation_keys, split_pairs
 
 BOTH = ("audio", "text")
 Rows = Sequence[Sequence["str | None"]]

@@ -20,15 +20,16 @@ from PIL import Image, ImageDraw
 from torch.nn.functional import normalize
 
 from bridgekit import PRESETS, Bridge, align, write_report
-from bridgekit.bridge import Side
-from bridgekit.evaluation import EncodedPairs, encode_pairs
+from bridgekit.bridge.bridge import Side
+from bridgekit.checks.findings import Finding
 from bridgekit.fusion.adapter import Adapter, FusionAdapter
-from bridgekit.pairs import read_pairs
+from bridgekit.latents.encoded import EncodedPairs, encode_pairs
 from bridgekit.progress import silent
-from bridgekit.report import Finding, report_page, table_results
+from bridgekit.report import report_page, table_results
 from bridgekit.report.previews import CLIP_SECONDS, make_previews, outline
 from bridgekit.report.space_map import shared_space
 from bridgekit.report.tables import chance, worst_and_best
+from bridgekit.tables.reading import read_pairs
 from tests.browser import DESKTOP, PHONE, browser_page, screenshot
 from tests.conftest import Run, tone
 from tests.toys import LetterEncoder, ToneEncoder, tone_table
@@ -252,7 +253,10 @@ def text_of(page: str) -> str:
 
 def test_what_a_check_found_stands_with_the_data(tmp_path: Path) -> None:
     rows = tuple(f"row {number}, audio: <i>{number}</i>.wav" for number in range(30))
-    findings = [Finding("error", "30 rows leak", "remove them", rows), Finding("note", "few <b>rows", "add some")]
+    findings = [
+        Finding("leak", "error", "30 rows leak", "remove them", rows),
+        Finding("variety", "note", "few <b>rows", "add some"),
+    ]
     page = small_report(tmp_path, findings=findings)
     section = page[page.index('id="data"') :]
     assert "<strong>error</strong>: 30 rows leak. Remove them." in section
@@ -276,7 +280,7 @@ def test_metadata_of_a_strangers_bridge_stays_text(tmp_path: Path) -> None:
             },
             metrics=[record(text), record("FuseMix")],
             history=[{"epoch": 1, "score": 0.5, "loss": 1.0, "recall@1 audio → text": 0.5}],
-            findings=[Finding(text, text, text, (text,))],
+            findings=[Finding(text, text, text, text, (text,))],
         )
         found = Elements(page)
         allowed = (
@@ -333,7 +337,7 @@ def toy_pairs(folder: Path, copies: int) -> EncodedPairs:
 
 
 def test_chance_is_what_random_embeddings_get(tmp_path: Path) -> None:
-    from bridgekit.evaluation import split_recall
+    from bridgekit.evaluation.recall import split_recall
 
     encoded = toy_pairs(tmp_path, 4)
     rows = np.arange(24, 80)  # not all clips, all whole names

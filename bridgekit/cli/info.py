@@ -22,8 +22,8 @@ def command(
     """
     from dataclasses import asdict
 
-    from bridgekit.bridge import Bridge
-    from bridgekit.provenance import provenance_text
+    from bridgekit.bridge.bridge import Bridge
+    from bridgekit.bridge.provenance import provenance_text
 
     folder = find_bridge(bridge)
     opened = Bridge.load(folder, "cpu")

@@ -1,7 +1,6 @@
 """The report on a bridge: one self-contained HTML file with recall, mistakes, and a map to explore by eye and ear."""
 
 from bridgekit.report.page import FILE as FILE
-from bridgekit.report.page import Finding as Finding
 from bridgekit.report.page import report_or_warning as report_or_warning
 from bridgekit.report.page import report_page as report_page
 from bridgekit.report.tables import TableResults as TableResults

@@ -17,11 +17,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from bridgekit.bridge import Bridge
+from bridgekit.bridge.bridge import Bridge
+from bridgekit.bridge.provenance import provenance_text
+from bridgekit.checks.findings import Finding
 from bridgekit.encoders import Item
-from bridgekit.evaluation import EncodedPairs
+from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.progress import Report, silent
-from bridgekit.provenance import provenance_text
 from bridgekit.report.plots import Cosines, Similarities, best_epoch, cosines, similarities
 from bridgekit.report.previews import LIMIT_BYTES, Names, Preview, make_previews
 from bridgekit.report.space_map import Point, shared_space
@@ -44,16 +45,6 @@ SECTIONS = {
     "data": "Data",
     "provenance": "Provenance",
 }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What is wrong with a table, or worth knowing: a grade (`error`, `warning` or `note`), what, a remedy, and rows."""
-
-    grade: str
-    what: str
-    remedy: str
-    items: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bridgekit.bridge import Bridge
-from bridgekit.evaluation import EncodedPairs, test_splits
+from bridgekit.bridge.bridge import Bridge
+from bridgekit.evaluation.recall import correct_items
+from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.report.previews import Names
-from bridgekit.report.tables import TableResults, correct_items
+from bridgekit.report.tables import TableResults
+from bridgekit.tables.splits import test_splits
 
 #: Pairs on a heat map as PNG.
 HEAT_MAP_ITEMS = 40

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridgekit.encoders import Item
-from bridgekit.evaluation import EncodedPairs
+from bridgekit.latents.encoded import EncodedPairs
 
 #: Items on a map, at most: t-SNE of that many takes seconds.
 MAP_ITEMS = 1_500

@@ -11,11 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bridgekit.bridge import Bridge
+from bridgekit.bridge.bridge import Bridge
 from bridgekit.encoders import Item
-from bridgekit.evaluation import EncodedPairs, test_splits
+from bridgekit.evaluation.recall import correct_items
+from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.pairs import Pairs
-from bridgekit.retrieval import Relevance, random_recall, relevance
+from bridgekit.retrieval import Relevance, random_recall
+from bridgekit.tables.splits import test_splits
 
 #: The k of recall@k.
 KS = (1, 5, 10)
@@ -102,12 +104,6 @@ def table_results(
         directions.append(Direction(name, query, answer, among, methods, by_chance))
     embedded = {modality: bridge.project(modality, latents.matrix).cpu() for modality, latents in held_out.latents.items()}
     return TableResults(replace(encoded.pairs, split=tuple(split)), shown, held_out, embedded, directions, own)
-
-
-def correct_items(encoded: EncodedPairs, rows: NDArray[np.int64], query: str, answer: str) -> Relevance:
-    """Which items are correct for which query among some rows, by ids of items."""
-    group = encoded.group
-    return relevance(encoded.ids[query][rows], encoded.ids[answer][rows], None if group is None else group[rows])
 
 
 def chance(
