@@ -21,7 +21,6 @@ from bridgekit.fusion.training import PRESETS, Preset
 from bridgekit.hardware import resolve_device
 from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.pairs import Pairs
-from bridgekit.pictures import training_curves
 from bridgekit.progress import Report, progress_bars
 from bridgekit.recipes.fit import measure, measure_gap, train_encoded
 from bridgekit.recipes.outcome import (
@@ -29,11 +28,11 @@ from bridgekit.recipes.outcome import (
     checkpoint_of,
     encode_and_split,
     fingerprint_of,
-    heat_maps,
     provenance_of,
     unseen_item,
 )
 from bridgekit.recipes.sides import TrainingOptions, choose_sides, open_encoders, open_pairs, select_pairs, takes
+from bridgekit.report.plots import heat_maps, training_curves
 from bridgekit.storage.cache import one_writer
 
 

@@ -13,7 +13,6 @@ from bridgekit.evaluation.recall import sides_of
 from bridgekit.fusion.distributed import first_process_first, joined_processes, rank
 from bridgekit.hardware import resolve_device
 from bridgekit.pairs import Pairs
-from bridgekit.pictures import training_curves
 from bridgekit.plugins import encoder_name, load_encoder, recorded_name
 from bridgekit.progress import progress_bars
 from bridgekit.recipes.fit import measure, measure_gap, train_encoded
@@ -22,11 +21,11 @@ from bridgekit.recipes.outcome import (
     checkpoint_of,
     encode_and_split,
     fingerprint_of,
-    heat_maps,
     provenance_of,
     unseen_item,
 )
 from bridgekit.recipes.sides import TrainingOptions, takes
+from bridgekit.report.plots import heat_maps, training_curves
 from bridgekit.storage.cache import one_writer
 from bridgekit.tables.reading import Table, open_table
 

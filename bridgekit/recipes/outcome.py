@@ -1,4 +1,4 @@
-"""What `align` and `bind` share besides training: provenance, fingerprint, checks, pictures."""
+"""What `align` and `bind` share besides training: provenance, fingerprint, checks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from bridgekit.bridge.bridge import Bridge
-from bridgekit.bridge.card import command_line
+from bridgekit.bridge.provenance import command_line
 from bridgekit.encoders import Encoder, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.evaluation.leaks import refuse_leaks
@@ -27,7 +26,6 @@ from bridgekit.fusion.distributed import first_process_first
 from bridgekit.hardware import product_dtype
 from bridgekit.latents.encoded import EncodedPairs, encode_pairs
 from bridgekit.pairs import Pairs, SetAside
-from bridgekit.pictures import heat_map
 from bridgekit.progress import Report
 from bridgekit.recipes.sides import TrainingOptions
 from bridgekit.storage.cache import cache_folder
@@ -117,15 +115,6 @@ def unseen_item(encoded: EncodedPairs, split: NDArray[np.str_], modality: str) -
     item = encoded.pairs.columns[modality][row]
     assert item is not None
     return item
-
-
-def heat_maps(bridge: Bridge, encoded: EncodedPairs, split: NDArray[np.str_]) -> dict[str, bytes]:
-    """For each pair of modalities that held-out rows have in common, the file name and PNG of a heat map."""
-    shown = np.isin(split, test_splits(split.tolist())[:1] or ["val"])
-    pairs = [
-        (a, b, np.flatnonzero(shown & (encoded.ids[a] >= 0) & (encoded.ids[b] >= 0))) for a, b in combinations(encoded.ids, 2)
-    ]
-    return {f"similarity-{a}-{b}.png": heat_map(bridge, encoded, a, b, rows) for a, b, rows in pairs if len(rows)}
 
 
 def checkpoint_of(fingerprint: str, resume: bool) -> Path:
