@@ -112,11 +112,6 @@ def read_pairs(source: str | Path, modalities: Sequence[str], *, outside: bool =
     return open_table(source, outside=outside).pairs(modalities)
 
 
-def table_modalities(source: str | Path | Pairs) -> tuple[str, ...]:
-    """`open_table(source).modalities`."""
-    return open_table(source).modalities
-
-
 @contextlib.contextmanager
 def _readable(source: str | Path) -> Iterator[None]:
     try:
