@@ -51,7 +51,7 @@ def test_two_workers_give_the_latents_of_this_machine_and_name_the_same_failures
         TEXTS,
         folder=tmp_path / "there",
         run=on_ray("starter:text", encoder, workers=2),
-        progress=lambda done, total: seen.append((done, total)),
+        report=lambda _, done, total: seen.append((done, total)),
     )
     assert there.encoded == here.encoded == len(TEXTS) - 2
     assert there.failed == here.failed
