@@ -35,6 +35,7 @@ from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.pairs import read_items
 from bridgekit.progress import Report, progress_bars, silent
+from bridgekit.retrieval import Hit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -245,13 +246,13 @@ class Generated:
     Arguments:
         file: where it is.
         inputs: what it was made from.
-        nearest: the captions (or pictures) nearest to its embedding, with cosine similarities: what was heard.
+        nearest: the captions (or pictures) nearest to its embedding: what the model heard.
         seed: the noise's.
     """
 
     file: Path
     inputs: tuple[str, ...]
-    nearest: Sequence[tuple[str, float]]
+    nearest: Sequence[Hit]
     seed: int
 
 
@@ -369,10 +370,11 @@ def generate(
     }
     records = []
     for file, picture, row, found, number in zip(files, pictures, named, heard, seeds * len(good), strict=True):
-        write_png(picture, file, {"inputs": row, "seed": number, "nearest": found, **story})
+        nearest = [(hit.item, hit.similarity) for hit in found]
+        write_png(picture, file, {"inputs": row, "seed": number, "nearest": nearest, **story})
         records.append(Generated(file, tuple(row), found, number))
     if sheet:
-        labels = [[_short(row), found[0][0] if found else ""] for row, found in zip(named, heard, strict=True)]
+        labels = [[_short(row), str(found[0].item) if found else ""] for row, found in zip(named, heard, strict=True)]
         write_png(contact_sheet(pictures, labels), sheet, story)
     return Generation(records, sheet, set_aside, painter.conditioner, painter.fitted)
 

@@ -336,8 +336,11 @@ class Studio:
             "weights": list(wish.weights),
             "nearest": [
                 # Where the conditioner was fitted on pictures, their paths are nobody's business but this machine's.
-                {"item": item if painter.conditioner.made_of == TEXT else Path(item).name, "similarity": round(score, 6)}
-                for item, score in nearest
+                {
+                    "item": hit.item if painter.conditioner.made_of == TEXT else Path(hit.item).name,
+                    "similarity": round(hit.similarity, 6),
+                }
+                for hit in nearest
             ],
         }
         made = png(picture, {**story, "bridgekit": version("bridgekit")})
