@@ -8,7 +8,7 @@ Names are imported when first used: `import bridgekit` does not import torch.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bridgekit.alignment import align as align
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from bridgekit.hookspecs import ImageGenerator as ImageGenerator
     from bridgekit.hookspecs import PairSource as PairSource
     from bridgekit.hookspecs import hookimpl as hookimpl
-    from bridgekit.index import Index as Index
-    from bridgekit.listing import Listing as Listing
-    from bridgekit.listing import list_items as list_items
     from bridgekit.pairs import Pairs as Pairs
     from bridgekit.pairs import read_pairs as read_pairs
     from bridgekit.plugins import load_encoder as load_encoder
@@ -54,9 +51,6 @@ _HOME = {
     "ImageGenerator": "hookspecs",
     "PairSource": "hookspecs",
     "hookimpl": "hookspecs",
-    "Index": "index",
-    "Listing": "listing",
-    "list_items": "listing",
     "Pairs": "pairs",
     "read_pairs": "pairs",
     "load_encoder": "plugins",
@@ -64,10 +58,16 @@ _HOME = {
     "choose_pairs": "subsets",
     "choose_subset": "subsets",
 }
+#: Names that one of our own plugins brings, and which.
+_FROM_PLUGINS = {"Index": "index", "Listing": "index", "list_items": "index"}
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
+    if name in _FROM_PLUGINS:
+        from bridgekit.plugins import ours
+
+        return ours(_FROM_PLUGINS[name], name)
     if name not in _HOME:
         raise AttributeError(f"module 'bridgekit' has no attribute {name!r}")
     return getattr(import_module(f"bridgekit.{_HOME[name]}"), name)

@@ -72,9 +72,9 @@ def _reference() -> Iterator[str]:
     """Markdown for every verb: what it does, how it is called, its arguments and options."""
     import typer.main
 
-    from bridgekit.cli import app
+    from bridgekit.cli import program as command_line
 
-    program = typer.main.get_command(app)
+    program = typer.main.get_command(command_line())
     yield from _table("Before the verb", [parameter for parameter in program.params if _is_own(parameter)])
     yield from _verbs("bridgekit", program)
 

@@ -1,12 +1,15 @@
-"""What several verbs share: finding the bridge, telling modalities apart, printing."""
+"""What several verbs share: finding the bridge, telling modalities apart, printing, ending on Ctrl-C."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Mapping, Sequence, Set
+import threading
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
@@ -29,6 +32,35 @@ LARGEST = 16 << 20
 OUTSIDE = "Let a table name files outside its own folder."
 #: Rows set aside that are told one by one; `--json` and the count have all.
 SHOWN = 10
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came from `kill`, a time limit or a shutdown: work ends as it does on Ctrl-C."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+    raise _Terminated
+
+
+def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a verb that the same command resumes: Ctrl-C and SIGTERM end it with a message instead of a traceback."""
+
+    # Inside the verb, since typer would swallow the interrupt.
+    @functools.wraps(verb)
+    def run(*arguments: object, **options: object) -> None:
+        main = threading.current_thread() is threading.main_thread()  # no other thread may set signal handlers
+        before = signal.signal(signal.SIGTERM, _terminate) if main else None
+        try:
+            verb(*arguments, **options)
+        except KeyboardInterrupt as stop:
+            print("\nbridgekit: stopped. Nothing is lost: the same command goes on from here.", file=sys.stderr)
+            sys.exit(128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT))
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
+
+    return run
 
 
 def find_bridge(path: Path | None) -> Path:

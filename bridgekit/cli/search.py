@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from bridgekit.cli.common import OUTSIDE, find_bridge, other_modality, print_json, query_modality, say
-from bridgekit.cli.index import search_json, told
 from bridgekit.errors import BridgekitError
 
 
@@ -102,10 +101,10 @@ def _search_index(
     as_json: bool,
 ) -> None:
     from bridgekit.bridge import Bridge
-    from bridgekit.index import Index
+    from bridgekit.plugins import open_index
     from bridgekit.progress import progress_bars
 
-    opened = Index.open(path)
+    opened = open_index(path)
     known = Path(opened.bridge_path) if opened.bridge_path else None
     model = Bridge.load(bridge or (known if known and known.exists() else find_bridge(None)), device)
     source = query_modality(model, queries, from_)
@@ -117,12 +116,12 @@ def _search_index(
             {
                 "query": query,
                 "found": [
-                    {"item": hit.item, "similarity": round(hit.similarity, 6), "columns": dict(hit.cells)} for hit in hits
+                    {"item": hit.item, "similarity": round(hit.similarity, 6), "columns": dict(hit.columns)} for hit in hits
                 ],
             }
             for query, hits in zip(queries, found.hits, strict=True)
         ]
-        search = search_json(found.approximate)
+        search = found.approximate.as_json() if found.approximate else {"exact": True}
         print_json({"index": path, "to": target, "among": found.candidates, "search": search, "answers": answers})
         return
     for query, hits in zip(queries, found.hits, strict=True):
@@ -131,7 +130,7 @@ def _search_index(
             say(f"  {hit.similarity:6.3f}  {hit.item}")
     passing = f" that {'passes' if found.candidates == 1 else 'pass'} the filter" if where else ""
     rows = "row" if found.candidates == 1 else "rows"
-    print(f"Among {found.candidates:,} {rows} of {target}{passing}: {told(found.approximate)}")
+    print(f"Among {found.candidates:,} {rows} of {target}{passing}: {found.approximate or 'exact'}")
 
 
 def _what_to_search(held: tuple[str, ...], source: str) -> str:

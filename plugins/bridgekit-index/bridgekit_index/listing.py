@@ -1,4 +1,4 @@
-"""The items of one modality that a table, folder or text has, each once, with what the table says of it."""
+"""The items of one modality in a table, a folder or a text file, each once, with the other columns of its row."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Listing:
         modality: what the items are.
         items: n paths or texts, no two the same.
         source: where they come from: the absolute path of a table, folder or text, or a plugin's source name.
-        rows: n row numbers for messages, as `SetAside.row`; empty where position + 1 tells as much.
+        rows: n row numbers for messages, as `SetAside.row`; empty where the row is the position + 1.
         cells: name of a column to n cells, "" where the table has none.
-        set_aside: rows that were already found unusable.
+        set_aside: rows that were found unusable while reading.
     """
 
     modality: str
@@ -35,18 +35,18 @@ class Listing:
         return len(self.items)
 
     def row(self, position: int) -> int:
-        """The row that an item stands in first."""
+        """The first row of an item."""
         return self.rows[position] if self.rows else position + 1
 
 
 def list_items(source: str | Path, modality: str, *, outside: bool = False) -> Listing:
-    """Read a table, a plugin's source, a folder of files, or a .txt of lines.
+    """Read a table, a plugin's source, a folder of files, or a .txt with a text a line.
 
-    An item that stands in several rows has the cells of the first one.
+    An item that is in several rows has the cells of the first one.
 
     Arguments:
         source: as for `bridgekit.pairs.read_items`.
-        modality: which column; or what the files or lines are.
+        modality: the column to read; or what the files or lines are.
         outside: let a table name files outside its own folder.
 
     Raises:
@@ -62,13 +62,13 @@ def list_items(source: str | Path, modality: str, *, outside: bool = False) -> L
             first.setdefault(item, row)
     rows = list(first.values())
     cells = {name: [column.get(row, "") for row in rows] for name, column in read_cells(source).items()}
-    # A hole, or an item that another row has too, is no fault where items are listed.
+    # An empty cell, or an item that another row has too, is fine in a list of items.
     faulty = [row for row in pairs.set_aside if row.item and not row.reason.startswith("the same as")]
     return Listing(modality, list(first), str(path.absolute()) if path.exists() else str(source), rows, cells, faulty)
 
 
 def listed_modalities(source: str | Path, among: Sequence[str]) -> list[str]:
-    """Which of some modalities a table, folder or text has, told by its columns or by the endings of its files.
+    """Which of some modalities a table, folder or text file has, judged by its columns or by the extensions of its files.
 
     Raises:
         BridgekitError: there is no such thing, or it has none of these.
@@ -77,8 +77,8 @@ def listed_modalities(source: str | Path, among: Sequence[str]) -> list[str]:
 
     path = Path(source)
     if path.is_dir():
-        endings = {file.suffix[1:].lower() for file in path.rglob("*") if file.is_file()}
-        found = [modality for modality in among if endings & set(EXTENSIONS.get(modality, ()))]
+        extensions = {file.suffix[1:].lower() for file in path.rglob("*") if file.is_file()}
+        found = [modality for modality in among if extensions & set(EXTENSIONS.get(modality, ()))]
     elif path.suffix.lower() == ".txt" and path.is_file():
         found = [modality for modality in among if modality == TEXT]
     else:
@@ -88,6 +88,6 @@ def listed_modalities(source: str | Path, among: Sequence[str]) -> list[str]:
         raise BridgekitError(
             f"it has no {' or '.join(among)}",
             where=str(source),
-            remedy="rename its columns, or say with --modality what its files are",
+            remedy="rename its columns, or give the modality of its files with --modality",
         )
     return found

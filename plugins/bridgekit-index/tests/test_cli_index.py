@@ -6,14 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from bridgekit_index import index as module
+from bridges import pictures, real_bridge, toy_bridge, words
 
 from bridgekit import Index
-from bridgekit import index as module
 from tests.conftest import Run
-from tests.test_index import pictures, real_bridge, toy_bridge, words
 from tests.toys import tone_table
-
-pytest.importorskip("lancedb")
 
 
 @pytest.fixture
@@ -113,7 +111,7 @@ MISTAKES = {
     "another bridge": (["search", "owl", "--index", "bridges/audio-text.index", "--bridge", "other"], "another bridge"),
     "another bridge to add": (
         ["index", "clips", "--bridge", "other", "--out", "bridges/audio-text.index"],
-        "or index anew with this one into another --out",
+        "or index again with this one into another --out",
     ),
     "a place that cannot be written": (["index", "clips", "--out", "/proc/x"], "/proc/x"),
 }
