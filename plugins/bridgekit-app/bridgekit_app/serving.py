@@ -1,4 +1,4 @@
-"""The server as a process: it listens, says where, and ends cleanly on Ctrl-C."""
+"""The server as a process: it listens, reports its address, and ends cleanly on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import uvicorn
 
 from bridgekit.errors import BridgekitError
-from bridgekit.server.app import create_app
+from bridgekit_app.app import create_app
 
 
 def serve(
@@ -26,12 +26,12 @@ def serve(
     Arguments:
         bridge, model, device: as for `create_app`.
         host: the address to listen on.
-        port: 0 takes any that is free.
-        listening: called with the address once requests are answered.
+        port: 0 takes any free one.
+        listening: called with the address once the port is open.
 
     Raises:
-        BridgekitError: the port is taken, or the address is none of this machine's.
-        KeyboardInterrupt: it was stopped by SIGINT; all is cleared away.
+        BridgekitError: the port is taken, or the address is not one of this machine's.
+        KeyboardInterrupt: it was stopped by SIGINT, and has cleaned up.
     """
     with _listen(host, port) as listener:
         app = create_app(bridge, model=model, host=host, device=device)
@@ -41,12 +41,12 @@ def serve(
             access_log=False,
             lifespan="on",
             ws="none",
-            # Nobody stands before this server whose word about the client's address counts.
+            # There is no trusted proxy in front of this server that could report a client's address.
             proxy_headers=False,
             server_header=False,
-            # A picture that is being drawn ends at its next step; what streams to a client is cut after this.
+            # A picture that is being drawn is cancelled at its next step; streams to clients are cut off after this.
             timeout_graceful_shutdown=1,
-            # Longer than programs wait between two requests: a connection that closes just then loses the second one.
+            # Longer than programs wait between two requests: a connection that closes just then would lose the second one.
             timeout_keep_alive=75,
         )
         name = f"[{host}]" if ":" in host else host
@@ -62,5 +62,5 @@ def _listen(host: str, port: int) -> socket.socket:
         raise BridgekitError(
             f"the server cannot listen there: {reason}",
             where=f"{host}, port {port}",
-            remedy="end what listens there, or choose another --port (0 takes any that is free)",
+            remedy="stop what listens there, or choose another --port (0 takes any free one)",
         ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -16,11 +15,12 @@ from torch import Tensor
 from bridgekit.bridge import Bridge
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.plugins import plugin_of
-from bridgekit.server.limits import busy
+from bridgekit_app.limits import busy
+from bridgekit_app.worker import Worker
 
-#: Seconds that a request waits for others to be encoded with. A text takes about as long.
+#: Seconds that a request waits for others to share its batch. Encoding a text takes about as long.
 GATHER = 0.004
-#: Items in a batch. What waits behind a batch waits for all of it, and clips take a tenth of a second each.
+#: Items in a batch. Whatever waits behind a batch waits for all of it, and a clip takes a tenth of a second.
 MOST = 32
 
 
@@ -33,11 +33,11 @@ class _Waiting:
     since: float = field(default_factory=time.monotonic)
 
 
-class Batcher:
+class Batcher(Worker[float]):
     """One thread that encodes, and the requests that wait for it, oldest first.
 
     Arguments:
-        most: items that may wait; a request beyond is told that the server is busy.
+        most: items that may wait; further requests are answered that the server is busy.
 
     Attributes:
         batches, items: how many were encoded so far.
@@ -47,10 +47,7 @@ class Batcher:
         self.batches = self.items = 0
         self._most = most
         self._waiting: deque[_Waiting] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._work, name="encoders", daemon=True)
-        self._thread.start()
+        super().__init__("encoders")
 
     def submit(self, bridge: Bridge, modality: str, prepared: Sequence[Any]) -> Future[Tensor]:
         """Have prepared items encoded and projected: a future of (n, dim) at unit length, float32.
@@ -58,52 +55,46 @@ class Batcher:
         Arguments:
             bridge: the bridge. Its encoder is opened where it is not open yet.
             modality: one of its modalities.
-            prepared: what the encoder's `prepare` gave. A cancelled future's items are left out, if they still wait.
+            prepared: what the encoder's `prepare` returned. A cancelled future's items are left out, if they still wait.
 
         Raises:
             Refusal: too many are waiting.
         """
         mine = _Waiting(bridge, modality, prepared)
-        with self._changed:
+        with self.changed:
             waiting = self.waiting()
-            if self._closed or waiting + len(prepared) > self._most:
+            if self.closed or waiting + len(prepared) > self._most:
                 raise busy(f"{waiting} items wait to be encoded", 1)
             self._waiting.append(mine)
-            self._changed.notify()
+            self.changed.notify()
         return mine.future
 
     def waiting(self) -> int:
         """How many items wait now."""
         return sum(len(other.prepared) for other in self._waiting.copy())
 
-    def close(self) -> None:
-        """Encode nothing more; what waits is cancelled."""
-        with self._changed:
-            self._closed = True
-            for other in self._waiting:
-                other.future.cancel()
-            self._waiting.clear()
-            self._changed.notify()
-        self._thread.join(timeout=1)
+    def take(self) -> float | None:
+        """When the oldest request began to wait."""
+        return self._waiting[0].since if self._waiting else None
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._waiting:
-                    if self._closed:
-                        return
-                    self._changed.wait()
-                oldest = self._waiting[0].since
-            time.sleep(max(0.0, oldest + GATHER - time.monotonic()))
-            batch = self._take()
-            if batch:
-                self._encode(batch)
+    def do(self, task: float) -> None:
+        """Give others a moment to join the oldest request, and encode."""
+        time.sleep(max(0.0, task + GATHER - time.monotonic()))
+        batch = self._batch()
+        if batch:
+            self._encode(batch)
 
-    def _take(self) -> list[_Waiting]:
+    def cancel(self) -> None:
+        """Cancel what waits."""
+        for other in self._waiting:
+            other.future.cancel()
+        self._waiting.clear()
+
+    def _batch(self) -> list[_Waiting]:
         """The oldest request, and those of the same bridge and modality that fit into a batch with it, in their order."""
         batch: list[_Waiting] = []
         left: deque[_Waiting] = deque()
-        with self._changed:
+        with self.changed:
             count = 0
             for each in self._waiting:
                 alike = not batch or (each.bridge is batch[0].bridge and each.modality == batch[0].modality)
@@ -132,7 +123,7 @@ class Batcher:
 
 
 def _embed(bridge: Bridge, modality: str, prepared: list[Any]) -> Tensor:
-    """Prepared items into a bridge's space, past the latent store: what strangers send is not kept."""
+    """Prepared items into a bridge's space. Not through the latent store: what clients send is not kept."""
     encoder = bridge.encoder(modality)
     try:
         with torch.inference_mode():
@@ -144,5 +135,5 @@ def _embed(bridge: Bridge, modality: str, prepared: list[Any]) -> Tensor:
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(f"{plugin_of(encoder)} failed to encode: {reason}", where=encoder.revision) from error
     if not vectors.isfinite().all():
-        raise PluginError(f"{plugin_of(encoder)} gave NaN or infinity", where=encoder.revision)
+        raise PluginError(f"{plugin_of(encoder)} returned NaN or infinity", where=encoder.revision)
     return vectors

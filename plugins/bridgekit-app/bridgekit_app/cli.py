@@ -1,0 +1,54 @@
+"""`bridgekit app`."""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    bridge: Annotated[
+        Path | None,
+        typer.Argument(help="A bridge's folder, in addition to those in ./bridges. [dim]default: the newest of these[/dim]"),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 7860,
+    host: Annotated[str, typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A plugin's model, a diffusers folder or a hub id. [dim]default: starter:openmoji-64[/dim]"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+) -> None:
+    """Serve a page where you speak and see, and an API for programs, on this machine.
+
+    Example: [b]bridgekit app bridges/audio-text[/b]
+    """
+    from bridgekit.bridge import Bridge
+    from bridgekit.cli.common import find_bridge
+    from bridgekit_app.serving import serve
+
+    Bridge.load(find_bridge(bridge), "cpu")  # whatever is wrong with it is reported here, not in a browser
+
+    def listening(address: str) -> None:
+        print(f"bridgekit app: {address} (the API: {address}/docs; Ctrl-C ends it)", flush=True)
+        if not _is_loopback(host):
+            print("Anyone who can reach this machine can use it: there is no password.", file=sys.stderr, flush=True)
+        if open_:
+            typer.launch(address)
+
+    try:
+        serve(bridge, model=model, host=host, port=port, device=device, listening=listening)
+    except KeyboardInterrupt:
+        print("\nbridgekit app: stopped.", file=sys.stderr)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
