@@ -96,7 +96,7 @@ class Approximate:
 
 
 @dataclass(frozen=True)
-class IndexHits:
+class SearchResult:
     """What a search of an index found.
 
     Arguments:
@@ -125,14 +125,14 @@ class SearchIndex(Protocol):
         self,
         bridge: Any,
         modality: str,
-        queries: Sequence[Item] | Item,
+        queries: Sequence[Item],
         to: str,
         k: int,
         *,
         where: str | None,
         exact: bool,
         report: Report,
-    ) -> IndexHits:
+    ) -> SearchResult:
         """The k rows of modality `to` that are nearest to each query, embedded by a `bridgekit.Bridge`.
 
         `where` is a filter on the rows' columns. `exact` asks for every row to be compared.

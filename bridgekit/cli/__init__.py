@@ -91,8 +91,7 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         if "--json" in sys.argv:
-            document = {"error": {"what": error.what, "where": error.where, "fix": error.remedy}}
-            print(plain_json(json.dumps(document, ensure_ascii=False)))
+            print(plain_json(json.dumps(error.as_json(), ensure_ascii=False)))
         print(f"bridgekit: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:

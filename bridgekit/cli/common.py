@@ -110,9 +110,9 @@ def query_modality(bridge: Bridge, queries: Sequence[str], named: str | None) ->
     raise BridgekitError("are these queries " + " or ".join(others) + "?", remedy="say so with --from")
 
 
-def other_modality(bridge: Bridge, modality: str) -> str:
-    """What to search where the user does not say: the other modality; of several, text."""
-    others = [name for name in bridge.sides if name != modality]
+def other_modality(modalities: Sequence[str], modality: str) -> str:
+    """What to search where the user does not say: the other modality (or the only one), and text if there are several."""
+    others = [name for name in modalities if name != modality] or modalities
     if len(others) == 1 or "text" in others:
         return others[0] if len(others) == 1 else "text"
     raise BridgekitError(f"search {' or '.join(others)}?", remedy=f"say so, for example --to {others[0]}")

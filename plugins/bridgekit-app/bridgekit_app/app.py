@@ -34,7 +34,7 @@ from bridgekit.retrieval import Hit
 from bridgekit_app.docs import docs_page
 from bridgekit_app.guard import Guard
 from bridgekit_app.jobs import Cancelled, Emit, Job
-from bridgekit_app.limits import Limits, Refusal, as_json, status_of
+from bridgekit_app.limits import Limits, Refusal, answer
 from bridgekit_app.schema import (
     ERRORS,
     DrawingOptions,
@@ -256,9 +256,9 @@ async def _server_sent(request: Request, job: Job) -> AsyncIterator[str]:
     except Cancelled:
         pass
     except BridgekitError as error:
-        yield _event("error", as_json(error)["error"])
+        yield _event("error", error.as_json()["error"])
     except Exception as error:
-        yield _event("error", as_json(_unexpected(error))["error"])
+        yield _event("error", _unexpected(error).as_json()["error"])
         raise
     finally:
         job.cancelled.set()
@@ -397,9 +397,7 @@ async def _error_answer(_: Request, error: Exception) -> Response:
         error = Refusal(error.status_code, str(error.detail)[:300], remedy=remedy)
     if not isinstance(error, BridgekitError):
         error = _unexpected(error)
-    later = error.retry_after if isinstance(error, Refusal) else None
-    headers = {"retry-after": str(later)} if later is not None else None
-    return JSONResponse(as_json(error), status_of(error), headers)
+    return answer(error)
 
 
 def _unexpected(error: Exception) -> Refusal:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import torch
 from torch import Tensor
 
@@ -16,7 +18,6 @@ from bridgekit.bridge import Bridge
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.plugins import plugin_of
 from bridgekit_app.limits import busy
-from bridgekit_app.worker import Worker
 
 #: Seconds that a request waits for others to share its batch. Encoding a text takes about as long.
 GATHER = 0.004
@@ -29,12 +30,12 @@ class _Waiting:
     bridge: Bridge
     modality: str
     prepared: Sequence[Any]
-    future: Future[Tensor] = field(default_factory=Future)
+    future: asyncio.Future[Tensor]
     since: float = field(default_factory=time.monotonic)
 
 
-class Batcher(Worker[float]):
-    """One thread that encodes, and the requests that wait for it, oldest first.
+class Batcher:
+    """The requests that wait to be encoded, oldest first. They are encoded in one worker thread, a batch at a time.
 
     Arguments:
         most: items that may wait; further requests are answered that the server is busy.
@@ -47,78 +48,70 @@ class Batcher(Worker[float]):
         self.batches = self.items = 0
         self._most = most
         self._waiting: deque[_Waiting] = deque()
-        super().__init__("encoders")
+        self._worker: asyncio.Task[None] | None = None
+        self._thread = anyio.CapacityLimiter(1)  # of its own: searches that wait for a gallery fill the common one
 
-    def submit(self, bridge: Bridge, modality: str, prepared: Sequence[Any]) -> Future[Tensor]:
-        """Have prepared items encoded and projected: a future of (n, dim) at unit length, float32.
+    async def embed(self, bridge: Bridge, modality: str, prepared: Sequence[Any]) -> Tensor:
+        """Encode and project prepared items: (n, dim) at unit length, float32.
 
         Arguments:
             bridge: the bridge. Its encoder is opened where it is not open yet.
             modality: one of its modalities.
-            prepared: what the encoder's `prepare` returned. A cancelled future's items are left out, if they still wait.
+            prepared: what the encoder's `prepare` returned.
 
         Raises:
             Refusal: too many are waiting.
         """
-        mine = _Waiting(bridge, modality, prepared)
-        with self.changed:
-            waiting = self.waiting()
-            if self.closed or waiting + len(prepared) > self._most:
-                raise busy(f"{waiting} items wait to be encoded", 1)
-            self._waiting.append(mine)
-            self.changed.notify()
-        return mine.future
+        waiting = self.waiting()
+        if waiting + len(prepared) > self._most:
+            raise busy(f"{waiting} items wait to be encoded", 1)
+        mine = _Waiting(bridge, modality, prepared, asyncio.get_running_loop().create_future())
+        self._waiting.append(mine)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return await mine.future
 
     def waiting(self) -> int:
         """How many items wait now."""
-        return sum(len(other.prepared) for other in self._waiting.copy())
+        return sum(len(each.prepared) for each in self._waiting)
 
-    def take(self) -> float | None:
-        """When the oldest request began to wait."""
-        return self._waiting[0].since if self._waiting else None
+    async def _work(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(max(0.0, self._waiting[0].since + GATHER - time.monotonic()))
+            batch = self._take()
+            if batch:
+                await self._encode(batch)
 
-    def do(self, task: float) -> None:
-        """Give others a moment to join the oldest request, and encode."""
-        time.sleep(max(0.0, task + GATHER - time.monotonic()))
-        batch = self._batch()
-        if batch:
-            self._encode(batch)
-
-    def cancel(self) -> None:
-        """Cancel what waits."""
-        for other in self._waiting:
-            other.future.cancel()
-        self._waiting.clear()
-
-    def _batch(self) -> list[_Waiting]:
+    def _take(self) -> list[_Waiting]:
         """The oldest request, and those of the same bridge and modality that fit into a batch with it, in their order."""
         batch: list[_Waiting] = []
         left: deque[_Waiting] = deque()
-        with self.changed:
-            count = 0
-            for each in self._waiting:
-                alike = not batch or (each.bridge is batch[0].bridge and each.modality == batch[0].modality)
-                if not alike or (batch and count + len(each.prepared) > MOST):
-                    left.append(each)
-                elif each.future.set_running_or_notify_cancel():
-                    batch.append(each)
-                    count += len(each.prepared)
-            self._waiting = left
+        count = 0
+        for each in self._waiting:
+            alike = not batch or (each.bridge is batch[0].bridge and each.modality == batch[0].modality)
+            if not alike or (batch and count + len(each.prepared) > MOST):
+                left.append(each)
+            elif not each.future.done():  # else it was cancelled
+                batch.append(each)
+                count += len(each.prepared)
+        self._waiting = left
         return batch
 
-    def _encode(self, batch: Sequence[_Waiting]) -> None:
+    async def _encode(self, batch: Sequence[_Waiting]) -> None:
         prepared = [item for each in batch for item in each.prepared]
         try:
-            vectors = _embed(batch[0].bridge, batch[0].modality, prepared)
-        except BaseException as error:
+            vectors = await anyio.to_thread.run_sync(_embed, batch[0].bridge, batch[0].modality, prepared, limiter=self._thread)
+        except Exception as error:
             for each in batch:
-                each.future.set_exception(error)
+                if not each.future.done():
+                    each.future.set_exception(error)
             return
         self.batches += 1
         self.items += len(prepared)
         start = 0
         for each in batch:
-            each.future.set_result(vectors[start : start + len(each.prepared)].clone())
+            if not each.future.done():
+                each.future.set_result(vectors[start : start + len(each.prepared)].clone())
             start += len(each.prepared)
 
 
@@ -131,7 +124,7 @@ def _embed(bridge: Bridge, modality: str, prepared: list[Any]) -> Tensor:
             vectors = bridge.project(modality, latents)
     except BridgekitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a stranger's code
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(f"{plugin_of(encoder)} failed to encode: {reason}", where=encoder.revision) from error
     if not vectors.isfinite().all():

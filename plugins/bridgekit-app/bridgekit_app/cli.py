@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from bridgekit.errors import BridgekitError
 
 
 def command(
@@ -28,23 +31,50 @@ def command(
 
     Example: [b]bridgekit app bridges/audio-text[/b]
     """
+    import uvicorn
+
     from bridgekit.bridge import Bridge
     from bridgekit.cli.common import find_bridge
-    from bridgekit_app.serving import serve
+    from bridgekit_app.app import create_app
 
     Bridge.load(find_bridge(bridge), "cpu")  # whatever is wrong with it is reported here, not in a browser
-
-    def listening(address: str) -> None:
+    with _listen(host, port) as listener:
+        config = uvicorn.Config(
+            create_app(bridge, model=model, host=host, device=device),
+            log_level="warning",
+            access_log=False,
+            lifespan="on",
+            ws="none",
+            # There is no trusted proxy in front of this server that could report a client's address.
+            proxy_headers=False,
+            server_header=False,
+            # A picture that is being drawn is cancelled at its next step; streams to clients are cut off after this.
+            timeout_graceful_shutdown=1,
+            # Longer than programs wait between two requests: a connection that closes just then would lose the second one.
+            timeout_keep_alive=75,
+        )
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         print(f"bridgekit app: {address} (the API: {address}/docs; Ctrl-C ends it)", flush=True)
         if not _is_loopback(host):
             print("Anyone who can reach this machine can use it: there is no password.", file=sys.stderr, flush=True)
         if open_:
             typer.launch(address)
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        except KeyboardInterrupt:
+            print("\nbridgekit app: stopped.", file=sys.stderr)
 
+
+def _listen(host: str, port: int) -> socket.socket:
     try:
-        serve(bridge, model=model, host=host, port=port, device=device, listening=listening)
-    except KeyboardInterrupt:
-        print("\nbridgekit app: stopped.", file=sys.stderr)
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BridgekitError(
+            f"the server cannot listen there: {reason}",
+            where=f"{host}, port {port}",
+            remedy="stop what listens there, or choose another --port (0 takes any free one)",
+        ) from None
 
 
 def _is_loopback(host: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -47,58 +48,43 @@ class Galleries:
     """
 
     def __init__(self, bridge: Bridge) -> None:
-        self._bridge = bridge
-        self._ready: dict[str, Gallery | BridgekitError] = {}
         self._progress: dict[str, tuple[int, int]] = {}
         self._stopped = threading.Event()
-        self._done = {modality: threading.Event() for modality in bridge.sides}
-        threading.Thread(target=self._fill, name="galleries", daemon=True).start()
+        self._pool = ThreadPoolExecutor(1, "galleries")
+        order = sorted(bridge.sides, key=lambda modality: modality != TEXT)  # texts are quickest
+        self._filled = {name: self._pool.submit(read_gallery, bridge, name, self._report(name)) for name in order}
 
-    def find(self, modality: str, patience: float) -> Gallery | None:
-        """The gallery of a modality; None if it is not filled within so many seconds.
+    def find(self, modality: str, patience: float) -> Gallery:
+        """The gallery of a modality.
 
         Raises:
-            BridgekitError: the bridge's own items cannot be read.
+            TimeoutError: it is not filled within so many seconds.
+            Exception: whatever reading the bridge's own items raised.
         """
-        self._done[modality].wait(patience)
-        found = self._ready.get(modality)
-        if isinstance(found, BridgekitError):
-            raise found
-        return found
+        return self._filled[modality].result(patience)
 
     def state(self, modality: str) -> dict[str, object]:
         """How many items a gallery has, or how many of them are encoded, or why it cannot be filled."""
-        found = self._ready.get(modality)
-        if isinstance(found, Gallery):
-            return {"items": len(found.items), "ready": True, "problem": None}
+        filled = self._filled[modality]
         done, total = self._progress.get(modality, (0, 0))
-        return {"items": total, "encoded": done, "ready": False, "problem": found.what if found else None}
+        error = filled.exception() if filled.done() else None
+        if filled.done() and not error:
+            return {"items": len(filled.result().items), "ready": True, "problem": None}
+        problem = str(getattr(error, "what", error)) if error else None
+        return {"items": total, "encoded": done, "ready": False, "problem": problem}
 
     def close(self) -> None:
         """Stop filling."""
         self._stopped.set()
-
-    def _fill(self) -> None:
-        for modality in sorted(self._bridge.sides, key=lambda modality: modality != TEXT):  # texts are quickest
-            try:
-                self._ready[modality] = read_gallery(self._bridge, modality, self._report(modality))
-            except BridgekitError as error:
-                self._ready[modality] = error
-            except _Stopped:
-                return
-            self._done[modality].set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _report(self, modality: str) -> Report:
         def report(what: str, done: int, total: int) -> None:
             if self._stopped.is_set():
-                raise _Stopped
+                raise CancelledError
             self._progress[modality] = (done, total)
 
         return report
-
-
-class _Stopped(Exception):
-    """The server ends, or another bridge has replaced this one."""
 
 
 def read_gallery(bridge: Bridge, modality: str, report: Report) -> Gallery:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import socket
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit
 import anyio
 
 from bridgekit.errors import BridgekitError
-from bridgekit_app.limits import Limits, Refusal, as_json, busy, status_of
+from bridgekit_app.limits import Limits, Refusal, answer, busy
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -89,7 +88,7 @@ class Guard:
         except BridgekitError as error:
             if began:  # the answer is under way, and can only be ended
                 raise
-            await refuse(error, send_safely)
+            await answer(error)(scope, receive, send_safely)
 
     def _check_origin(self, scope: Message, headers: MutableMapping[str, str]) -> None:
         """Refuse other sites' pages.
@@ -154,16 +153,6 @@ def too_large(limits: Limits) -> Refusal:
     return Refusal(
         413, f"the request is larger than {megabytes:g} MB", remedy="send a shorter clip, a smaller picture or fewer inputs"
     )
-
-
-async def refuse(error: BridgekitError, send: Send) -> None:
-    """Send an error as JSON."""
-    body = json.dumps(as_json(error), ensure_ascii=False).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if isinstance(error, Refusal) and error.retry_after is not None:
-        headers.append((b"retry-after", str(error.retry_after).encode()))
-    await send({"type": "http.response.start", "status": status_of(error), "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _length(headers: MutableMapping[str, str]) -> int:

@@ -12,7 +12,6 @@ from contextlib import suppress
 from typing import Any
 
 from bridgekit_app.limits import busy
-from bridgekit_app.worker import Worker
 
 #: Seconds between two checks whether a client is still connected.
 CHECK_SECONDS = 0.5
@@ -85,7 +84,7 @@ class Job:
             self.cancelled.set()
 
 
-class Queue(Worker[Job]):
+class Queue:
     """Jobs and the one thread that does them. Clients take turns, however many jobs one of them has.
 
     Arguments:
@@ -99,7 +98,10 @@ class Queue(Worker[Job]):
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()
         self._running: Job | None = None
         self._seconds = 1.0  # that the last job took: an estimate for clients that have to come back
-        super().__init__(what)
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._do_all, name=what, daemon=True)
+        self._thread.start()
 
     def submit(self, client: str, work: Work, patience: float = math.inf) -> Job:
         """Put work at the end of a client's own line.
@@ -113,61 +115,71 @@ class Queue(Worker[Job]):
             Refusal: too much is waiting, of all clients (503) or of this one (429).
         """
         job = Job(client, work)
-        with self.changed:
+        with self._changed:
             waiting = len(self._in_order())
             mine = len(self._waiting.get(client, ()))
             later = max(1, min(60, round(self._seconds * (waiting + 1) / 2)))
             if mine >= self._most_each:
                 raise busy(f"{mine} {self._what} of yours are waiting already", later, yours=True)
-            if self.closed or waiting >= self._most or waiting * self._seconds > patience:
+            if self._closed or waiting >= self._most or waiting * self._seconds > patience:
                 raise busy(f"{waiting} {self._what} are waiting already", later)
             self._waiting.setdefault(client, deque()).append(job)
             self._emit_places()
-            self.changed.notify()
+            self._changed.notify()
         return job
 
     def waiting(self) -> int:
         """How many jobs wait now."""
-        with self.changed:
+        with self._changed:
             return len(self._in_order())
 
     def busy(self) -> bool:
         """Whether a job is running now."""
         return self._running is not None
 
-    def take(self) -> Job | None:
-        """The next job: the first one of the client whose turn it is."""
-        order = self._in_order()
-        if not order:
-            return None
-        job = self._running = order[0]
-        line = self._waiting.pop(job.client)
-        line.popleft()
-        if line:  # to the end: everybody else comes first
-            self._waiting[job.client] = line
-        self._emit_places()
-        return job
+    def close(self) -> None:
+        """Cancel every job, take none any more, and wait a second for the one that runs."""
+        with self._changed:
+            self._closed = True
+            for job in [*self._in_order(), *([self._running] if self._running else [])]:
+                job.cancelled.set()
+            self._waiting.clear()
+            self._changed.notify()
+        self._thread.join(timeout=1)
 
-    def do(self, task: Job) -> None:
-        """Run a job. Whoever waits for it hears `started`, what the work emits, and `done` or `failed`."""
+    def _do_all(self) -> None:
+        while job := self._next():
+            self._do(job)
+            with self._changed:
+                self._running = None
+
+    def _next(self) -> Job | None:
+        """Wait for a job, the first one of the client whose turn it is; None when the queue is closed."""
+        with self._changed:
+            while not (order := self._in_order()):
+                if self._closed:
+                    return None
+                self._changed.wait()
+            job = self._running = order[0]
+            line = self._waiting.pop(job.client)
+            line.popleft()
+            if line:  # to the end: everybody else comes first
+                self._waiting[job.client] = line
+            self._emit_places()
+            return job
+
+    def _do(self, job: Job) -> None:
+        """Run a job. Whoever waits for it receives `started`, what the work emits, and `done` or `failed`."""
         started = time.monotonic()
-        with suppress(Cancelled):  # it may also fail while nobody waits to hear of it
+        with suppress(Cancelled):  # it may also fail while nobody waits for it any more
             try:
-                task.emit("started", None)
-                task.emit("done", task.work(task.emit))
+                job.emit("started", None)
+                job.emit("done", job.work(job.emit))
                 self._seconds = time.monotonic() - started
             except Cancelled:
                 pass
             except Exception as error:
-                task.emit("failed", error)
-        with self.changed:
-            self._running = None
-
-    def cancel(self) -> None:
-        """Cancel every job."""
-        for job in [*self._in_order(), *([self._running] if self._running else [])]:
-            job.cancelled.set()
-        self._waiting.clear()
+                job.emit("failed", error)
 
     def _in_order(self) -> list[Job]:
         """The jobs that wait, in the order in which they run if nobody else comes. Cancelled ones are dropped."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from starlette.responses import JSONResponse
+
 from bridgekit.errors import BridgekitError, ItemError, PluginError
 
 
@@ -70,15 +72,10 @@ def busy(what: str, retry_after: int, *, yours: bool = False) -> Refusal:
     return Refusal(429 if yours else 503, f"busy: {what}", remedy=remedy, retry_after=retry_after)
 
 
-def status_of(error: BridgekitError) -> int:
-    """The HTTP status of an error."""
+def answer(error: BridgekitError) -> JSONResponse:
+    """An error as the answer to a request."""
     if isinstance(error, Refusal):
-        return error.status
-    if isinstance(error, PluginError):
-        return 500
-    return 415 if isinstance(error, ItemError) else 400
-
-
-def as_json(error: BridgekitError) -> dict[str, dict[str, str | None]]:
-    """An error as the command line's `--json` gives it."""
-    return {"error": {"what": error.what, "where": error.where, "fix": error.remedy}}
+        headers = None if error.retry_after is None else {"retry-after": str(error.retry_after)}
+        return JSONResponse(error.as_json(), error.status, headers)
+    status = 500 if isinstance(error, PluginError) else 415 if isinstance(error, ItemError) else 400
+    return JSONResponse(error.as_json(), status)

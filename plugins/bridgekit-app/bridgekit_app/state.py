@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import TimeoutError
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -215,9 +216,8 @@ class AppState:
             encoder = await anyio.to_thread.run_sync(open_encoder, opened.bridge, modality)
             prepared = await anyio.to_thread.run_sync(prepare, encoder, each, self.limits, limiter=self._decoders)
             ready.setdefault(modality, []).append(prepared)
-        futures = {modality: self.batcher.submit(opened.bridge, modality, items) for modality, items in ready.items()}
-        for modality, future in futures.items():
-            rows = await asyncio.wrap_future(future)
+        encoded = await asyncio.gather(*(self.batcher.embed(opened.bridge, *each) for each in ready.items()))
+        for modality, rows in zip(ready, encoded, strict=True):
             vectors |= zip([key for key in missing if key[1] == modality], unbind(rows), strict=True)
         for key in keys:
             self._vectors[key] = vectors[key]
@@ -234,15 +234,15 @@ class AppState:
         """
         opened.bridge.side(modality)
         try:
-            found = opened.galleries.find(modality, PATIENCE)
-        except BridgekitError as error:
-            what = f"the bridge's own {modality} cannot be searched: {error.what}"
-            remedy = error.remedy or "start the server where the table is"
-            raise Refusal(404, what, where=error.where, remedy=remedy) from error
-        if found is None:
+            return opened.galleries.find(modality, PATIENCE)
+        except TimeoutError:
             state = opened.galleries.state(modality)
-            raise busy(f"the bridge's own {modality} is being read ({state['encoded']} of {state['items']})", 2)
-        return found
+            done, total = state.get("encoded", 0), state["items"]
+            raise busy(f"the bridge's own {modality} is being read ({done} of {total})", 2) from None
+        except Exception as error:
+            what = f"the bridge's own {modality} cannot be searched: {getattr(error, 'what', error)}"
+            remedy = getattr(error, "remedy", None) or "start the server where the table is"
+            raise Refusal(404, what, where=getattr(error, "where", None), remedy=remedy) from error
 
     def between(self, opened: Opened, modality: str, target: str) -> str | None:
         """What a search should go through where two modalities never had pairs: the one that both had pairs with, or None."""
@@ -344,11 +344,10 @@ class AppState:
         return self._painters[key]
 
     def close(self) -> None:
-        """Stop all work, within about a second."""
+        """Stop filling galleries and drawing."""
         for opened in self._opened.values():
             opened.galleries.close()
         self.pictures.close()
-        self.batcher.close()
 
 
 def unbind(vectors: Tensor) -> list[Tensor]:
@@ -362,9 +361,7 @@ def _check_input(opened: Opened, sent: Input) -> None:
         known = ", ".join(opened.bridge.sides)
         what, remedy = f"the bridge {opened.name} has no side for {sent.modality!r}", f"its modalities are {known}"
     elif (sent.modality == TEXT) != isinstance(sent.item, str):
-        what = (
-            "text must be sent as text, not as a file" if sent.modality == TEXT else f"{sent.modality} must be sent as a file"
-        )
+        what = f"{sent.modality} must be sent {'as text, not as a file' if sent.modality == TEXT else 'as a file'}"
         remedy = "with curl: -F audio=@clip.wav, -F 'text=a dog'"
     else:
         return

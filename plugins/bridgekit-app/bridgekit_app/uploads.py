@@ -75,7 +75,7 @@ async def read_request(
             if each.modality == TEXT and len(each.name) > limits.text_characters:
                 raise Refusal(413, f"a text is longer than {limits.text_characters:,} characters", where=each.name[:60])
         if len(inputs) > limits.inputs:
-            raise _too_many(limits)
+            raise Refusal(413, f"there are more than {limits.inputs} inputs", remedy="send several requests")
         yield inputs, fields
 
 
@@ -89,9 +89,8 @@ def _from_json(body: bytes) -> tuple[list[Input], dict[str, list[Any]]]:
     texts = document.get(TEXT, []) if isinstance(document, dict) else None
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise Refusal(
-            400, "the texts are missing or are not texts", where=TEXT, remedy='send an object, as {"text": ["a dog"]}'
-        )
+        remedy = 'send an object, as {"text": ["a dog"]}'
+        raise Refusal(400, "the texts are missing or are not texts", where=TEXT, remedy=remedy)
     fields = {name: value if isinstance(value, list) else [value] for name, value in document.items() if name != TEXT}
     return [Input(TEXT, text, text) for text in texts], fields
 
@@ -116,10 +115,6 @@ async def _from_form(request: Request, folder: Path, limits: Limits) -> tuple[li
             else:
                 fields.setdefault(name, []).append(value)
     return inputs, fields
-
-
-def _too_many(limits: Limits) -> Refusal:
-    return Refusal(413, f"there are more than {limits.inputs} inputs", remedy="send several requests")
 
 
 def prepare(encoder: Encoder, sent: Input, limits: Limits) -> Any:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bridgekit_app
@@ -525,14 +526,34 @@ def test_more_requests_than_are_answered_at_a_time_are_told_to_come_again(spoken
 
 
 def test_an_encoder_with_too_much_before_it_says_busy(spoken_words: SpokenWords) -> None:
-    batcher = Batcher(most=3)
-    try:
-        bridge = Bridge.load(spoken_words.bridge)
-        with pytest.raises(Refusal, match="busy") as refused:
-            batcher.submit(bridge, "text", [[1]] * 4)
-        assert (refused.value.status, refused.value.retry_after) == (503, 1)
-    finally:
-        batcher.close()
+    with pytest.raises(Refusal, match="busy") as refused:
+        asyncio.run(Batcher(most=3).embed(Bridge.load(spoken_words.bridge), "text", [[1]] * 4))
+    assert (refused.value.status, refused.value.retry_after) == (503, 1)
+
+
+def test_an_encoder_that_fails_answers_everyone_in_the_batch_and_goes_on() -> None:
+    class Encoder:
+        revision = "toy@1"
+
+        def encode(self, batch: list[int]) -> torch.Tensor:
+            if 0 in batch:
+                raise ValueError("zero")
+            return torch.tensor(batch, dtype=torch.float32)[:, None]
+
+    bridge: Any = SimpleNamespace(encoder=lambda modality: Encoder(), project=lambda modality, latents: latents)
+
+    async def main() -> None:
+        batcher = Batcher(most=8)
+        failed = await asyncio.gather(*(batcher.embed(bridge, "text", [n]) for n in (0, 1)), return_exceptions=True)
+        assert all("ValueError: zero" in str(error) for error in failed)
+        left = asyncio.create_task(batcher.embed(bridge, "text", [0]))
+        await asyncio.sleep(0)
+        left.cancel()  # a request that is cancelled while it waits is not encoded
+        rows = await asyncio.gather(batcher.embed(bridge, "text", [2, 3]), batcher.embed(bridge, "text", [4]))
+        assert [row.flatten().tolist() for row in rows] == [[2, 3], [4]]
+        assert (batcher.batches, batcher.items, batcher.waiting()) == (1, 3, 0)
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])

@@ -28,7 +28,7 @@ from bridgekit.batches import threads
 from bridgekit.bridge import Bridge
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError, ItemError
-from bridgekit.hookspecs import Approximate, IndexHits
+from bridgekit.hookspecs import Approximate, SearchResult
 from bridgekit.latents import encode_items
 from bridgekit.media import content_hash
 from bridgekit.pairs import SetAside
@@ -351,7 +351,7 @@ class Index:
 
     # ---- searching
 
-    def search(self, vectors: Tensor, to: str, k: int = 10, *, where: str | None = None, exact: bool = False) -> IndexHits:
+    def search(self, vectors: Tensor, to: str, k: int = 10, *, where: str | None = None, exact: bool = False) -> SearchResult:
         """The k rows of one modality that are nearest to each vector.
 
         Arguments:
@@ -376,7 +376,7 @@ class Index:
         built = None if exact or candidates < APPROXIMATE_FROM else self.approximate(to)
         hits: list[list[Hit]] = [[] for _ in range(len(vectors))]
         if not candidates:
-            return IndexHits(hits, 0, None)
+            return SearchResult(hits, 0, None)
         with clear_errors(self.path):
             query = table.search(vectors.detach().cpu().numpy(), vector_column_name="vector", query_type="vector")
             query = query.distance_type("cosine").limit(k).select([*columns, "_distance"])  # type: ignore[attr-defined]
@@ -390,7 +390,7 @@ class Index:
             hits[number].append(Hit(item, 1 - distance, cells))
         for found in hits:
             found.sort(key=lambda hit: -hit.similarity)
-        return IndexHits(hits, candidates, built)
+        return SearchResult(hits, candidates, built)
 
     def find(
         self,
@@ -403,7 +403,7 @@ class Index:
         where: str | None = None,
         exact: bool = False,
         report: Report = silent,
-    ) -> IndexHits:
+    ) -> SearchResult:
         """`search` by items: only the encoder of their own modality is opened.
 
         Raises:
@@ -470,13 +470,7 @@ class _Rows:
 
 
 class _Pending:
-    """Rows that wait to be written: many small writes would make many small files.
-
-    Arguments:
-        table: where they go.
-        place: the index's path, for messages.
-        update: whether a row that is there under the same key is replaced.
-    """
+    """Rows that wait to be written to a table: many small writes would make many small files."""
 
     def __init__(self, table: Table, place: str, *, update: bool) -> None:
         self._table, self._place, self._update = table, place, update
@@ -484,7 +478,7 @@ class _Pending:
         self._since = time.monotonic()
 
     def add(self, rows: pa.Table) -> None:
-        """Keep them, and write what waits if some of it has waited long enough."""
+        """Keep these rows, and write what waits every few seconds."""
         self._rows.append(rows)
         if time.monotonic() - self._since >= COMMIT_SECONDS:
             self.write()
