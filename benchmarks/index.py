@@ -29,9 +29,9 @@ from common import table
 from torch import Tensor
 
 from bridgekit import Bridge, align
-from bridgekit.cache import cache_folder, write_text_atomically
 from bridgekit.progress import progress_bars
 from bridgekit.retrieval import search
+from bridgekit.storage.cache import cache_folder, write_text_atomically
 
 ROWS, QUERIES = 100_000, 200
 #: LanceDB's names of a search's settings.

@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bridgekit import PRESETS
-from bridgekit.baselines import linear
-from bridgekit.evaluation import Embed, EncodedPairs, evaluate_splits
-from bridgekit.fitting import training_rows, validation
+from bridgekit.evaluation.baselines import linear
+from bridgekit.evaluation.recall import Embed, evaluate_splits
 from bridgekit.fusion.adapter import FusionAdapter, project
 from bridgekit.fusion.training import new_adapters
 from bridgekit.fusion.warm_start import warm_start
+from bridgekit.latents.encoded import EncodedPairs
+from bridgekit.recipes.fit import training_rows, validation
 
 SEEDS = range(5)
 PRESET = PRESETS["default"]

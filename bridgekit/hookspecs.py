@@ -11,8 +11,8 @@ import pluggy
 if TYPE_CHECKING:
     import typer
 
-    from bridgekit.diffusion.models import ImageModel
     from bridgekit.encoders import Encoder, Item
+    from bridgekit.image_models import ImageModel
     from bridgekit.pairs import Pairs
     from bridgekit.progress import Report
     from bridgekit.retrieval import Hit
@@ -48,7 +48,7 @@ class PairSource:
         name: `provider:source`.
         description: one line: what is in it, how many pairs, which licence.
         modalities: its columns. A source is the default table for exactly these modalities if no other one claims them.
-        build: makes the pairs. It may write files, once, under `bridgekit.cache.cache_folder()`.
+        build: makes the pairs. It may write files, once, under `bridgekit.storage.cache.cache_folder()`.
     """
 
     name: str

@@ -58,11 +58,11 @@ def command(
         raise BridgekitError("an index is searched as it is", remedy="leave out --among and --through, or --index")
     if index is None and (where or exact):
         raise BridgekitError("--where and --exact are for a search in an index", remedy="name one with --index")
-    from bridgekit.bridge import Bridge
+    from bridgekit.bridge.bridge import Bridge
     from bridgekit.hookspecs import SearchResult
-    from bridgekit.pairs import read_items
     from bridgekit.plugins import open_index
     from bridgekit.progress import progress_bars
+    from bridgekit.tables.reading import read_items
 
     searched = None if index is None else open_index(index)
     opened = Bridge.load(find_bridge(bridge or _bridge_of(searched)), device)

@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bridgekit.bounded import parse_json
-from bridgekit.distributed import Shares, rank, sum_gradients, told_by_first
 from bridgekit.errors import BridgekitError
 from bridgekit.fusion.adapter import Adapter, FusionAdapter
 from bridgekit.fusion.contrastive import info_nce, needed_keys
+from bridgekit.fusion.distributed import Shares, rank, sum_gradients, told_by_first
 from bridgekit.fusion.fusemix import LambdaPer, Pairing, draw_lambda, draw_partners, fusemix
 from bridgekit.fusion.pieces import activation_bytes, activation_room, backward_in_pieces, cut, seed_here
 from bridgekit.fusion.warm_start import spread_rows, warm_start
-from bridgekit.precision import fast_products, product_dtype
+from bridgekit.hardware import fast_products, product_dtype
 from bridgekit.progress import say
-from bridgekit.sealed import DamagedFile, read_sealed, write_sealed
+from bridgekit.storage.bounded import parse_json
+from bridgekit.storage.sealed import DamagedFile, read_sealed, write_sealed
 
 #: A run that is killed loses at most this many seconds of training.
 CHECKPOINT_SECONDS = 10.0

@@ -27,7 +27,8 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from torch import Tensor
 
-from bridgekit.diffusion.generation import mix
+from bridgekit.diffusion.models import DrawOptions
+from bridgekit.diffusion.painter import mix
 from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
 from bridgekit.retrieval import Hit
@@ -37,8 +38,8 @@ from bridgekit_app.jobs import Cancelled, Emit, Job
 from bridgekit_app.limits import Limits, Refusal, answer
 from bridgekit_app.schema import (
     ERRORS,
-    DrawingOptions,
     EmbedAnswer,
+    GenerateOptions,
     Options,
     PictureAnswer,
     SearchAnswer,
@@ -213,7 +214,7 @@ def _found(state: AppState, modality: str, hit: Hit, share: float) -> dict[str, 
         **ERRORS,
     },
     openapi_extra=request_body(
-        DrawingOptions, {"text": "penguin", "seed": 1}, "-F audio=@dog.wav -H 'Accept: image/png' -o dog.png"
+        GenerateOptions, {"text": "penguin", "seed": 1}, "-F audio=@dog.wav -H 'Accept: image/png' -o dog.png"
     ),
     summary="A picture of the inputs",
 )
@@ -225,16 +226,17 @@ async def generate(request: Request) -> Response:
     with what is otherwise the whole answer, or `error`. A client that disconnects cancels the work.
     """
     state = _state(request)
-    async with _read(request, DrawingOptions) as (opened, inputs, options):
+    async with _read(request, GenerateOptions) as (opened, inputs, options):
         inputs = _weighted(inputs, options.weights)
         model = state.model(options.model)
+        drawing = DrawOptions(**options.model_dump(exclude={"bridge", "model", "weights", "seed"}))
         vectors = await state.embed(opened, inputs)
     accept = request.headers.get("accept", "")
     streamed = "text/event-stream" in accept
     client = request.headers.get(CLIENT, "")[:64] or (request.client.host if request.client else "")
 
     def work(emit: Emit) -> dict[str, Any]:
-        return state.draw(opened, model, inputs, vectors, options, streamed, emit)
+        return state.draw(opened, model, inputs, vectors, drawing, seed=options.seed, previews=streamed, emit=emit)
 
     # A client that sees its place in the queue may wait as long as it likes; one that waits blindly would give up.
     job = state.pictures.submit(client, work, math.inf if streamed else state.limits.picture_seconds)

@@ -14,7 +14,7 @@ import anyio.to_thread
 import torch
 from torch import Tensor
 
-from bridgekit.bridge import Bridge
+from bridgekit.bridge.bridge import Bridge
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.plugins import plugin_of
 from bridgekit_app.limits import busy

@@ -33,7 +33,7 @@ def command(
     """
     import uvicorn
 
-    from bridgekit.bridge import Bridge
+    from bridgekit.bridge.bridge import Bridge
     from bridgekit.cli.common import find_bridge
     from bridgekit_app.app import create_app
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from bridgekit.bridge import Bridge
+from bridgekit.bridge.bridge import Bridge
 from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError
-from bridgekit.pairs import read_items
 from bridgekit.progress import Report
 from bridgekit.retrieval import Hit, nearest
+from bridgekit.tables.reading import read_items
 
 #: Held while an encoder or a model is opened: transformers' lazy imports fail where two threads run them at once.
 OPENING = threading.RLock()

@@ -42,7 +42,7 @@ class SearchOptions(Options):
     )
 
 
-class DrawingOptions(Options):
+class GenerateOptions(Options):
     """The options of a picture, as `bridgekit generate` takes them."""
 
     model: str | None = Field(None, description="A text-to-image model of this server; by default the first of `GET /bridge`.")

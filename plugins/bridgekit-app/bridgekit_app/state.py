@@ -22,14 +22,15 @@ import anyio.to_thread
 import torch
 from torch import Tensor
 
-from bridgekit.bridge import Bridge
+from bridgekit.bridge.bridge import Bridge
 from bridgekit.diffusion.conditioner import close_gap
-from bridgekit.diffusion.generation import Painter, mix, open_painter, paint
-from bridgekit.diffusion.models import ImageModel, open_model
+from bridgekit.diffusion.models import DrawOptions, open_model
+from bridgekit.diffusion.painter import Painter, mix, open_painter, paint
 from bridgekit.diffusion.previews import preview
 from bridgekit.diffusion.sheets import png
 from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
+from bridgekit.image_models import ImageModel
 from bridgekit.media import content_hash
 from bridgekit.plugins import INSTALL, installed_plugins
 from bridgekit.progress import Report
@@ -38,7 +39,6 @@ from bridgekit_app.galleries import OPENING, Galleries, Gallery, open_encoder
 from bridgekit_app.jobs import Emit, Queue
 from bridgekit_app.limits import Limits, Refusal, busy
 from bridgekit_app.media import Media
-from bridgekit_app.schema import DrawingOptions
 from bridgekit_app.uploads import Input, prepare
 
 #: Bridges that are kept open, with their encoders.
@@ -260,7 +260,9 @@ class AppState:
         model: str,
         inputs: Sequence[Input],
         vectors: Tensor,
-        options: DrawingOptions,
+        options: DrawOptions,
+        *,
+        seed: int,
         previews: bool,
         emit: Emit,
     ) -> dict[str, Any]:
@@ -272,6 +274,7 @@ class AppState:
             inputs: n inputs, mixed by their weights.
             vectors: (n, dim), their embeddings.
             options: how to draw it.
+            seed: random seed of the noise.
             previews: whether to emit the unfinished picture. Each preview costs a tenth of the picture's time.
             emit: receives `progress` and `preview`.
 
@@ -292,18 +295,7 @@ class AppState:
             if due and (picture := preview(painter.model, latents)):
                 emit("preview", {"step": done, "of": total, "picture": _base64(_jpeg(picture))})
 
-        [picture] = paint(
-            painter,
-            mix(moved, weights),
-            prompt=options.prompt,
-            prompt_weight=options.prompt_weight,
-            steps=options.steps,
-            guidance=options.guidance,
-            seeds=options.seed,
-            size=options.size,
-            report=report,
-            watch=watch,
-        )
+        [picture] = paint(painter, mix(moved, weights), options, seeds=seed, report=report, watch=watch)
         [nearest] = painter.conditioner.nearest(mix(unbind(vectors), weights))
         # Where the conditioner was fitted on pictures, their paths are not for clients.
         texts = painter.conditioner.made_of == TEXT
@@ -312,7 +304,7 @@ class AppState:
             "model": model,
             "prompt": options.prompt,
             "gap": options.gap,
-            "seed": options.seed,
+            "seed": seed,
             "inputs": [each.name for each in inputs],
             "weights": weights,
             "nearest": [

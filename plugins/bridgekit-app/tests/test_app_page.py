@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,9 +183,9 @@ def test_it_is_used_by_keyboard_alone_and_work_can_be_cancelled(server: Served, 
     ends: list[str] = []
     draw = server.state.draw
 
-    def slowly(opened: Any, model: str, inputs: Any, vectors: Any, options: Any, *others: Any) -> Any:
+    def slowly(opened: Any, model: str, inputs: Any, vectors: Any, options: Any, **others: Any) -> Any:
         try:
-            return draw(opened, model, inputs, vectors, options.model_copy(update={"steps": 100}), *others)
+            return draw(opened, model, inputs, vectors, replace(options, steps=100), **others)
         except Exception as error:
             ends.append(type(error).__name__)
             raise

@@ -493,7 +493,7 @@ def test_ten_people_at_once_all_see_their_own_picture_form(spoken_words: SpokenW
 def test_more_pictures_than_there_is_room_for_are_told_to_come_again(spoken_words: SpokenWords) -> None:
     with served(spoken_words, replace(SMALL, pictures=3, pictures_each=2)) as running, ThreadPoolExecutor(4) as pool:
         draw, gate = running.state.draw, threading.Event()
-        running.state.draw = lambda *arguments: (gate.wait(), draw(*arguments))[1]  # type: ignore[method-assign]
+        running.state.draw = lambda *arguments, **named: (gate.wait(), draw(*arguments, **named))[1]  # type: ignore[method-assign]
 
         def draw_for(client: str) -> httpx.Response:
             headers = {"x-bridgekit-client": client}
@@ -561,10 +561,10 @@ def test_whoever_hangs_up_ends_the_drawing(server: Served, monkeypatch: pytest.M
     began, ends = threading.Event(), list[str]()
     draw = server.state.draw
 
-    def watched(*arguments: Any) -> Any:
+    def watched(*arguments: Any, **named: Any) -> Any:
         began.set()
         try:
-            made = draw(*arguments)
+            made = draw(*arguments, **named)
         except BaseException as error:
             ends.append(type(error).__name__)
             raise

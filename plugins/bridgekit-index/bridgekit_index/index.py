@@ -24,12 +24,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from bridgekit.batches import threads
-from bridgekit.bridge import Bridge
+from bridgekit.bridge.bridge import Bridge
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.hardware import threads
 from bridgekit.hookspecs import Approximate, SearchResult
-from bridgekit.latents import encode_items
+from bridgekit.latents.encode import encode_items
 from bridgekit.media import content_hash
 from bridgekit.pairs import SetAside
 from bridgekit.progress import Report, silent

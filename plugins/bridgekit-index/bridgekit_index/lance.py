@@ -16,9 +16,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from bridgekit.bounded import parse_json
 from bridgekit.errors import BridgekitError
 from bridgekit.hookspecs import Approximate
+from bridgekit.storage.bounded import parse_json
 
 if TYPE_CHECKING:
     from lancedb.db import DBConnection

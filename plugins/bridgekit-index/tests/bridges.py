@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from bridgekit import PRESETS, Bridge, load_encoder
-from bridgekit.bridge import Side
+from bridgekit.bridge.bridge import Side
 from bridgekit.fusion.adapter import FusionAdapter
 from tests.toys import LetterEncoder, ToneEncoder
 
