@@ -25,6 +25,10 @@ class BridgekitError(Exception):
         """What is wrong and how to fix it, on one line, for callers that print the location themselves."""
         return f"{self.what}: {self.remedy}" if self.remedy else self.what
 
+    def as_json(self) -> dict[str, dict[str, str | None]]:
+        """For `--json` and for programs."""
+        return {"error": {"what": self.what, "where": self.where, "fix": self.remedy}}
+
     def __str__(self) -> str:
         """One to three lines, safe to print: control characters from untrusted input are escaped."""
         lines = [plain(" ".join(self.what.splitlines()))]

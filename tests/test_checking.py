@@ -216,7 +216,9 @@ def test_items_that_are_the_same_to_a_real_encoder_are_told_and_what_was_encoded
     table = tmp_path / "words.csv"
     table.write_text("\n".join([header, *lines]))
     report = check(table, latents=True)
-    across, within = sorted(found(report, "near-duplicate"), key=lambda finding: "between train and another split" not in finding.what)
+    across, within = sorted(
+        found(report, "near-duplicate"), key=lambda finding: "between train and another split" not in finding.what
+    )
     assert "grey owl = row 74 (test), text: GREY OWL" in across.items[0]
     assert "hot tea = row 75 (train), text: Hot Tea" in within.items[0]
     assert 0.1 < report.figures["text"]["share of latents in common"] < 0.9

@@ -6,14 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from bridgekit_index import index as module
+from bridges import pictures, real_bridge, toy_bridge, words
 
 from bridgekit import Index
-from bridgekit import index as module
 from tests.conftest import Run
-from tests.test_index import pictures, real_bridge, toy_bridge, words
 from tests.toys import tone_table
-
-pytest.importorskip("lancedb")
 
 
 @pytest.fixture
@@ -108,12 +106,12 @@ MISTAKES = {
     ),
     "a modality that the bridge lacks": (["index", "clips", "--modality", "image"], "no side for 'image'"),
     "nothing to index": (["index", "nothing.csv"], "no such table"),
-    "a folder without any": (["index", "bridges"], "it has no"),
+    "a folder without any": (["index", "bridges"], "found no text or audio"),
     "the bridge's own folder": (["index", "clips", "--out", "bridges/audio-text"], "not an index"),
     "another bridge": (["search", "owl", "--index", "bridges/audio-text.index", "--bridge", "other"], "another bridge"),
     "another bridge to add": (
         ["index", "clips", "--bridge", "other", "--out", "bridges/audio-text.index"],
-        "or index anew with this one into another --out",
+        "or index again with this one into another --out",
     ),
     "a place that cannot be written": (["index", "clips", "--out", "/proc/x"], "/proc/x"),
 }

@@ -20,64 +20,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import bridgekit_app
 import httpx
 import numpy as np
 import pytest
 import soundfile
 import torch
-import uvicorn
+from bridgekit_app.batching import Batcher
+from bridgekit_app.jobs import Cancelled, Emit, Job, Queue
+from bridgekit_app.limits import Limits, Refusal
 from PIL import Image
+from served import SMALL, Served, served
 
 from bridgekit import Bridge
-from bridgekit.server.app import create_app
-from bridgekit.server.batching import Batcher
-from bridgekit.server.jobs import Cancelled, Job, Queue, Tell
-from bridgekit.server.limits import Limits, Refusal
-from bridgekit.server.studio import Studio
 from tests.conftest import Run, tone
 from tests.spoken_words import WORDS, SpokenWords, say
-
-SMALL = Limits(upload_bytes=400_000, clip_seconds=5, megapixels=0.5, text_characters=50, inputs=4)
-
-
-@dataclass(frozen=True)
-class Served:
-    """A running server."""
-
-    address: str
-    studio: Studio
-    folder: Path
-    client: httpx.Client
-
-
-@contextlib.contextmanager
-def served(words: SpokenWords, limits: Limits = SMALL, *, warm: bool = False) -> Iterator[Served]:
-    """A server of the spoken words, in this process and on a port of its own. Its shelves are filled."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BRIDGEKIT_HOME", str(words.home))
-        patch.setenv("BRIDGEKIT_OUTSIDE", "yes")  # the bridge is one's own, and its table lies elsewhere
-        guard = create_app(limits=limits, bridges=words.bridges, warm=warm)
-        server = uvicorn.Server(uvicorn.Config(guard, port=0, log_level="error", ws="none", timeout_graceful_shutdown=1))
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-            thread.start()
-            try:
-                while not server.started:
-                    time.sleep(0.01)
-                state = guard.app.state  # type: ignore[attr-defined]
-                opened = state.studio.open()
-                for modality in opened.bridge.sides:
-                    assert opened.shelves.find(modality, 60)
-                address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-                with httpx.Client(base_url=address, timeout=120) as client:
-                    yield Served(address, state.studio, state.folder, client)
-            finally:
-                server.should_exit = True
-                thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -238,10 +200,10 @@ def test_a_damaged_bridge_is_told_of_and_one_trained_again_is_opened_again(spoke
         assert "damaged" in problems["damaged"]
         answer = running.client.post("/search", json={"text": "cat", "bridge": "damaged"})
         assert (answer.status_code, "damaged" in error_of(answer)["what"]) == (404, True)
-        before = running.studio.open()
-        assert running.studio.open() is before
+        before = running.state.open()
+        assert running.state.open() is before
         os.utime(words.bridge / "bridge.json", (2_000_000_000, 2_000_000_000))
-        assert running.studio.open() is not before
+        assert running.state.open() is not before
 
 
 # ---- what it refuses
@@ -275,7 +237,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
         400,
         "not JSON",
     ),
-    "a number for a text": ({"json": {"text": 5}}, 400, "no texts"),
+    "a number for a text": ({"json": {"text": 5}}, 400, "not texts"),
     "another type": ({"content": b"<a/>", "headers": {"content-type": "text/xml"}}, 415, "neither a form nor JSON"),
     "a broken form": (
         {"content": b"--x\r\nno", "headers": {"content-type": "multipart/form-data; boundary=x"}},
@@ -289,7 +251,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "a bridge of no name": ({"json": {"text": "a", "bridge": "../../etc"}}, 404, "no such bridge"),
     "an unknown modality": ({"files": {"smell": b"x"}}, 400, "no side for 'smell'"),
     "a text for a clip": ({"data": {"audio": "dog.wav"}}, 400, ""),
-    "a file for a text": ({"files": {"text": ("a.txt", b"a dog")}}, 400, "text comes as text"),
+    "a file for a text": ({"files": {"text": ("a.txt", b"a dog")}}, 400, "text must be sent as text"),
     "a text called clip": ({"files": {"audio": ("note.wav", b"not a sound at all")}}, 415, "not audio"),
     "an empty clip": ({"files": {"audio": ("e.wav", b"")}}, 415, "empty"),
     "a cut clip": ({"files": {"audio": ("cut.wav", wav_of(1)[:4_000])}}, 415, "cut short"),
@@ -379,7 +341,7 @@ def raw(server: Served, request: bytes, *, wait: float = 20) -> bytes:
 
 
 def test_no_path_leads_to_a_file(server: Served) -> None:
-    secret = Path(__file__).parent.parent / "bridgekit" / "server" / "limits.py"
+    secret = Path(bridgekit_app.__file__).with_name("limits.py")
     assert b"class Limits" in secret.read_bytes()
     for path in [
         "/static/../limits.py",
@@ -498,11 +460,11 @@ def test_requests_that_come_together_are_encoded_together_and_none_gets_anothers
     server: Served, spoken_words: SpokenWords
 ) -> None:
     texts = [f"{word} number {number}" for number, word in enumerate(WORDS)] * 2
-    before = (server.studio.batcher.items, server.studio.batcher.batches)
+    before = (server.state.batcher.items, server.state.batcher.batches)
     with ThreadPoolExecutor(len(texts)) as pool:
         answers = list(pool.map(lambda text: httpx.post(f"{server.address}/embed", json={"text": text}, timeout=60), texts))
     assert {answer.status_code for answer in answers} == {200}
-    items, batches = server.studio.batcher.items - before[0], server.studio.batcher.batches - before[1]
+    items, batches = server.state.batcher.items - before[0], server.state.batcher.batches - before[1]
     assert items >= len(WORDS)
     assert batches < items / 2
     found = torch.tensor([answer.json()["embeddings"][0]["embedding"] for answer in answers])
@@ -530,29 +492,29 @@ def test_ten_people_at_once_all_see_their_own_picture_form(spoken_words: SpokenW
 
 def test_more_pictures_than_there_is_room_for_are_told_to_come_again(spoken_words: SpokenWords) -> None:
     with served(spoken_words, replace(SMALL, pictures=3, pictures_each=2)) as running, ThreadPoolExecutor(4) as pool:
-        draw, gate = running.studio.draw, threading.Event()
-        running.studio.draw = lambda *arguments: (gate.wait(), draw(*arguments))[1]  # type: ignore[method-assign]
+        draw, gate = running.state.draw, threading.Event()
+        running.state.draw = lambda *arguments, **named: (gate.wait(), draw(*arguments, **named))[1]  # type: ignore[method-assign]
 
-        def wish(client: str) -> httpx.Response:
+        def draw_for(client: str) -> httpx.Response:
             headers = {"x-bridgekit-client": client}
             return httpx.post(f"{running.address}/generate", json={"text": "cat"}, headers=headers, timeout=300)
 
         def waiting(count: int) -> None:
-            while (running.studio.pictures.waiting(), running.studio.pictures.busy()) != (count, True):
+            while (running.state.pictures.waiting(), running.state.pictures.busy()) != (count, True):
                 time.sleep(0.01)
 
         served_later = []
         for count, client in enumerate(["one", "one", "one", "two"]):
-            served_later.append(pool.submit(wish, client))
+            served_later.append(pool.submit(draw_for, client))
             waiting(count)
         for client, status in (("one", 429), ("three", 503)):
-            answer = wish(client)
+            answer = draw_for(client)
             assert answer.status_code == status
             assert error_of(answer)["what"].startswith("busy: ")
             assert int(answer.headers["retry-after"]) >= 1
         gate.set()
         assert [later.result().status_code for later in served_later] == [200] * 4
-        assert wish("three").status_code == 200
+        assert draw_for("three").status_code == 200
 
 
 def test_more_requests_than_are_answered_at_a_time_are_told_to_come_again(spoken_words: SpokenWords) -> None:
@@ -564,32 +526,52 @@ def test_more_requests_than_are_answered_at_a_time_are_told_to_come_again(spoken
 
 
 def test_an_encoder_with_too_much_before_it_says_busy(spoken_words: SpokenWords) -> None:
-    batcher = Batcher(most=3)
-    try:
-        bridge = Bridge.load(spoken_words.bridge)
-        with pytest.raises(Refusal, match="busy") as refused:
-            batcher.submit(bridge, "text", [[1]] * 4)
-        assert (refused.value.status, refused.value.retry_after) == (503, 1)
-    finally:
-        batcher.close()
+    with pytest.raises(Refusal, match="busy") as refused:
+        asyncio.run(Batcher(most=3).embed(Bridge.load(spoken_words.bridge), "text", [[1]] * 4))
+    assert (refused.value.status, refused.value.retry_after) == (503, 1)
+
+
+def test_an_encoder_that_fails_answers_everyone_in_the_batch_and_goes_on() -> None:
+    class Encoder:
+        revision = "toy@1"
+
+        def encode(self, batch: list[int]) -> torch.Tensor:
+            if 0 in batch:
+                raise ValueError("zero")
+            return torch.tensor(batch, dtype=torch.float32)[:, None]
+
+    bridge: Any = SimpleNamespace(encoder=lambda modality: Encoder(), project=lambda modality, latents: latents)
+
+    async def main() -> None:
+        batcher = Batcher(most=8)
+        failed = await asyncio.gather(*(batcher.embed(bridge, "text", [n]) for n in (0, 1)), return_exceptions=True)
+        assert all("ValueError: zero" in str(error) for error in failed)
+        left = asyncio.create_task(batcher.embed(bridge, "text", [0]))
+        await asyncio.sleep(0)
+        left.cancel()  # a request that is cancelled while it waits is not encoded
+        rows = await asyncio.gather(batcher.embed(bridge, "text", [2, 3]), batcher.embed(bridge, "text", [4]))
+        assert [row.flatten().tolist() for row in rows] == [[2, 3], [4]]
+        assert (batcher.batches, batcher.items, batcher.waiting()) == (1, 3, 0)
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
 def test_whoever_hangs_up_ends_the_drawing(server: Served, monkeypatch: pytest.MonkeyPatch, accept: str) -> None:
     began, ends = threading.Event(), list[str]()
-    draw = server.studio.draw
+    draw = server.state.draw
 
-    def watched(*arguments: Any) -> Any:
+    def watched(*arguments: Any, **named: Any) -> Any:
         began.set()
         try:
-            made = draw(*arguments)
+            made = draw(*arguments, **named)
         except BaseException as error:
             ends.append(type(error).__name__)
             raise
         ends.append("drawn")
         return made
 
-    monkeypatch.setattr(server.studio, "draw", watched)
+    monkeypatch.setattr(server.state, "draw", watched)
     line = http.client.HTTPConnection("127.0.0.1", int(server.address.rpartition(":")[2]))
     body = json.dumps({"text": "cat", "steps": 100})
     line.request("POST", "/generate", body, {"content-type": "application/json", "accept": accept})
@@ -618,7 +600,7 @@ def test_clients_take_turns_however_many_jobs_one_of_them_has() -> None:
     async def main() -> list[str]:
         queue, order, began, gate = Queue("jobs", 10, 5), list[str](), threading.Event(), threading.Event()
 
-        def work(name: str) -> Callable[[Tell], Any]:
+        def work(name: str) -> Callable[[Emit], Any]:
             return lambda _: (began.set(), gate.wait(), order.append(name))
 
         jobs = [queue.submit("a", work("a1"))]
@@ -656,7 +638,7 @@ def test_work_that_fails_tells_its_client_and_the_next_is_done() -> None:
     async def main() -> None:
         queue = Queue("jobs", 10, 5)
 
-        def fails(_: Tell) -> None:
+        def fails(_: Emit) -> None:
             raise ValueError("no")
 
         bad, good = queue.submit("a", fails), queue.submit("a", lambda _: "yes")
@@ -672,7 +654,7 @@ def test_work_whose_client_has_gone_ends_when_it_next_tells_of_itself() -> None:
     async def main() -> list[str]:
         queue, ends = Queue("jobs", 10, 5), list[str]()
 
-        def work(tell: Tell) -> None:
+        def work(tell: Emit) -> None:
             try:
                 while True:
                     tell("progress", 1)
@@ -715,7 +697,6 @@ def start(words: SpokenWords, folder: Path, *arguments: str) -> tuple[subprocess
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
-        cwd=Path(__file__).parent.parent,
     )
     assert process.stdout
     line = process.stdout.readline()
@@ -745,7 +726,7 @@ def test_ctrl_c_ends_it_in_the_middle_of_a_picture_and_leaves_nothing(spoken_wor
     assert not list(tmp_path.glob("bridgekit-app-*"))
 
 
-def test_what_cannot_be_served_is_said_at_once(run: Run, monkeypatch: pytest.MonkeyPatch, spoken_words: SpokenWords) -> None:
+def test_what_cannot_be_served_is_reported_at_once(run: Run, spoken_words: SpokenWords) -> None:
     code, _, err = run("app")
     assert (code, "there is no bridge" in err) == (2, True)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -753,12 +734,6 @@ def test_what_cannot_be_served_is_said_at_once(run: Run, monkeypatch: pytest.Mon
     assert (code, "cannot listen" in err, "--port" in err) == (2, True, True)
     code, _, err = run("app", spoken_words.bridge, "--host", "203.0.113.7", "--port", 0)
     assert (code, "203.0.113.7" in err) == (2, True)
-    from bridgekit.cli import VERBS
-
-    module = sys.modules[VERBS["app"].__module__]
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "uvicorn" else object())
-    code, _, err = run("app", spoken_words.bridge)
-    assert (code, "pip install '.[app]'" in err) == (2, True)
 
 
 def test_the_temporary_folder_goes_with_the_server(spoken_words: SpokenWords) -> None:

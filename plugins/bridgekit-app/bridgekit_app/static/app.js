@@ -1,4 +1,4 @@
-// The page: what is given (a recording, a file, words, or two of them mixed) goes to /search and /generate; what they answer is shown.
+// The page: inputs (a recording, a file, words, or two of them mixed) go to /search and /generate, and their answers are shown.
 
 const $ = (id) => document.getElementById(id);
 const CLIENT = Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -12,12 +12,12 @@ const state = { bridges: [], limits: {}, inputs: [], adding: false, seed: 0, wor
 async function start() {
   $("status").textContent = "Opening the bridge…";
   try {
-    const told = await ask("/bridge");
-    state.bridges = told.bridges;
-    state.limits = told.limits;
-    fill($("bridge"), told.bridges.filter((bridge) => !bridge.problem).map((bridge) => bridge.name));
-    fill($("model"), told.models);
-    $("status").textContent = told.models.length ? "" : "There is no text-to-image model here; searching works.";
+    const here = await ask("/bridge");
+    state.bridges = here.bridges;
+    state.limits = here.limits;
+    fill($("bridge"), here.bridges.filter((bridge) => !bridge.problem).map((bridge) => bridge.name));
+    fill($("model"), here.models);
+    $("status").textContent = here.models.length ? "" : "There is no text-to-image model here; searching works.";
     hint();
   } catch (error) {
     $("status").textContent = "";
@@ -43,9 +43,9 @@ function hint() {
 // ---- asking
 
 class Problem extends Error {
-  constructor(told, status, later) {
-    super(told.what);
-    Object.assign(this, told, { status, later });
+  constructor(error, status, later) {
+    super(error.what);
+    Object.assign(this, error, { status, later });
   }
 }
 
@@ -55,14 +55,14 @@ async function ask(path, options = {}) {
     answer = await fetch(path, { ...options, headers: { "X-Bridgekit-Client": CLIENT, ...options.headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem({ what: "The server does not answer.", fix: "see that bridgekit app is still running" });
+    throw new Problem({ what: "The server does not answer.", fix: "check that bridgekit app is still running" });
   }
   if (answer.ok) return answer.headers.get("content-type").includes("json") ? answer.json() : answer;
-  const told = await answer.json().catch(() => ({}));
-  throw new Problem(told.error || { what: `The server answered ${answer.status}.` }, answer.status, Number(answer.headers.get("retry-after")));
+  const { error } = await answer.json().catch(() => ({}));
+  throw new Problem(error || { what: `The server answered ${answer.status}.` }, answer.status, Number(answer.headers.get("retry-after")));
 }
 
-// Asks again where the server is busy, when it says that it is worth it.
+// While the server is busy, asks again when the server says so.
 async function patiently(path, options, waiting) {
   for (let tries = 1; ; tries++) {
     try {
@@ -95,7 +95,7 @@ function form(fields) {
 
 const weights = () => (state.inputs.length > 1 ? `${(100 - $("share").value) / 100},${$("share").value / 100}` : "1");
 
-// ---- giving something
+// ---- inputs
 
 function give(input) {
   if (input.modality !== "text" && input.blob.size > state.limits.upload_bytes) {
@@ -162,7 +162,7 @@ function clear() {
 
 function run() {
   $("problem").replaceChildren();
-  // Where the picture lies below what was just used, as on a phone, it is brought to the eye.
+  // Where the picture is below the controls, as on a phone, scroll to it.
   if (matchMedia("(max-width: 44rem)").matches) $("see").scrollIntoView({ block: "start" });
   look();
   draw();
@@ -179,8 +179,8 @@ async function look() {
   if (!others.length) return;
   try {
     const body = form([...others.map((modality) => ["to", modality]), ["k", 5], ["weights", weights()]]);
-    const told = await patiently("/search", { method: "POST", body, signal: mine.signal }, (error) => { $("status").textContent = `${error.what} …`; });
-    showNear(told.results);
+    const { results } = await patiently("/search", { method: "POST", body, signal: mine.signal }, (error) => { $("status").textContent = `${error.what} …`; });
+    showNear(results);
   } catch (error) {
     if (error.name !== "AbortError") complain(error);
   }
@@ -194,13 +194,13 @@ function showNear(results) {
   if (best) {
     const among = `${first.among.toLocaleString("en")} ${kind(first)}`;
     const percent = percentage(best.share);
-    $("sure-says").textContent = first.to === "text" ? "It takes this for" : "Nearest to it is";
+    $("sure-says").textContent = first.to === "text" ? "It takes this for" : "Nearest";
     $("best").textContent = plain(best.item, first.to);
     $("sure-bar").style.width = `${100 * best.share}%`;
     $("sure-text").textContent = `${percent} sure, among ${among}`;
     $("sure-means").textContent =
       `If one of the ${among} that this bridge knows is right, it gives this one ${percent}: its softmax over all of them, at the ` +
-      `temperature that it learned. All shares together make 100 %, so it is sure of something even where nothing fits; then the ` +
+      `learned temperature. All shares add up to 100 %, so some item always has a large one, even where nothing fits: then the ` +
       `cosine similarity at the end of each line is low.`;
   }
   $("first").replaceChildren(...(first ? [list(first)] : []));
@@ -298,7 +298,7 @@ function finish(made) {
   idle(`Drawn in ${made.seconds.toFixed(1)} s, ${made.width} × ${made.height} pixels.${heard}`);
 }
 
-// A data address would have to be allowed for all of the page; a blob of its own is not anybody else's.
+// A data URL would have to be allowed for the whole page; a blob is the page's own.
 function show(address, how, alt) {
   const [, kind, data] = address.match(/^data:([^;]+);base64,(.*)$/);
   const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
@@ -409,7 +409,7 @@ function finishRecording() {
   $("record-text").textContent = "Record";
   $("level").hidden = true;
   const sound = trim(joined(blocks), rate);
-  if (!sound.length) return complain({ what: "Nothing was heard.", fix: "see that the microphone is the right one and is not muted" });
+  if (!sound.length) return complain({ what: "Nothing was heard.", fix: "check that the microphone is the right one and is not muted" });
   give({ modality: "audio", blob: wav(sound, rate), name: `recording ${++recordings}.wav` });
 }
 
@@ -420,8 +420,8 @@ function joined(blocks) {
   return all;
 }
 
-// Cuts silence at both ends but for a tenth of a second: the mean over a clip would else be mostly silence. Silence is what stays
-// 40 dB below the loudest 20 ms.
+// Cuts silence at both ends but for a tenth of a second, since the mean over a clip would otherwise be mostly silence. Silence is
+// whatever stays 40 dB below the loudest 20 ms.
 function trim(samples, rate) {
   const size = Math.round(rate / 50);
   const loud = [];
@@ -448,7 +448,7 @@ function wav(samples, rate) {
   return new Blob([view], { type: "audio/wav" });
 }
 
-// ---- what people do
+// ---- controls
 
 $("record").onclick = () => (recording ? finishRecording() : record());
 $("file").onchange = () => { if ($("file").files.length) giveFile($("file").files[0]); $("file").value = ""; };

@@ -1,4 +1,4 @@
-"""Filters of a search, such as `split = 'test' and year > 1990`: checked and written anew before a database sees them."""
+"""Filters of a search, such as `split = 'test' and year > 1990`: parsed and rewritten before a database sees them."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def check_filter(where: str, columns: Mapping[str, str]) -> str:
     """A filter as SQL that compares columns with texts and numbers, and can do nothing else: it calls no function.
 
     Arguments:
-        where: what the user wrote. Names of columns count in any case; those that are no plain word stand in `backticks`.
-        columns: name to what is in it, for the message.
+        where: what the user wrote. Names of columns match in any case; those that are not plain words stand in `backticks`.
+        columns: name to what it holds (text or numbers), for messages.
 
     Raises:
-        BridgekitError: it is too long, names a column that is not there, or holds anything but comparisons.
+        BridgekitError: it is too long, names a column that does not exist, or contains anything but comparisons.
     """
     known = ", ".join(f"{_shown(name)} ({kind})" for name, kind in columns.items())
     if len(where) > MAX_LENGTH:
-        raise BridgekitError(f"the filter has {len(where):,} characters; at most {MAX_LENGTH:,} are taken")
+        raise BridgekitError(f"the filter has {len(where):,} characters; at most {MAX_LENGTH:,} are allowed")
     if not where.strip():
         raise BridgekitError("the filter is empty", remedy=f"compare a column with a value; there are {known}")
     parts: list[str] = []
@@ -57,7 +57,7 @@ def check_filter(where: str, columns: Mapping[str, str]) -> str:
 
 
 def unusable_filter(where: str, columns: Mapping[str, str], reason: str) -> BridgekitError:
-    """The error for a filter of known columns that the database does not take."""
+    """The error for a filter of known columns that the database rejects."""
     known = ", ".join(f"{_shown(name)} ({kind})" for name, kind in columns.items())
     return _refused(f"the filter does not fit the columns ({reason})", where, known)
 

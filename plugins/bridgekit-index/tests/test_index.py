@@ -1,4 +1,4 @@
-"""An index grows, says how it searches, keeps one row an item whatever happens, and takes nothing on trust."""
+"""An index grows, says how it searches, keeps one row per item whatever happens, and trusts nothing that it reads."""
 
 from __future__ import annotations
 
@@ -10,59 +10,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+import lancedb
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from bridgekit_index import index as module
+from bridgekit_index.filters import MAX_LENGTH
+from bridges import pictures, real_bridge, toy_bridge, words
+from PIL import Image
 
-from bridgekit import PRESETS, Bridge, BridgekitError, Index, Listing, list_items, load_encoder
-from bridgekit import index as module
-from bridgekit.bridge.bridge import Side
-from bridgekit.filters import MAX_LENGTH
-from bridgekit.fusion.adapter import FusionAdapter
-
-lancedb = pytest.importorskip("lancedb")
-
-COLOURS = ("red", "green", "blue", "orange", "purple", "black")
-SHAPES = {"circle": 60, "square": 4, "triangle": 3, "hexagon": 6}  # name to corners
-
-
-@cache
-def real_bridge(seed: int = 0, modalities: Sequence[str] = ("image", "text")) -> Bridge:
-    """The starter's encoders, opened once, with adapters that nobody trained: an index must not care how good they are."""
-    pytest.importorskip("bridgekit_starter")
-    preset = replace(PRESETS["default"], shared_dim=64)
-    sides, adapters, encoders = {}, {}, {}
-    for modality in modalities:
-        encoder = encoders[modality] = load_encoder(f"starter:{modality}", "cpu")
-        torch.manual_seed(seed)
-        sides[modality] = Side(f"starter:{modality}", encoder.revision, encoder.dim, False)
-        adapters[modality] = FusionAdapter(encoder.dim, 64, preset.blocks, preset.expansion, preset.dropout).eval()
-    return Bridge(sides, adapters, preset, 0.07, _encoders=encoders)
-
-
-def pictures(folder: Path) -> Path:
-    """A table of 24 pictures with captions, splits and years."""
-    (folder / "pictures").mkdir(parents=True)
-    lines = ["image,text,split,Year,code"]
-    for number, (colour, shape) in enumerate((colour, shape) for colour in COLOURS for shape in SHAPES):
-        picture = Image.new("RGB", (96, 96), "white")
-        ImageDraw.Draw(picture).regular_polygon((48, 48, 36), SHAPES[shape], fill=colour)
-        picture.save(folder / "pictures" / f"{colour} {shape}.png")
-        split = "test" if number % 4 == 0 else "train"
-        lines.append(f"pictures/{colour} {shape}.png,a {colour} {shape},{split},{1990 + number},{number:03}")
-    (folder / "pictures.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder / "pictures.csv"
-
-
-def words(count: int, start: int = 0) -> list[str]:
-    return [f"{COLOURS[n % 6]} {list(SHAPES)[n % 4]} number {n}" for n in range(start, start + count)]
+from bridgekit import Bridge, BridgekitError, Index, Listing, list_items
 
 
 def contents(path: Path, modality: str = "text") -> dict[str, tuple[Any, ...]]:
@@ -117,7 +78,7 @@ def test_vectors_are_unit_length_float32_and_a_hit_tells_its_row(tmp_path: Path)
     assert str(stored.type.value_type) == "float"
     assert np.linalg.norm(stored.to_pylist(), axis=1) == pytest.approx(1, abs=1e-5)
     ((hit,),) = index.find(bridge, "text", "a red square", "text", 1).hits
-    assert (hit.item, hit.cells["Year"], hit.cells["split"], hit.cells["code"]) == ("a red square", 1991, "train", "001")
+    assert (hit.item, hit.columns["Year"], hit.columns["split"], hit.columns["code"]) == ("a red square", 1991, "train", "001")
 
 
 def test_a_query_needs_the_encoder_of_its_own_modality_alone(tmp_path: Path) -> None:
@@ -316,7 +277,7 @@ def test_a_large_table_is_searched_approximately_with_recall_told_and_a_small_ch
     assert np.mean(seen) == pytest.approx(told, abs=0.2)
     few = index.search(queries, "text", 10, where="number < 500")
     assert (few.candidates, few.approximate) == (500, None)
-    assert all(hit.cells["number"] < 500 for hits in few.hits for hit in hits)  # type: ignore[operator]
+    assert all(hit.columns["number"] < 500 for hits in few.hits for hit in hits)  # type: ignore[operator]
 
 
 def test_what_is_added_after_an_approximate_index_was_built_is_found_and_it_is_built_again_when_outgrown(
@@ -340,17 +301,6 @@ def test_what_is_added_after_an_approximate_index_was_built_is_found_and_it_is_b
 
 
 # ---- whose it is, and whether it can be trusted
-
-
-def toy_bridge(seed: int = 0) -> Bridge:
-    """Fast: letters hashed to 48 numbers, for what has nothing to do with an encoder."""
-    from tests.toys import LetterEncoder, ToneEncoder
-
-    torch.manual_seed(seed)
-    preset = replace(PRESETS["default"], shared_dim=8)
-    sides = {"text": Side("toy:letters", "toy:letters@1", 48, False), "audio": Side("toy:tone", "toy:tone@1", 64, False)}
-    adapters = {name: FusionAdapter(side.dim, 8, 1, preset.expansion, preset.dropout).eval() for name, side in sides.items()}
-    return Bridge(sides, adapters, preset, 0.07, _encoders={"text": LetterEncoder(), "audio": ToneEncoder()})
 
 
 def test_an_index_of_another_bridge_is_refused_with_the_remedy(tmp_path: Path) -> None:
@@ -451,12 +401,6 @@ def test_a_damaged_index_is_one_message(tmp_path: Path) -> None:
             assert len(hits) in (0, 50) if told is None else len(told.splitlines()) <= 3
 
 
-def test_without_lancedb_the_remedy_names_bridgekits_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lancedb", None)
-    with pytest.raises(BridgekitError, match=re.escape("in bridgekit's own folder: pip install '.[index]'")):
-        Index.create(tmp_path / "i")
-
-
 def test_any_name_of_a_folder_and_of_a_modality_will_do(tmp_path: Path) -> None:
     whole = toy_bridge()
     odd = replace(
@@ -481,7 +425,7 @@ def test_any_name_of_a_folder_and_of_a_modality_will_do(tmp_path: Path) -> None:
 
 RUNNER = """
 import sys
-from bridgekit import index
+from bridgekit_index import index
 index.BLOCK, index.COMMIT_SECONDS = {"text": 16}, 0.0
 sys.argv = ["bridgekit", *sys.argv[1:]]
 from bridgekit.cli import main

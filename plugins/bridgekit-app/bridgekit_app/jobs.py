@@ -1,4 +1,4 @@
-"""A queue with one worker, for work of seconds: bounded, fair among clients, telling of itself, cancelled with its client."""
+"""A queue with one worker, for work that takes seconds: bounded, fair among clients, and cancelled when its client leaves."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from bridgekit.server.limits import busy
+from bridgekit_app.limits import busy
 
-#: Seconds between two looks whether a client is still there.
-ASK_SECONDS = 0.5
-#: What a job's work is given to tell how it goes on: a kind of event (an empty one is told to nobody) and what there is to say.
-#: Raises `Cancelled` where the client has gone: work should call it often.
-Tell = Callable[[str, Any], None]
-Work = Callable[[Tell], Any]
+#: Seconds between two checks whether a client is still connected.
+CHECK_SECONDS = 0.5
+#: How work reports its progress: the kind of event (an empty one reaches nobody) and its data. Raises `Cancelled` where the
+#: client has gone, so work should call it often.
+Emit = Callable[[str, Any], None]
+Work = Callable[[Emit], Any]
 
 
 class Cancelled(Exception):
-    """Nobody waits for this work any more. Not a RuntimeError: whoever runs a pipeline catches those."""
+    """Nobody waits for this work any more. Not a RuntimeError: code around pipelines catches those."""
 
 
 class Job:
-    """One piece of work, from the queue's end to its result.
+    """One piece of work, from the end of the queue to its result.
 
     Made by `Queue.submit`, in the event loop that then iterates `events`.
     """
@@ -37,8 +37,8 @@ class Job:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
 
-    def tell(self, kind: str, what: Any) -> None:
-        """Pass an event on, from whichever thread.
+    def emit(self, kind: str, data: Any) -> None:
+        """Pass an event on, from any thread.
 
         Raises:
             Cancelled: nobody waits for it.
@@ -48,36 +48,36 @@ class Job:
         if not kind:
             return
         try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, (kind, what))
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (kind, data))
         except RuntimeError:  # the loop is closed: the server is being stopped
             raise Cancelled from None
 
     async def events(self, gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[tuple[str, Any]]:
-        """What is told of it: `queued` with how many are before it, whatever the work tells, and `done` with its result.
+        """The job's events: `queued` with how many are before it, whatever the work emits, and `done` with its result.
 
         Arguments:
-            gone: whether the client has gone away; asked every `ASK_SECONDS`.
+            gone: whether the client has disconnected; called every `CHECK_SECONDS`.
 
         Raises:
             Cancelled: it has.
             Exception: whatever the work raised.
         """
-        asked = time.monotonic()
+        checked = time.monotonic()
         try:
             while True:
                 event = None
                 with suppress(asyncio.TimeoutError):
-                    event = await asyncio.wait_for(self._events.get(), ASK_SECONDS)
-                if time.monotonic() - asked >= ASK_SECONDS:
-                    asked = time.monotonic()
+                    event = await asyncio.wait_for(self._events.get(), CHECK_SECONDS)
+                if time.monotonic() - checked >= CHECK_SECONDS:
+                    checked = time.monotonic()
                     if self.cancelled.is_set() or await gone():
                         raise Cancelled
                 if event is None:
                     continue
-                kind, what = event
+                kind, data = event
                 if kind == "failed":
-                    raise what
-                yield kind, what
+                    raise data
+                yield kind, data
                 if kind == "done":
                     return
         finally:
@@ -97,10 +97,10 @@ class Queue:
         self._what, self._most, self._most_each = what, most, most_each
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()
         self._running: Job | None = None
-        self._seconds = 1.0  # that the last job took, for who has to come again
+        self._seconds = 1.0  # that the last job took: an estimate for clients that have to come back
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name=what, daemon=True)
+        self._thread = threading.Thread(target=self._do_all, name=what, daemon=True)
         self._thread.start()
 
     def submit(self, client: str, work: Work, patience: float = math.inf) -> Job:
@@ -116,8 +116,7 @@ class Queue:
         """
         job = Job(client, work)
         with self._changed:
-            self._drop_cancelled()
-            waiting = sum(map(len, self._waiting.values()))
+            waiting = len(self._in_order())
             mine = len(self._waiting.get(client, ()))
             later = max(1, min(60, round(self._seconds * (waiting + 1) / 2)))
             if mine >= self._most_each:
@@ -125,7 +124,7 @@ class Queue:
             if self._closed or waiting >= self._most or waiting * self._seconds > patience:
                 raise busy(f"{waiting} {self._what} are waiting already", later)
             self._waiting.setdefault(client, deque()).append(job)
-            self._tell_places()
+            self._emit_places()
             self._changed.notify()
         return job
 
@@ -135,11 +134,11 @@ class Queue:
             return len(self._in_order())
 
     def busy(self) -> bool:
-        """Whether a job is being done now."""
+        """Whether a job is running now."""
         return self._running is not None
 
     def close(self) -> None:
-        """Cancel all there is."""
+        """Cancel every job, take none any more, and wait a second for the one that runs."""
         with self._changed:
             self._closed = True
             for job in [*self._in_order(), *([self._running] if self._running else [])]:
@@ -148,52 +147,50 @@ class Queue:
             self._changed.notify()
         self._thread.join(timeout=1)
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not (order := self._in_order()):
-                    if self._closed:
-                        return
-                    self._changed.wait()
-                job = self._running = order[0]
-                line = self._waiting.pop(job.client)
-                line.popleft()
-                if line:  # to the end: whoever else waits comes first
-                    self._waiting[job.client] = line
-                self._tell_places()
+    def _do_all(self) -> None:
+        while job := self._next():
             self._do(job)
             with self._changed:
                 self._running = None
 
+    def _next(self) -> Job | None:
+        """Wait for a job, the first one of the client whose turn it is; None when the queue is closed."""
+        with self._changed:
+            while not (order := self._in_order()):
+                if self._closed:
+                    return None
+                self._changed.wait()
+            job = self._running = order[0]
+            line = self._waiting.pop(job.client)
+            line.popleft()
+            if line:  # to the end: everybody else comes first
+                self._waiting[job.client] = line
+            self._emit_places()
+            return job
+
     def _do(self, job: Job) -> None:
+        """Run a job. Whoever waits for it receives `started`, what the work emits, and `done` or `failed`."""
         started = time.monotonic()
-        try:
+        with suppress(Cancelled):  # it may also fail while nobody waits for it any more
             try:
-                job.tell("started", None)
-                job.tell("done", job.work(job.tell))
+                job.emit("started", None)
+                job.emit("done", job.work(job.emit))
                 self._seconds = time.monotonic() - started
             except Cancelled:
                 pass
             except Exception as error:
-                job.tell("failed", error)
-        except Cancelled:
-            pass  # it failed, and nobody waits to hear of it
+                job.emit("failed", error)
 
     def _in_order(self) -> list[Job]:
-        """The jobs that wait, in the order in which they will be done if nobody else comes."""
-        self._drop_cancelled()
-        lines = [list(line) for line in self._waiting.values()]
-        return [line[turn] for turn in range(max(map(len, lines), default=0)) for line in lines if turn < len(line)]
-
-    def _drop_cancelled(self) -> None:
+        """The jobs that wait, in the order in which they run if nobody else comes. Cancelled ones are dropped."""
         for client, line in list(self._waiting.items()):
             self._waiting[client] = deque(job for job in line if not job.cancelled.is_set())
             if not self._waiting[client]:
                 del self._waiting[client]
+        lines = [list(line) for line in self._waiting.values()]
+        return [line[turn] for turn in range(max(map(len, lines), default=0)) for line in lines if turn < len(line)]
 
-    def _tell_places(self) -> None:
+    def _emit_places(self) -> None:
         for before, job in enumerate(self._in_order()):
-            try:
-                job.tell("queued", before + (self._running is not None))
-            except Cancelled:
-                continue
+            with suppress(Cancelled):
+                job.emit("queued", before + (self._running is not None))

@@ -1,4 +1,4 @@
-"""What the server works with: the bridges and models there are, opened when first asked for, and what is done with them."""
+"""What the server works with: the bridges and models there are, opened when first asked for, and the work done with them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import TimeoutError
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,21 +32,22 @@ from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
 from bridgekit.image_models import ImageModel
 from bridgekit.media import content_hash
-from bridgekit.plugins import installed_plugins
+from bridgekit.plugins import INSTALL, installed_plugins
 from bridgekit.progress import Report
-from bridgekit.server.batching import Batcher
-from bridgekit.server.jobs import Queue, Tell
-from bridgekit.server.limits import Limits, Refusal, busy
-from bridgekit.server.shelves import OPENING, Media, Shelf, Shelves, open_encoder
-from bridgekit.server.uploads import Given, prepare
+from bridgekit_app.batching import Batcher
+from bridgekit_app.galleries import OPENING, Galleries, Gallery, open_encoder
+from bridgekit_app.jobs import Emit, Queue
+from bridgekit_app.limits import Limits, Refusal, busy
+from bridgekit_app.media import Media
+from bridgekit_app.uploads import Input, prepare
 
-#: Bridges that are kept open; with each come its encoders.
+#: Bridges that are kept open, with their encoders.
 OPEN_BRIDGES = 3
 #: Unfinished pictures that are shown of each.
 PREVIEWS = 5
-#: Seconds that a search waits for what it searches to be read.
+#: Seconds that a search waits for a gallery to be filled.
 PATIENCE = 10
-#: Seconds between two reports of one kind of work.
+#: Seconds between two progress events of one kind of work.
 REPORT_SECONDS = 0.2
 
 
@@ -58,44 +60,24 @@ class Opened:
         folder: where it is.
         stamp: when it was written; a bridge that was trained again is opened again.
         bridge: the bridge.
-        shelves: its own items.
+        galleries: its own items.
     """
 
     name: str
     folder: Path
     stamp: int
     bridge: Bridge
-    shelves: Shelves
+    galleries: Galleries
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What a picture is to be like; the arguments are those of `bridgekit.generate`.
-
-    Arguments:
-        watched: whether somebody looks on while it forms. Each look costs a tenth of the picture.
-    """
-
-    model: str
-    weights: Sequence[float]
-    prompt: str | None
-    prompt_weight: float
-    gap: str
-    seed: int
-    steps: int | None
-    guidance: float | None
-    size: int | None
-    watched: bool
-
-
-class Studio:
+class AppState:
     """Bridges, models, encoders and pictures of one server.
 
     Arguments:
-        limits: see there.
+        limits: the server's bounds.
         bridges: the folder whose bridges are offered.
-        named: one more, which then is the default.
-        model: a model beside the plugins', which then is the default.
+        named: one more bridge, which then is the default.
+        model: a model in addition to the plugins', which then is the default.
         device: a torch device, or `auto`.
     """
 
@@ -109,17 +91,17 @@ class Studio:
         self._bridges, self._named, self._model, self._device = bridges, named, model, device
         self._opened: OrderedDict[str, Opened] = OrderedDict()
         self._opening = threading.Lock()
-        self._read: dict[tuple[Path, int], dict[str, Any]] = {}
-        self._remembered: OrderedDict[tuple[Opened, str, bytes], Tensor] = OrderedDict()
+        self._descriptions: dict[tuple[Path, int], dict[str, Any]] = {}
+        self._vectors: OrderedDict[tuple[Opened, str, bytes], Tensor] = OrderedDict()
         self._models: dict[str, ImageModel] = {}
         self._painters: dict[tuple[Opened, str], Painter] = {}
-        # Made here, where there may be no event loop yet; it lets as many decode at a time as there are cores.
+        # Made here, where there may be no event loop yet. As many inputs are decoded at the same time as there are cores.
         self._decoders = anyio.CapacityLimiter(os.cpu_count() or 1)
 
     # ---- what there is
 
     def bridges(self) -> dict[str, Path]:
-        """The bridges that clients may name, the default one first: the one given, or else the newest."""
+        """The bridges that clients may name, the default one first: the named one, or else the newest."""
         found = {file.parent.name: file.parent for file in self._bridges.glob("*/bridge.json")}
         newest = sorted(found, key=lambda name: _stamp(found[name]), reverse=True)
         named = {self._named.resolve().name: self._named} if self._named else {}
@@ -138,10 +120,10 @@ class Studio:
         """
         known = self.models()
         if not known:
-            remedy = "in bridgekit's own folder: pip install plugins/bridgekit-starter; or start the server with --model"
+            remedy = f"{INSTALL.format('starter')}; or start the server with --model"
             raise Refusal(404, "there is no text-to-image model", remedy=remedy)
         if name is not None and name not in known:
-            # Not whatever a client names: to load a model is to fetch and run what its maker wrote.
+            # Not whatever a client names: to load a model is to download it and to run what its author wrote.
             remedy = f"use {' or '.join(known)}, or start the server with --model"
             raise Refusal(404, "this server does not offer that model", where=name[:100], remedy=remedy)
         return name or known[0]
@@ -157,9 +139,8 @@ class Studio:
             remedy = "train one (bridgekit align --a audio --b text), or start the server with a bridge's folder"
             raise Refusal(404, f"there is no bridge in {self._bridges}", remedy=remedy)
         if name is not None and name not in known:
-            raise Refusal(
-                404, "this server has no such bridge", where=name[:100], remedy=f"its bridges are {', '.join(known)}"[:500]
-            )
+            remedy = f"its bridges are {', '.join(known)}"[:500]
+            raise Refusal(404, "this server has no such bridge", where=name[:100], remedy=remedy)
         name = name or next(iter(known))
         with self._opening:
             stamp = _stamp(known[name])
@@ -173,106 +154,95 @@ class Studio:
                 bridge = Bridge.load(known[name], self._device)
             except BridgekitError as error:
                 raise Refusal(404, error.what, where=name, remedy=error.remedy) from error
-            opened = self._opened[name] = Opened(name, known[name], stamp, bridge, Shelves(bridge))
+            opened = self._opened[name] = Opened(name, known[name], stamp, bridge, Galleries(bridge))
             if len(self._opened) > OPEN_BRIDGES:
                 self._forget(self._opened.popitem(last=False)[1])
             return opened
 
     def _forget(self, opened: Opened) -> None:
-        opened.shelves.close()
-        for key in [key for key in self._remembered if key[0] is opened]:
-            self._remembered.pop(key, None)
+        opened.galleries.close()
+        for key in [key for key in self._vectors if key[0] is opened]:
+            self._vectors.pop(key, None)
         for painted in [key for key in self._painters if key[0] is opened]:
             self._painters.pop(painted, None)
 
     def describe(self) -> dict[str, Any]:
-        """What there is, for `GET /bridge`. Blocks while the default bridge is opened."""
+        """The bridges and models, for `GET /bridge`. Blocks while the default bridge is opened."""
         found = []
         for number, (name, folder) in enumerate(self.bridges().items()):
-            told = self._about(folder)
-            if (number == 0 or name in self._opened) and not told["problem"]:
-                shelves = self.open(name).shelves
-                told["modalities"] = {
-                    modality: told["modalities"][modality] | shelves.state(modality) for modality in told["modalities"]
+            about = self._about(folder)
+            if (number == 0 or name in self._opened) and not about["problem"]:
+                galleries = self.open(name).galleries
+                about["modalities"] = {
+                    modality: side | galleries.state(modality) for modality, side in about["modalities"].items()
                 }
-            found.append({"name": name, **told})
+            found.append({"name": name, **about})
         return {"bridges": found, "models": self.models()}
 
     def _about(self, folder: Path) -> dict[str, Any]:
-        """What a bridge is, opened or not; it is read once for each time that it was written."""
+        """The description of a bridge, opened or not. Its file is read once for each time that it was written."""
         key = (folder, _stamp(folder))
-        if key not in self._read:
+        if key not in self._descriptions:
             try:
                 bridge = Bridge.load(folder, "cpu")
             except BridgekitError as error:
-                self._read[key] = {"problem": error.what, "modalities": {}}
+                self._descriptions[key] = {"problem": error.what, "modalities": {}}
             else:
                 unread = {"items": None, "ready": False, "problem": None}
-                self._read[key] = {
+                self._descriptions[key] = {
                     "problem": None,
                     "dim": bridge.dim,
                     "temperature": bridge.temperature,
                     "modalities": {modality: {"encoder": side.encoder, **unread} for modality, side in bridge.sides.items()},
                     "pairs": [list(table.modalities) for table in bridge.tables],
                 }
-        return dict(self._read[key])
+        return dict(self._descriptions[key])
 
     # ---- what is done
 
-    async def embed(self, opened: Opened, inputs: Sequence[Given]) -> Tensor:
+    async def embed(self, opened: Opened, inputs: Sequence[Input]) -> Tensor:
         """Inputs into a bridge's space: (n, dim) at unit length, in their order.
 
         Raises:
-            BridgekitError: one of them cannot be used; the message names it. Or there is no room now.
+            BridgekitError: one of them cannot be used; the message names it. Or the server is busy.
         """
-        for given in inputs:
-            if given.modality not in opened.bridge.sides:
-                known = ", ".join(opened.bridge.sides)
-                raise Refusal(
-                    400,
-                    f"the bridge {opened.name} has no side for {given.modality!r}",
-                    where=given.name[:100],
-                    remedy=f"its modalities are {known}",
-                )
-            if (given.modality == TEXT) != isinstance(given.item, str):
-                what = "text comes as text, not as a file" if given.modality == TEXT else f"{given.modality} comes as a file"
-                raise Refusal(400, what, where=given.name[:100], remedy="with curl: -F audio=@clip.wav, -F 'text=a dog'")
-        keys = [(opened, given.modality, content_hash(given.item)) for given in inputs]
-        missing = {key: given for key, given in zip(keys, inputs, strict=True) if key not in self._remembered}
-        vectors = {key: self._remembered[key] for key in keys if key in self._remembered}
+        for each in inputs:
+            _check_input(opened, each)
+        keys = [(opened, each.modality, content_hash(each.item)) for each in inputs]
+        missing = {key: each for key, each in zip(keys, inputs, strict=True) if key not in self._vectors}
+        vectors = {key: self._vectors[key] for key in keys if key in self._vectors}
         ready: dict[str, list[Any]] = {}
-        for (_, modality, _), given in missing.items():
+        for (_, modality, _), each in missing.items():
             encoder = await anyio.to_thread.run_sync(open_encoder, opened.bridge, modality)
-            prepared = await anyio.to_thread.run_sync(prepare, encoder, given, self.limits, limiter=self._decoders)
+            prepared = await anyio.to_thread.run_sync(prepare, encoder, each, self.limits, limiter=self._decoders)
             ready.setdefault(modality, []).append(prepared)
-        futures = {modality: self.batcher.submit(opened.bridge, modality, items) for modality, items in ready.items()}
-        for modality, future in futures.items():
-            rows = await asyncio.wrap_future(future)
-            vectors |= zip([key for key in missing if key[1] == modality], split(rows), strict=True)
+        encoded = await asyncio.gather(*(self.batcher.embed(opened.bridge, *each) for each in ready.items()))
+        for modality, rows in zip(ready, encoded, strict=True):
+            vectors |= zip([key for key in missing if key[1] == modality], unbind(rows), strict=True)
         for key in keys:
-            self._remembered[key] = vectors[key]
-            self._remembered.move_to_end(key)
-        while len(self._remembered) > self.limits.vectors:
-            self._remembered.popitem(last=False)
+            self._vectors[key] = vectors[key]
+            self._vectors.move_to_end(key)
+        while len(self._vectors) > self.limits.vectors:
+            self._vectors.popitem(last=False)
         return torch.cat([vectors[key] for key in keys])
 
-    def shelf(self, opened: Opened, modality: str) -> Shelf:
-        """A bridge's own items of one modality. Blocks a while where they are still being read.
+    def gallery(self, opened: Opened, modality: str) -> Gallery:
+        """A bridge's own items of one modality. Blocks for up to `PATIENCE` seconds while they are being read.
 
         Raises:
-            Refusal: they cannot be had, or not yet.
+            Refusal: they cannot be read, or not yet.
         """
         opened.bridge.side(modality)
         try:
-            found = opened.shelves.find(modality, PATIENCE)
+            return opened.galleries.find(modality, PATIENCE)
+        except TimeoutError:
+            state = opened.galleries.state(modality)
+            done, total = state.get("encoded", 0), state["items"]
+            raise busy(f"the bridge's own {modality} is being read ({done} of {total})", 2) from None
         except Exception as error:
             what = f"the bridge's own {modality} cannot be searched: {getattr(error, 'what', error)}"
             remedy = getattr(error, "remedy", None) or "start the server where the table is"
             raise Refusal(404, what, where=getattr(error, "where", None), remedy=remedy) from error
-        if found is None:
-            state = opened.shelves.state(modality)
-            raise busy(f"the bridge's own {modality} is being read ({state['encoded']} of {state['items']})", 2)
-        return found
 
     def between(self, opened: Opened, modality: str, target: str) -> str | None:
         """What a search should go through where two modalities never had pairs: the one that both had pairs with, or None."""
@@ -284,75 +254,73 @@ class Studio:
                 return other
         return None
 
-    def draw(self, opened: Opened, inputs: Sequence[Given], vectors: Tensor, wish: Wish, tell: Tell) -> dict[str, Any]:
-        """One picture of embedded inputs. Runs in the pictures' thread.
+    def draw(
+        self,
+        opened: Opened,
+        model: str,
+        inputs: Sequence[Input],
+        vectors: Tensor,
+        options: DrawOptions,
+        *,
+        seed: int,
+        previews: bool,
+        emit: Emit,
+    ) -> dict[str, Any]:
+        """Draw one picture of embedded inputs. Runs in the pictures' thread.
 
         Arguments:
             opened: the bridge.
-            inputs: n inputs.
+            model: the name of the text-to-image model.
+            inputs: n inputs, mixed by their weights.
             vectors: (n, dim), their embeddings.
-            wish: what the picture is to be like.
-            tell: told `progress` and `preview`.
+            options: how to draw it.
+            seed: random seed of the noise.
+            previews: whether to emit the unfinished picture. Each preview costs a tenth of the picture's time.
+            emit: receives `progress` and `preview`.
 
         Returns:
             what `/generate` answers; the picture as base64.
         """
         started = time.monotonic()
-        report = _throttled(tell)
-        painter = self._painter(opened, wish.model, report)
+        report = _throttled(emit)
+        painter = self._painter(opened, model, report)
+        weights = [each.weight for each in inputs]
         moved = [
-            close_gap(opened.bridge, painter.conditioner, given.modality, vector, wish.gap)
-            for given, vector in zip(inputs, split(vectors), strict=True)
+            close_gap(opened.bridge, painter.conditioner, each.modality, vector, options.gap)
+            for each, vector in zip(inputs, unbind(vectors), strict=True)
         ]
 
         def watch(done: int, total: int, latents: Tensor) -> None:
-            if (
-                wish.watched
-                and done < total
-                and done % max(1, total // PREVIEWS) == 0
-                and (picture := preview(painter.model, latents))
-            ):
-                tell("preview", {"step": done, "of": total, "picture": _base64(_jpeg(picture))})
+            due = previews and done < total and done % max(1, total // PREVIEWS) == 0
+            if due and (picture := preview(painter.model, latents)):
+                emit("preview", {"step": done, "of": total, "picture": _base64(_jpeg(picture))})
 
-        [picture] = paint(
-            painter,
-            mix(moved, wish.weights),
-            DrawOptions(
-                prompt=wish.prompt,
-                prompt_weight=wish.prompt_weight,
-                steps=wish.steps,
-                guidance=wish.guidance,
-                size=wish.size,
-            ),
-            seeds=wish.seed,
-            report=report,
-            watch=watch,
-        )
-        [nearest] = painter.conditioner.nearest(mix(split(vectors), wish.weights))
-        story = {
+        [picture] = paint(painter, mix(moved, weights), options, seeds=seed, report=report, watch=watch)
+        [nearest] = painter.conditioner.nearest(mix(unbind(vectors), weights))
+        # Where the conditioner was fitted on pictures, their paths are not for clients.
+        texts = painter.conditioner.made_of == TEXT
+        metadata = {
             "bridge": opened.name,
-            "model": wish.model,
-            "prompt": wish.prompt,
-            "gap": wish.gap,
-            "seed": wish.seed,
-            "inputs": [given.name for given in inputs],
-            "weights": list(wish.weights),
+            "model": model,
+            "prompt": options.prompt,
+            "gap": options.gap,
+            "seed": seed,
+            "inputs": [each.name for each in inputs],
+            "weights": weights,
             "nearest": [
-                # Where the conditioner was fitted on pictures, their paths are nobody's business but this machine's.
-                {"item": item if painter.conditioner.made_of == TEXT else Path(item).name, "similarity": round(score, 6)}
-                for item, score in nearest
+                {"item": hit.item if texts else Path(hit.item).name, "similarity": round(hit.similarity, 6)} for hit in nearest
             ],
         }
-        made = png(picture, {**story, "bridgekit": version("bridgekit")})
+        data = png(picture, {**metadata, "bridgekit": version("bridgekit")})
         seconds = round(time.monotonic() - started, 3)
-        return {**story, "width": picture.width, "height": picture.height, "seconds": seconds, "picture": _base64(made)}
+        return {**metadata, "width": picture.width, "height": picture.height, "seconds": seconds, "picture": _base64(data)}
 
-    def warm_up(self, tell: Tell) -> None:
-        """Open the default bridge with its encoders and the default model, so that the first to come does not wait for them."""
+    def warm_up(self, emit: Emit) -> None:
+        """Open the default bridge with its encoders and the default model, so that the first client does not wait for them."""
         opened = self.open()
         for modality in opened.bridge.sides:
             open_encoder(opened.bridge, modality)
-        self._painter(opened, self.model(None), _throttled(tell))
+        self._painter(opened, self.model(None), _throttled(emit))
 
     def _painter(self, opened: Opened, name: str, report: Report) -> Painter:
         key = (opened, name)
@@ -368,42 +336,54 @@ class Studio:
         return self._painters[key]
 
     def close(self) -> None:
-        """Stop all work, within about a second."""
+        """Stop filling galleries and drawing."""
         for opened in self._opened.values():
-            opened.shelves.close()
+            opened.galleries.close()
         self.pictures.close()
-        self.batcher.close()
+
+
+def unbind(vectors: Tensor) -> list[Tensor]:
+    """(n, dim) as n of (1, dim)."""
+    return list(vectors[:, None])
+
+
+def _check_input(opened: Opened, sent: Input) -> None:
+    """Refuse an input of a modality that the bridge lacks, a file that came as text, and a text that came as a file."""
+    if sent.modality not in opened.bridge.sides:
+        known = ", ".join(opened.bridge.sides)
+        what, remedy = f"the bridge {opened.name} has no side for {sent.modality!r}", f"its modalities are {known}"
+    elif (sent.modality == TEXT) != isinstance(sent.item, str):
+        what = f"{sent.modality} must be sent {'as text, not as a file' if sent.modality == TEXT else 'as a file'}"
+        remedy = "with curl: -F audio=@clip.wav, -F 'text=a dog'"
+    else:
+        return
+    raise Refusal(400, what, where=sent.name[:100], remedy=remedy)
 
 
 def _stamp(folder: Path) -> int:
-    """When a bridge was last written; 0 where it is gone."""
+    """When a bridge was last written; 0 if it is gone."""
     with suppress(OSError):
         return (folder / "bridge.json").stat().st_mtime_ns
     return 0
 
 
-def split(vectors: Tensor) -> list[Tensor]:
-    """(n, dim) as n of (1, dim)."""
-    return list(vectors[:, None])
-
-
-def _throttled(tell: Tell) -> Report:
-    """Reports as events: every call may end the work, a few a second are passed on."""
+def _throttled(emit: Emit) -> Report:
+    """Progress as events: every call may cancel the work, but only a few a second are passed on."""
     last: dict[str, float] = {}
 
     def report(what: str, done: int, total: int) -> None:
         now = time.monotonic()
         if now - last.get(what, 0.0) >= REPORT_SECONDS or done == total:
             last[what] = now
-            tell("progress", {"what": what, "done": done, "of": total})
+            emit("progress", {"what": what, "done": done, "of": total})
         else:
-            tell("", None)
+            emit("", None)
 
     return report
 
 
 def _jpeg(picture: Any) -> bytes:
-    """A picture that is looked at for a moment, small."""
+    """A small JPEG of a picture that is seen for a moment."""
     picture.thumbnail((512, 512))
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, "JPEG", quality=85)

@@ -1,30 +1,32 @@
-"""What the server bounds, and how it says no: the command line's errors, with the HTTP status that fits."""
+"""What the server bounds, and how it refuses: with the command line's errors, and the HTTP status that fits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from starlette.responses import JSONResponse
 
 from bridgekit.errors import BridgekitError, ItemError, PluginError
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one server, so that neither a mistake nor malice fills its memory or its day.
+    """Bounds of one server, so that neither a mistake nor malice exhausts its memory or time.
 
     Arguments:
         upload_bytes: in the body of one request.
-        upload_seconds: that a body may take to arrive.
-        clip_seconds: of a clip.
-        megapixels: of a picture.
-        text_characters: of a text.
+        upload_seconds: within which a body must arrive.
+        clip_seconds: the length of a clip.
+        megapixels: the size of a picture.
+        text_characters: the length of a text.
         inputs: in one request.
-        requests: being answered at a time.
+        requests: answered at the same time.
         encoding: items that wait for an encoder.
         pictures: that wait to be drawn.
         pictures_each: of those, how many one client may have.
-        picture_seconds: that a client which is not told of its place may have to wait for others' pictures.
-        media_bytes: of clips and thumbnails that are held ready to be served again.
-        vectors: embeddings of recent inputs that are remembered, so that mixing anew encodes nothing.
+        picture_seconds: how long a client that does not see its place in the queue may have to wait.
+        media_bytes: of clips and thumbnails that are kept in memory.
+        vectors: embeddings of recent inputs that are kept, so that a new mixture of them encodes nothing.
     """
 
     upload_bytes: int = 20_000_000
@@ -47,8 +49,8 @@ class Refusal(BridgekitError):
 
     Arguments:
         status: the HTTP status.
-        what, where, remedy: as for any error of the family.
-        retry_after: seconds after which it is worth asking again.
+        what, where, remedy: as for `BridgekitError`.
+        retry_after: seconds after which another try is worth it.
     """
 
     def __init__(
@@ -70,15 +72,10 @@ def busy(what: str, retry_after: int, *, yours: bool = False) -> Refusal:
     return Refusal(429 if yours else 503, f"busy: {what}", remedy=remedy, retry_after=retry_after)
 
 
-def status_of(error: BridgekitError) -> int:
-    """The HTTP status that tells a program the same as the message tells a person."""
+def answer(error: BridgekitError) -> JSONResponse:
+    """An error as the answer to a request."""
     if isinstance(error, Refusal):
-        return error.status
-    if isinstance(error, PluginError):
-        return 500
-    return 415 if isinstance(error, ItemError) else 400
-
-
-def as_json(error: BridgekitError) -> dict[str, dict[str, str | None]]:
-    """An error as the command line's `--json` gives it."""
-    return {"error": {"what": error.what, "where": error.where, "fix": error.remedy}}
+        headers = None if error.retry_after is None else {"retry-after": str(error.retry_after)}
+        return JSONResponse(error.as_json(), error.status, headers)
+    status = 500 if isinstance(error, PluginError) else 415 if isinstance(error, ItemError) else 400
+    return JSONResponse(error.as_json(), status)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from bridgekit_app.limits import Limits
+from served import Served, served
 
 from tests.browser import PHONE, browser_page, screenshot
 from tests.spoken_words import WORDS, SpokenWords, say
-from tests.test_server import Served, served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -23,8 +25,6 @@ WAIT = 120_000  # milliseconds: the first picture waits for the model, on a mach
 
 @pytest.fixture(scope="module")
 def server(spoken_words: SpokenWords) -> Iterator[Served]:
-    from bridgekit.server.limits import Limits
-
     with served(spoken_words, Limits(), warm=True) as running:
         yield running
 
@@ -181,19 +181,16 @@ def test_two_inputs_are_mixed_with_the_slider(server: Served, tmp_path: Path) ->
 
 def test_it_is_used_by_keyboard_alone_and_work_can_be_cancelled(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[str] = []
-    draw = server.studio.draw
+    draw = server.state.draw
 
-    def slowly(*arguments: Any) -> Any:
-        opened_, inputs, vectors, wish, tell = arguments
-        from dataclasses import replace
-
+    def slowly(opened: Any, model: str, inputs: Any, vectors: Any, options: Any, **others: Any) -> Any:
         try:
-            return draw(opened_, inputs, vectors, replace(wish, steps=100), tell)
+            return draw(opened, model, inputs, vectors, replace(options, steps=100), **others)
         except Exception as error:
             ends.append(type(error).__name__)
             raise
 
-    monkeypatch.setattr(server.studio, "draw", slowly)
+    monkeypatch.setattr(server.state, "draw", slowly)
     with browser_page() as page:
         opened(page, server)
         for _ in range(12):

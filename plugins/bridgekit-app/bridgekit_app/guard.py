@@ -1,9 +1,8 @@
-"""What stands before every request: who may ask, how much may be sent, and what browsers must not do with the answer."""
+"""The layer in front of every request: who may send it, how large it may be, and what browsers must not do with the answer."""
 
 from __future__ import annotations
 
 import ipaddress
-import json
 import socket
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -13,14 +12,14 @@ from urllib.parse import urlsplit
 import anyio
 
 from bridgekit.errors import BridgekitError
-from bridgekit.server.limits import Limits, Refusal, as_json, busy, status_of
+from bridgekit_app.limits import Limits, Refusal, answer, busy
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-#: Scripts, styles and workers from this server alone; pictures and clips that the page holds itself; no frames, no plugins.
+#: Scripts, styles and workers from this server only; pictures and clips also from the page's own memory; no frames, no plugins.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -34,7 +33,7 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-#: A body that is too large is read on and thrown away up to so many times the limit: a browser that is still sending when the
+#: A body that is too large is read and discarded up to this many times the limit: a browser that is still sending when the
 #: connection closes never sees the answer.
 PATIENCE = 4
 
@@ -44,8 +43,8 @@ class Guard:
 
     Arguments:
         app: what answers.
-        limits: see there.
-        host: the address that the server was told to listen on; its name may be asked for.
+        limits: the server's bounds.
+        host: the address that the server listens on; requests may name it.
     """
 
     def __init__(self, app: App, limits: Limits, host: str) -> None:
@@ -64,17 +63,17 @@ class Guard:
             nonlocal began
             if message["type"] == "http.response.start":
                 began = True
-                told = {name for name, _ in message["headers"]}
+                present = {name for name, _ in message["headers"]}
                 extra = {"cache-control": "no-store", **HEADERS}
                 message["headers"] = [
                     *message["headers"],
-                    *((name.encode(), value.encode()) for name, value in extra.items() if name.encode() not in told),
+                    *((name.encode(), value.encode()) for name, value in extra.items() if name.encode() not in present),
                 ]
             await send(message)
 
         try:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-            self._check_asker(scope, headers)
+            self._check_origin(scope, headers)
             body = _Body(receive, self.limits)
             if _length(headers) > self.limits.upload_bytes:
                 await body.drain()
@@ -87,22 +86,22 @@ class Guard:
             finally:
                 self.running -= 1
         except BridgekitError as error:
-            if began:  # the answer is under way: all that is left is to end it
+            if began:  # the answer is under way, and can only be ended
                 raise
-            await refuse(error, send_safely)
+            await answer(error)(scope, receive, send_safely)
 
-    def _check_asker(self, scope: Message, headers: MutableMapping[str, str]) -> None:
+    def _check_origin(self, scope: Message, headers: MutableMapping[str, str]) -> None:
         """Refuse other sites' pages.
 
         A page elsewhere may send requests to this address from its visitor's browser. Browsers say so in `Origin` and
-        `Sec-Fetch-Site`. Where the page's own name was pointed at this address (DNS rebinding) they believe it to be one site,
-        but its name is in `Host`: so no names are answered but this machine's. A bare address cannot be pointed anywhere.
+        `Sec-Fetch-Site`. Where the page's own name was pointed at this address (DNS rebinding) they take both for one site, but
+        `Host` has the page's name: so only this machine's names are answered. A bare address cannot be pointed elsewhere.
         """
         host = headers.get("host", "")
         name = urlsplit(f"//{host}").hostname or ""
         if not (name in self.names or name.endswith(".localhost") or _is_address(name)):
             raise Refusal(
-                403, "this server answers to its own names only", where=f"Host: {host[:100]}", remedy="ask for 127.0.0.1"
+                403, "this server answers only to its own names", where=f"Host: {host[:100]}", remedy="ask for 127.0.0.1"
             )
         origin = headers.get("origin")
         foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
@@ -117,14 +116,14 @@ class Guard:
 
 
 class _Body:
-    """A request's body, counted as it comes in and given up on when it comes too slowly."""
+    """A request's body, counted as it arrives, and refused when it arrives too slowly."""
 
     def __init__(self, receive: Receive, limits: Limits) -> None:
         self._receive, self._limits = receive, limits
         self._bytes, self._until, self._whole = 0, time.monotonic() + limits.upload_seconds, False
 
     async def receive(self) -> Message:
-        if self._whole:  # from here on only the client's going away is waited for
+        if self._whole:  # from here on the only message to come is that the client has disconnected
             return await self._receive()
         message = await self._next()
         if self._bytes > self._limits.upload_bytes:
@@ -133,7 +132,7 @@ class _Body:
         return message
 
     async def drain(self) -> None:
-        """Read on, within reason, and throw away."""
+        """Read on, within reason, and discard."""
         while not self._whole and self._bytes <= PATIENCE * self._limits.upload_bytes:
             await self._next()
 
@@ -154,16 +153,6 @@ def too_large(limits: Limits) -> Refusal:
     return Refusal(
         413, f"the request is larger than {megabytes:g} MB", remedy="send a shorter clip, a smaller picture or fewer inputs"
     )
-
-
-async def refuse(error: BridgekitError, send: Send) -> None:
-    """Send an error as JSON."""
-    body = json.dumps(as_json(error), ensure_ascii=False).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if isinstance(error, Refusal) and error.retry_after is not None:
-        headers.append((b"retry-after", str(error.retry_after).encode()))
-    await send({"type": "http.response.start", "status": status_of(error), "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _length(headers: MutableMapping[str, str]) -> int:
