@@ -35,7 +35,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        print(f"bridgekit {version('bridgekit')}")
+        print(f"bridgekit {version('bridgekit-core')}")
         raise typer.Exit
 
 
