@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 #: Samples a second in a clip's file.
 SAMPLE_RATE = 16_000
 
-# Part of the cache folder's name. Raise it whenever the same voice would say the same name differently.
+# Part of the cache folder's name. Increase it when the same voice would say the same name differently.
 RECIPE = 1
 
-# Eight accents between men (m) and women (f). No accent and no variant of a held-out voice is heard in training.
+# Six accents, four men (m) and four women (f). No training voice has the accent or the variant of a held-out voice.
 TRAINING_VOICES = (
     "en-us+m3",
     "en-us+f2",
@@ -42,14 +42,14 @@ HELD_OUT_VOICES = ("en-us-nyc+m6", "en-gb-x-gbclan+steph")  # New York City; Lan
 # Of `starter:spoken-words`: two men, two women, four accents. Its held-out voice is the one that is harder to recognise.
 WORDS_VOICES = ("en-us+m3", "en+f4", "en-029+m4", "en-gb-scotland+f1")
 
-# Silence kept before and after the speech, in seconds, and what counts as silence, of 32,768 (-60 decibels).
+# Silence kept before and after the speech, in seconds, and the largest sample that counts as silence (32,768 is full scale).
 SILENCE = 0.1
 QUIET = 32
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One name, said by one voice, and the split that it belongs to."""
+    """One name, spoken by one voice, and the split that it belongs to."""
 
     name: str
     voice: str
@@ -109,14 +109,14 @@ def _write_clip(task: tuple[Clip, Path]) -> None:
 
     clip, path = task
     samples = _say(clip.name, clip.voice)
-    # FLAC, for it is half of WAV and exact. By way of memory: libsndfile does not say why a disk takes nothing.
+    # FLAC is lossless and half as large as WAV. Encoded in memory, since libsndfile does not say why writing to a disk failed.
     content = io.BytesIO()
     soundfile.write(content, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     write_atomically(path, lambda aside: aside.write_bytes(content.getbuffer()))
 
 
 def _say(name: str, voice: str) -> NDArray[np.int16]:
-    """A name in a voice, at a speed and pitch of its own: 16 kHz samples of shape (n,), the same on every run."""
+    """A name spoken by a voice, at the speed and pitch of `_manner`: 16 kHz samples of shape (n,), the same on every run."""
     import numpy as np
     import soxr
 
@@ -136,7 +136,7 @@ def _manner(name: str, voice: str) -> tuple[int, int, int]:
 
 
 def _spoken_form(name: str) -> str:
-    """The name, as eSpeak has to read it to say it right: a lone A would be the article."""
+    """The name as eSpeak has to read it: it would take a lone A for the article."""
     return re.sub(r"\bA ", "A-", name)
 
 
