@@ -44,7 +44,7 @@ class Log:
 
     Arguments:
         seconds: kind of request to how long each took that was served.
-        busy: kind of request to how many were told to come again.
+        busy: kind of request to how many were asked to come back later.
         errors: whatever else was answered.
     """
 
@@ -68,8 +68,8 @@ def make_bridge(folder: Path) -> tuple[Path, list[bytes], list[str]]:
             shutil.copyfile(files[clip.name], folder / image)
             writer.writerow([audio, clip.name, image])
     align(pairs=folder / "words.csv", out=folder / "bridges" / "words", progress=False)
-    asked = spoken._speak([spoken.Clip(word, NEW_VOICE, "test") for word in words])
-    return folder / "bridges" / "words", [wav(path) for path in asked], words
+    queries = spoken._speak([spoken.Clip(word, NEW_VOICE, "test") for word in words])
+    return folder / "bridges" / "words", [wav(path) for path in queries], words
 
 
 def wav(path: Path) -> bytes:
@@ -81,7 +81,7 @@ def wav(path: Path) -> bytes:
 
 
 def client(number: int, port: int, until: float, clips: list[bytes], words: list[str], log: Log) -> None:
-    """One program: a request, its answer, the next. Where it is told to come again, it does."""
+    """One program: a request, its answer, the next. Where the server is busy, it comes back later."""
     draw = random.Random(SEED * 1_000 + number)
     line = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     while time.monotonic() < until:
@@ -91,18 +91,18 @@ def client(number: int, port: int, until: float, clips: list[bytes], words: list
         try:
             line.request("POST", path, body, {**headers, "X-Bridgekit-Client": str(number)})
             answer = line.getresponse()
-            told = answer.read()
+            received = answer.read()
         except (OSError, http.client.HTTPException) as error:
             log.errors[type(error).__name__] += 1
             line.close()
             continue
         if answer.status == 200:
             log.seconds[kind].append(time.monotonic() - started)
-        elif answer.status in (429, 503) and json.loads(told)["error"]["what"].startswith("busy: "):
+        elif answer.status in (429, 503) and json.loads(received)["error"]["what"].startswith("busy: "):
             log.busy[kind] += 1
             time.sleep(min(float(answer.headers["Retry-After"]), max(0.0, until - time.monotonic())))
         else:
-            log.errors[f"{answer.status} {told[:200]!r}"] += 1
+            log.errors[f"{answer.status} {received[:200]!r}"] += 1
     line.close()
 
 
@@ -193,7 +193,7 @@ def measure(server: int, port: int, clips: list[bytes], words: list[str], lastin
     lines = [
         table(["request", "served", "busy", "a second", "median, ms", "95 %, ms", "99 %, ms"], rows),
         f"{CLIENTS} clients for {seconds:.0f} s: {served:,} requests served ({served / seconds:.1f} a second), "
-        f"{sum(log.busy.values()):,} told to come again, {sum(log.errors.values())} errors{_told(log.errors)}.",
+        f"{sum(log.busy.values()):,} asked to come back later, {sum(log.errors.values())} errors{_listed(log.errors)}.",
         f"{items:,} inputs were encoded in {batches:,} batches, {items / max(1, batches):.1f} in each. The server had "
         f"{had / seconds:.2f} of {os.cpu_count()} cores; the clients, and whatever else ran, had the rest.",
         f"Memory of the server: {held[0]:,.0f} MB at the start, {statistics.mean(held[1:half]):,.0f} MB in the first half, "
@@ -206,12 +206,12 @@ def health(port: int) -> dict[str, dict[str, int]]:
     """What the server says of itself."""
     line = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     line.request("GET", "/healthz")
-    told: dict[str, dict[str, int]] = json.loads(line.getresponse().read())
+    found: dict[str, dict[str, int]] = json.loads(line.getresponse().read())
     line.close()
-    return told
+    return found
 
 
-def _told(errors: Counter[str]) -> str:
+def _listed(errors: Counter[str]) -> str:
     return "".join(f"; {count} times {what}" for what, count in errors.items())
 
 

@@ -18,12 +18,13 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
+PLUGINS = ("app", "index", "starter", "timm", "transformers", "clap")
 #: Pages that are read from elsewhere in the repository.
 INCLUDED = {
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
     "results.md": "benchmarks/RESULTS.md",
-    **{f"plugins/{name}.md": f"plugins/bridgekit-{name}/README.md" for name in ("starter", "timm", "transformers", "clap")},
+    **{f"plugins/{name}.md": f"plugins/bridgekit-{name}/README.md" for name in PLUGINS},
 }
 #: Where a link to a file that is no page leads.
 STANDS_FOR = {
@@ -72,9 +73,9 @@ def _reference() -> Iterator[str]:
     """Markdown for every verb: what it does, how it is called, its arguments and options."""
     import typer.main
 
-    from bridgekit.cli import app
+    from bridgekit.cli import program as command_line
 
-    program = typer.main.get_command(app)
+    program = typer.main.get_command(command_line())
     yield from _table("Before the verb", [parameter for parameter in program.params if _is_own(parameter)])
     yield from _verbs("bridgekit", program)
 

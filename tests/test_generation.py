@@ -21,7 +21,7 @@ pytest.importorskip("diffusers")
 from bridgekit import Bridge, BridgekitError, Input
 from bridgekit.diffusion import conditioner, painter
 from bridgekit.diffusion.conditioner import Fit
-from bridgekit.diffusion.models import find_conditionings
+from bridgekit.diffusion.models import DrawOptions, find_conditionings
 from bridgekit.diffusion.painter import blend, mix, open_painter, paint
 from bridgekit.image_models import ImageModel
 from bridgekit.recipes.generate import Generation, generate
@@ -134,11 +134,11 @@ def test_sounds_become_pictures_through_an_ip_adapter(workshop: Workshop, tmp_pa
     painter = open_painter(Bridge.load(folder), ImageModel("adapter", pipeline, find_conditionings(pipeline), steps=2), folder)
     assert painter.conditioning.kind == "ip_adapter_image_embeds"
     embeddings = painter.bridge.embed("audio", [workshop.clip(name) for name in ("ant", "owl", "seal")])
-    options: dict[str, Any] = {"guidance": guidance, "size": 32}
-    three = paint(painter, embeddings, seeds=[0, 1, 2], **options)
-    [alone] = paint(painter, embeddings[1:2], seeds=1, **options)
+    options = DrawOptions(guidance=guidance, size=32)
+    three = paint(painter, embeddings, options, seeds=[0, 1, 2])
+    [alone] = paint(painter, embeddings[1:2], options, seeds=1)
     np.testing.assert_allclose(pixels(alone), pixels(three[1]), **ABOUT)
-    [steered] = paint(painter, embeddings[1:2], seeds=1, prompt="in oil", **options)
+    [steered] = paint(painter, embeddings[1:2], replace(options, prompt="in oil"), seeds=1)
     assert not np.allclose(pixels(alone), pixels(steered), **ABOUT)
     assert open_painter(painter.bridge, painter.model, folder).fitted is False
 
@@ -169,7 +169,7 @@ def test_more_pictures_than_fit_in_a_batch_are_drawn_in_several(
 def test_weights_lean_a_mixture_to_one_side(workshop: Workshop, draw: Callable[..., Generation]) -> None:
     owl, words = workshop.clip("owl"), "seal"
     heard = [
-        draw([Input("audio", owl, weight), Input("text", words, 1.0)], gap="none").pictures[0].nearest[0][0]
+        draw([Input("audio", owl, weight), Input("text", words, 1.0)], gap="none").pictures[0].nearest[0].item
         for weight in (20.0, 0.05)
     ]
     assert heard == ["owl", "seal"]
@@ -234,7 +234,7 @@ def test_a_folder_of_clips_gives_one_picture_each_and_a_contact_sheet(
     assert [made.file.as_posix() for made in done.pictures] == [f"pictures/{name}.png" for name in ("ant", "owl", "seal")]
     assert done.sheet == Path("pictures/sheet.png")
     assert pixels(done.sheet).ndim == 3
-    assert [made.nearest[0][0] for made in done.pictures] == ["ant", "owl", "seal"]
+    assert [made.nearest[0].item for made in done.pictures] == ["ant", "owl", "seal"]
 
 
 def test_a_broken_clip_is_set_aside_and_the_others_are_drawn(
