@@ -52,6 +52,7 @@ def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
         main = threading.current_thread() is threading.main_thread()  # no other thread may set signal handlers
         before = signal.signal(signal.SIGTERM, _terminate) if main else None
         try:
+            _import_torch()
             verb(*arguments, **options)
         except KeyboardInterrupt as stop:
             print("\nbridgekit: stopped. Nothing is lost: the same command goes on from here.", file=sys.stderr)
@@ -61,6 +62,15 @@ def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
                 signal.signal(signal.SIGTERM, before)
 
     return run
+
+
+def _import_torch() -> None:
+    """Import PyTorch, which every verb needs and which takes seconds. On a terminal, show a spinner meanwhile."""
+    if sys.stderr.isatty() and "torch" not in sys.modules:
+        from rich.console import Console
+
+        with Console(stderr=True).status("loading PyTorch"):
+            import torch  # noqa: F401
 
 
 def find_bridge(path: Path | None) -> Path:
