@@ -156,7 +156,7 @@ def run_binding(
             check_free(folder, overwrite or folder == source)
             old = _without(new, old)
             fixed = {modality: old.adapters[modality] for modality in partners}
-            preset = replace(old.preset, temperature=old.temperature)
+            preset = replace(old.preset, temperature=old.temperature, learn_temperature=False)
             trained = train_encoded(
                 encoded,
                 split,

@@ -43,6 +43,8 @@ _PRESET_BOUNDS: Mapping[str, tuple[float, float]] = {
     "temperature": (1e-6, 1e6),
 }
 _CHOICES = {"pairing": get_args(Pairing), "lambda_per": get_args(LambdaPer)}
+#: Fields of a preset that earlier versions wrote. They say nothing about how the adapters are used: reading drops them.
+_RETIRED_FIELDS = ("alpha_end", "patience", "keep_best")
 _SHA256 = re.compile("[0-9a-f]{64}")
 _RECALLS = ("recall@1", "recall@5", "recall@10")
 
@@ -75,7 +77,7 @@ def check_links(folder: Path) -> None:
 
 
 def read_story(folder: Path) -> dict[str, Any]:
-    """What `bridge.json` says, every field of the right kind and size.
+    """The content of `bridge.json`, with every field checked for its type and range.
 
     Raises:
         BridgekitError: there is no bridge, or it is damaged (the message names the field), or a newer version wrote it.
@@ -101,6 +103,8 @@ def read_story(folder: Path) -> dict[str, Any]:
             where=str(folder),
             remedy="install a newer bridgekit, from where this one came",
         )
+    if isinstance(story.get("preset"), dict):
+        story["preset"] = {name: value for name, value in story["preset"].items() if name not in _RETIRED_FIELDS}
     wrong = next(_wrong(story), None)
     if wrong:
         raise damaged(folder, f"in bridge.json, {wrong}")
@@ -202,7 +206,7 @@ def _wrong(story: Mapping[str, Any]) -> Iterator[str]:
     if any(dim != story["dim"] for dim in frozen or [story["preset"].get("shared_dim", Preset().shared_dim)]):
         yield f"`dim` is {story['dim']}, and its {'frozen side' if frozen else 'preset'} says otherwise"
     low, high = TEMPERATURE_BOUNDS
-    # A little beyond them: the learned one is clamped as a logarithm.
+    # A little beyond them: earlier versions clamped the logarithm of the temperature.
     if not _is_number(story.get("temperature"), 0.99 * low, 1.01 * high):
         yield f"`temperature` is no number from {low} to {high}"
     if not isinstance(story.get("adapters_sha256"), str) or not _SHA256.fullmatch(story["adapters_sha256"]):

@@ -120,6 +120,25 @@ def test_every_kind_of_damage_is_one_clear_message(tmp_path: Path) -> None:
             Bridge.load(place)
 
 
+def test_a_preset_with_fields_of_earlier_versions_opens_the_same_and_one_with_unknown_fields_is_refused(tmp_path: Path) -> None:
+    untrained().save(tmp_path / "b")
+    file = tmp_path / "b" / "bridge.json"
+    story = json.loads(file.read_text())
+    story["preset"] |= {"alpha_end": 1.0, "patience": 0, "keep_best": True}
+    del story["preset"]["learn_temperature"]  # a field that earlier versions did not have
+    file.write_text(json.dumps(story))
+    old = Bridge.load(tmp_path / "b")
+    assert torch.equal(old.embed("text", ["dog", "cup"]), untrained().embed("text", ["dog", "cup"]))
+    assert old.temperature == untrained().temperature
+    old.save(tmp_path / "again")
+    assert not {"alpha_end", "patience", "keep_best"} & set(
+        json.loads((tmp_path / "again" / "bridge.json").read_text())["preset"]
+    )
+    file.write_text(json.dumps({**story, "preset": {**story["preset"], "beta_end": 1.0}}))
+    with pytest.raises(BridgekitError, match="`preset` has a field 'beta_end', which this version does not know"):
+        Bridge.load(tmp_path / "b")
+
+
 def test_overwriting_replaces_the_whole_folder(tmp_path: Path) -> None:
     untrained().save(tmp_path / "b")
     (tmp_path / "b" / "conditioners").mkdir()

@@ -168,7 +168,7 @@ def load_all() -> None:
 
     from bridgekit import alignment, batches, binding, bridge, cli, encoding, latents, plugins  # noqa: F401
     from bridgekit.diffusion import conditioner, generation, models
-    from bridgekit.fusion import training
+    from bridgekit.fusion import checkpoint, training
 
     plain = plugins.load_encoder
     opened = {name: plain(name, "cpu") for name in ("starter:text", "starter:image", "starter:audio")}
@@ -177,7 +177,7 @@ def load_all() -> None:
         module.load_encoder = lambda name, device="cpu": opened[plugins.encoder_name(name)]  # type: ignore[attr-defined]
     generation.open_model = lambda name, device: model  # type: ignore[assignment]
     training.PRESETS["default"] = replace(training.PRESETS["default"], epochs=6, batch_size=8, shared_dim=16)
-    training.CHECKPOINT_SECONDS = -1.0
+    checkpoint.CHECKPOINT_SECONDS = -1.0
     batches.BATCH_SIZE = batches.MOST = 6
     latents.FLUSH_SECONDS = 0.0
     latents.SMALL_SHARD, latents.MERGED_ROWS, latents.MANY_DURING, latents.MANY_AFTER = 14, 20, 3, 2
