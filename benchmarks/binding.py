@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bridgekit import PRESETS
-from bridgekit.evaluation import EncodedPairs, split_recall
-from bridgekit.fitting import baselines, train_encoded
+from bridgekit.evaluation.recall import split_recall
 from bridgekit.fusion.adapter import Adapter, project
-from bridgekit.pairs import Pairs, relation_keys
+from bridgekit.latents.encoded import EncodedPairs
+from bridgekit.pairs import Pairs
+from bridgekit.recipes.fit import baselines, train_encoded
+from bridgekit.tables.splits import relation_keys
 
 SEEDS = (0, 1)
 PRESET = PRESETS["default"]

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridgekit import Pairs, Preset, load_encoder, read_pairs
-from bridgekit.evaluation import Embed, EncodedPairs, encode_pairs
-from bridgekit.fitting import train_encoded
+from bridgekit.evaluation.recall import Embed
 from bridgekit.fusion.adapter import project
-from bridgekit.pairs import split_pairs
+from bridgekit.latents.encoded import EncodedPairs, encode_pairs
 from bridgekit.progress import progress_bars
+from bridgekit.recipes.fit import train_encoded
+from bridgekit.tables.splits import split_pairs
 
 #: The recordings lie beside the project and are no part of it.
 ESC10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "esc10"

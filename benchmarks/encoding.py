@@ -30,7 +30,7 @@ from torch.nn.functional import cosine_similarity
 
 from bridgekit import load_encoder, read_pairs
 from bridgekit.encoders import Item
-from bridgekit.latents import encode_items
+from bridgekit.latents.encode import encode_items
 
 #: From items to one vector each: what is timed.
 Encode = Callable[[Sequence[Item]], Tensor]

@@ -16,8 +16,8 @@ from unittest.mock import patch
 from common import ESC10, table
 
 from bridgekit import align, judge_generation
-from bridgekit.diffusion.judging import open_gallery, shares
 from bridgekit.diffusion.models import draw, open_model
+from bridgekit.recipes.judge import open_gallery, shares
 
 NAMES, SEED = 300, 0
 #: Ten kinds of sound and the names of their emoji, as in examples/sounds_to_pictures.py.
@@ -76,7 +76,7 @@ def from_sounds(work: Path) -> str:
                 split = "test" if row["fold"] == fold else "val" if number % 10 == 0 else "train"
                 writer.writerow([ESC10 / row["audio"], EMOJI[row["label"]], split])
         align("audio", "text", pairs, out=work / f"fold{fold}", outside=True)
-        folds.append(judge_generation(work / f"fold{fold}", gaps=GAPS, among="asked", seed=SEED, outside=True))
+        folds.append(judge_generation(work / f"fold{fold}", gaps=GAPS, among="queries", seed=SEED, outside=True))
     means = [
         {**same[0], "pictures": sum(record["pictures"] for record in same)}
         | {name: sum(record[name] for record in same) / len(same) for name in ("top1", "top5")}

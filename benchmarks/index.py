@@ -28,9 +28,9 @@ from torch import Tensor
 
 from bridgekit import Bridge, Index, Listing, align, list_items
 from bridgekit import index as module
-from bridgekit.cache import cache_folder, write_text_atomically
 from bridgekit.progress import progress_bars
 from bridgekit.retrieval import search
+from bridgekit.storage.cache import cache_folder, write_text_atomically
 
 ROWS, QUERIES = 100_000, 200
 #: LanceDB's names of what a search can be told.

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bridgekit.fusion.contrastive import info_nce
-from bridgekit.precision import fast_products
+from bridgekit.hardware import fast_products
 
 WIDTH = 512
 SIZES = (1_024, 4_096, 16_384, 65_536)

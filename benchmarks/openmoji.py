@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bridgekit import PRESETS
-from bridgekit.baselines import before_training, linear
-from bridgekit.evaluation import Embed, EncodedPairs, evaluate_splits
-from bridgekit.fitting import training_rows, validation
+from bridgekit.evaluation.baselines import before_training, linear
+from bridgekit.evaluation.recall import Embed, evaluate_splits
+from bridgekit.latents.encoded import EncodedPairs
+from bridgekit.recipes.fit import training_rows, validation
 
 SEEDS = range(5)
 PRESET = PRESETS["default"]

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bridgekit import PRESETS
 from bridgekit.fusion.adapter import FusionAdapter
 from bridgekit.fusion.contrastive import info_nce
-from bridgekit.precision import fast_products
+from bridgekit.hardware import fast_products
 
 SIDES = (1_024, 2_048, 4_096)
 #: Everything in turn, and of each the best: whatever else the machine does can only slow it down.

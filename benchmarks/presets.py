@@ -13,8 +13,8 @@ from common import encoded_source, fusemix, random_split, spread, table, without
 from numpy.typing import NDArray
 
 from bridgekit import PRESETS, Preset
-from bridgekit.evaluation import EncodedPairs
-from bridgekit.fitting import validation
+from bridgekit.latents.encoded import EncodedPairs
+from bridgekit.recipes.fit import validation
 
 DEFAULT = PRESETS["default"]
 VARIANTS: dict[str, Preset] = {

@@ -10,7 +10,7 @@ from common import encoded_source, fusemix, spread, table, without_mixup
 from openmoji import ridge
 
 from bridgekit import PRESETS
-from bridgekit.evaluation import evaluate_splits
+from bridgekit.evaluation.recall import evaluate_splits
 
 SEEDS = (0, 1)
 

@@ -22,8 +22,8 @@ from common import encoded_source, fusemix, random_split, spread, table
 from numpy.typing import NDArray
 
 from bridgekit import PRESETS
-from bridgekit.evaluation import evaluate_splits
-from bridgekit.subsets import choose_subset, greedy_k_dpp
+from bridgekit.evaluation.recall import evaluate_splits
+from bridgekit.fusion.subsets import choose_subset, greedy_k_dpp
 
 WIDTH = 384
 #: Items, and how many of them are chosen.

@@ -20,11 +20,11 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader, Dataset
 
 from bridgekit import PRESETS, Preset
-from bridgekit.evaluation import EncodedPairs
-from bridgekit.fitting import training_rows, validation
 from bridgekit.fusion import training
 from bridgekit.fusion.adapter import project
 from bridgekit.fusion.training import learning_rate
+from bridgekit.latents.encoded import EncodedPairs
+from bridgekit.recipes.fit import training_rows, validation
 
 SEED = 0
 #: The release's hyperparameters; 500 epochs of batches of 40,960 are for millions of pairs.

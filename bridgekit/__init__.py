@@ -11,16 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bridgekit.alignment import align as align
-    from bridgekit.binding import bind as bind
-    from bridgekit.bridge import Bridge as Bridge
-    from bridgekit.checking import check_pairs as check_pairs
-    from bridgekit.diffusion.generation import Input as Input
-    from bridgekit.diffusion.generation import generate as generate
-    from bridgekit.diffusion.judging import judge_generation as judge_generation
+    from bridgekit.bridge.bridge import Bridge as Bridge
     from bridgekit.encoders import Encoder as Encoder
     from bridgekit.errors import BridgekitError as BridgekitError
     from bridgekit.errors import ItemError as ItemError
+    from bridgekit.fusion.subsets import choose_subset as choose_subset
     from bridgekit.fusion.training import PRESETS as PRESETS
     from bridgekit.fusion.training import Preset as Preset
     from bridgekit.hookspecs import EncoderProvider as EncoderProvider
@@ -28,23 +23,28 @@ if TYPE_CHECKING:
     from bridgekit.hookspecs import PairSource as PairSource
     from bridgekit.hookspecs import hookimpl as hookimpl
     from bridgekit.index import Index as Index
-    from bridgekit.listing import Listing as Listing
-    from bridgekit.listing import list_items as list_items
     from bridgekit.pairs import Pairs as Pairs
-    from bridgekit.pairs import read_pairs as read_pairs
     from bridgekit.plugins import load_encoder as load_encoder
-    from bridgekit.report import write_report as write_report
-    from bridgekit.subsets import choose_pairs as choose_pairs
-    from bridgekit.subsets import choose_subset as choose_subset
+    from bridgekit.recipes.align import align as align
+    from bridgekit.recipes.bind import bind as bind
+    from bridgekit.recipes.check import check_pairs as check_pairs
+    from bridgekit.recipes.generate import Input as Input
+    from bridgekit.recipes.generate import generate as generate
+    from bridgekit.recipes.judge import judge_generation as judge_generation
+    from bridgekit.recipes.report import write_report as write_report
+    from bridgekit.recipes.subset import choose_pairs as choose_pairs
+    from bridgekit.tables.listing import Listing as Listing
+    from bridgekit.tables.listing import list_items as list_items
+    from bridgekit.tables.reading import read_pairs as read_pairs
 
 _HOME = {
-    "align": "alignment",
-    "bind": "binding",
-    "Bridge": "bridge",
-    "check_pairs": "checking",
-    "Input": "diffusion.generation",
-    "generate": "diffusion.generation",
-    "judge_generation": "diffusion.judging",
+    "align": "recipes.align",
+    "bind": "recipes.bind",
+    "Bridge": "bridge.bridge",
+    "check_pairs": "recipes.check",
+    "Input": "recipes.generate",
+    "generate": "recipes.generate",
+    "judge_generation": "recipes.judge",
     "Encoder": "encoders",
     "BridgekitError": "errors",
     "ItemError": "errors",
@@ -55,14 +55,14 @@ _HOME = {
     "PairSource": "hookspecs",
     "hookimpl": "hookspecs",
     "Index": "index",
-    "Listing": "listing",
-    "list_items": "listing",
+    "Listing": "tables.listing",
+    "list_items": "tables.listing",
     "Pairs": "pairs",
-    "read_pairs": "pairs",
+    "read_pairs": "tables.reading",
     "load_encoder": "plugins",
-    "write_report": "report",
-    "choose_pairs": "subsets",
-    "choose_subset": "subsets",
+    "write_report": "recipes.report",
+    "choose_pairs": "recipes.subset",
+    "choose_subset": "fusion.subsets",
 }
 __all__ = sorted(_HOME)
 

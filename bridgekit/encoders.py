@@ -84,16 +84,3 @@ def split_options(model: str, known: Sequence[str]) -> tuple[str, dict[str, str]
             raise BridgekitError(f"the option {option!r} {wrong}", where=model, remedy=remedy)
         options[option] = value
     return name, options
-
-
-def resolve_device(device: str = "auto") -> str:
-    """The torch device to run on: `auto` takes CUDA, then Apple's MPS, then the CPU."""
-    if device != "auto":
-        return device
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    if torch.backends.mps.is_available():
-        return "mps"
-    return "cpu"

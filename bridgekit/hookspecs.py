@@ -11,8 +11,8 @@ import pluggy
 if TYPE_CHECKING:
     import typer
 
-    from bridgekit.diffusion.models import ImageModel
     from bridgekit.encoders import Encoder
+    from bridgekit.image_models import ImageModel
     from bridgekit.pairs import Pairs
 
 hookspec = pluggy.HookspecMarker("bridgekit")
@@ -46,7 +46,7 @@ class PairSource:
         name: `provider:source`.
         description: one line: what is in it, how many pairs, which licence.
         modalities: its columns. A source is the default table for exactly these modalities if no other one claims them.
-        build: makes the pairs. It may write files, once, under `bridgekit.cache.cache_folder()`.
+        build: makes the pairs. It may write files, once, under `bridgekit.storage.cache.cache_folder()`.
     """
 
     name: str

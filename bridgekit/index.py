@@ -27,17 +27,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridgekit.batches import threads
-from bridgekit.bounded import parse_json
-from bridgekit.bridge import Bridge
+from bridgekit.bridge.bridge import Bridge
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.filters import check_filter, unusable_filter
-from bridgekit.latents import encode_items
-from bridgekit.listing import Listing
+from bridgekit.hardware import threads
+from bridgekit.latents.encode import encode_items
 from bridgekit.media import content_hash
 from bridgekit.pairs import SetAside
 from bridgekit.progress import Report, silent
+from bridgekit.storage.bounded import parse_json
+from bridgekit.tables.listing import Listing
 
 if TYPE_CHECKING:
     from lancedb.db import DBConnection

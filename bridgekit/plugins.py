@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from bridgekit import hookspecs
-from bridgekit.encoders import Encoder, is_modality, resolve_device
+from bridgekit.encoders import Encoder, is_modality
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.hookspecs import EncoderProvider, ImageGenerator, PairSource
 
@@ -226,6 +226,8 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
     Raises:
         PluginError: the plugin is missing, fails, or returns something that is not an encoder. The message names it.
     """
+    from bridgekit.hardware import resolve_device  # imports torch, which `--help` must not
+
     full = encoder_name(name)
     provider_name, model = full.split(":", 1)
     owners = {provider.name: (plugin, provider) for plugin in installed_plugins() for provider in plugin.providers}

@@ -16,10 +16,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bridgekit.encoders import Encoder, Item, resolve_device
+from bridgekit.encoders import Encoder, Item
 from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.hardware import resolve_device
 from bridgekit.hookspecs import EncoderProvider
-from bridgekit.latents import encode_items
+from bridgekit.latents.encode import encode_items
 from bridgekit.media import content_hash, size_hint
 from bridgekit.plugins import Plugin, encoder_name, installed_plugins, load_encoder, recorded_name
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bridgekit import PRESETS, align, plugins
-from bridgekit.diffusion.models import ImageModel
 from bridgekit.encoders import Encoder, Item
 from bridgekit.hookspecs import EncoderProvider, ImageGenerator, hookimpl
+from bridgekit.image_models import ImageModel
 from bridgekit.media import read_image
 from tests.toys import NAMES, LetterEncoder, ToyPlugin, install, tone_table
 

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from bridgekit import batches, ray_encoding
-from bridgekit.batches import AGREEMENT, BATCH_SIZE, CHECKED, MOST, SMALL, WORTH_CHECKING, agreement, plan_batches
 from bridgekit.encoders import Item
-from bridgekit.latents import LatentStore, encode_items
+from bridgekit.latents import batches
+from bridgekit.latents import on_ray as ray_encoding
+from bridgekit.latents.batches import AGREEMENT, BATCH_SIZE, CHECKED, MOST, SMALL, WORTH_CHECKING, agreement, plan_batches
+from bridgekit.latents.encode import encode_items
+from bridgekit.latents.store import LatentStore
 from tests.toys import LetterEncoder
 
 TEXTS: list[Item | None] = [f"{word} number {k}" for k in range(100) for word in ("kettle", "gate", "an iron bell")]

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from bridgekit import BridgekitError, align, check_pairs
-from bridgekit.checking import Finding, TableReport
+from bridgekit.checks.findings import Finding, TableReport
 from bridgekit.encoders import Item
-from bridgekit.latents import encode_items
+from bridgekit.latents.encode import encode_items
 from bridgekit.plugins import load_encoder
 from bridgekit.retrieval import Relevance, alike, chance_recall
 from tests.test_evaluation import SHORT, with_splits
@@ -196,7 +196,7 @@ def test_what_align_cannot_split_or_tell_apart_is_an_error(tmp_path: Path) -> No
     table = tone_table(tmp_path)
     rows = table.read_text().splitlines()
     table.write_text("\n".join(rows[:5]))
-    assert "too few to learn from" in found(check(table), "split", "error")[0].what
+    assert "too few to train on" in found(check(table), "split", "error")[0].what
     table.write_text("audio,text\n" + "\n".join(row.split(",")[0] + ",sound" for row in rows[1:]))
     assert "same text" in found(check(table), "variety", "error")[0].what
 
@@ -236,7 +236,7 @@ class Constant(LetterEncoder):
 
 def test_latents_that_hardly_differ_are_a_warning(tmp_path: Path, toy: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "bridgekit.checking.load_encoder", lambda name, device: Constant() if "letters" in name else ToneEncoder()
+        "bridgekit.recipes.check.load_encoder", lambda name, device: Constant() if "letters" in name else ToneEncoder()
     )
     report = check(tone_table(tmp_path), latents=True)
     (constant,) = [finding for finding in found(report, "latents", "warning") if "text" in finding.what]
@@ -249,7 +249,7 @@ def test_one_item_whose_latents_dwarf_all_others_is_told(tmp_path: Path, toy: ob
             return super().prepare(item) * {"owl": 1e10, "ant": 1e4}.get(str(item), 1)
 
     monkeypatch.setattr(
-        "bridgekit.checking.load_encoder", lambda name, device: Loud(revision="l") if "letters" in name else ToneEncoder()
+        "bridgekit.recipes.check.load_encoder", lambda name, device: Loud(revision="l") if "letters" in name else ToneEncoder()
     )
     (finding,) = found(check(tone_table(tmp_path), latents=True), "latents", "warning")
     assert "the latents of 2 text items dwarf" in finding.what
@@ -264,7 +264,7 @@ def test_an_item_that_cannot_be_encoded_is_told(tmp_path: Path, toy: object, mon
             return latents
 
     monkeypatch.setattr(
-        "bridgekit.checking.load_encoder", lambda name, device: Picky(revision="p") if "letters" in name else ToneEncoder()
+        "bridgekit.recipes.check.load_encoder", lambda name, device: Picky(revision="p") if "letters" in name else ToneEncoder()
     )
     report = check(tone_table(tmp_path), latents=True)
     (finding,) = [finding for finding in found(report, "set aside") if "not to be encoded" in finding.what]

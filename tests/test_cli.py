@@ -236,7 +236,7 @@ def test_ctrl_c_says_that_nothing_is_lost(run: Run, monkeypatch: pytest.MonkeyPa
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bridgekit.alignment.run_alignment", interrupted)
+    monkeypatch.setattr("bridgekit.recipes.align.run_alignment", interrupted)
     code, _, err = run("align")
     assert code == 130
     assert "Nothing is lost" in err

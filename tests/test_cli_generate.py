@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bridgekit import alignment
-from bridgekit.diffusion import generation
+from bridgekit.diffusion import painter
 from bridgekit.diffusion.conditioner import Fit, fit_conditioner
 from bridgekit.hookspecs import ImageGenerator, hookimpl
+from bridgekit.recipes import align
 from tests.conftest import Run
 from tests.painting import PicturePlugin, Workshop
 from tests.toys import ToyPlugin, install
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("picture_toys")
 @pytest.fixture
 def ready(run: Run, workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """`run` where there is a bridge, and clips of an owl, a seal and a fox."""
-    monkeypatch.setattr(generation, "fit_conditioner", partial(fit_conditioner, fit=Fit(steps=100, batch_size=32, noise=0.2)))
+    monkeypatch.setattr(painter, "fit_conditioner", partial(fit_conditioner, fit=Fit(steps=100, batch_size=32, noise=0.2)))
     workshop.bridge(tmp_path / "bridges" / "audio-text")
     (tmp_path / "clips").mkdir()
     for name in ("fox", "owl", "seal"):
@@ -145,13 +145,13 @@ def test_without_a_bridge_nobody_is_asked_who_cannot_answer(
 def test_at_a_terminal_the_starters_bridge_is_offered(
     run: Run, workshop: Workshop, monkeypatch: pytest.MonkeyPatch, answer: bool
 ) -> None:
-    trained: list[tuple[str, str]] = []
+    trained: list[tuple[str | None, str | None]] = []
 
-    def train(a: str, b: str, *, out: Path) -> Any:
-        trained.append((a, b))
-        return SimpleNamespace(folder=workshop.bridge(out))
+    def train(options: align.AlignOptions) -> Any:
+        trained.append((options.a, options.b))
+        return SimpleNamespace(folder=workshop.bridge(Path(str(options.out))))
 
-    monkeypatch.setattr(alignment, "run_alignment", train)
+    monkeypatch.setattr(align, "run_alignment", train)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("typer.confirm", lambda *arguments, **options: answer)
     code, out, _ = run("generate", "--audio", workshop.clip("owl"))

@@ -20,7 +20,7 @@ from torch.nn.functional import cosine_similarity, normalize
 pytest.importorskip("diffusers")
 
 from bridgekit import Bridge, BridgekitError
-from bridgekit.diffusion import conditioner, generation
+from bridgekit.diffusion import conditioner
 from bridgekit.diffusion.conditioner import (
     GAPS,
     Conditioner,
@@ -31,9 +31,9 @@ from bridgekit.diffusion.conditioner import (
     same_weights,
     save_conditioner,
 )
-from bridgekit.diffusion.conditioning import Conditioning, find_conditionings
-from bridgekit.diffusion.generation import open_painter
-from bridgekit.diffusion.models import ImageModel
+from bridgekit.diffusion.models import find_conditionings
+from bridgekit.diffusion.painter import open_painter
+from bridgekit.image_models import Conditioning, ImageModel
 from tests import pipelines
 from tests.painting import LetterConditioning, PatchPipeline, Workshop
 from tests.toys import NAMES
@@ -291,7 +291,7 @@ def test_a_bridge_remembers_its_means_and_one_without_leaves_embeddings_where_th
 def test_where_a_side_is_the_conditioning_already_nothing_is_fitted(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "fit_conditioner", None)
+    monkeypatch.setattr("bridgekit.diffusion.painter.fit_conditioner", None)
     folder = workshop.bridge(tmp_path / "bridge", frozen="text")
     bridge, model = Bridge.load(folder), ImageModel("toy", PatchPipeline(), [LetterConditioning()])
     painter = open_painter(bridge, model, folder)

@@ -17,9 +17,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bridgekit.diffusion.conditioning import BATCH_SIZE, Conditioning, find_conditionings, guidance_argument
+from bridgekit.diffusion.models import find_conditionings
+from bridgekit.diffusion.pipeline import BATCH_SIZE, guidance_argument
 from bridgekit.encoders import Item
 from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.image_models import Conditioning
 from bridgekit.media import read_image
 from tests import pipelines
 

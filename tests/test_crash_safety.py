@@ -17,17 +17,22 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from bridgekit import Bridge, BridgekitError, align, cache, latents, precision
-from bridgekit.alignment import run_alignment
-from bridgekit.bridge import _held
-from bridgekit.cache import put_back, write_atomically, write_folder_atomically, write_text_atomically
+from bridgekit import Bridge, BridgekitError, align
+from bridgekit import hardware as precision
+from bridgekit.bridge.bridge import _held
 from bridgekit.cli import main
 from bridgekit.cli.common import newest_bridge
 from bridgekit.encoders import Encoder
 from bridgekit.fusion import training
-from bridgekit.latents import LatentStore, encode_items
+from bridgekit.latents import encode
+from bridgekit.latents.batches import FLOAT32, Precision
+from bridgekit.latents.encode import encode_items
+from bridgekit.latents.store import LatentStore
 from bridgekit.plugins import load_encoder
-from bridgekit.sealed import DamagedFile, read_sealed, write_sealed
+from bridgekit.recipes.align import AlignOptions, run_alignment
+from bridgekit.storage import cache
+from bridgekit.storage.cache import put_back, write_atomically, write_folder_atomically, write_text_atomically
+from bridgekit.storage.sealed import DamagedFile, read_sealed, write_sealed
 from tests.conftest import Run
 from tests.test_align import QUICK, adapters
 from tests.test_bridge import untrained
@@ -220,7 +225,7 @@ def test_a_damaged_shard_is_passed_over_where_it_cannot_be_removed(minilm: Encod
 def test_shards_of_a_newer_version_are_neither_read_nor_merged_nor_removed(
     minilm: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latents, "MANY_AFTER", 2)
+    monkeypatch.setattr("bridgekit.latents.store.MANY_AFTER", 2)
     first = encode_items(minilm, WORDS)
     (shard,) = first.folder.glob("*.safetensors")
     with safe_open(shard, "pt") as file:
@@ -248,7 +253,7 @@ def numbers(store: LatentStore, rows: range) -> list[float]:
 
 
 def test_merging_never_serves_a_damaged_shard_anew_nor_removes_the_only_sound_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latents, "SMALL_SHARD", 10)
+    monkeypatch.setattr("bridgekit.latents.store.SMALL_SHARD", 10)
     store = store_of([[0, 1], [2, 3], [4, 5], list(range(6, 20))])
     damaged = next(path for path, shard in store._shards.items() if shard.digests[0, 0] == 2)
     flip(damaged, damaged.stat().st_size - 2)
@@ -259,7 +264,7 @@ def test_merging_never_serves_a_damaged_shard_anew_nor_removes_the_only_sound_co
 
 
 def test_a_process_killed_between_merging_and_removing_is_no_trouble_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latents, "SMALL_SHARD", 5)
+    monkeypatch.setattr("bridgekit.latents.store.SMALL_SHARD", 5)
     store_of([[0, 1], [2], [3, 4]])
     for _ in range(12):  # its name, which is random, decides which copy is looked at: in most of these, the large one
         LatentStore("toy", 2).write([bytes([row] * 32) for row in range(6)], torch.arange(6.0)[:, None].expand(-1, 2))
@@ -271,7 +276,7 @@ def test_a_process_killed_between_merging_and_removing_is_no_trouble_later(monke
 
 
 def test_shards_are_merged_by_as_many_rows_as_memory_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latents, "MERGED_ROWS", 8)
+    monkeypatch.setattr("bridgekit.latents.store.MERGED_ROWS", 8)
     store = store_of([[row, row + 1] for row in range(0, 30, 2)])
     store.merge_small_shards()
     sizes = [len(shard.digests) for shard in LatentStore("toy", 2)._shards.values()]
@@ -295,14 +300,14 @@ def test_merging_is_left_to_the_process_that_is_at_it() -> None:
 def test_a_note_about_the_precision_that_is_damaged_is_as_good_as_none(
     minilm: Encoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    found = latents.Precision("bfloat16", 0.9995)
-    monkeypatch.setattr(latents, "check_precision", lambda run, items: found)
+    found = Precision("bfloat16", 0.9995)
+    monkeypatch.setattr(encode, "check_precision", lambda run, items: found)
     note = tmp_path / "begun-x.json"
-    assert latents._precision(None, [], note, True) == found  # type: ignore[arg-type]
-    assert latents._precision(None, [], note, False) == found  # type: ignore[arg-type]
+    assert encode._precision(None, [], note, True) == found  # type: ignore[arg-type]
+    assert encode._precision(None, [], note, False) == found  # type: ignore[arg-type]
     for at in range(note.stat().st_size):
         flip(note, at)
-        assert latents._precision(None, [], note, False) == latents.FLOAT32  # type: ignore[arg-type]
+        assert encode._precision(None, [], note, False) == FLOAT32  # type: ignore[arg-type]
         flip(note, at)
 
 
@@ -334,7 +339,7 @@ def test_training_starts_again_where_its_checkpoint_cannot_be_used(
             raise KeyboardInterrupt
 
     plain = training.train
-    monkeypatch.setattr("bridgekit.fitting.train", lambda *rest, **options: plain(*rest, **{**options, "on_epoch": stop}))
+    monkeypatch.setattr("bridgekit.recipes.fit.train", lambda *rest, **options: plain(*rest, **{**options, "on_epoch": stop}))
     with pytest.raises(KeyboardInterrupt):
         align(pairs=table, out=tmp_path / "wild", preset=preset, progress=False)
     (checkpoint,) = (cache.cache_folder() / "training").iterdir()
@@ -348,7 +353,7 @@ def test_training_starts_again_where_its_checkpoint_cannot_be_used(
     else:
         tensors, told = read_sealed(checkpoint)
         write_sealed(checkpoint, {name: tensor[..., :1] for name, tensor in tensors.items() if tensor.ndim}, told)
-    monkeypatch.setattr("bridgekit.fitting.train", plain)
+    monkeypatch.setattr("bridgekit.recipes.fit.train", plain)
     capsys.readouterr()
     align(pairs=table, out=tmp_path / "wild", preset=preset, progress=False)
     said = capsys.readouterr().err.splitlines()
@@ -479,7 +484,7 @@ def test_a_folder_by_another_name_is_the_same_folder(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from bridgekit.locks import locked
+from bridgekit.storage.locks import locked
 with locked(Path(sys.argv[1])) as held:
     print(held, flush=True)
     time.sleep(60)
@@ -537,21 +542,21 @@ AT_ONCE = """
 import sys
 from pathlib import Path
 import pytest
-from bridgekit import latents
-from bridgekit.alignment import run_alignment
-from bridgekit.bridge import _held
-from bridgekit.binding import run_binding
+from bridgekit.latents import encode, store
+from bridgekit.recipes.align import AlignOptions, run_alignment
+from bridgekit.bridge.bridge import _held
+from bridgekit.recipes.bind import BindOptions, run_binding
 from tests.painting import PicturePlugin, QUICK
 from tests.toys import install
 install(pytest.MonkeyPatch(), PicturePlugin())
-latents.FLUSH_SECONDS, latents.MANY_DURING, latents.MANY_AFTER = 0, 2, 2
+encode.FLUSH_SECONDS, encode.MANY_DURING, store.MANY_AFTER = 0, 2, 2
 print("ready", flush=True)
 sys.stdin.readline()
 verb, *arguments = sys.argv[1:]
 if verb == "align":
-    done = run_alignment(pairs=arguments[0], out=arguments[1], preset=QUICK, progress=False)
+    done = run_alignment(AlignOptions(pairs=arguments[0], out=arguments[1], preset=QUICK, progress=False))
 else:
-    done = run_binding(arguments[0], arguments[1], arguments[2], progress=False)
+    done = run_binding(BindOptions(arguments[0], arguments[1], arguments[2], progress=False))
 print(done.reused)
 """
 
@@ -588,7 +593,7 @@ def test_two_aligns_to_one_place_and_two_binds_to_one_bridge_take_turns(tmp_path
     told = at_once(align_it, align_it)
     assert sorted(out for out, _ in told) == ["False\n", "True\n"]
     assert [len(err.splitlines()) for out, err in sorted(told)] == [0, 1]
-    assert "somebody else is writing" in "".join(err for _, err in told)
+    assert "another process is writing" in "".join(err for _, err in told)
     before = Bridge.load(tmp_path / "b")
     lines = (folder / "gallery.csv").read_text().splitlines()
     (folder / "gallery2.csv").write_text("\n".join(lines[:16]))
@@ -629,8 +634,8 @@ def test_on_a_full_disk_one_message_says_so_and_what_was_encoded_is_kept(
     small_disk: Path, minilm: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BRIDGEKIT_HOME", str(small_disk / "home"))
-    monkeypatch.setattr(latents, "FLUSH_SECONDS", 0)
-    monkeypatch.setattr("bridgekit.batches.MOST", 32)
+    monkeypatch.setattr(encode, "FLUSH_SECONDS", 0)
+    monkeypatch.setattr("bridgekit.latents.batches.MOST", 32)
     many = [f"{word}, number {number}" for number in range(12) for word in WORDS]
     encode_items(minilm, WORDS)
     ballast = fill(small_disk, 150_000)
@@ -687,11 +692,11 @@ def test_a_cache_that_is_read_only_is_read_and_what_lacks_is_one_message(
 def test_a_bridge_in_a_read_only_folder_is_found_again_by_the_same_call(small_disk: Path, tmp_path: Path) -> None:
     table = tone_table(tmp_path, copies=2)
     preset = replace(QUICK, epochs=2)
-    run_alignment(pairs=table, out=small_disk / "b", preset=preset, progress=False)
+    run_alignment(AlignOptions(pairs=table, out=small_disk / "b", preset=preset, progress=False))
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    assert run_alignment(pairs=table, out=small_disk / "b", preset=preset, progress=False).reused
+    assert run_alignment(AlignOptions(pairs=table, out=small_disk / "b", preset=preset, progress=False)).reused
     with pytest.raises(BridgekitError, match="cannot be written: Read-only file system"):
-        run_alignment(pairs=table, out=small_disk / "b", preset=preset, seed=1, overwrite=True, progress=False)
+        run_alignment(AlignOptions(pairs=table, out=small_disk / "b", preset=preset, seed=1, overwrite=True, progress=False))
 
 
 @pytest.mark.usefixtures("toy")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bridgekit.distributed import broadcast_from_first, rank, world_size
 from bridgekit.fusion import pieces
+from bridgekit.fusion.distributed import broadcast_from_first, rank, world_size
 from tests.test_align import adapters
 from tests.toys import tone_table
 
@@ -54,12 +54,12 @@ import pytest
 from tests.toys import ToyPlugin, install
 
 install(pytest.MonkeyPatch(), ToyPlugin())
-from bridgekit.alignment import run_alignment
+from bridgekit.recipes.align import AlignOptions, run_alignment
 from tests.test_align import QUICK
 
-done = run_alignment(pairs=sys.argv[1], out=sys.argv[2], preset=QUICK, progress=False)
+done = run_alignment(AlignOptions(pairs=sys.argv[1], out=sys.argv[2], preset=QUICK, progress=False))
 print("FuseMix" in {record["method"] for record in done.bridge.metrics})
-assert run_alignment(pairs=sys.argv[1], out=sys.argv[2], preset=QUICK, progress=False).reused
+assert run_alignment(AlignOptions(pairs=sys.argv[1], out=sys.argv[2], preset=QUICK, progress=False)).reused
 """
 
 

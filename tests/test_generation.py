@@ -19,11 +19,12 @@ from PIL import Image
 pytest.importorskip("diffusers")
 
 from bridgekit import Bridge, BridgekitError, Input
-from bridgekit.diffusion import conditioner, generation
+from bridgekit.diffusion import conditioner, painter
 from bridgekit.diffusion.conditioner import Fit
-from bridgekit.diffusion.conditioning import find_conditionings
-from bridgekit.diffusion.generation import Generation, blend, generate, mix, open_painter, paint
-from bridgekit.diffusion.models import ImageModel
+from bridgekit.diffusion.models import DrawOptions, find_conditionings
+from bridgekit.diffusion.painter import blend, mix, open_painter, paint
+from bridgekit.image_models import ImageModel
+from bridgekit.recipes.generate import Generation, generate
 from tests import pipelines
 from tests.conftest import tone
 from tests.painting import Workshop
@@ -46,7 +47,7 @@ ABOUT = {"rtol": 0.0, "atol": 2.0}
 @pytest.fixture(autouse=True)
 def quick(picture_toys: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The plugin with pictures, an empty folder to be in, and conditioners that are hardly fitted."""
-    monkeypatch.setattr(generation, "fit_conditioner", partial(conditioner.fit_conditioner, fit=Fit(steps=3, batch_size=4)))
+    monkeypatch.setattr(painter, "fit_conditioner", partial(conditioner.fit_conditioner, fit=Fit(steps=3, batch_size=4)))
     monkeypatch.setattr(conditioner, "ConditionerNet", partial(conditioner.ConditionerNet, width=32))
     monkeypatch.chdir(tmp_path)
 
@@ -133,11 +134,11 @@ def test_sounds_become_pictures_through_an_ip_adapter(workshop: Workshop, tmp_pa
     painter = open_painter(Bridge.load(folder), ImageModel("adapter", pipeline, find_conditionings(pipeline), steps=2), folder)
     assert painter.conditioning.kind == "ip_adapter_image_embeds"
     embeddings = painter.bridge.embed("audio", [workshop.clip(name) for name in ("ant", "owl", "seal")])
-    options: dict[str, Any] = {"guidance": guidance, "size": 32}
-    three = paint(painter, embeddings, seeds=[0, 1, 2], **options)
-    [alone] = paint(painter, embeddings[1:2], seeds=1, **options)
+    options = DrawOptions(guidance=guidance, size=32)
+    three = paint(painter, embeddings, options, seeds=[0, 1, 2])
+    [alone] = paint(painter, embeddings[1:2], options, seeds=1)
     np.testing.assert_allclose(pixels(alone), pixels(three[1]), **ABOUT)
-    [steered] = paint(painter, embeddings[1:2], seeds=1, prompt="in oil", **options)
+    [steered] = paint(painter, embeddings[1:2], replace(options, prompt="in oil"), seeds=1)
     assert not np.allclose(pixels(alone), pixels(steered), **ABOUT)
     assert open_painter(painter.bridge, painter.model, folder).fitted is False
 
@@ -283,7 +284,7 @@ def test_inputs_of_one_name_give_pictures_of_two(workshop: Workshop, draw: Calla
 def test_several_pictures_do_not_fit_in_one_file_and_that_is_said_before_drawing(
     workshop: Workshop, draw: Callable[..., Generation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "paint", None)
+    monkeypatch.setattr("bridgekit.recipes.generate.paint", None)
     with pytest.raises(BridgekitError, match="2 pictures do not fit in one file"):
         draw([Input("audio", workshop.clip("owl"))], n=2, out="owl.png")
 
@@ -292,7 +293,7 @@ def test_several_pictures_do_not_fit_in_one_file_and_that_is_said_before_drawing
 def test_a_place_that_cannot_be_written_is_said_before_drawing(
     workshop: Workshop, draw: Callable[..., Generation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: str
 ) -> None:
-    monkeypatch.setattr(generation, "paint", None)
+    monkeypatch.setattr("bridgekit.recipes.generate.paint", None)
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(BridgekitError) as caught:
         draw([Input("audio", workshop.clip("owl"))], out=out)

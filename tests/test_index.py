@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 
 from bridgekit import PRESETS, Bridge, BridgekitError, Index, Listing, list_items, load_encoder
 from bridgekit import index as module
-from bridgekit.bridge import Side
+from bridgekit.bridge.bridge import Side
 from bridgekit.filters import MAX_LENGTH
 from bridgekit.fusion.adapter import FusionAdapter
 

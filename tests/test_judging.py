@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 from bridgekit import Bridge, BridgekitError, judge_generation
-from bridgekit.bridge import Embedded
-from bridgekit.diffusion import generation
+from bridgekit.bridge.bridge import Embedded
+from bridgekit.diffusion import painter
 from bridgekit.diffusion.conditioner import Fit, fit_conditioner
-from bridgekit.diffusion.judging import open_gallery, shares
-from bridgekit.evaluation import encode_pairs
-from bridgekit.pairs import read_pairs, split_pairs
+from bridgekit.latents.encoded import encode_pairs
 from bridgekit.progress import silent
+from bridgekit.recipes.judge import open_gallery, shares
+from bridgekit.tables.reading import read_pairs
+from bridgekit.tables.splits import split_pairs
 from tests.conftest import tone
 from tests.painting import Workshop
 from tests.toys import NAMES
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("picture_toys")
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Conditioners of two hundred small steps: enough for eight patches of colour."""
     fit = Fit(steps=200, batch_size=32, noise=0.2)
-    monkeypatch.setattr(generation, "fit_conditioner", partial(fit_conditioner, fit=fit))
+    monkeypatch.setattr(painter, "fit_conditioner", partial(fit_conditioner, fit=fit))
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_sounds_are_judged_between_a_ceiling_and_a_floor(judged: Any) -> None:
 
 
 def test_a_frozen_text_side_needs_no_fitting(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "fit_conditioner", None)
+    monkeypatch.setattr(painter, "fit_conditioner", None)
     folder = workshop.bridge(tmp_path / "bridge", frozen="text")
     sounds, ceiling, _ = judge_generation(folder, gallery=str(workshop.folder / "gallery.csv"))
     assert ceiling["top1"] == 1.0
@@ -112,7 +113,7 @@ def test_a_frozen_text_side_needs_no_fitting(workshop: Workshop, tmp_path: Path,
 
 
 def test_the_judge_may_choose_among_the_asked_and_be_asked_less(judged: Any) -> None:
-    records = judged(among="asked", limit=3)
+    records = judged(among="queries", limit=3)
     assert all(record["pictures"] == 3 for record in records)
     assert all(1 <= record["candidates"] <= 3 for record in records)
 
@@ -174,10 +175,10 @@ def test_a_gallery_that_knows_none_of_the_captions_is_said(judged: Any, workshop
     (tmp_path / "others.csv").write_text(
         f"image,text\n{workshop.folder}/seen/owl.png,heron\n{workshop.folder}/seen/ant.png,bug\n"
     )
-    with pytest.raises(BridgekitError, match="no row can be judged") as caught:
+    with pytest.raises(BridgekitError, match="no row to judge") as caught:
         judged(gallery=str(tmp_path / "others.csv"), outside=True)
     assert "--gallery" in str(caught.value)
-    with pytest.raises(BridgekitError, match="no row can be judged"):
+    with pytest.raises(BridgekitError, match="no row to judge"):
         judged(splits=["later"])
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bridgekit import latents
-from bridgekit.batches import BATCH_SIZE
 from bridgekit.encoders import Item
 from bridgekit.errors import BridgekitError, PluginError
-from bridgekit.latents import LatentStore, encode_items
+from bridgekit.latents import encode, store
+from bridgekit.latents.batches import BATCH_SIZE
+from bridgekit.latents.encode import encode_items
+from bridgekit.latents.store import LatentStore
 from tests.conftest import tone
 from tests.toys import LetterEncoder, ToneEncoder
 
@@ -119,8 +120,8 @@ def test_a_run_that_is_stopped_loses_one_batch_and_the_next_meets_the_same_batch
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from bridgekit import latents
-from bridgekit.batches import BATCH_SIZE
+from bridgekit.latents import encode, store
+from bridgekit.latents.batches import BATCH_SIZE
 from tests.toys import ToneEncoder
 
 class Killed(ToneEncoder):
@@ -129,9 +130,9 @@ class Killed(ToneEncoder):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().encode(batch)
 
-latents.FLUSH_ROWS = 2 * BATCH_SIZE
-latents.FLUSH_SECONDS = 3600
-latents.encode_items(Killed(), sorted(Path(sys.argv[1]).glob("*.wav")))
+encode.FLUSH_ROWS = 2 * BATCH_SIZE
+encode.FLUSH_SECONDS = 3600
+encode.encode_items(Killed(), sorted(Path(sys.argv[1]).glob("*.wav")))
 """
 
 
@@ -161,15 +162,15 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_batches_are_gathered_and_written_by_time_and_by_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: list[int], seconds: float, rows: int, expected: list[int]
 ) -> None:
-    monkeypatch.setattr(latents, "FLUSH_SECONDS", seconds)
-    monkeypatch.setattr(latents, "FLUSH_ROWS", rows)
+    monkeypatch.setattr(encode, "FLUSH_SECONDS", seconds)
+    monkeypatch.setattr(encode, "FLUSH_ROWS", rows)
     encode_items(ToneEncoder(), clips(tmp_path, 160))
     assert writes == expected
 
 
 def test_a_long_run_does_not_pile_up_small_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latents, "FLUSH_SECONDS", 0)
-    monkeypatch.setattr(latents, "MANY_DURING", 3)
+    monkeypatch.setattr(encode, "FLUSH_SECONDS", 0)
+    monkeypatch.setattr(encode, "MANY_DURING", 3)
     counts: list[int] = []
     folder = LatentStore("toy:tone@1", 64).folder
     first = encode_items(
@@ -240,13 +241,13 @@ def test_latents_that_would_fill_the_memory_are_mapped_from_a_file_that_nobody_s
     items: list[Item | None] = [f"text number {k}" for k in range(300)]
     inside = encode_items(LetterEncoder(), items)
     size = inside.matrix.numel() * 4
-    monkeypatch.setattr(latents, "_free_memory", lambda: 2 * size - 1)
+    monkeypatch.setattr(store, "free_memory", lambda: 2 * size - 1)
     mapped = encode_items(LetterEncoder(), items)
     assert torch.equal(mapped.matrix, inside.matrix)
     assert mapped.matrix.is_contiguous()
     assert len(list(mapped.folder.iterdir())) == 1
     assert is_mapped(mapped.matrix)
-    monkeypatch.setattr(latents, "_free_memory", lambda: 2 * size)
+    monkeypatch.setattr(store, "free_memory", lambda: 2 * size)
     assert not is_mapped(encode_items(LetterEncoder(), items).matrix)
 
 
@@ -263,7 +264,7 @@ def test_where_neither_memory_nor_disk_have_room_it_is_told(monkeypatch: pytest.
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(latents, "_free_memory", lambda: 0)
+    monkeypatch.setattr(store, "free_memory", lambda: 0)
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(BridgekitError, match="no room") as caught:
         encode_items(LetterEncoder(), ["dog"])
@@ -272,7 +273,7 @@ def test_where_neither_memory_nor_disk_have_room_it_is_told(monkeypatch: pytest.
 
 
 def test_free_memory_is_what_the_system_tells() -> None:
-    assert 1 << 20 < latents._free_memory() < 1 << 50
+    assert 1 << 20 < store.free_memory() < 1 << 50
 
 
 def test_progress_counts_what_has_to_be_encoded() -> None:

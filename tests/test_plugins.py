@@ -9,9 +9,9 @@ import torch
 
 from bridgekit import plugins
 from bridgekit.errors import BridgekitError, PluginError
-from bridgekit.evaluation import encode_pairs
 from bridgekit.hookspecs import EncoderProvider, PairSource, hookimpl
-from bridgekit.latents import encode_items
+from bridgekit.latents.encode import encode_items
+from bridgekit.latents.encoded import encode_pairs
 from bridgekit.pairs import Pairs
 from bridgekit.plugins import default_pair_source, encoder_name, find_pair_source, load_encoder
 from bridgekit.progress import silent

@@ -19,7 +19,7 @@ import pytest
 from bridgekit import cli, load_encoder, plugins
 from bridgekit.errors import BridgekitError
 from bridgekit.hookspecs import EncoderProvider, hookimpl
-from bridgekit.scaffold import FILES, create_plugin
+from bridgekit.recipes.new_plugin import FILES, create_plugin
 from tests.toys import ToyPlugin, install
 
 ROOT = Path(__file__).parents[1]

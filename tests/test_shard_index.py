@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridgekit.shard_index import ShardIndex
+from bridgekit.latents.shard_index import ShardIndex
 
 # Few values, and zeros at both ends, so that hashes repeat and differ in their zeros alone.
 hashes = st.lists(st.sampled_from(b"\0\1\xff"), min_size=4, max_size=4).map(bytes)

@@ -12,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bridgekit import subsets
 from bridgekit.errors import BridgekitError
-from bridgekit.pairs import Pairs, read_pairs
-from bridgekit.subsets import FORMATS, choose_pairs, choose_subset, greedy_k_dpp, write_pairs
+from bridgekit.fusion import subsets
+from bridgekit.fusion.subsets import choose_subset, greedy_k_dpp
+from bridgekit.pairs import Pairs
+from bridgekit.recipes.subset import choose_pairs
+from bridgekit.tables.reading import read_pairs
+from bridgekit.tables.writing import FORMATS, write_pairs
 from tests.toys import tone_table
 
 Matrix = NDArray[np.float32]
@@ -297,7 +300,7 @@ def test_a_write_that_fails_leaves_the_old_table(tmp_path: Path, monkeypatch: py
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(subsets, "_write", full)
+    monkeypatch.setattr("bridgekit.tables.writing._write", full)
     with pytest.raises(BridgekitError, match="No space left"):
         write_pairs(Pairs({"text": ("a",)}, "somewhere", (2,)), table)
     assert table.read_text() == "old"
@@ -312,7 +315,7 @@ def test_rows_are_chosen_from_python_with_or_without_a_file(tmp_path: Path) -> N
     assert len(set(done.pairs.columns["text"])) == 20
     assert list(done.pairs.rows) == sorted(done.pairs.rows)
     assert list(tmp_path.glob("chosen*")) == []
-    with pytest.raises(BridgekitError, match="no column 'text'"):
+    with pytest.raises(BridgekitError, match="no column `text`"):
         choose_pairs(Pairs({"audio": table.columns["audio"]}, "half", table.rows), 20, progress=False)
 
 

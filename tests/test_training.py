@@ -21,9 +21,9 @@ from bridgekit.fusion import checkpoint, pieces, training
 from bridgekit.fusion.adapter import Adapter, FrozenSide, FusionAdapter
 from bridgekit.fusion.checkpoint import TrainingState
 from bridgekit.fusion.training import PRESETS, Preset, Trained, learning_rate, train
-from bridgekit.latents import encode_items
+from bridgekit.latents.encode import encode_items
 from bridgekit.plugins import load_encoder
-from bridgekit.sealed import write_sealed
+from bridgekit.storage.sealed import write_sealed
 
 SMALL = Preset(
     shared_dim=16, blocks=1, expansion=2, dropout=0.1, batch_size=64, epochs=60, lr=3e-3, lambda_per="pair", standardise=True

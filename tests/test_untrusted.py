@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from bridgekit import Bridge, BridgekitError, read_pairs
-from bridgekit.bounded import OutOfBounds, homes, is_within, parse_json, read_bounded
 from bridgekit.encoders import is_modality
 from bridgekit.plain import markdown, plain, plain_json
+from bridgekit.storage.bounded import OutOfBounds, homes, is_within, parse_json, read_bounded
 from tests.torture import attacks, tables
 from tests.torture.strangers import Ground, encoders_kept_open, make_ground
 

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bridgekit.distributed import Shares, joined_processes, rank, sum_over_processes, world_size
 from bridgekit.fusion import pieces
 from bridgekit.fusion.contrastive import info_nce
+from bridgekit.fusion.distributed import Shares, joined_processes, rank, sum_over_processes, world_size
 from bridgekit.fusion.training import train
 from tests.test_training import SMALL, two_views
 

@@ -38,7 +38,7 @@ def command(
         raise BridgekitError(
             "the page needs fastapi, uvicorn and python-multipart", remedy="in bridgekit's own folder: pip install '.[app]'"
         )
-    from bridgekit.bridge import Bridge
+    from bridgekit.bridge.bridge import Bridge
     from bridgekit.cli.common import find_bridge
 
     Bridge.load(find_bridge(bridge), "cpu")  # whatever is wrong with it is said here, not in a browser

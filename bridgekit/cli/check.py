@@ -10,7 +10,7 @@ import typer
 from bridgekit.cli.common import OUTSIDE, print_json
 
 if TYPE_CHECKING:
-    from bridgekit.checking import TableReport
+    from bridgekit.checks.findings import TableReport
 
 #: Items of a finding that are told; `--json` has all.
 SHOWN = 3
@@ -43,7 +43,7 @@ def command(
 
     Example: [b]bridgekit check clips.csv[/b]
     """
-    from bridgekit.checking import check_pairs
+    from bridgekit.recipes.check import check_pairs
 
     found = check_pairs(pairs, a, b, more=c or (), latents=latents, device=device, outside=outside)
     if as_json:

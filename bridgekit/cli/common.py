@@ -12,14 +12,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from bridgekit.cache import put_all_back
 from bridgekit.errors import BridgekitError
 from bridgekit.plain import plain, plain_json
+from bridgekit.storage.cache import put_all_back
 
 if TYPE_CHECKING:
-    from bridgekit.alignment import Alignment
-    from bridgekit.bridge import Bridge
+    from bridgekit.bridge.bridge import Bridge
     from bridgekit.pairs import SetAside
+    from bridgekit.recipes.outcome import Alignment
 
 #: Where `align` puts bridges that are given no place.
 BRIDGES = Path("bridges")
@@ -30,7 +30,7 @@ OUTSIDE = "Let a table name files outside its own folder."
 #: What recall is compared with, explained below the table. Bridges of earlier versions have other names.
 BASELINES = {
     "random": "adapters with random weights",
-    "closed-form start": "the adapters before training",
+    "closed-form start": "the solution that training starts from",
     "linear": "ridge regression",
 }
 #: Rows set aside that are told one by one; `--json` and the count have all.
@@ -49,7 +49,7 @@ def find_bridge(path: Path | None) -> Path:
 
 def newest_bridge(modalities: Set[str] = frozenset()) -> Path | None:
     """The newest bridge in `bridges/` here that joins these modalities, or None."""
-    from bridgekit.bounded import read_json
+    from bridgekit.storage.bounded import read_json
 
     put_all_back(BRIDGES)
     # One whose name begins with a dot is being written just now, or was when its process was killed.
@@ -172,7 +172,7 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
 
 def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> None:
     """What a run of `align`, or of `bind`, did, and what to try next."""
-    from bridgekit.evaluation import sides_of
+    from bridgekit.evaluation.recall import sides_of
 
     if os.environ.get("RANK", "0") != "0":
         return  # of the processes that torchrun started, the first speaks for all

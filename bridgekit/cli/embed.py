@@ -26,10 +26,10 @@ def command(
 
     Example: [b]bridgekit embed clips/*.wav --out clips.safetensors[/b]
     """
-    from bridgekit.bridge import Bridge
-    from bridgekit.embeddings import check_format, write_embeddings
+    from bridgekit.bridge.bridge import Bridge
     from bridgekit.pairs import SetAside
     from bridgekit.progress import progress_bars
+    from bridgekit.recipes.embed import check_format, write_embeddings
 
     if not as_json:
         check_format(out)

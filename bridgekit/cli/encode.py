@@ -33,7 +33,7 @@ def command(
 
     Example: [b]bridgekit encode --pairs clips.csv[/b]
     """
-    from bridgekit.encoding import encode_table
+    from bridgekit.recipes.encode import encode_table
 
     done = encode_table(a, b, pairs, more=c or (), device=device, strict=strict, ray=ray, outside=outside)
     if as_json:

@@ -88,7 +88,7 @@ def new(name: Annotated[str, typer.Argument(help="Of the package, like [b]bridge
 
     Example: [b]bridgekit plugins new bridgekit-demo[/b]
     """
-    from bridgekit.scaffold import create_plugin
+    from bridgekit.recipes.new_plugin import create_plugin
 
     written = create_plugin(name, Path())
     folder, module = written[0].parent, next(path for path in written if path.suffix == ".py")

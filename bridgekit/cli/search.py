@@ -58,9 +58,9 @@ def command(
         return
     if where or exact:
         raise BridgekitError("--where and --exact are for a search in an index", remedy="name one with --index")
-    from bridgekit.bridge import Bridge
-    from bridgekit.pairs import read_items
+    from bridgekit.bridge.bridge import Bridge
     from bridgekit.progress import progress_bars
+    from bridgekit.tables.reading import read_items
 
     opened = Bridge.load(find_bridge(bridge), device)
     source = query_modality(opened, queries, from_)
@@ -101,7 +101,7 @@ def _search_index(
     device: str,
     as_json: bool,
 ) -> None:
-    from bridgekit.bridge import Bridge
+    from bridgekit.bridge.bridge import Bridge
     from bridgekit.index import Index
     from bridgekit.progress import progress_bars
 

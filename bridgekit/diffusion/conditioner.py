@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, normalize
 
-from bridgekit.bounded import parse_json
-from bridgekit.bridge import Bridge
-from bridgekit.diffusion.conditioning import Conditioning
+from bridgekit.bridge.bridge import Bridge
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError
-from bridgekit.latents import encode_items
+from bridgekit.image_models import Conditioning
+from bridgekit.latents.encode import encode_items
 from bridgekit.progress import Report, say, silent
-from bridgekit.sealed import DamagedFile, read_sealed, write_sealed
+from bridgekit.storage.bounded import parse_json
+from bridgekit.storage.sealed import DamagedFile, read_sealed, write_sealed
 
 FORMAT = 2
 MAX_STORY, MAX_ITEMS = 1 << 20, 256 << 20  # bytes of what a file says of itself, and of the items it was fitted on

@@ -4,24 +4,53 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from bridgekit.bounded import read_json
-from bridgekit.diffusion.conditioning import Conditioning, find_conditionings, guidance_argument
-from bridgekit.encoders import TEXT, resolve_device
+from bridgekit.diffusion.image import AdapterConditioning, ImageConditioning, why_no_adapter, why_no_image_embeds
+from bridgekit.diffusion.pipeline import guidance_argument
+from bridgekit.diffusion.prompt import PromptConditioning, why_no_prompt_embeds
+from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError, PluginError
+from bridgekit.hardware import resolve_device
+from bridgekit.image_models import Conditioning, ImageModel
 from bridgekit.plugins import find_image_generator
 from bridgekit.progress import Report, silent
+from bridgekit.storage.bounded import read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from bridgekit.hookspecs import ImageGenerator
+
+
+def find_conditionings(pipeline: Any) -> list[Conditioning]:
+    """What a pipeline offers in place of a prompt, best first: a loaded IP-Adapter, image embeddings, prompt embeddings.
+
+    Arguments:
+        pipeline: a loaded diffusers pipeline. It is asked, and not run.
+
+    Raises:
+        BridgekitError: it offers nothing of the kind. The message says what was looked for.
+    """
+    asked: list[tuple[Conditioning, str | None]] = [
+        (AdapterConditioning(pipeline), why_no_adapter(pipeline)),
+        (ImageConditioning(pipeline), why_no_image_embeds(pipeline)),
+        (PromptConditioning(pipeline), why_no_prompt_embeds(pipeline)),
+    ]
+    found = [conditioning for conditioning, reason in asked if reason is None]
+    if found:
+        return found
+    looked_for = "; ".join(f"{conditioning.kind} ({reason})" for conditioning, reason in asked)
+    raise BridgekitError(
+        f"{type(pipeline).__name__} offers nothing that could stand in for a prompt. Looked for: {looked_for}",
+        remedy="use a pipeline whose call takes one of these",
+    )
+
 
 #: Called after a step with how many are done, of how many, and the latents as they are now.
 Watch = Callable[[int, int, Tensor], object]
@@ -29,27 +58,6 @@ Watch = Callable[[int, int, Tensor], object]
 #: Pictures drawn together. More would be no faster on a CPU, and would not fit a large model on a small GPU.
 BATCH_SIZE = 8
 MAX_INDEX = 1 << 20  # bytes of a model_index.json
-
-
-@dataclass(frozen=True)
-class ImageModel:
-    """A loaded text-to-image model.
-
-    Arguments:
-        name: what the user called it.
-        pipeline: a diffusers pipeline.
-        conditionings: what it takes in place of a prompt, best first.
-        steps: how many it wants by default; None leaves it to the pipeline.
-        guidance: likewise; 1 is none.
-        size: the one side in pixels that it can draw, or None where the pipeline may be asked for others.
-    """
-
-    name: str
-    pipeline: Any = field(repr=False)
-    conditionings: Sequence[Conditioning] = field(repr=False)
-    steps: int | None = None
-    guidance: float | None = None
-    size: int | None = None
 
 
 def open_model(name: str | None = None, device: str = "auto") -> ImageModel:
@@ -136,29 +144,46 @@ def _diffusers() -> Any:
     return diffusers
 
 
+@dataclass(frozen=True, kw_only=True)
+class DrawOptions:
+    """How pictures are drawn.
+
+    Arguments:
+        prompt: a text that steers the style.
+        prompt_weight: how much it counts beside the embedding, from 0 to 1.
+        gap: how the gap between modalities is closed: `captions`, `mean` or `none`, see `conditioner.close_gap`.
+        steps, guidance: the sampler's; by default the model's own.
+        size: the side in pixels; by default the model's own.
+    """
+
+    prompt: str | None = None
+    prompt_weight: float = 0.3
+    gap: str = "captions"
+    steps: int | None = None
+    guidance: float | None = None
+    size: int | None = None
+
+
 def draw(
     model: ImageModel,
     conditioning: Conditioning,
     tensors: Mapping[str, Tensor],
+    options: DrawOptions = DrawOptions(),
     *,
-    prompt: str | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
     seeds: Sequence[int] | int = 0,
-    size: int | None = None,
     report: Report = silent,
     watch: Watch | None = None,
 ) -> list[Image]:
-    """Run the pipeline on conditioning tensors of n rows, in batches. Arguments are `paint`'s."""
+    """Run the pipeline on conditioning tensors of n rows, in batches. Arguments as for `painter.paint`."""
     n = len(next(iter(tensors.values())))
     each = [seeds] * n if isinstance(seeds, int) else list(seeds)
     takes = inspect.signature(model.pipeline.__call__).parameters
-    steps = steps or model.steps or _default(takes, "num_inference_steps")
-    guided, scales = _guidance(model, takes, guidance)
+    steps = options.steps or model.steps or _default(takes, "num_inference_steps")
+    guided, scales = _guidance(model, takes, options.guidance)
     wanted: dict[str, Any] = {"num_inference_steps": steps, "output_type": "pil", **scales}
-    side = model.size or size
+    size, side = options.size, model.size or options.size
     wanted |= {"height": side, "width": side, "use_resolution_binning": False if side else None}
-    options = {name: value for name, value in wanted.items() if name in takes and value is not None}
+    settings = {name: value for name, value in wanted.items() if name in takes and value is not None}
     model.pipeline.set_progress_bar_config(disable=True)
     pictures: list[Image] = []
     done, total = 0, (steps or 1) * -(-n // BATCH_SIZE)
@@ -176,14 +201,15 @@ def draw(
             return {}
 
         if "callback_on_step_end" in takes:
-            options["callback_on_step_end"] = step_done
+            settings["callback_on_step_end"] = step_done
         elif "callback" in takes:
-            options["callback"] = step_done
-        options["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in each[start : start + BATCH_SIZE]]
+            settings["callback"] = step_done
+        settings["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in each[start : start + BATCH_SIZE]]
         with torch.inference_mode():
-            arguments = conditioning.arguments(part, guided=guided, prompt=prompt if conditioning.made_of != TEXT else None)
+            prompt = options.prompt if conditioning.made_of != TEXT else None
+            arguments = conditioning.arguments(part, guided=guided, prompt=prompt)
             try:
-                pictures += model.pipeline(**arguments, **options).images
+                pictures += model.pipeline(**arguments, **settings).images
             except (ValueError, TypeError, RuntimeError, LookupError) as error:  # LookupError: a sampler of too few steps
                 reason = " ".join(str(error).split())[:300]
                 raise BridgekitError(

@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from bridgekit.diffusion.models import ImageModel
+    from bridgekit.image_models import ImageModel
 
 
 def preview(model: ImageModel, latents: Tensor) -> Image | None:

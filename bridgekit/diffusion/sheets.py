@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridgekit.cache import write_atomically
+from bridgekit.storage.cache import write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image

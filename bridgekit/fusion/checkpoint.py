@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bridgekit.bounded import parse_json
 from bridgekit.errors import BridgekitError
 from bridgekit.progress import say
-from bridgekit.sealed import DamagedFile, read_sealed, write_sealed
+from bridgekit.storage.bounded import parse_json
+from bridgekit.storage.sealed import DamagedFile, read_sealed, write_sealed
 
 #: A run that is killed loses at most this many seconds of training.
 CHECKPOINT_SECONDS = 10.0

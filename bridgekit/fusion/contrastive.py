@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridgekit.distributed import Shares, gather_rows, largest_over_processes, sum_over_processes
+from bridgekit.fusion.distributed import Shares, gather_rows, largest_over_processes, sum_over_processes
 
 #: Similarities are computed in square tiles of this side: small enough for a CPU's cache, large enough to fill a GPU.
 TILE = {"cpu": 2_048, "cuda": 8_192}

@@ -11,8 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from bridgekit.distributed import rank, world_size
 from bridgekit.fusion.adapter import Adapter, FrozenSide
+from bridgekit.fusion.distributed import rank, world_size
 
 #: A batch is cut into this many pieces, so that up to this many processes can share it and draw the same dropout as one.
 PIECES = 8

@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bridgekit.distributed import Shares, broadcast_from_first, rank, sum_gradients
 from bridgekit.errors import BridgekitError
 from bridgekit.fusion.adapter import Adapter, FusionAdapter
 from bridgekit.fusion.checkpoint import TrainingState
 from bridgekit.fusion.contrastive import info_nce, needed_keys
+from bridgekit.fusion.distributed import Shares, broadcast_from_first, rank, sum_gradients
 from bridgekit.fusion.fusemix import LambdaPer, Pairing, draw_lambda, draw_partners, fusemix
 from bridgekit.fusion.pieces import activation_bytes, activation_room, backward_in_pieces, cut, seed_here
 from bridgekit.fusion.warm_start import spread_rows, warm_start
-from bridgekit.precision import fast_products, product_dtype
+from bridgekit.hardware import fast_products, product_dtype
 
 #: On a GPU, adapters are compiled for runs of at least this many steps: compiling takes about a minute.
 COMPILE_STEPS = 2_000

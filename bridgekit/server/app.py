@@ -26,7 +26,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from starlette.exceptions import HTTPException
 
 from bridgekit.diffusion.conditioner import GAPS
-from bridgekit.diffusion.generation import mix
+from bridgekit.diffusion.painter import mix
 from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
 from bridgekit.server.docs import docs_page, request_body

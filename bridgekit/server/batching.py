@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridgekit.bridge import Bridge
+from bridgekit.bridge.bridge import Bridge
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.plugins import plugin_of
 from bridgekit.server.limits import busy

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from bridgekit.bridge import Bridge
+from bridgekit.bridge.bridge import Bridge
 from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.media import read_audio, read_image
-from bridgekit.pairs import read_items
 from bridgekit.progress import Report
+from bridgekit.tables.reading import read_items
 
 #: Held while an encoder or a model is opened: transformers' lazy imports fail where two threads meet in them.
 OPENING = threading.RLock()

@@ -21,14 +21,15 @@ import anyio.to_thread
 import torch
 from torch import Tensor
 
-from bridgekit.bridge import Bridge
+from bridgekit.bridge.bridge import Bridge
 from bridgekit.diffusion.conditioner import close_gap
-from bridgekit.diffusion.generation import Painter, mix, open_painter, paint
-from bridgekit.diffusion.models import ImageModel, open_model
+from bridgekit.diffusion.models import DrawOptions, open_model
+from bridgekit.diffusion.painter import Painter, mix, open_painter, paint
 from bridgekit.diffusion.previews import preview
 from bridgekit.diffusion.sheets import png
 from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
+from bridgekit.image_models import ImageModel
 from bridgekit.media import content_hash
 from bridgekit.plugins import installed_plugins
 from bridgekit.progress import Report
@@ -316,12 +317,14 @@ class Studio:
         [picture] = paint(
             painter,
             mix(moved, wish.weights),
-            prompt=wish.prompt,
-            prompt_weight=wish.prompt_weight,
-            steps=wish.steps,
-            guidance=wish.guidance,
+            DrawOptions(
+                prompt=wish.prompt,
+                prompt_weight=wish.prompt_weight,
+                steps=wish.steps,
+                guidance=wish.guidance,
+                size=wish.size,
+            ),
             seeds=wish.seed,
-            size=wish.size,
             report=report,
             watch=watch,
         )

@@ -111,7 +111,7 @@ class Countdown:
         """From here on. What Python does not tell of is wrapped: flushing, libraries' own writing, folders changing places."""
         from safetensors.torch import save
 
-        from bridgekit import cache, sealed
+        from bridgekit.storage import cache, sealed
 
         plain_flush, plain_exchange, plain_save = os.fsync, cache._exchange, sealed.save_file
         plain_bytes, plain_text = Path.write_bytes, Path.write_text
@@ -166,21 +166,24 @@ def load_all() -> None:
     import diffusers  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
 
-    from bridgekit import alignment, batches, binding, bridge, cli, encoding, latents, plugins  # noqa: F401
-    from bridgekit.diffusion import conditioner, generation, models
+    from bridgekit import plugins
+    from bridgekit.bridge import bridge
+    from bridgekit.diffusion import conditioner, models
     from bridgekit.fusion import checkpoint, training
+    from bridgekit.latents import batches, encode, store
+    from bridgekit.recipes import bind, generate, sides
 
     plain = plugins.load_encoder
     opened = {name: plain(name, "cpu") for name in ("starter:text", "starter:image", "starter:audio")}
     model = models.open_model("starter:openmoji-64", "cpu")
-    for module in (plugins, alignment, binding, bridge):
+    for module in (plugins, sides, bind, bridge):
         module.load_encoder = lambda name, device="cpu": opened[plugins.encoder_name(name)]  # type: ignore[attr-defined]
-    generation.open_model = lambda name, device: model  # type: ignore[assignment]
+    generate.open_model = lambda name, device: model  # type: ignore[assignment]
     training.PRESETS["default"] = replace(training.PRESETS["default"], epochs=6, batch_size=8, shared_dim=16)
     checkpoint.CHECKPOINT_SECONDS = -1.0
     batches.BATCH_SIZE = batches.MOST = 6
-    latents.FLUSH_SECONDS = 0.0
-    latents.SMALL_SHARD, latents.MERGED_ROWS, latents.MANY_DURING, latents.MANY_AFTER = 14, 20, 3, 2
+    encode.FLUSH_SECONDS = 0.0
+    store.SMALL_SHARD, store.MERGED_ROWS, encode.MANY_DURING, store.MANY_AFTER = 14, 20, 3, 2
     assert conditioner.fit_conditioner.__kwdefaults__
     conditioner.fit_conditioner.__kwdefaults__["fit"] = conditioner.Fit(steps=40, batch_size=16)
 
@@ -219,7 +222,9 @@ def run_forked(workshop: Path, arguments: Sequence[str], last: int = 0, moment: 
 
 
 def _command_line(workshop: Path, arguments: Sequence[str], countdown: Countdown, exchange: bool, counted: Path) -> int:
-    from bridgekit import cache, cli, latents
+    from bridgekit import cli
+    from bridgekit.latents import store
+    from bridgekit.storage import cache
 
     log = os.open(workshop.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -228,7 +233,7 @@ def _command_line(workshop: Path, arguments: Sequence[str], countdown: Countdown
     os.environ["BRIDGEKIT_HOME"] = str(workshop / "home")
     sys.argv = ["bridgekit", *arguments]
     cache._swept.clear()  # what the process that was forked has done is not this one's
-    latents._sound.clear()
+    store._sound.clear()
     countdown.watch(exchange)
     code = 0
     try:
@@ -283,11 +288,11 @@ def look(workshop: Path) -> Found:
     """Read everything in a workshop as the commands would."""
     from PIL import Image
 
-    from bridgekit.bridge import Bridge
-    from bridgekit.cache import put_all_back
+    from bridgekit.bridge.bridge import Bridge
     from bridgekit.diffusion.conditioner import load_conditioner
     from bridgekit.errors import BridgekitError
-    from bridgekit.sealed import read_sealed
+    from bridgekit.storage.cache import put_all_back
+    from bridgekit.storage.sealed import read_sealed
 
     found = Found()
     put_all_back(workshop / "bridges")  # as every reader does
@@ -325,10 +330,10 @@ def look(workshop: Path) -> Found:
 def _look_at_latents(workshop: Path, found: Found) -> None:
     from safetensors import safe_open
 
-    from bridgekit import latents
-    from bridgekit.sealed import read_sealed
+    from bridgekit.latents import store
+    from bridgekit.storage.sealed import read_sealed
 
-    latents._sound.clear()
+    store._sound.clear()
     for folder in sorted((workshop / "home" / "latents").glob("*")):
         shards = sorted(folder.glob("*.safetensors"))
         for shard in shards:
@@ -340,7 +345,7 @@ def _look_at_latents(workshop: Path, found: Found) -> None:
             continue
         with safe_open(shards[0], "np") as file:
             revision, dim = file.metadata()["revision"], file.get_slice("latents").get_shape()[1]
-        store = latents.LatentStore(revision, dim, workshop / "home" / "latents")
+        store = store.LatentStore(revision, dim, workshop / "home" / "latents")
         digests = sorted(store._where)
         for digest, vector in zip(digests, store.read(digests).numpy(), strict=True):
             found.latents[revision, digest] = vector.tobytes()

@@ -84,7 +84,7 @@ def short_texts(count: int) -> list[str]:
 def watch_texts(count: int) -> list[Sample]:
     """Encode so many different texts into a fresh store."""
     from bridgekit import load_encoder
-    from bridgekit.latents import encode_items
+    from bridgekit.latents.encode import encode_items
 
     watch = Watch(count)
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +97,7 @@ def watch_texts(count: int) -> list[Sample]:
 def watch_files(encoder: str, files: Sequence[Path], count: int) -> list[Sample]:
     """Encode files again and again, each time into a fresh store, until so many were encoded."""
     from bridgekit import load_encoder
-    from bridgekit.latents import encode_items
+    from bridgekit.latents.encode import encode_items
 
     if not files:
         raise FileNotFoundError("there is no file to encode")

@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bridgekit import isolation
-from bridgekit.batches import threads
-from bridgekit.encoding import encode_table
+from bridgekit.decoding import isolation
 from bridgekit.errors import ItemError
+from bridgekit.hardware import threads
 from bridgekit.media import read_audio, read_image
+from bridgekit.recipes.encode import encode_table
 from tests.torture.bombs import bombs
 from tests.torture.mutations import BLIND, BY_FORMAT
 from tests.torture.originals import PICTURES, SOUNDS, originals

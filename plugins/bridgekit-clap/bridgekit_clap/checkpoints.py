@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bridgekit.bounded import check_stored
 from bridgekit.errors import PluginError
 from bridgekit.hub import PATIENCE
+from bridgekit.storage.bounded import check_stored
 
 #: The hub repository of the published checkpoints.
 HUB = "lukewys/laion_clap"

@@ -11,8 +11,8 @@ from bridgekit.hookspecs import EncoderProvider, ImageGenerator, PairSource, hoo
 if TYPE_CHECKING:
     import typer
 
-    from bridgekit.diffusion.models import ImageModel
     from bridgekit.encoders import Encoder
+    from bridgekit.image_models import ImageModel
 
 MODELS = ("text", "image", "audio", "audio-30s")
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bridgekit.cache import one_writer, write_folder_atomically
 from bridgekit.errors import BridgekitError
+from bridgekit.storage.cache import one_writer, write_folder_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +90,7 @@ def export_whisper(folder: Path) -> Path:
         PluginError: the weights are missing or are not the expected ones.
     """
     # The imports stand here because they bring numpy and torch with them: `bridgekit --help` loads this module.
-    from bridgekit.sealed import save_tensors
+    from bridgekit.storage.sealed import save_tensors
     from bridgekit_starter.weights import WHISPER_PARTS, WHISPER_SHA256, read_ctranslate2
 
     folder = Path(folder).expanduser()

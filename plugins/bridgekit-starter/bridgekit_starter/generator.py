@@ -13,9 +13,9 @@ from safetensors.torch import load
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bridgekit.diffusion.models import ImageModel
 from bridgekit.encoders import Encoder
 from bridgekit.errors import BridgekitError, PluginError
+from bridgekit.image_models import ImageModel
 from bridgekit_starter.text import TextEncoder
 from bridgekit_starter.tokens import TokenHead
 

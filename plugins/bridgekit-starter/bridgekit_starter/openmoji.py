@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from bridgekit.cache import cache_folder, write_atomically
 from bridgekit.hookspecs import PairSource
 from bridgekit.pairs import Pairs
+from bridgekit.storage.cache import cache_folder, write_atomically
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bridgekit.cache import cache_folder, write_atomically
 from bridgekit.hookspecs import PairSource
 from bridgekit.pairs import Pairs
+from bridgekit.storage.cache import cache_folder, write_atomically
 from bridgekit_starter.openmoji import make_missing, pictures, slug, split_of
 from bridgekit_starter.voice import speak
 

@@ -14,8 +14,8 @@ from bridgekit_starter.audio import SAMPLE_RATE, AudioEncoder, log_mel, pad_wave
 from bridgekit_starter.voice import speak
 from bridgekit_starter.weights import WHISPER_PARTS
 
-from bridgekit.batches import agreement
 from bridgekit.errors import ItemError
+from bridgekit.latents.batches import agreement
 
 ESC10 = next(
     (p for p in (Path(os.environ.get("ESC10", "shared/data/esc10")), Path("/work/shared/data/esc10")) if p.is_dir()), None

@@ -10,9 +10,10 @@ import pytest
 from bridgekit_starter import generator, openmoji
 
 from bridgekit import load_encoder
-from bridgekit.diffusion.judging import open_gallery
-from bridgekit.diffusion.models import ImageModel, draw, open_model
+from bridgekit.diffusion.models import draw, open_model
 from bridgekit.errors import PluginError
+from bridgekit.image_models import ImageModel
+from bridgekit.recipes.judge import open_gallery
 
 NAMES = ["penguin", "red apple", "snowman", "guitar", "rainbow", "dog face", "fire", "helicopter", "umbrella", "banana"]
 

@@ -13,8 +13,8 @@ from bridgekit_starter.weights import EFFICIENTNET_WEIGHTS
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from bridgekit.batches import agreement
 from bridgekit.errors import ItemError
+from bridgekit.latents.batches import agreement
 
 DAISY = 985
 PALACE = 698  # china.jpg shows the Summer Palace in Beijing

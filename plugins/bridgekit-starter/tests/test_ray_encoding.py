@@ -11,9 +11,9 @@ import torch
 
 from bridgekit.encoders import Item
 from bridgekit.errors import BridgekitError
-from bridgekit.latents import encode_items
+from bridgekit.latents.encode import encode_items
+from bridgekit.latents.on_ray import on_ray, ray_cluster
 from bridgekit.plugins import load_encoder
-from bridgekit.ray_encoding import on_ray, ray_cluster
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 TEXTS: list[Item | None] = [f"{word} number {number}" for number in range(80) for word in ("kettle", "an iron gate")]

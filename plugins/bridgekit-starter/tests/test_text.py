@@ -8,8 +8,8 @@ import pytest
 import torch
 from bridgekit_starter.text import MAX_TOKENS, TOKENS_AT_ONCE, TextEncoder
 
-from bridgekit.batches import agreement
 from bridgekit.errors import ItemError
+from bridgekit.latents.batches import agreement
 
 TRIPLES = [  # a text, the same said otherwise, and a stranger
     ("A dog is barking in the yard.", "You can hear a hound bark outside.", "The bank raised its interest rates."),

@@ -11,8 +11,8 @@ from typing import Any
 from timm.models import load_state_dict
 from torch import Tensor
 
-from bridgekit.bounded import check_stored
 from bridgekit.errors import PluginError
+from bridgekit.storage.bounded import check_stored
 
 #: Batch norm's count of batches, which older checkpoints lack and nothing here reads.
 _COUNT = "num_batches_tracked"

@@ -14,9 +14,9 @@ import timm
 import torch
 from timm.models import get_pretrained_cfg
 
-from bridgekit.bounded import read_json
 from bridgekit.errors import PluginError
 from bridgekit.hub import PATIENCE, model_folder, pinned
+from bridgekit.storage.bounded import read_json
 from bridgekit_timm.checkpoint import load_checkpoint
 
 PLUGIN = "bridgekit-timm"

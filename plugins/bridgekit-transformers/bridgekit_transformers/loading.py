@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import transformers
 
-from bridgekit import bounded
 from bridgekit.encoders import split_options
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.hub import content_revision, model_folder, pinned
+from bridgekit.storage import bounded
 from bridgekit_transformers.families import FAMILIES, OPTIONS, TEXT, TOWERS, Family, Head
 
 PLUGIN = "bridgekit-transformers"

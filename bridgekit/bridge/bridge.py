@@ -1,0 +1,461 @@
+"""The bridge, which training makes: it embeds items of its modalities into one space, and is saved as a readable folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from bridgekit.bridge.card import model_card
+from bridgekit.bridge.format import FORMAT, read_history, read_metadata, read_tensors
+from bridgekit.bridge.provenance import TrainedOn, trained_on
+from bridgekit.bridge.trust import check_encoder, check_table
+from bridgekit.encoders import TEXT, Encoder, Item
+from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.fusion.adapter import Adapter, FrozenSide, FusionAdapter, project
+from bridgekit.fusion.training import Preset
+from bridgekit.hardware import resolve_device
+from bridgekit.latents.encode import encode_items
+from bridgekit.plugins import load_encoder
+from bridgekit.progress import Report, silent
+from bridgekit.retrieval import search
+from bridgekit.storage.cache import check_writable, one_writer, put_back, write_folder_atomically
+from bridgekit.tables.seen import TrainingRows
+
+#: Prefix of the name of a modality's mean among the tensors.
+MEAN = "mean/"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One modality of a bridge.
+
+    Arguments:
+        encoder: `provider:model`.
+        revision: the encoder's exact weights and preprocessing at training time.
+        dim: width of the encoder's latents.
+        frozen: whether the encoder's latents are the shared space themselves, without an adapter.
+    """
+
+    encoder: str
+    revision: str
+    dim: int
+    frozen: bool
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of the usable items in a list.
+
+    Arguments:
+        vectors: (n, dim) float32 at unit length, in order, without the failed ones.
+        failed: position in the list to the reason.
+    """
+
+    vectors: Tensor
+    failed: Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One search result: an item and its cosine similarity to the query."""
+
+    item: Item
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """Two or more modalities in one shared space.
+
+    Arguments:
+        sides: modality to its encoder.
+        adapters: modality to its fusion adapter, in eval mode.
+        preset: the hyperparameters that the adapters were trained with.
+        temperature: the learned temperature.
+        provenance: where the pairs came from, random seed, versions, command, counts.
+        metrics: recall on held-out rows, as records of `evaluation.recall.evaluate_splits`.
+        history: one record per validation during training.
+        device: where adapters and encoders run.
+        means: modality to the mean of its training embeddings, (dim,). Their difference is the modality gap.
+        training_rows: hashes of the rows that it was trained on.
+        folder: where it was loaded from, or None for a bridge made in this process. Paths that a loaded bridge names are
+            checked before they are opened, see `bridgekit.bridge.trust`.
+    """
+
+    sides: Mapping[str, Side]
+    adapters: Mapping[str, Adapter] = field(repr=False)
+    preset: Preset
+    temperature: float
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+    history: Sequence[Mapping[str, float]] = field(default=(), repr=False)
+    device: str = "cpu"
+    means: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False, compare=False)
+    training_rows: TrainingRows = field(default_factory=TrainingRows, repr=False, compare=False)
+    folder: Path | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def dim(self) -> int:
+        """Width of the shared space."""
+        frozen = [side.dim for side in self.sides.values() if side.frozen]
+        return frozen[0] if frozen else self.preset.shared_dim
+
+    @property
+    def tables(self) -> list[TrainedOn]:
+        """The tables that the bridge was trained on: the first one, and one for each modality that was bound to it later."""
+        return trained_on(self.provenance, tuple(self.sides))
+
+    def table_of(self, modality: str) -> str:
+        """The source of the first of these tables that has a modality, or an empty string."""
+        return next((table.source for table in self.tables if modality in table.modalities), "")
+
+    def followed(self, source: str) -> str:
+        """`source`, a table that the bridge names, if it may be read without asking.
+
+        Raises:
+            BridgekitError: it may not, see `bridgekit.bridge.trust.check_table`.
+        """
+        check_table(source, self.folder)
+        return source
+
+    def weights_hash(self, modalities: Sequence[str]) -> str:
+        """SHA-256 of the weights of some modalities' adapters: equal exactly where they give the same embeddings."""
+        digest = hashlib.sha256()
+        for modality in modalities:
+            for name, tensor in self.adapters[modality].state_dict().items():
+                digest.update(f"{modality}.{name}".encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def side(self, modality: str) -> Side:
+        """One side.
+
+        Raises:
+            BridgekitError: the bridge does not have the modality.
+        """
+        if modality not in self.sides:
+            raise BridgekitError(
+                f"this bridge has no side for {modality!r}", remedy=f"its modalities are {', '.join(self.sides)}"
+            )
+        return self.sides[modality]
+
+    def encoder(self, modality: str) -> Encoder:
+        """The side's frozen encoder, opened on first use.
+
+        Raises:
+            BridgekitError: the installed encoder is not the one that the bridge was trained on, or the user has to allow it
+                first, see `bridgekit.bridge.trust.check_encoder`.
+        """
+        side = self.side(modality)
+        if modality not in self._encoders:
+            check_encoder(side.encoder, self.folder)
+            encoder = load_encoder(side.encoder, self.device)
+            if encoder.revision != side.revision:
+                raise BridgekitError(
+                    f"{side.encoder} is not the encoder that this bridge was trained on",
+                    where=f"trained on {side.revision}, installed is {encoder.revision}",
+                    remedy="install the version it was trained with, or train the bridge again",
+                )
+            if (encoder.modality, encoder.dim) != (modality, side.dim):
+                raise BridgekitError(
+                    f"this bridge says that {side.encoder} encodes {modality} into {side.dim} dimensions",
+                    where=f"it encodes {encoder.modality} into {encoder.dim} dimensions",
+                    remedy="copy the bridge again, or train it again",
+                )
+            self._encoders[modality] = encoder
+        return self._encoders[modality]
+
+    def project(self, modality: str, latents: Tensor) -> Tensor:
+        """Map latents of a modality's encoder, (n, d), into the shared space, (n, dim) at unit length."""
+        return project(self.adapters[modality], latents)
+
+    def embed(self, modality: str, items: Sequence[Item] | Item, *, report: Report = silent) -> Tensor:
+        """Embed items into the shared space.
+
+        Arguments:
+            modality: one of the bridge's.
+            items: paths, or strings for `text`; a single item counts as a list of one.
+            report: gets the progress of encoding.
+
+        Returns:
+            (n, dim) float32 at unit length, in order.
+
+        Raises:
+            ItemError: an item cannot be used. `embed_usable` sets such items aside instead.
+        """
+        embedded = self.embed_usable(modality, items, report=report)
+        for position, reason in embedded.failed.items():
+            raise ItemError(reason, where=str(_as_list(items)[position])[:200], remedy="repair this item, or leave it out")
+        return embedded.vectors
+
+    def embed_usable(self, modality: str, items: Sequence[Item] | Item, *, report: Report = silent) -> Embedded:
+        """`embed`, which leaves out items that cannot be used, and says which they are."""
+        typed = [item if modality == TEXT else Path(item) for item in _as_list(items)]
+        encoder = self.encoder(modality)
+        latents = encode_items(encoder, typed, progress=lambda done, total: report(f"encoding {modality}", done, total))
+        usable = latents.ids >= 0
+        vectors = self.project(modality, latents.matrix[torch.from_numpy(latents.ids[usable])])
+        finite = vectors.isfinite().all(1)
+        overflowed = dict.fromkeys(np.flatnonzero(usable)[~finite.numpy()].tolist(), "its embedding is not finite")
+        return Embedded(vectors[finite], {**latents.failed, **overflowed})
+
+    def similarity(self, **items: Sequence[Item] | Item) -> Tensor:
+        """Cosine similarities, for example `bridge.similarity(audio=["dog.wav"], text=["a dog", "rain"])`.
+
+        Arguments:
+            items: one or two modalities with their items. A single modality is compared with itself.
+
+        Returns:
+            (n, m): a row for each of the first modality's items, a column for each of the second's.
+
+        Raises:
+            ItemError: an item cannot be used.
+        """
+        if not 1 <= len(items) <= 2:
+            raise TypeError("similarity() takes one or two modalities: similarity(audio=[...], text=[...])")
+        embedded = [self.embed(modality, each) for modality, each in items.items()]
+        return embedded[0] @ embedded[-1].T
+
+    def expected(self, vectors: Tensor, among: Tensor, sharpness: float = 1.0) -> Tensor:
+        """The expected counterpart of each embedding among embeddings of another modality, under the contrastive model.
+
+        Arguments:
+            vectors: (n, dim) at unit length.
+            among: (m, dim) at unit length, for example of all captions.
+            sharpness: factor on the logits, which are similarities divided by the bridge's temperature.
+
+        Returns:
+            (n, dim) at unit length: for each vector, the mean of `among` weighted by the softmax of the logits.
+        """
+        weights = (sharpness * vectors @ among.T / self.temperature).softmax(-1)
+        return nn.functional.normalize(weights @ among, dim=-1)
+
+    def search(
+        self,
+        modality: str,
+        queries: Sequence[Item] | Item,
+        among_modality: str,
+        among: Sequence[Item],
+        k: int = 10,
+        *,
+        through: tuple[str, Sequence[Item]] | None = None,
+        report: Report = silent,
+    ) -> list[list[Hit]]:
+        """The k nearest items of one modality to each query of another.
+
+        Arguments:
+            modality: of the queries.
+            queries: paths or texts.
+            among_modality: of the candidates.
+            among: the candidates. Those that cannot be used are left out.
+            k: hits per query.
+            through: a third modality and items of it, for example `("text", names)`: each query is replaced by its expected
+                counterpart among these (see `expected`). It helps two modalities that were never paired with each other.
+            report: gets the progress of encoding.
+
+        Raises:
+            ItemError: a query cannot be used.
+            BridgekitError: no candidate can be used.
+        """
+        asked = self.embed(modality, queries, report=report)
+        if through:
+            between = self.embed_usable(*through, report=report).vectors
+            if not len(between):
+                raise BridgekitError(f"there is no usable {through[0]} to search through")
+            asked = self.expected(asked, between)
+        candidates = self.embed_usable(among_modality, among, report=report)
+        items = [item for position, item in enumerate(among) if position not in candidates.failed]
+        if not items:
+            raise BridgekitError(f"there is no usable {among_modality} to search")
+        scores, indices = search(asked, candidates.vectors, k)
+        return [
+            [Hit(items[index], score) for score, index in zip(*row, strict=True)]
+            for row in zip(scores.tolist(), indices.tolist(), strict=True)
+        ]
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        pictures: Mapping[str, bytes] | None = None,
+        overwrite: bool = False,
+        grown_from: Path | None = None,
+    ) -> Path:
+        """Write the bridge's folder atomically: aside first, then renamed into place.
+
+        Arguments:
+            path: the folder.
+            pictures: file name to PNG bytes, written into the folder.
+            overwrite: whether an existing bridge may be replaced.
+            grown_from: folder of the bridge that this one extends: its pictures, report and conditioners stay valid and are
+                copied.
+
+        Raises:
+            BridgekitError: something is there that must not be replaced, or the place cannot be written.
+        """
+        folder = Path(path)
+        tensors = {
+            f"{modality}.{name}": tensor.detach().cpu().contiguous()
+            for modality, adapter in self.adapters.items()
+            for name, tensor in adapter.state_dict().items()
+        }
+        tensors |= {f"{MEAN}{modality}": mean.contiguous() for modality, mean in self.means.items()}
+        weights = save(tensors, {"format": str(FORMAT)})
+        metadata = {
+            "format": FORMAT,
+            "sides": {modality: asdict(side) for modality, side in self.sides.items()},
+            "dim": self.dim,
+            "temperature": self.temperature,
+            "preset": asdict(self.preset),
+            "adapters_sha256": hashlib.sha256(weights).hexdigest(),
+            "provenance": dict(self.provenance),
+            "metrics": list(self.metrics),
+        }
+
+        def fill(aside: Path) -> None:
+            (aside / "adapters.safetensors").write_bytes(weights)
+            self.training_rows.save(aside)
+            (aside / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self.history))
+            if grown_from:
+                for file in (*grown_from.glob("*.png"), *grown_from.glob("report.html")):
+                    shutil.copyfile(file, aside / file.name)
+                if (grown_from / "conditioners").is_dir():
+                    for file in (grown_from / "conditioners").glob("[!.]*"):  # hidden ones are still being written
+                        (aside / "conditioners").mkdir(exist_ok=True)
+                        shutil.copyfile(file, aside / "conditioners" / file.name)
+            for name, data in (pictures or {}).items():
+                (aside / name).write_bytes(data)
+            shown = sorted(file.name for file in aside.glob("*.png"))
+            (aside / "README.md").write_text(model_card(metadata, folder.name, shown), encoding="utf-8")
+            (aside / "bridge.json").write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+        with one_writer(folder):
+            check_free(folder, overwrite)
+            write_folder_atomically(folder, fill)
+        return folder
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto") -> Bridge:
+        """Open a saved bridge. Encoders are opened when first needed.
+
+        Arguments:
+            path: the bridge's folder.
+            device: a torch device, or `auto`.
+
+        Raises:
+            BridgekitError: it is not a bridge, is damaged, or was written by a newer version.
+        """
+        failed = False
+        while True:
+            put_back(Path(path))
+            with _held(Path(path)) as still_there:
+                try:
+                    bridge = cls._load(path, device)
+                except BridgekitError:
+                    # One failure is no proof: it may have fallen between a writer's two renames, and been put back since.
+                    if still_there() and failed:
+                        raise
+                    failed = still_there()
+                else:
+                    if still_there():
+                        return bridge
+            # The folder was replaced meanwhile, so the files read may be of two bridges: read again.
+
+    @classmethod
+    def _load(cls, path: str | Path, device: str) -> Bridge:
+        folder = Path(path)
+        metadata = read_metadata(folder)
+        preset = Preset(**metadata["preset"])
+        sides = {modality: Side(**side) for modality, side in metadata["sides"].items()}
+        # Made without memory for their tensors, which are then taken from the file.
+        with torch.device("meta"):
+            adapters: dict[str, Adapter] = {
+                modality: FrozenSide(side.dim)
+                if side.frozen
+                else FusionAdapter(side.dim, metadata["dim"], preset.blocks, preset.expansion, preset.dropout)
+                for modality, side in sides.items()
+            }
+        shapes = {
+            f"{modality}.{name}": tuple(tensor.shape)
+            for modality, adapter in adapters.items()
+            for name, tensor in adapter.state_dict().items()
+        }
+        means = {f"{MEAN}{modality}": (metadata["dim"],) for modality in sides}
+        tensors = read_tensors(folder, metadata["adapters_sha256"], shapes, means)
+        device = resolve_device(device)
+        for modality, adapter in adapters.items():
+            own = {name: tensors[f"{modality}.{name}"] for name in adapter.state_dict()}
+            adapter.load_state_dict(own, assign=True)
+            adapter.eval().to(device)
+        return cls(
+            sides,
+            adapters,
+            preset,
+            float(metadata["temperature"]),
+            metadata["provenance"],
+            metadata["metrics"],
+            read_history(folder),
+            device,
+            # In the sides' order: safetensors gives its tensors in any.
+            {modality: tensors[MEAN + modality] for modality in sides if MEAN + modality in tensors},
+            training_rows=TrainingRows.load(folder),
+            folder=folder,
+        )
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether the same folder is still at this path.
+
+    The folder is kept open meanwhile: otherwise its inode number, by which it is known, could go to the one that replaces it.
+    """
+    descriptor = None
+    with suppress(OSError):  # it is missing, or may not be listed
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    before = _inode(folder) if descriptor is None else os.fstat(descriptor).st_ino
+    try:
+        yield lambda: _inode(folder) == before
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _inode(folder: Path) -> int | None:
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return None
+
+
+def _as_list(items: Sequence[Item] | Item) -> list[Item]:
+    return [items] if isinstance(items, (str, Path)) else list(items)
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raise BridgekitError unless a bridge may be written at `folder`."""
+    put_back(folder)
+    if not folder.exists():
+        check_writable(folder.parent)
+        return
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "bridge.json").exists()):
+        raise BridgekitError(
+            "this place holds something that is not a bridge", where=str(folder), remedy="choose another --out"
+        )
+    if (folder / "bridge.json").exists() and not overwrite:
+        raise BridgekitError(
+            "there is already a bridge here, trained on other pairs or with other settings",
+            where=str(folder),
+            remedy="choose another --out, or replace it with --overwrite",
+        )

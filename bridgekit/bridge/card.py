@@ -1,0 +1,54 @@
+"""The model card, `README.md` in a bridge's folder: `card.md.j2`, filled in from the bridge's metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from bridgekit.bridge.provenance import provenance_text
+from bridgekit.plain import markdown, plain
+
+
+def model_card(metadata: Mapping[str, Any], name: str, pictures: Sequence[str]) -> str:
+    """The text of a model card.
+
+    Arguments:
+        metadata: what `bridge.json` holds. Its texts may be a stranger's: none of them becomes markup.
+        name: of the bridge.
+        pictures: names of image files in its folder.
+    """
+    return _TEMPLATES.get_template("card.md.j2").render(metadata=metadata, name=name, pictures=pictures)
+
+
+def _escaped(value: object) -> object:
+    """Markdown that shows a value as it is. Filters below return `Markup`, which is used unchanged."""
+    return value if isinstance(value, Markup) else markdown(value)
+
+
+def _code(text: str) -> Markup:
+    """Inline code that no pipe or backtick in it ends."""
+    shown = plain(text).replace("`", "'").replace("|", "\\|")
+    return Markup(f"`{shown}`")
+
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    undefined=StrictUndefined,
+    finalize=_escaped,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_TEMPLATES.filters.update(
+    code=_code,
+    link=lambda name: Markup(quote(name)),
+    provenance_text=provenance_text,
+    quoted=lambda text: Markup(json.dumps(plain(text), ensure_ascii=False)),
+    stem=lambda name: Path(name).stem.replace("-", " "),
+)

@@ -1,0 +1,142 @@
+"""Checks of rows: duplicates, leaks between splits, rows set aside, and the sizes of splits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import permutations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridgekit.checks.findings import Checked, Finding, SplitSummary, count_of
+from bridgekit.encoders import TEXT, Item
+from bridgekit.evaluation.leaks import leaks
+from bridgekit.pairs import SetAside
+from bridgekit.retrieval import chance_recall, relevance
+from bridgekit.tables.splits import test_splits
+
+
+def rows_set_aside(checked: Checked) -> list[Finding]:
+    """A finding for each reason, with numbers in it left out."""
+    reasons: dict[str, list[SetAside]] = {}
+    for row in checked.pairs.set_aside:
+        reasons.setdefault(re.sub(r"\d[\d,.]*", "…", row.reason), []).append(row)
+    total = len(checked.pairs.set_aside) + len(checked.pairs)
+    return [
+        Finding(
+            "set aside",
+            "warning",
+            f"{len(rows):,} of {total:,} rows are set aside: {reason if len(rows) > 1 else rows[0].reason}",
+            "mend them, or remove them; training does without them",
+            tuple(f"row {row.row}, {row.column}: {row.item}{f' ({row.reason})' if '…' in reason else ''}" for row in rows),
+        )
+        for reason, rows in reasons.items()
+    ]
+
+
+def same_everywhere(checked: Checked) -> list[Finding]:
+    """Columns in which every row has the same item."""
+    return [
+        Finding("variety", "error", f"every row has the same {modality}: there is nothing to tell apart", "add other pairs")
+        for modality, contents in checked.contents.items()
+        if len(contents) < 2
+    ]
+
+
+def leaking_rows(checked: Checked) -> list[Finding]:
+    """Rows of a validation or test split that repeat a training row."""
+    found = leaks(checked.split.tolist(), checked.ids, checked.contents)
+    what = f"{count_of(len(found), 'row')} of validation or test splits that training sees wholly: figures would flatter"
+    items = tuple(
+        f"row {checked.pairs.rows[row]} ({checked.split[row]}) as row {checked.pairs.rows[other]} ({checked.split[other]})"
+        for row, other in found
+    )
+    return [Finding("leak", "error", what, "give both the same split, or remove one", items)] if found else []
+
+
+def leaking_files(checked: Checked) -> list[Finding]:
+    """Items of a test or validation split that training sees too, in rows that are not wholly the same."""
+    whole = {row for row, _ in leaks(checked.split.tolist(), checked.ids, checked.contents)}
+    findings = []
+    for modality, ids in checked.ids.items():
+        seen = set(ids[(checked.split == "train") & (ids >= 0)].tolist())
+        rows = [row for row in np.flatnonzero(checked.split != "train").tolist() if int(ids[row]) in seen and row not in whole]
+        count = len({int(ids[row]) for row in rows})
+        items = tuple(checked.told(row, modality) for row in rows)
+        if modality != TEXT and rows:
+            what = f"train also has {count:,} of the {modality} files of other splits, beside something else"
+            remedy = "put all rows of one file into the same split, unless it stands for a class"
+            findings.append(Finding("file leak", "warning", what, remedy, items))
+        elif rows:
+            what = f"train also has {count:,} of the texts of other splits"
+            findings.append(Finding("text leak", "note", what, "nothing, where texts are names of classes", items))
+    return findings
+
+
+def leaking_groups(checked: Checked) -> list[Finding]:
+    """Groups that have rows in train and in another split."""
+    groups: dict[str, set[str]] = {}
+    for name, split in zip(checked.pairs.group or (), checked.split.tolist(), strict=False):
+        if name:
+            groups.setdefault(name, set()).add(split)
+    crossing = {name: splits for name, splits in groups.items() if "train" in splits and len(splits) > 1}
+    what = f"train shares {count_of(len(crossing), 'group')} with other splits"
+    items = tuple(f"group {name}: {', '.join(sorted(splits))}" for name, splits in crossing.items())
+    remedy = "nothing, where groups are classes; where they are speakers or recordings, one split should have all rows of one"
+    return [Finding("group leak", "note", what, remedy, items)] if crossing else []
+
+
+def duplicate_rows(checked: Checked) -> list[Finding]:
+    """Rows and files with the same content under different names."""
+    findings = []
+    first: dict[tuple[object, ...], int] = {}
+    same = []
+    for row in range(len(checked.pairs)):
+        key = (checked.split[row], *(int(ids[row]) for ids in checked.ids.values()))
+        if (other := first.setdefault(key, row)) != row:
+            same.append(f"row {checked.pairs.rows[row]} ({checked.split[row]}) as row {checked.pairs.rows[other]}")
+    if same:
+        what = f"{count_of(len(same), 'row')} with wholly what another row of the same split holds, under other names"
+        findings.append(Finding("duplicate", "warning", what, "remove them: they count twice", tuple(same)))
+    for modality, looks in checked.looks.items():
+        names: dict[bytes, list[Item]] = {}
+        for item, look in looks.items():
+            if look.content is not None:
+                names.setdefault(look.content, []).append(item)
+        several = [items for items in names.values() if len(items) > 1]
+        if modality != TEXT and several:
+            what = f"{count_of(len(several), f'{modality} file')} under several names"
+            items = tuple(" = ".join(map(str, items)) for items in several)
+            findings.append(Finding("duplicate file", "note", what, "nothing: they count as one item", items))
+    return findings
+
+
+def split_summary(checked: Checked, name: str) -> SplitSummary:
+    """The size of a split, and what chance reaches on it."""
+    rows = np.flatnonzero(checked.split == name)
+    group = checked.pairs.group
+    labels = None if group is None else [group[row] for row in rows.tolist()]
+    distinct = {modality: len(np.unique(ids[rows][ids[rows] >= 0])) for modality, ids in checked.ids.items()}
+    tested = name in test_splits(checked.split.tolist())
+    return SplitSummary(
+        len(rows),
+        None if labels is None else len({label for label in labels if label}),
+        distinct,
+        {
+            f"{a} → {b}": found
+            for a, b in permutations(checked.ids, 2)
+            if (found := _chance(checked, rows, a, b, labels)) is not None
+        }
+        if tested
+        else None,
+    )
+
+
+def _chance(
+    checked: Checked, rows: NDArray[np.int64], query: str, candidate: str, labels: Sequence[str] | None
+) -> dict[int, float] | None:
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels or ()))}
+    group = None if labels is None else np.array([numbers[label] if label else -1 for label in labels])
+    right = relevance(checked.ids[query][rows], checked.ids[candidate][rows], group)
+    return chance_recall(right) if len(right.query) else None

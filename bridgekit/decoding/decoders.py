@@ -1,0 +1,456 @@
+"""Decoding sounds, pictures and tables, in the calling process. `isolation` runs it in separate processes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from bridgekit.decoding.files import AGAIN, opened
+from bridgekit.errors import ItemError
+
+MAX_HOURS = 4
+RATES = (100, 1_000_000)  # samples a second
+MAX_MEGAPIXELS = 100
+MIN_SIDE = 8  # pixels
+MAX_TABLE_GB = 2  # of the wanted columns, unpacked
+MAX_ROWS = 20_000_000
+
+_BLOCK = 1 << 18  # samples of all channels decoded at a time
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile gives a streamed file, which does not say how long it is, 2^63 - 1 frames
+_UNKNOWN_BYTES = 0x7FFF0000  # what writers to a pipe put for a WAV's length lies above: 0x7ffff000, 0x7fffffff, 0xffffffff
+_MPEG_FRAME = 1152  # samples
+_CUT_SHORT = "the file is cut short"
+# Bitmaps only. Pillow also opens EPS, for which it would start Ghostscript, and TGA, which it takes other files for.
+_FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+
+# What libraries say when they have nothing to say, or of what is none of the user's doing.
+_SAYS_NOTHING = re.compile(
+    r"internal error|unknown error|unspecified|decoder error|decoder object|possibly a pipe|cannot load this image|^$",
+    re.IGNORECASE,
+)
+
+
+def _because(reason: str) -> str:
+    """A library's reason in brackets, where it tells anything."""
+    reason = " ".join(reason.removeprefix("Error : ").split()).rstrip(".")
+    return "" if _SAYS_NOTHING.search(reason) else f" ({reason})"
+
+
+# ---- sounds
+
+
+class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
+    """A sound file that is only read onwards. soundfile seeks after each read otherwise, and not all files allow that."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def decode_audio(path: Path, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
+    """A sound file's samples, block by block, that together are what `bridgekit.media.read_audio` gives.
+
+    What is held is one block and what the resampler keeps, however long the clip is.
+
+    Raises:
+        ItemError: as for `read_audio`, perhaps after some blocks.
+    """
+    with opened(path) as file:
+        try:
+            with _sound_source(file, path) as source, _Stream(source, closefd=False) as sound:
+                for block in _resampled(_mono_blocks(sound, path), int(sound.samplerate), sample_rate):
+                    # Again, as a float WAV may hold numbers so large that they overflow only when they are resampled.
+                    yield _finite(block, path)
+        except (soundfile.LibsndfileError, TypeError) as error:
+            reason = getattr(error, "error_string", str(error))
+            if "malloc" in reason:
+                raise MemoryError(reason) from None
+            raise ItemError(
+                f"this is not audio that can be read, or it is damaged{_because(reason)}",
+                where=str(path),
+                remedy="convert it to WAV, FLAC, Ogg or MP3 (ffmpeg -i IN OUT.flac), or remove the row",
+            ) from None
+
+
+def _mono_blocks(sound: _Stream, path: Path) -> Iterator[npt.NDArray[np.float32]]:
+    """All frames of an open sound file, channels averaged."""
+    rate = int(sound.samplerate)
+    if not RATES[0] <= rate <= RATES[1]:  # from 1 Hz, a kilobyte would become a gigabyte
+        raise ItemError(
+            f"the file claims {rate:,} samples a second; {RATES[0]:,} to {RATES[1]:,} can be read",
+            where=str(path),
+            remedy="write its header anew with its true rate (ffmpeg -i IN OUT.flac), or remove the row",
+        )
+    promised, limit = int(sound.frames), MAX_HOURS * 3600 * rate
+    too_long = ItemError(
+        f"the clip lasts over {MAX_HOURS} hours, or claims to",
+        where=str(path),
+        remedy="cut it into shorter clips, or, if it is short, write its header anew (ffmpeg -i IN OUT.flac)",
+    )
+    if limit < promised < _UNKNOWN_FRAMES:
+        raise too_long
+    decoded = 0
+    while True:
+        block = sound.read(max(1, _BLOCK // sound.channels), dtype="float32", always_2d=True)
+        if not len(block):
+            break
+        decoded += len(block)
+        if decoded > limit:
+            raise too_long
+        yield _finite(block.mean(axis=1), path)
+    if not decoded:
+        raise ItemError("the file holds no sound: zero samples", where=str(path), remedy=AGAIN)
+    # MP3 encoders differ by a frame or two in what they count, so only a larger gap says that something is missing.
+    # Compressed WAVs only estimate; a WAV's bytes are counted before.
+    slack = 2 * _MPEG_FRAME if sound.format == "MP3" else 0
+    if decoded + slack < promised < _UNKNOWN_FRAMES and not sound.format.startswith("WAV"):
+        seconds = (promised / sound.samplerate, decoded / sound.samplerate)
+        raise ItemError(f"{_CUT_SHORT}: {seconds[1]:.1f} s of {seconds[0]:.1f} s are there", where=str(path), remedy=AGAIN)
+
+
+def _resampled(blocks: Iterator[npt.NDArray[np.float32]], rate: int, wanted: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Blocks at another rate: together the samples that one call for the whole clip would give, to the last bit."""
+    if rate == wanted:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(rate, wanted, 1, dtype="float32")
+    first, given = np.zeros(0, np.float32), 0
+    for block in blocks:
+        first = first if len(first) else block
+        piece = stream.resample_chunk(block)
+        given += len(piece)
+        yield piece
+    rest = stream.resample_chunk(np.zeros(0, np.float32), last=True)
+    # A clip shorter than half a sample of the new rate rounds to none; it is still a clip.
+    yield rest if given + len(rest) else first.mean(keepdims=True)
+
+
+def _finite(samples: npt.NDArray[np.float32], path: Path) -> npt.NDArray[np.float32]:
+    if not np.isfinite(samples).all():
+        raise ItemError(
+            "some samples are not numbers (NaN or infinity)", where=str(path), remedy="export it anew, or remove the row"
+        )
+    return samples
+
+
+@contextlib.contextmanager
+def _sound_source(file: BinaryIO, path: Path) -> Iterator[int | io.RawIOBase]:
+    """What to hand libsndfile for this file, once the lengths that libsndfile takes on trust are checked."""
+    head = file.read(12)
+    file.seek(0)
+    if head[:4] == b"RIFF" and head[8:] == b"WAVE" and _wav_length_is_missing(file, path):
+        yield _WithWavLength(file)
+    elif _is_mp3(head) and (start := _mp3_without_length(file)) is not None:
+        with _piped(file, start) as pipe:
+            yield pipe
+    else:
+        if head[:4] == b"OggS":
+            _check_last_ogg_page(file, path)
+        os.lseek(file.fileno(), 0, os.SEEK_SET)  # file.seek may only move within Python's buffer
+        yield file.fileno()
+
+
+def _wav_data_chunk(file: BinaryIO) -> tuple[int, int] | None:
+    """Where a WAV's samples begin and how many bytes of them its header promises, or None if it has none."""
+    at = 12
+    while True:
+        file.seek(at)
+        head = file.read(8)
+        if len(head) < 8:
+            return None
+        size = int.from_bytes(head[4:], "little")
+        if head[:4] == b"data":
+            return at + 8, size
+        at += 8 + size + size % 2
+
+
+def _wav_length_is_missing(file: BinaryIO, path: Path) -> bool:
+    """Whether a WAV was streamed with its length left at 0, which libsndfile reads as no sound.
+
+    Raises:
+        ItemError: the header promises more bytes than there are. libsndfile would return what is left without a word.
+    """
+    chunk = _wav_data_chunk(file)
+    if chunk is None:
+        return False
+    start, promised = chunk
+    size = file.seek(0, os.SEEK_END)
+    if size - start < promised < _UNKNOWN_BYTES:
+        raise ItemError(
+            f"{_CUT_SHORT}: {size - start:,} of {promised:,} bytes of sound are there", where=str(path), remedy=AGAIN
+        )
+    file.seek(4)
+    whole = int.from_bytes(file.read(4), "little") + 8
+    # A header that agrees with the file's size tells the truth: the sound really is empty.
+    return promised == 0 and start < size and whole != size
+
+
+class _WithWavLength(io.RawIOBase):
+    """The same WAV, its length said to be unknown in the way that libsndfile understands."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        chunk = _wav_data_chunk(file)
+        assert chunk is not None
+        self._file, self._length_at = file, chunk[0] - 4
+        file.seek(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        start = self._file.tell()
+        with memoryview(buffer) as view:
+            data = self._file.read(len(view))
+            view[: len(data)] = data
+            for at in range(max(start, self._length_at), min(start + len(data), self._length_at + 4)):
+                view[at - start : at - start + 1] = b"\xff"
+        return len(data)
+
+
+def _is_mp3(head: bytes) -> bool:
+    return head[:3] == b"ID3" or (len(head) > 2 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2)
+
+
+def _mp3_without_length(file: BinaryIO) -> int | None:
+    """Where the sound starts in an MP3 that has no Xing header with its number of frames, or None where it has one.
+
+    libsndfile guesses the length of such a file from its first frames and never reads past its guess: of a VBR file
+    written to a pipe it would silently return a third.
+    """
+    file.seek(0)
+    tag = file.read(10)
+    start = 0
+    if tag[:3] == b"ID3" and len(tag) == 10:
+        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True))
+        start += 10 if tag[5] & 0x10 else 0
+    file.seek(start)
+    frame = file.read(2048)
+    for mark in (b"Xing", b"Info"):
+        at = frame.find(mark)
+        if at >= 0 and len(frame) > at + 7 and frame[at + 7] & 1:
+            return None
+    return start
+
+
+@contextlib.contextmanager
+def _piped(file: BinaryIO, start: int) -> Iterator[int]:
+    """The file from a byte on, through a pipe, where libsndfile reads to the end for lack of a length to believe in."""
+    file.seek(start)
+    reading, writing = os.pipe()
+
+    def pump() -> None:
+        with contextlib.suppress(BrokenPipeError), os.fdopen(writing, "wb") as pipe:
+            while block := file.read(_BLOCK):
+                pipe.write(block)
+
+    thread = threading.Thread(target=pump, daemon=True)
+    thread.start()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+        thread.join()
+
+
+def _check_last_ogg_page(file: BinaryIO, path: Path) -> None:
+    """Refuse an Ogg file whose last page is not all there: libsndfile takes the page before it for the end."""
+    size = file.seek(0, os.SEEK_END)
+    start = max(0, size - (1 << 17))  # a page has at most 65,307 bytes
+    file.seek(start)
+    tail = file.read()
+    page = tail.rfind(b"OggS")
+    if page < 0:
+        return
+    head = tail[page : page + 27]
+    segments = tail[page + 27 : page + 27 + head[26]] if len(head) == 27 else b""
+    if len(head) < 27 or len(segments) < head[26] or page + 27 + len(segments) + sum(segments) > len(tail):
+        raise ItemError(f"{_CUT_SHORT}: its last page of sound is incomplete", where=str(path), remedy=AGAIN)
+
+
+# ---- pictures
+
+
+def decode_image(path: Path) -> Image.Image:
+    """A picture as `bridgekit.media.read_image` gives it.
+
+    It sets Pillow's guard against large pictures, which is one number for the whole process.
+
+    Raises:
+        ItemError: as for `read_image`.
+    """
+    Image.init()
+    Image.MAX_IMAGE_PIXELS = MAX_MEGAPIXELS * 1_000_000 // 2  # Pillow warns from here on, and refuses from twice as many on
+    with opened(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            picture = Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
+            if min(picture.size) >= MIN_SIDE:
+                picture.load()
+                return _to_rgb(_upright(picture))
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise anything on bytes that they do not expect
+            raise _refused_picture(path, error) from None
+    width, height = picture.size
+    raise ItemError(
+        f"the picture has {width:,} x {height:,} pixels: too few to show anything",
+        where=str(path),
+        remedy=f"give a picture of at least {MIN_SIDE} pixels a side, or remove the row",
+    )
+
+
+def _refused_picture(path: Path, error: Exception) -> ItemError:
+    reason = str(error)
+    if isinstance(error, UnidentifiedImageError):
+        what, remedy = "this is not a picture that can be read", "convert it to PNG or JPEG, or remove the row"
+    elif isinstance(error, Image.DecompressionBombError):
+        pixels = int((re.findall(r"\d+", reason) or ["0"])[0])
+        what = f"the picture has {pixels:,} pixels, over {MAX_MEGAPIXELS} megapixels"
+        remedy = "scale it down: no encoder looks at more than about 1,000 pixels a side"
+    elif "MAX_TEXT" in reason:
+        what = "a text or a colour profile in the picture unpacks to over 1 MB, or all of them to over 64 MB"
+        remedy = "save the picture without them, or remove the row"
+    else:
+        what, remedy = f"the picture is cut short or damaged{_because(reason)}", AGAIN
+    return ItemError(what, where=str(path), remedy=remedy)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    with contextlib.suppress(Exception):  # a broken EXIF block spoils no pixel
+        ImageOps.exif_transpose(picture, in_place=True)
+    return picture
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        return Image.fromarray(_to_8_bit(picture)).convert("RGB")
+    if not picture.has_transparency_data:
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
+    rgb = Image.new("RGB", picture.size)
+    for band in bands(picture):  # so that a large picture is not held several times over
+        clear = picture.crop(band).convert("RGBA")
+        rgb.paste(Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB"), band)
+    return rgb
+
+
+def bands(picture: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes (left, upper, right, lower) of whole rows that together are the picture: one, unless it is large."""
+    rows = max(1, (1 << 22) // picture.width)
+    for top in range(0, picture.height, rows):
+        yield 0, top, picture.width, min(top + rows, picture.height)
+
+
+def _to_8_bit(picture: Image.Image) -> npt.NDArray[np.uint8]:
+    """Grey levels of more than 8 bit, of shape (height, width), scaled to 0..255. Pillow's own conversion clips them."""
+    levels = np.asarray(picture).astype(np.float32)
+    if not np.isfinite(levels).all():
+        raise ValueError("some of its levels are not numbers")
+    low, high = np.float32(0), np.float32(65535)
+    # Integers of 32 bit and floats have no agreed white, so theirs is the brightest there is. PNG and PGM mean 16 bit.
+    if picture.mode == "F" or (picture.mode == "I" and picture.format not in ("PNG", "PPM")):
+        low, high = levels.min(), levels.max()
+    levels -= low
+    levels *= 255 / max(high - low, np.float32(1e-12))
+    return np.rint(levels, out=levels).astype(np.uint8)
+
+
+# ---- tables
+
+
+def decode_parquet(path: Path) -> tuple[list[str], dict[str, str], Iterator[bytes]]:
+    """A Parquet table: its columns of texts and numbers.
+
+    Arguments:
+        path: the file.
+
+    Returns:
+        The names of all columns; the type of each column that holds neither texts nor numbers, and is not read; and lines of
+        JSON, one for some rows, from column to cells, which are texts, numbers or null.
+
+    Raises:
+        ItemError: it is not Parquet, is damaged, or claims to be larger than a table can be.
+    """
+    import pyarrow.parquet as pq
+
+    with _arrow_errors(path):
+        file = pq.ParquetFile(path)
+        columns = list(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
+    names = [name for name, _ in columns]
+    unread = {name: str(kind) for name, kind in columns if not _is_plain(kind)}
+    return names, unread, _parquet_rows(path, file, [name for name in names if names.count(name) == 1 and name not in unread])
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether cells of an Arrow type are texts, numbers or null."""
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    tests = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean, types.is_null)
+    return any(test(kind) for test in tests)
+
+
+def _parquet_rows(path: Path, file: Any, used: list[str]) -> Iterator[bytes]:
+    with _arrow_errors(path), file:
+        _check_claims(file.metadata, used, path)
+        size = 0
+        for batch in file.iter_batches(batch_size=4_096, columns=used, use_threads=False) if used else ():
+            cells = {name: column.to_pylist() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+            line = json.dumps(cells).encode() + b"\n"
+            size += len(line)  # the file's claim counts a text that is repeated only once
+            if size > MAX_TABLE_GB * 1e9:
+                raise _too_large(path, f"unpacks to over {MAX_TABLE_GB} GB")
+            yield line
+
+
+@contextlib.contextmanager
+def _arrow_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, ItemError):
+        raise
+    except Exception as error:  # pyarrow raises errors of its own, OSError, KeyError and UnicodeDecodeError
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ItemError(
+            f"this is not a Parquet file, or it is damaged ({reason})", where=str(path), remedy="write it anew"
+        ) from None
+
+
+def _check_claims(metadata: Any, used: Sequence[str], path: Path) -> None:
+    """Refuse a table by what its own metadata says of its size, before any of it is unpacked."""
+    if metadata.num_rows > MAX_ROWS:
+        raise _too_large(path, f"has {metadata.num_rows:,} rows, over {MAX_ROWS:,}")
+    groups = (metadata.row_group(at) for at in range(metadata.num_row_groups))
+    chunks = (group.column(at) for group in groups for at in range(metadata.num_columns))
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in used)
+    if size > MAX_TABLE_GB * 1e9:
+        raise _too_large(path, f"unpacks to {size / 1e9:,.1f} GB, over {MAX_TABLE_GB} GB")
+
+
+def _too_large(path: Path, claim: str) -> ItemError:
+    return ItemError(
+        f"the table {claim}, or claims to", where=str(path), remedy="split it into smaller tables, or write it anew"
+    )

@@ -1,0 +1,192 @@
+"""A bridge and a text-to-image model with the conditioner between them: embeddings into pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from bridgekit.bridge.bridge import Bridge
+from bridgekit.diffusion.conditioner import (
+    Conditioner,
+    Fit,
+    direct_conditioner,
+    fit_conditioner,
+    load_conditioner,
+    same_weights,
+    save_conditioner,
+)
+from bridgekit.diffusion.models import DrawOptions, Watch, draw
+from bridgekit.encoders import TEXT, Item
+from bridgekit.errors import BridgekitError
+from bridgekit.image_models import Conditioning, ImageModel
+from bridgekit.progress import Report, silent
+from bridgekit.tables.reading import read_items
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Painter:
+    """A bridge and a text-to-image model, with the conditioner between them.
+
+    Arguments:
+        bridge: the bridge.
+        model: the text-to-image model.
+        conditioning: the one of the model's that is used.
+        conditioner: from the bridge's space into it.
+        fitted: whether the conditioner was fitted now rather than read from the bridge's folder.
+    """
+
+    bridge: Bridge
+    model: ImageModel
+    conditioning: Conditioning
+    conditioner: Conditioner
+    fitted: bool
+
+
+def open_painter(
+    bridge: Bridge,
+    model: ImageModel,
+    folder: Path | None = None,
+    *,
+    captions: str | Path | None = None,
+    refit: bool = False,
+    outside: bool = False,
+    report: Report = silent,
+) -> Painter:
+    """Find or fit the conditioner between a bridge and a model.
+
+    Arguments:
+        bridge: the bridge.
+        model: the text-to-image model.
+        folder: the bridge's folder, where conditioners are kept; None keeps none, and so does a folder that is read-only.
+        captions: what to fit it on, as for `read_items`; by default the distinct items of the bridge's own pairs.
+        refit: fit it anew even where one is kept.
+        outside: let the table of these name files outside its own folder.
+        report: progress.
+
+    Raises:
+        BridgekitError: the bridge has no side that the model's conditioning could be learned from, or its pairs are gone.
+    """
+    file = folder / "conditioners" / f"{_slug(model.name)}.safetensors" if folder else None
+    frozen = {modality: bridge.encoder(modality) for modality, side in bridge.sides.items() if side.frozen}
+    for conditioning in model.conditionings:
+        direct = [modality for modality, encoder in frozen.items() if conditioning.takes_latents_of(encoder)]
+        if not direct and conditioning.made_of not in bridge.sides:
+            continue
+        modality = direct[0] if direct else conditioning.made_of
+        own = read_items(captions, modality, outside=outside) if captions is not None else None
+        kept = load_conditioner(file) if file and not refit else None
+        fits = kept is not None and (kept.net is None) == bool(direct) and (own is None or _fitted_on(kept, own))
+        # The bridge may have been replaced by another while this one was fitted.
+        fits = fits and kept is not None and kept.adapter == bridge.weights_hash([modality])
+        if kept and fits and same_weights(kept, conditioning):
+            return Painter(bridge, model, conditioning, kept, fitted=False)
+        items = own or _own_items(bridge, modality, outside)
+        if direct:
+            conditioner = direct_conditioner(bridge, conditioning, modality, items)
+        else:
+            conditioner = fit_conditioner(bridge, conditioning, items, report=report)
+        if file:
+            with suppress(BridgekitError):  # a bridge that lies where nothing can be written is as good, if slower
+                save_conditioner(conditioner, file)
+        return Painter(bridge, model, conditioning, conditioner, fitted=True)
+    wanted = " or ".join(sorted({conditioning.made_of for conditioning in model.conditionings}))
+    raise BridgekitError(
+        f"this bridge joins {' and '.join(bridge.sides)}; the conditioning of {model.name} is made of {wanted}",
+        remedy=f"train a bridge with a side for {wanted}, or use another --model",
+    )
+
+
+def _fitted_on(conditioner: Conditioner, items: Sequence[Item]) -> bool:
+    """Whether it was fitted on these, or on as many of them as `fit_conditioner` draws."""
+    return len(conditioner.items) == min(len(items), Fit().captions) and set(conditioner.items) <= set(map(str, items))
+
+
+def _own_items(bridge: Bridge, modality: str, outside: bool) -> list[Item]:
+    source = bridge.table_of(modality)
+    try:
+        if not source:
+            raise BridgekitError("the bridge does not say what it was trained on")
+        return read_items(bridge.followed(source), modality, outside=outside)
+    except BridgekitError as error:
+        raise BridgekitError(
+            f"the conditioner is fitted on the bridge's own {modality} items, and they cannot be read: {error.what}",
+            where=source or None,
+            remedy="run it where the table is, or give a text file with --captions",
+        ) from error
+
+
+def _slug(name: str) -> str:
+    return "".join(character if character.isalnum() or character in ".-" else "-" for character in name).strip("-.")[-80:]
+
+
+def mix(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The weighted sum of embeddings, (n, dim) each or (1, dim) for all, at unit length."""
+    return normalize(sum((vector * weight for vector, weight in zip(vectors, weights, strict=True)), torch.zeros(1)), dim=-1)
+
+
+def paint(
+    painter: Painter,
+    embeddings: Tensor,
+    options: DrawOptions = DrawOptions(),  # noqa: B008  (frozen)
+    *,
+    seeds: Sequence[int] | int = 0,
+    report: Report = silent,
+    watch: Watch | None = None,
+) -> list[Image]:
+    """Pictures of embeddings that lie where the conditioner expects them (see `close_gap`).
+
+    Arguments:
+        painter: the bridge, the model and the conditioner.
+        embeddings: (n, dim) at unit length.
+        options: how to draw. The gap must be closed already.
+        seeds: one a picture, or one for all. A picture depends on its own seed alone, up to rounding.
+        report: progress, in steps.
+        watch: called with the latents after each step, see `bridgekit.diffusion.previews`. What it raises ends the drawing.
+
+    Returns:
+        n pictures.
+    """
+    tensors = painter.conditioner(embeddings)
+    if options.prompt and painter.conditioning.made_of == TEXT:
+        tensors = blend(tensors, painter.conditioning.encode([options.prompt]), options.prompt_weight)
+    return draw(painter.model, painter.conditioning, tensors, options, seeds=seeds, report=report, watch=watch)
+
+
+def blend(tensors: Mapping[str, Tensor], other: Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:
+    """A weighted mean of two conditionings, as of two prompts.
+
+    Sequences are padded to the longer one; masks are joined. Where a mask says that only one of the two has something, that
+    is what counts: what lies behind a mask is of no worth.
+    """
+    both: dict[str, tuple[Tensor, Tensor]] = {}
+    for name in tensors.keys() & other.keys():
+        this, that = tensors[name], other[name].to(tensors[name].dtype).expand(len(tensors[name]), *other[name].shape[1:])
+        length = max(this.shape[1], that.shape[1])
+        both[name] = (_pad(this, length), _pad(that, length))
+    blended = dict(tensors)
+    masks = [pair for pair in both.values() if pair[0].dtype == torch.bool]
+    for name, (this, that) in both.items():
+        if this.dtype == torch.bool:
+            blended[name] = this | that
+            continue
+        share = torch.tensor(weight)
+        for mine, theirs in masks:
+            if this.ndim == 3 and mine.shape == this.shape[:2]:
+                share = torch.where(mine & theirs, weight, theirs.float())[..., None]
+        blended[name] = this.lerp(that, share)
+    return blended
+
+
+def _pad(tensor: Tensor, length: int) -> Tensor:
+    missing = length - tensor.shape[1]
+    return torch.cat([tensor, tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], 1) if missing else tensor

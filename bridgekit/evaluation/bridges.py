@@ -1,0 +1,163 @@
+"""Recall of a trained bridge on its own tables or on another, without the rows that training saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridgekit.encoders import TEXT
+from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.media import content_hash
+from bridgekit.pairs import Pairs, SetAside
+from bridgekit.progress import Report, silent
+from bridgekit.tables.reading import Table, open_table
+from bridgekit.tables.splits import split_pairs
+
+if TYPE_CHECKING:
+    from bridgekit.bridge.bridge import Bridge
+    from bridgekit.bridge.provenance import TrainedOn
+
+from bridgekit.evaluation.leaks import refuse_leaks
+from bridgekit.evaluation.recall import evaluate_splits, sides_of
+from bridgekit.latents.encoded import encode_pairs
+from bridgekit.tables.splits import NOT_TESTS, test_splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Which rows an evaluation uses.
+
+    Arguments:
+        pairs: a table, folder, source or `Pairs`, with two or more of the bridge's modalities; None is the tables that the
+            bridge was trained on, split as they were then.
+        splits: which splits; by default all but `train` and `val`. A foreign table without splits is used whole.
+        unseen: set aside those rows of `pairs` that training saw, instead of refusing them. Splits called `train` or `val` are
+            used as they are.
+        outside: let tables name files outside their own folders.
+    """
+
+    pairs: str | Path | Pairs | None = None
+    splits: Sequence[str] | None = None
+    unseen: bool = False
+    outside: bool = False
+
+
+def evaluate_bridge(
+    bridge: Bridge, options: EvalOptions, report: Report = silent
+) -> tuple[list[dict[str, Any]], Sequence[SetAside]]:
+    """Recall of a trained bridge on a table.
+
+    Returns:
+        records as of `evaluate_splits`, and the rows set aside. Of the bridge's own tables these are also rows that were not
+        in a test split when it was trained, but are now.
+
+    Raises:
+        BridgekitError: the table cannot be read, has no such split, has rows of a test split in train, or is foreign and has
+            rows that training saw, which `unseen` does not set aside.
+    """
+    if options.pairs is not None:
+        table = open_table(options.pairs, outside=options.outside)
+        return _evaluate_table(bridge, table.pairs(sides_in(bridge, table)), None, options, report)
+    records: list[dict[str, Any]] = []
+    set_aside: list[SetAside] = []
+    for own in bridge.tables:
+        table = open_table(bridge.followed(own.source), outside=options.outside)
+        found, left_out = _evaluate_table(bridge, table.pairs(own.modalities), own, options, report)
+        # The table that a modality was bound with counts for that modality; the others may have been trained on its rows.
+        records += [record for record in found if not own.bound or own.bound in sides_of(record)]
+        set_aside += left_out
+    return records, set_aside
+
+
+def _evaluate_table(
+    bridge: Bridge, table: Pairs, own: TrainedOn | None, options: EvalOptions, report: Report
+) -> tuple[list[dict[str, Any]], Sequence[SetAside]]:
+    sides = [modality for modality in table.modalities if modality in bridge.sides]
+    if len(sides) < 2:
+        raise BridgekitError(
+            f"the table has fewer than two of this bridge's modalities ({', '.join(bridge.sides)})", where=table.source
+        )
+    encoded = encode_pairs(table, {modality: bridge.encoder(modality) for modality in sides}, report)
+    if own:
+        split = list(split_pairs(encoded.pairs, own.seed, encoded.ids))
+        refuse_leaks(encoded, np.asarray(split))
+        seen = bridge.training_rows.whole(encoded.ids, encoded.contents)
+    else:
+        split = list(encoded.pairs.split or ["all"] * len(encoded.pairs))
+        seen = bridge.training_rows.files(encoded.ids, encoded.contents)
+    wanted = list(options.splits or test_splits(split))
+    unknown = [name for name in wanted if name not in split]
+    if unknown or not wanted:
+        raise BridgekitError(
+            f"the table has no split {unknown[0]!r}" if unknown else "the table has no test split",
+            where=table.source,
+            remedy=f"name one with --split: {', '.join(dict.fromkeys(split))}",
+        )
+    queried = np.isin(split, [name for name in wanted if name not in NOT_TESTS])
+    left_out = set_aside_seen(
+        encoded.pairs, np.flatnonzero(queried), np.flatnonzero(queried & seen), refuse=not (own or options.unseen)
+    )
+    # For the others they are distractors, like training rows, and not right answers.
+    split = ["train" if queried[row] and seen[row] else name for row, name in enumerate(split)]
+    wanted = [name for name in wanted if name in split]
+    records = evaluate_splits(encoded, split, bridge.project, "FuseMix", wanted)
+    return records, (*encoded.pairs.set_aside, *left_out)
+
+
+def set_aside_seen(table: Pairs, rows: NDArray[np.int64], seen: NDArray[np.int64], *, refuse: bool) -> list[SetAside]:
+    """Set aside the rows to be asked that training saw.
+
+    Raises:
+        BridgekitError: there are some and they are to be refused, or no other is left.
+    """
+    what = f"training saw {len(seen):,} of these {len(rows):,} rows"
+    if len(seen) and refuse:
+        raise BridgekitError(
+            f"{what}, or their files: metrics would be inflated",
+            where=f"{table.source}, first row {table.rows[seen[0]]}",
+            remedy="set them aside with --unseen, or leave out --pairs to use the test rows of the bridge's own table",
+        )
+    if len(seen) and len(seen) == len(rows):
+        raise BridgekitError(f"{what}: none is left", where=table.source, remedy="give a table of other rows")
+    column = next((modality for modality in table.modalities if modality != TEXT), TEXT)
+    return [
+        SetAside(table.rows[row], column, str(table.columns[column][row] or "")[:200], "training saw it")
+        for row in seen.tolist()
+    ]
+
+
+def sides_in(bridge: Bridge, table: Table) -> tuple[str, ...]:
+    """Those of a bridge's modalities that a table has a column for; all of them where that leaves no pair."""
+    there = [modality for modality in table.modalities if modality in bridge.sides]
+    return tuple(there if len(there) > 1 else bridge.sides)
+
+
+def leave_out_seen(
+    bridge: Bridge, table: Pairs, rows: Sequence[int], modality: str, *, refuse: bool
+) -> tuple[list[int], list[SetAside]]:
+    """Those of some rows whose item of a modality training did not see, whatever stood beside it, and the others set aside.
+
+    Rows of splits called `train` or `val` are what they are called, and stay.
+
+    Raises:
+        BridgekitError: there are others and they are to be refused, or no row is left.
+    """
+    if not bridge.training_rows:
+        return list(rows), []
+    contents: list[bytes] = []
+    ids = np.full(len(rows), -1)
+    for position, row in enumerate(rows):
+        item = table.columns[modality][row]
+        if item is not None and not (table.split and table.split[row] in NOT_TESTS):
+            with suppress(ItemError):  # what cannot be read is told of later
+                contents.append(content_hash(item))
+                ids[position] = len(contents) - 1
+    seen = bridge.training_rows.whole({modality: ids}, {modality: contents})
+    asked = np.asarray(rows)
+    return asked[~seen].tolist(), set_aside_seen(table, asked, asked[seen], refuse=refuse)

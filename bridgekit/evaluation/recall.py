@@ -1,0 +1,118 @@
+"""Recall of an encoded table in every direction: which rows are queries, which items are right, and among which candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bridgekit.latents.encoded import EncodedPairs
+from bridgekit.retrieval import Recall, Relevance, recall, relevance
+from bridgekit.tables.splits import test_splits
+
+Embed = Callable[[str, Tensor], Tensor]
+
+
+def evaluate_splits(
+    encoded: EncodedPairs, split: Sequence[str], embed: Embed, method: str, splits: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Recall of every test split in each direction that it has rows for.
+
+    Arguments:
+        encoded: the table.
+        split: each row's split.
+        embed: from a modality and its latents (m, d) to embeddings (m, shared) of unit length.
+        method: a name for the records.
+        splits: which splits; the default is every one but `train` and `val`.
+
+    Returns:
+        flat records: split, direction, among (`split`, or `all` where the rest of the table adds distractors), method,
+        queries, candidates, recall@1, recall@5, recall@10, median_rank.
+    """
+    names = np.asarray(split)
+    wanted = splits if splits is not None else test_splits(split)
+    embedded = {modality: embed(modality, latents.matrix) for modality, latents in encoded.latents.items()}
+    records: list[dict[str, Any]] = []
+    for name in wanted:
+        rows = np.flatnonzero(names == name)
+        for query, candidate in directions(encoded, rows):
+            for among in ("split", "all"):
+                result = split_recall(encoded, embedded, rows, query, candidate, among)
+                if among == "all" and result.candidates == records[-1]["candidates"]:
+                    continue
+                records.append(
+                    {
+                        "split": name,
+                        "direction": f"{query} → {candidate}",
+                        "among": among,
+                        "method": method,
+                        **result.as_json(),
+                    }
+                )
+    return records
+
+
+def sides_of(record: Mapping[str, Any]) -> frozenset[str]:
+    """The two modalities that a record of `evaluate_splits` is about."""
+    return frozenset(record["direction"].split(" → "))
+
+
+def directions(encoded: EncodedPairs, rows: NDArray[np.int64]) -> list[tuple[str, str]]:
+    """(query, candidate) modalities for which some rows say who is right: a row that has both, or a group that does."""
+    found = []
+    for a, b in combinations(encoded.ids, 2):
+        together = ((encoded.ids[a][rows] >= 0) & (encoded.ids[b][rows] >= 0)).any()
+        if together or len(correct_items(encoded, rows, a, b).query):
+            found += [(a, b), (b, a)]
+    return found
+
+
+def split_recall(
+    encoded: EncodedPairs,
+    embedded: Mapping[str, Tensor],
+    rows: NDArray[np.int64],
+    query: str,
+    candidate: str,
+    among: str = "split",
+) -> Recall:
+    """Recall of the items in some rows, in one direction.
+
+    Arguments:
+        encoded: the table.
+        embedded: modality to the embeddings of its distinct items.
+        rows: indices of the rows to ask, one of which at least says who is right (see `directions`).
+        query, candidate: modalities.
+        among: `split`: candidates are the rows' own items. `all`: the rest of the table's items are distractors too; right
+            answers from other splits (which training may have seen) neither count nor stand in the way.
+    """
+    right = correct_items(encoded, rows, query, candidate)
+    if among == "all":
+        everywhere = correct_items(encoded, np.arange(len(encoded.pairs)), query, candidate)
+        used = np.unique(encoded.ids[candidate][encoded.ids[candidate] >= 0])
+        return _recall_among(embedded, right, query, candidate, used, everywhere)
+    return _recall_among(embedded, right, query, candidate, np.unique(right.candidate), None)
+
+
+def correct_items(encoded: EncodedPairs, rows: NDArray[np.int64], query: str, candidate: str) -> Relevance:
+    """Which items are correct for which query among some rows, by ids of items."""
+    group = encoded.group
+    return relevance(encoded.ids[query][rows], encoded.ids[candidate][rows], None if group is None else group[rows])
+
+
+def _recall_among(
+    embedded: Mapping[str, Tensor],
+    right: Relevance,
+    query: str,
+    candidate: str,
+    used: NDArray[np.int64],
+    skip: Relevance | None,
+) -> Recall:
+    """Recall with candidates renumbered to those in use."""
+    renumbered = Relevance(right.query, np.searchsorted(used, right.candidate))
+    left_out = None if skip is None else Relevance(skip.query, np.searchsorted(used, skip.candidate))
+    return recall(embedded[query], embedded[candidate][torch.from_numpy(used)], renumbered, skip=left_out)

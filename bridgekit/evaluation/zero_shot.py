@@ -1,0 +1,100 @@
+"""Zero-shot classification: text prompts as classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bridgekit.encoders import TEXT
+from bridgekit.errors import BridgekitError
+from bridgekit.pairs import SetAside
+from bridgekit.progress import Report, silent
+from bridgekit.retrieval import TEMPLATES, class_embeddings, search
+
+if TYPE_CHECKING:
+    from bridgekit.bridge.bridge import Bridge
+
+from bridgekit.evaluation.bridges import EvalOptions, leave_out_seen, sides_in
+from bridgekit.tables.reading import open_table
+from bridgekit.tables.splits import test_splits
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Classification by text prompts alone.
+
+    Arguments:
+        modality: what was classified.
+        items: how many.
+        accuracy: the share whose class was the most similar one.
+        per_class: class to its items' accuracy.
+        templates: the prompts.
+        set_aside: rows that could not be used.
+    """
+
+    modality: str
+    items: int
+    accuracy: float
+    per_class: Mapping[str, float]
+    templates: Sequence[str]
+    set_aside: Sequence[SetAside]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
+        return {
+            "modality": self.modality,
+            "items": self.items,
+            "accuracy": self.accuracy,
+            "per_class": dict(self.per_class),
+            "templates": list(self.templates),
+            "set_aside": [vars(row) for row in self.set_aside],
+        }
+
+
+def evaluate_zero_shot(
+    bridge: Bridge, options: EvalOptions, templates: Sequence[str] = TEMPLATES, report: Report = silent
+) -> ZeroShot:
+    """Classify the items of the side that is not text by prompts made of the texts of the table, taken as class names.
+
+    Arguments:
+        bridge: a bridge with a text side.
+        options: which rows; of the bridge's own table, rows whose item training saw are always set aside.
+        templates: prompts with `{}` for the class.
+        report: progress.
+
+    Raises:
+        BridgekitError: no text side, no row left, or rows that training saw, which `unseen` does not set aside.
+    """
+    bridge.side(TEXT)
+    foreign = options.pairs is not None
+    opened = open_table(options.pairs or bridge.followed(bridge.tables[0].source), outside=options.outside)
+    modality = next(name for name in (*sides_in(bridge, opened), *bridge.sides) if name != TEXT)
+    table = opened.pairs((modality, TEXT))
+    names = table.columns[TEXT]
+    wanted = list(options.splits or (test_splits(table.split) if table.split else ())) or None
+    rows = [row for row in range(len(table)) if names[row] and (not wanted or not table.split or table.split[row] in wanted)]
+    if not rows:
+        raise BridgekitError("there is no row to classify", where=table.source, remedy="look at --split")
+    rows, left_out = leave_out_seen(bridge, table, rows, modality, refuse=foreign and not options.unseen)
+    embedded = bridge.embed_usable(modality, [table.columns[modality][row] or "" for row in rows], report=report)
+    failed = [
+        SetAside(table.rows[rows[at]], modality, str(table.columns[modality][rows[at]]), why)
+        for at, why in embedded.failed.items()
+    ]
+    truth = [str(names[row]) for position, row in enumerate(rows) if position not in embedded.failed]
+    classes = sorted(set(truth))
+    prompts = class_embeddings(lambda texts: bridge.embed(TEXT, texts), classes, templates)
+    predicted = search(embedded.vectors, prompts, 1)[1][:, 0].tolist()
+    right = np.array([classes[index] == true for index, true in zip(predicted, truth, strict=True)])
+    per_class = {name: float(right[[true == name for true in truth]].mean()) for name in classes}
+    return ZeroShot(
+        modality,
+        len(truth),
+        float(right.mean()),
+        per_class,
+        templates,
+        (*table.set_aside, *failed, *(left_out if foreign else ())),
+    )

@@ -1,0 +1,194 @@
+"""`align`: piles of files become one space. Encode once, fuse, evaluate, save a bridge."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import KW_ONLY, asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bridgekit.bridge.bridge import Bridge, Side, check_free
+from bridgekit.encoders import Encoder
+from bridgekit.errors import BridgekitError
+from bridgekit.fusion.adapter import Adapter, FrozenSide
+from bridgekit.fusion.distributed import first_process_first, joined_processes, rank
+from bridgekit.fusion.training import PRESETS, Preset
+from bridgekit.hardware import resolve_device
+from bridgekit.latents.encoded import EncodedPairs
+from bridgekit.pairs import Pairs
+from bridgekit.progress import Report, progress_bars
+from bridgekit.recipes.fit import measure, measure_gap, train_encoded
+from bridgekit.recipes.outcome import (
+    Alignment,
+    checkpoint_of,
+    encode_and_split,
+    fingerprint_of,
+    provenance_of,
+    unseen_item,
+)
+from bridgekit.recipes.sides import TrainingOptions, choose_sides, open_encoders, open_pairs, select_pairs, takes
+from bridgekit.report.plots import heat_maps, training_curves
+from bridgekit.storage.cache import one_writer
+
+
+@dataclass(frozen=True)
+class AlignOptions(TrainingOptions):
+    """What `align` is asked to do; its arguments are these.
+
+    Arguments:
+        a, b: a modality (its default encoder is taken) or an encoder, `provider:model`. Where neither is given, the table's
+            columns say which modalities; without a table they are audio and text.
+        pairs: a table (CSV, TSV, JSON Lines, Parquet), a folder of class folders, the name of a plugin's source, or `Pairs`.
+            By default the source that a plugin brings for these modalities. With three or more modalities, rows may have
+            holes, as long as two items are left; rows must join all modalities with each other, directly or through others.
+        more: further modalities or encoders.
+        preset: `default`, `paper`, or a `Preset`.
+        frozen: a modality whose encoder's own latents are to be the shared space.
+        write_report: write a report beside the bridge, see `bridgekit.report`. If it cannot be made, that is a warning.
+        out: the bridge's folder; by default `bridges/<a>-<b>` here.
+        seed, device, strict, resume, overwrite, outside, progress: see `TrainingOptions` and `RunOptions`.
+    """
+
+    a: str | None = None
+    b: str | None = None
+    pairs: str | Path | Pairs | None = None
+    _: KW_ONLY
+    more: Sequence[str] = ()
+    preset: str | Preset = "default"
+    frozen: str | None = None
+    write_report: bool = True
+
+
+@takes(AlignOptions)
+def align(options: AlignOptions) -> Bridge:
+    """Align two or more modalities with FuseMix and save the bridge.
+
+    `align(a, b, pairs, *, out=..., seed=...)`: the arguments are those of `AlignOptions`.
+
+    Returns:
+        the bridge, saved, with `metrics` for every test split, of the baselines and of FuseMix. Where training diverged, it is
+        the best state before, and `provenance["diverged"]` is the epoch in which that happened.
+
+    Raises:
+        BridgekitError: anything that the caller can mend; the message says how.
+    """
+    return run_alignment(options).bridge
+
+
+@joined_processes()
+def run_alignment(options: AlignOptions) -> Alignment:
+    """`align`, with an account of what was done.
+
+    Where `torchrun` started several processes, they train together; all are given the bridge that the first one saved.
+    """
+    started = time.monotonic()
+    preset_name, preset = _preset(options.preset)
+    device = resolve_device(options.device)
+    progress = options.progress and rank() == 0
+    with first_process_first():
+        table = open_pairs(options.pairs, options.outside)
+    with progress_bars(progress) as report:
+        encoders = open_encoders(choose_sides((options.a, options.b, *options.more), table), device, report)
+    if options.frozen is not None and options.frozen not in encoders:
+        raise BridgekitError(
+            f"{options.frozen!r} cannot be frozen: it is not a side", remedy=f"use one of {', '.join(encoders)}"
+        )
+    folder = Path(options.out) if options.out is not None else Path("bridges") / "-".join(encoders)
+    if not (folder / "bridge.json").exists():
+        check_free(folder, options.overwrite)  # before hours of encoding, not after
+    # Two runs for one place take turns: of the same call, the second finds what the first has made.
+    with one_writer(folder) if rank() == 0 else nullcontext():
+        with first_process_first():
+            pairs = select_pairs(table, tuple(encoders), progress)
+        with progress_bars(progress) as report:
+            opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
+            encoded, split = encode_and_split(pairs, opened, options, report)
+            fingerprint = fingerprint_of(
+                encoded,
+                split,
+                encoders={modality: (name, encoder.revision) for modality, (name, encoder) in encoders.items()},
+                preset=asdict(preset),
+                frozen=options.frozen,
+                seed=options.seed,
+                device=device,
+            )
+            example = unseen_item(encoded, split, next(iter(encoders)))
+            finished = _same_bridge(folder, fingerprint, device) if options.resume else None
+            if finished:
+                return Alignment(finished, folder, encoded.pairs.set_aside, example, reused=True)
+            check_free(folder, options.overwrite)
+            bridge = _fuse(encoders, encoded, split, preset, options, device, fingerprint, report)
+        provenance = {
+            **provenance_of(encoded, split, options.seed, device, started),
+            "preset": preset_name,
+            "fingerprint": fingerprint,
+            **bridge.provenance,
+        }
+        bridge = replace(bridge, provenance=provenance, training_rows=encoded.training_rows(split))
+        with first_process_first():
+            if rank() == 0:
+                pictures = {"training.png": training_curves(bridge.history), **heat_maps(bridge, encoded, split)}
+                if options.write_report:
+                    from bridgekit.report import report_or_warning
+
+                    with progress_bars(progress) as report:
+                        pictures |= report_or_warning(bridge, folder.absolute().name, encoded, split, report)
+                bridge.save(folder, pictures=pictures, overwrite=options.overwrite)
+            else:
+                bridge = Bridge.load(folder, device)
+        return Alignment(bridge, folder, encoded.pairs.set_aside, example, reused=False)
+
+
+def _fuse(
+    encoders: Mapping[str, tuple[str, Encoder]],
+    encoded: EncodedPairs,
+    split: NDArray[np.str_],
+    preset: Preset,
+    options: AlignOptions,
+    device: str,
+    fingerprint: str,
+    report: Report,
+) -> Bridge:
+    """Train, and measure the baselines and FuseMix on the test splits."""
+    frozen, seed = options.frozen, options.seed
+    checkpoint = checkpoint_of(fingerprint, options.resume)
+    fixed: dict[str, Adapter] = {frozen: FrozenSide(encoders[frozen][1].dim)} if frozen else {}
+    trained = train_encoded(
+        encoded, split, preset=preset, seed=seed, fixed=fixed, device=device, checkpoint=checkpoint, report=report
+    )
+    for adapter in trained.adapters.values():
+        adapter.to(device)
+    sides = {
+        modality: Side(name, encoder.revision, encoder.dim, modality == frozen)
+        for modality, (name, encoder) in encoders.items()
+    }
+    opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
+    provenance: dict[str, Any] = {"best_epoch": trained.best_epoch, "epochs": preset.epochs}
+    if trained.diverged:
+        provenance["diverged"] = trained.diverged
+    bridge = Bridge(sides, trained.adapters, preset, trained.temperature, provenance, (), trained.history, device, {}, opened)
+    if rank() > 0:
+        return bridge  # the first process measures and saves for all
+    bridge = measure_gap(bridge, encoded, split)
+    return replace(bridge, metrics=measure(bridge, encoded, split, preset=preset, seed=seed, fixed=fixed))
+
+
+def _preset(preset: str | Preset) -> tuple[str, Preset]:
+    if isinstance(preset, Preset):
+        return "custom", preset
+    if preset not in PRESETS:
+        raise BridgekitError(f"there is no preset {preset!r}", remedy=f"use one of {', '.join(PRESETS)}")
+    return preset, PRESETS[preset]
+
+
+def _same_bridge(folder: Path, fingerprint: str, device: str) -> Bridge | None:
+    try:
+        bridge = Bridge.load(folder, device)
+    except BridgekitError:
+        return None
+    return bridge if bridge.provenance.get("fingerprint") == fingerprint else None

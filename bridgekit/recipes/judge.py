@@ -1,0 +1,235 @@
+"""How many pictures made from sounds does an independent judge recognise? The judge sees only pixels."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from bridgekit.bridge.bridge import Bridge
+from bridgekit.diffusion.conditioner import GAPS, close_gap
+from bridgekit.diffusion.models import DrawOptions, draw, open_model
+from bridgekit.diffusion.painter import Painter, open_painter, paint
+from bridgekit.encoders import TEXT, Encoder, Item
+from bridgekit.errors import BridgekitError
+from bridgekit.evaluation.bridges import EvalOptions, leave_out_seen
+from bridgekit.latents.encode import encode_items
+from bridgekit.latents.encoded import encode_pairs
+from bridgekit.plugins import default_pair_source, load_encoder
+from bridgekit.progress import Report, progress_bars
+from bridgekit.recipes.sides import takes
+from bridgekit.tables.reading import open_table, read_pairs
+from bridgekit.tables.splits import split_pairs, test_splits
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The pictures that a judge chooses among.
+
+    Arguments:
+        names: their captions, each once.
+        files: their files.
+        vectors: (m, d) the judge's own latents of them, at unit length and centred.
+        centre: (d,) what was taken away: latents of one encoder share a large common part.
+        judge: the image encoder.
+    """
+
+    names: Sequence[str]
+    files: Sequence[Path]
+    vectors: Tensor
+    centre: Tensor
+    judge: Encoder
+
+    def ranks(self, pictures: Sequence[Image], names: Sequence[str], among: Sequence[str] | None = None) -> Tensor:
+        """At which place, from 1, the judge puts each picture's true one, among all or some of the gallery."""
+        with tempfile.TemporaryDirectory() as folder:
+            prepared = []
+            for number, picture in enumerate(pictures):
+                file = Path(folder) / f"{number}.png"  # encoders read files: the very ones that a user gets
+                picture.save(file)
+                prepared.append(self.judge.prepare(file))
+        with torch.inference_mode():
+            parts = [self.judge.encode(prepared[start : start + 8]).float().cpu() for start in range(0, len(prepared), 8)]
+        seen = torch.cat(parts)
+        place = {name: row for row, name in enumerate(self.names)}
+        rows = torch.tensor([place[name] for name in names])
+        scores = normalize(seen - self.centre, dim=-1) @ self.vectors.T
+        if among is not None:
+            left_out = torch.ones(len(self.names), dtype=torch.bool)
+            left_out[[place[name] for name in set(among)]] = False
+            scores[:, left_out] = -torch.inf
+        return (scores >= scores.gather(1, rows[:, None])).sum(1)
+
+
+def open_gallery(pairs: str | None = None, judge: str = "image", device: str = "auto", *, outside: bool = False) -> Gallery:
+    """The pictures and names of a table, and an image encoder to judge by.
+
+    Arguments:
+        pairs: a table with columns `image` and `text`; by default the one that a plugin brings.
+        judge: an image encoder, `provider:model`; by default the default one.
+        device: a torch device, or `auto`.
+        outside: let the table name files outside its own folder.
+    """
+    table = read_pairs(pairs, ("image", TEXT), outside=outside) if pairs else default_pair_source(("image", TEXT)).build()
+    found: dict[str, Path] = {}
+    for name, file in zip(table.columns[TEXT], table.columns["image"], strict=True):
+        if name and file:
+            found.setdefault(str(name), Path(file))
+    encoder = load_encoder(judge, device)
+    latents = encode_items(encoder, list(found.values()))
+    usable = [row for row in range(len(found)) if latents.ids[row] >= 0]
+    vectors = latents.matrix[torch.from_numpy(latents.ids[usable])]
+    names, files = list(found), list(found.values())
+    centre = vectors.mean(0)
+    return Gallery(
+        [names[row] for row in usable], [files[row] for row in usable], normalize(vectors - centre, dim=-1), centre, encoder
+    )
+
+
+def shares(ranks: Tensor) -> dict[str, float]:
+    """Top-1 and top-5 of ranks that count from 1."""
+    return {f"top{k}": round(float((ranks <= k).float().mean()), 6) for k in (1, 5)}
+
+
+@dataclass(frozen=True)
+class JudgeOptions(EvalOptions):
+    """What `judge_generation` is asked to do.
+
+    Arguments:
+        folder: the bridge's.
+        model: the text-to-image model.
+        gallery: a table of pictures and captions; a row is used if the gallery has its caption.
+        judge: an image encoder that has had no part in the conditioning.
+        among: `gallery`, or `queries`: only the pictures of captions that are queries.
+        gaps: the ways of closing the gap to measure, see `conditioner.close_gap`.
+        limit: the most rows to use, drawn at random.
+        drawing: how pictures are drawn.
+        seed: random seed of the draw of rows and of the noise.
+        device: a torch device, or `auto`.
+        progress: show progress bars on standard error.
+        pairs, splits, unseen, outside: see `EvalOptions`.
+    """
+
+    folder: str | Path
+    _: KW_ONLY
+    model: str | None = None
+    gallery: str | None = None
+    judge: str = "image"
+    among: str = "gallery"
+    gaps: Sequence[str] = GAPS[:1]
+    limit: int = 300
+    drawing: DrawOptions = field(default_factory=DrawOptions)
+    seed: int = 0
+    device: str = "auto"
+    progress: bool = True
+
+
+@takes(JudgeOptions)
+def judge_generation(options: JudgeOptions) -> list[dict[str, Any]]:
+    """Make pictures from held-out items and let an image encoder find them among the true pictures.
+
+    `judge_generation(folder, *, ...)`: the arguments are those of `JudgeOptions`. Two bounds come with it, drawn by the same
+    model from the same noise: from the true caption, by the model's own text encoder (ceiling), and from another row's caption
+    (floor).
+
+    Returns:
+        records: made_from, gap, pictures, candidates, top1, top5.
+
+    Raises:
+        BridgekitError: there is no row to judge, or `pairs` has rows whose item training saw.
+    """
+    if options.among not in ("gallery", "queries"):
+        raise BridgekitError(f"the judge cannot choose among {options.among!r}", remedy="use one of gallery, queries")
+    unknown = [gap for gap in options.gaps if gap not in GAPS]
+    if unknown:
+        raise BridgekitError(f"there is no way {unknown[0]!r} to close the gap", remedy=f"use one of {', '.join(GAPS)}")
+    with progress_bars(options.progress) as report:
+        bridge = Bridge.load(options.folder, options.device)
+        bridge.side(TEXT)
+        modality = next(name for name in bridge.sides if name != TEXT)
+        gallery = open_gallery(options.gallery, options.judge, options.device, outside=options.outside)
+        items, captions = _rows_to_judge(bridge, modality, gallery, options, report)
+        embedded = bridge.embed_usable(modality, items, report=report)
+        captions = [caption for row, caption in enumerate(captions) if row not in embedded.failed]
+        model = open_model(options.model, options.device)
+        painter = open_painter(bridge, model, Path(options.folder), outside=options.outside, report=report)
+        drawn: list[tuple[str, str | None, list[Image]]] = []
+        seeds = [options.seed + number for number in range(len(captions))]
+        for gap in options.gaps:
+            vectors = close_gap(bridge, painter.conditioner, modality, embedded.vectors, gap)
+            drawn.append((modality, gap, paint(painter, vectors, options.drawing, seeds=seeds, report=report)))
+        for made_from, texts in (("the true caption", captions), ("another caption", _others(captions, options.seed))):
+            drawn.append((made_from, None, draw_captions(painter, gallery, texts, options.drawing, seeds, report)))
+    pool = captions if options.among == "queries" else None
+    common = {"pictures": len(captions), "candidates": len(set(captions)) if pool else len(gallery.names)}
+    return [
+        {"made_from": made_from, "gap": gap, **common, **shares(gallery.ranks(pictures, captions, pool))}
+        for made_from, gap, pictures in drawn
+    ]
+
+
+def draw_captions(
+    painter: Painter, gallery: Gallery, captions: Sequence[str], options: DrawOptions, seeds: Sequence[int], report: Report
+) -> list[Image]:
+    """Pictures by the model alone: from captions, or from their pictures where its conditioning is made of those."""
+    files = dict(zip(gallery.names, gallery.files, strict=True))
+    texts = painter.conditioning.made_of == TEXT
+    tensors = painter.conditioning.encode([caption if texts else files[caption] for caption in captions])
+    return draw(painter.model, painter.conditioning, tensors, options, seeds=seeds, report=report)
+
+
+def _rows_to_judge(
+    bridge: Bridge, modality: str, gallery: Gallery, options: JudgeOptions, report: Report
+) -> tuple[list[Item], list[str]]:
+    """Items and captions of the rows to judge. The bridge's own table is split as it was for training, by content."""
+    own = next((table for table in bridge.tables if {modality, TEXT} <= {*table.modalities}), bridge.tables[0])
+    foreign = bool(options.pairs) and options.pairs != own.source
+    opened = open_table(options.pairs or bridge.followed(own.source), outside=options.outside)
+    split: Sequence[str]
+    if foreign:
+        table = opened.pairs((modality, TEXT))
+        split = table.split or ["all"] * len(table)
+    else:
+        # Whole, since the rows' splits depend on all of their items.
+        encoders = {name: bridge.encoder(name) for name in own.modalities}
+        encoded = encode_pairs(opened.pairs(own.modalities), encoders, report)
+        table = encoded.pairs
+        split = split_pairs(table, own.seed, encoded.ids)
+    wanted = list(options.splits or test_splits(split))
+    known = set(gallery.names)
+    rows = [
+        row
+        for row in range(len(table))
+        if split[row] in wanted and table.columns[TEXT][row] in known and table.columns[modality][row]
+    ]
+    if not rows:
+        raise BridgekitError(
+            "there is no row to judge: no row of these splits has a caption that the gallery has too",
+            where=table.source,
+            remedy=f"splits: {', '.join(dict.fromkeys(split))}; give pictures of these captions with --gallery",
+        )
+    if foreign:
+        rows, _ = leave_out_seen(bridge, table, rows, modality, refuse=not options.unseen)
+    chosen = np.sort(np.random.default_rng(options.seed).permutation(rows)[: options.limit]).tolist()
+    return [table.columns[modality][row] or "" for row in chosen], [str(table.columns[TEXT][row]) for row in chosen]
+
+
+def _others(captions: Sequence[str], seed: int) -> list[str]:
+    """For each caption one of another row, as far as there is one that differs."""
+    distinct = sorted(set(captions))
+    generator = np.random.default_rng(seed)
+    if len(distinct) < 2:
+        return list(captions)
+    steps = generator.integers(1, len(distinct), len(distinct)).tolist()
+    other = {name: distinct[(row + step) % len(distinct)] for row, (name, step) in enumerate(zip(distinct, steps, strict=True))}
+    return [other[name] for name in captions]

@@ -1,0 +1,265 @@
+"""The cache folder, and writing files and folders atomically: nobody ever sees half of one."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
+from uuid import uuid4
+
+from bridgekit.errors import BridgekitError
+from bridgekit.storage.locks import hold, locked
+
+#: What is being written, and what waits to be removed, lies beside its place as `.NAME.<32 hex digits>.part` or `.old`.
+PART, OLD = "part", "old"
+_ASIDE = re.compile(rf"\.(?P<name>.+)\.[0-9a-f]{{32}}\.(?P<kind>{PART}|{OLD})", re.DOTALL)
+#: Folders where this process has already removed what killed processes left behind.
+_swept: set[Path] = set()
+#: Arguments of `renameat2` (Linux) and `renamex_np` (macOS): relative to the working directory; exchange the two.
+AT_FDCWD, RENAME_EXCHANGE, RENAME_SWAP = -100, 2, 2
+
+
+def cache_folder() -> Path:
+    """`$BRIDGEKIT_HOME`, or else `bridgekit` in the user's cache folder. Not created here."""
+    home = os.environ.get("BRIDGEKIT_HOME")
+    if home:
+        return Path(home).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "bridgekit"
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], *, own_folder: bool = False) -> None:
+    """Let `write` fill a temporary file, flush it to disk, then rename it to `path`.
+
+    A process killed at any moment leaves the old file or the new one, never a mixture. Temporary files that it leaves are
+    removed by the next process that writes into the folder.
+
+    Arguments:
+        path: the file. Missing folders are created.
+        write: fills the file whose path it is given.
+        own_folder: whether that file gets a folder to itself, for a library that puts files of its own beside it.
+
+    Raises:
+        BridgekitError: it cannot be written.
+    """
+    aside = _aside(path, PART)
+    file = aside / path.name if own_folder else aside
+    try:
+        _make_folder(path.parent)
+        with _writing_in(path.parent):
+            try:
+                if own_folder:
+                    aside.mkdir()
+                write(file)
+                _flush(file)
+                file.replace(path)
+                _flush(path.parent)
+            finally:
+                _remove(aside)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """`write_atomically` for a UTF-8 text."""
+    write_atomically(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def write_folder_atomically(path: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill` fill a temporary folder, flush all of it to disk, then put it in place of `path`.
+
+    A process killed at any moment leaves the old folder or the new one, whole.
+
+    Raises:
+        BridgekitError: it cannot be written.
+    """
+    folder = real(path)
+    aside = _aside(folder, PART)
+    try:
+        _make_folder(folder.parent)
+        with one_writer(folder), _writing_in(folder.parent):
+            try:
+                aside.mkdir()
+                fill(aside)
+                for file in [*aside.rglob("*"), aside]:
+                    _flush(file)
+                _swap(aside, folder)
+                _flush(folder.parent)
+            finally:
+                _remove(aside)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+@contextmanager
+def one_writer(path: Path) -> Iterator[bool]:
+    """Be the only process that writes a folder in a `with` block. Others wait here, and say so.
+
+    Readers need not wait: they find the old folder or the new one.
+
+    Yields:
+        whether this is certain: some file systems have no locks, and neither does a place that cannot be written.
+    """
+    folder = real(path)
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, missing)  # an error should leave no empty folders behind
+        alone = False
+        with suppress(OSError):  # writing will report what is wrong
+            _make_folder(folder.parent)
+            lock = locked(folder.with_name(f".{folder.name}.lock"), f"another process is writing {path}")
+            alone = stack.enter_context(lock)
+        if alone:  # so whatever lies aside was left by killed processes
+            put_back(folder)
+            for kind in (PART, OLD) if folder.exists() else (PART,):  # an old folder that could not be put back yet stays
+                for left in _left(folder.parent, kind, folder.name):
+                    _remove(left)
+        yield alone
+
+
+def put_back(folder: Path) -> None:
+    """Restore a folder whose writer was killed between the two renames of `_swap`."""
+    if not folder.exists():
+        for old in _left(folder.parent, OLD, folder.name):
+            with suppress(OSError):  # nothing can be written here, or another process has done it
+                old.rename(folder)
+
+
+def put_all_back(folder: Path) -> None:
+    """`put_back` for everything in a folder."""
+    for old in _left(folder, OLD):
+        found = _ASIDE.fullmatch(old.name)
+        assert found
+        put_back(folder / found["name"])
+
+
+def check_writable(folder: Path) -> None:
+    """Raise BridgekitError unless files may be written in a folder, which need not exist yet."""
+    try:
+        # In the nearest folder that exists: an error found later should leave no empty folders behind.
+        with tempfile.TemporaryFile(dir=next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())):
+            return
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> BridgekitError:
+    """The error to show for a place that cannot be written."""
+    what, place = error.strerror or str(error), path
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        what = "there is a file where a folder should be"
+        place = next((parent for parent in (path, *path.parents) if parent.is_file()), path)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "let $BRIDGEKIT_HOME name a folder" if real(path).is_relative_to(real(cache_folder())) else "choose a place"
+    remedy = f"free some space, or {remedy} on a larger disk" if full else f"{remedy} that can be written"
+    return BridgekitError(f"this cannot be written: {what}", where=str(place), remedy=remedy)
+
+
+def real(path: Path) -> Path:
+    """The path with links resolved: a folder has one lock, whatever path it is reached by."""
+    return Path(os.path.realpath(path))
+
+
+def _aside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{uuid4().hex}.{kind}")
+
+
+def _left(folder: Path, kind: str, name: str | None = None) -> list[Path]:
+    """What lies aside in a folder, for the place of this name or for any."""
+    if not folder.is_dir():
+        return []
+    found = [(entry.path, _ASIDE.fullmatch(entry.name)) for entry in os.scandir(folder)]
+    return [Path(path) for path, parts in found if parts and parts["kind"] == kind and name in (None, parts["name"])]
+
+
+@contextmanager
+def _writing_in(folder: Path) -> Iterator[None]:
+    """Share the folder's lock with all who write into it, after removing what killed processes left there.
+
+    Whoever holds that lock exclusively knows that nobody is writing: nobody will finish what lies aside then.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # no locks here: then nothing is removed
+            if folder not in _swept and hold(descriptor):
+                _swept.add(folder)
+                for left in _left(folder, PART):
+                    _remove(left)
+            hold(descriptor, shared=True, wait=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder as far as possible; the rest may be removed another time."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _flush(folder.parent)
+
+
+def _flush(path: Path) -> None:
+    """Flush a file's content, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError) if path.is_dir() else nullcontext():  # not every file system does so for folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _swap(aside: Path, folder: Path) -> None:
+    """Put `aside` in place of `folder`, and remove an older one with all that was put into it later.
+
+    There is a folder at every moment, except where the system cannot exchange two folders: there it is missing between two
+    renames, see `put_back`.
+    """
+    if not folder.exists():
+        aside.rename(folder)
+        return
+    if _exchange(aside, folder):
+        return  # the older one is aside now
+    while aside.exists():
+        old = _aside(folder, OLD)
+        with suppress(FileNotFoundError):
+            folder.rename(old)
+        try:
+            aside.rename(folder)
+        except BaseException as error:
+            put_back(folder)
+            # A reader may have put it back just then: try again.
+            if not isinstance(error, OSError) or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    for old in _left(folder.parent, OLD, folder.name):
+        _remove(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; False where the system cannot."""
+    library = ctypes.CDLL(None, use_errno=True)
+    first, second = os.fsencode(one), os.fsencode(other)
+    if sys.platform == "darwin":
+        return bool(library.renamex_np(first, second, RENAME_SWAP) == 0)
+    return hasattr(library, "renameat2") and bool(library.renameat2(AT_FDCWD, first, AT_FDCWD, second, RENAME_EXCHANGE) == 0)

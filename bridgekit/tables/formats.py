@@ -1,0 +1,187 @@
+"""The cells of a table file: CSV, TSV, JSON Lines or Parquet, as text, with row numbers for messages."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bridgekit.decoding.isolation import decode
+from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.storage.bounded import OutOfBounds, open_regular, parse_json, read_bounded, why_no_json
+
+MAX_TABLE = 4 << 30  # bytes
+MAX_ROW = 16 << 20  # characters of a row of JSON Lines, or of a cell of CSV
+FILL = "write a header that names its columns, and rows"  # what to do about an empty table
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+
+
+@dataclass(frozen=True)
+class Records:
+    """A table file as read.
+
+    Arguments:
+        names: its columns, in the file's order.
+        rows: n row numbers for messages.
+        column: from a name to n cells. Raises BridgekitError where a cell holds neither a text nor a number.
+    """
+
+    names: Sequence[str]
+    rows: Sequence[int]
+    column: Callable[[str], Sequence[str | None]]
+
+
+def read_records(path: Path) -> Records:
+    """Read a table file once, whole.
+
+    Raises:
+        BridgekitError: it is of another format, malformed or not in UTF-8.
+        OSError, OutOfBounds: it cannot be read, or is not a regular file.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in TABLES:
+        raise BridgekitError(
+            f"a table of pairs cannot be read from {suffix or 'a file without an extension'}",
+            where=str(path),
+            remedy=f"save it as one of {', '.join(TABLES)}",
+        )
+    if suffix == ".parquet":
+        return _read_parquet(path)
+    if suffix in (".csv", ".tsv"):
+        return _read_delimited(path, "," if suffix == ".csv" else "\t")
+    return _read_json_lines(path)
+
+
+def _read_delimited(path: Path, delimiter: str) -> Records:
+    # The csv module, not pyarrow's reader: where a quote is never closed, pyarrow takes all rows after it for one cell and
+    # says nothing. It is no slower either, as the cells are wanted as Python strings.
+    csv.field_size_limit(MAX_ROW)
+    reader = csv.reader(io.StringIO(read_utf8(path), newline=""), delimiter=delimiter, strict=True)
+    names: list[str] = []
+    records: list[tuple[int, list[str | None]]] = []
+    row = 0
+    try:
+        for row, cells in enumerate(reader, 1):
+            record = [cell.strip() or None for cell in cells]
+            if not any(record):
+                continue
+            if not names:
+                names = [name or "" for name in record]
+            elif len(record) != len(names):
+                raise BridgekitError(
+                    f"the row has another number of cells ({len(record)}) than the header ({len(names)})",
+                    where=f"{path}, row {row}",
+                    remedy='put cells that contain commas, tabs or line breaks into "double quotes"',
+                )
+            else:
+                records.append((row, record))
+    except csv.Error as error:
+        if "field limit" in str(error):
+            raise BridgekitError(
+                f"a cell has over {MAX_ROW:,} characters, or a quote before it is never closed",
+                where=f"{path}, row {row + 1}",
+                remedy='shorten the cell, and look for a stray double quote (")',
+            ) from None
+        reason = 'a double quote (") is never closed' if "end of data" in str(error) else f"the row is malformed ({error})"
+        raise BridgekitError(
+            reason, where=f"{path}, row {row + 1}", remedy='put the cell into "double quotes" and double those inside it ("")'
+        ) from None
+
+    def column(name: str) -> list[str | None]:
+        at = names.index(name)
+        return [record[at] for _, record in records]
+
+    return Records(names, [row for row, _ in records], column)
+
+
+def _read_json_lines(path: Path) -> Records:
+    rows: list[tuple[int, dict[str, Any]]] = []
+    for row, line in enumerate(read_utf8(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = parse_json(line, limit=MAX_ROW, lenient=True)
+        except OutOfBounds as error:
+            raise BridgekitError(
+                f"the row cannot be used: {error}", where=f"{path}, row {row}", remedy="write one small JSON object a line"
+            ) from None
+        except ValueError as error:
+            reason = why_no_json(error)
+            raise BridgekitError(
+                f"the row is not JSON ({reason})", where=f"{path}, row {row}", remedy="write one JSON object a line"
+            ) from None
+        if not isinstance(value, dict):
+            raise BridgekitError(
+                "the row is JSON but no object",
+                where=f"{path}, row {row}",
+                remedy='write one JSON object a line, like {"audio": "a.wav", "text": "a dog barks"}',
+            )
+        rows.append((row, value))
+    # Cells are made a column at a time: rows that all have other keys would make n columns of n cells.
+    return Records(
+        list(dict.fromkeys(name for _, value in rows for name in value)),
+        [row for row, _ in rows],
+        lambda name: [_as_cell(value.get(name), f"{path}, row {row}, column {name}") for row, value in rows],
+    )
+
+
+def _read_parquet(path: Path) -> Records:
+    cells: dict[str, list[str | None]] = {}
+
+    def gather(answer: dict[str, Any], lines: memoryview) -> dict[str, Any]:
+        for line in io.BytesIO(lines):
+            for name, values in json.loads(line).items():
+                known = cells.setdefault(name, [])
+                known += [
+                    _as_cell(value, f"{path}, row {row}, column {name}") for row, value in enumerate(values, len(known) + 1)
+                ]
+        return answer
+
+    open_regular(path).close()  # the decoder would wait for a named pipe
+    if not path.stat().st_size:
+        raise BridgekitError("the table is empty", where=str(path), remedy=FILL)
+    try:
+        answer = decode("parquet", path, gather, remedy="write it anew")
+    except ItemError as error:
+        raise BridgekitError(error.what, where=error.where, remedy=error.remedy) from None
+    count = max(map(len, cells.values()), default=0)
+
+    def column(name: str) -> Sequence[str | None]:
+        if name in answer["unread"]:
+            raise _no_cell(answer["unread"][name], f"{path}, column {name}")
+        return cells.get(name, [None] * count)
+
+    return Records(answer["names"], range(1, count + 1), column)
+
+
+def _as_cell(value: Any, where: str) -> str | None:
+    """A value of JSON or Parquet as the text that it would be in a CSV. Missing values are None."""
+    if value is None or value != value:
+        return None
+    if isinstance(value, str | int | float):
+        return str(value).strip() or None
+    raise _no_cell(type(value).__name__, where)
+
+
+def _no_cell(kind: str, where: str) -> BridgekitError:
+    return BridgekitError(
+        f"a cell must be a text or a number, and this is of type {kind}",
+        where=where,
+        remedy="give a text, or the path of a file",
+    )
+
+
+def read_utf8(path: Path) -> str:
+    """A table file as text."""
+    data = read_bounded(path, MAX_TABLE)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = data.count(b"\n" if b"\n" in data else b"\r", 0, error.start) + 1
+        raise BridgekitError(
+            "the table is not in UTF-8", where=f"{path}, row {row}", remedy="save the table as UTF-8"
+        ) from None

@@ -1,0 +1,363 @@
+"""From the name of a table to `Pairs`: table files, class folders and plugins' sources, with unusable rows set aside."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+
+from bridgekit.decoding.files import file_size, unreadable
+from bridgekit.encoders import TEXT, Item
+from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.pairs import EXTENSIONS, Pairs, SetAside
+from bridgekit.plain import plain
+from bridgekit.storage.bounded import OutOfBounds, homes, is_within
+from bridgekit.tables.formats import FILL, TABLES, read_records, read_utf8
+from bridgekit.tables.splits import split_name
+
+MAX_PATH = 500  # characters of a path in a message
+MANY, SHOWN = 1_000, 20  # names of columns that are searched for a likely one, and that are told
+LEAVES = "its path leads out of the table's folder: move the file there, or allow it with --outside"
+_OPTIONAL = ("split", "group")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that was opened: read once, then asked for whichever columns are wanted.
+
+    Arguments:
+        source: the path of a table or folder, or the name of a plugin's source.
+        modalities: its columns that may be modalities, in its order: all but `split` and `group`. A folder of class folders
+            has `text`, and whichever of audio and image most of its files are.
+        select: from the names of columns to their rows, not yet checked.
+        home: the folder that its files must lie in, all links followed; None where they may lie anywhere.
+        cells: every column as written: its name to the cells by row number, empty ones left out.
+        checked: whether `select` gives rows to be used as they are: the caller's own `Pairs`.
+    """
+
+    source: str
+    modalities: tuple[str, ...]
+    select: Callable[[tuple[str, ...]], Pairs] = field(repr=False)
+    home: Path | None = None
+    cells: Callable[[], dict[str, dict[int, str]]] = field(default=dict, repr=False)
+    checked: bool = False
+
+    def pairs(self, modalities: Sequence[str]) -> Pairs:
+        """The rows that can be used, in these columns, with the others set aside.
+
+        Raises:
+            BridgekitError: a column is missing, or none of the rows can be used.
+        """
+        wanted = tuple(dict.fromkeys(modalities))
+        selected = self.select(wanted)
+        return selected if self.checked else _usable(selected, wanted, self.home)
+
+
+def open_table(source: str | Path | Pairs | Table, *, outside: bool = False) -> Table:
+    """Open a table, once.
+
+    Arguments:
+        source: the path of a table (.csv, .tsv, .jsonl, .ndjson, .parquet) or of a folder of class folders, the name of a
+            plugin's source, `provider:name`, or `Pairs`. A path wins over a name.
+        outside: whether files may lie outside the table's folder. Those of a plugin's source may lie anywhere.
+
+    Raises:
+        BridgekitError: there is no such table, or it cannot be read. The message says which row, and how to mend it.
+    """
+    if isinstance(source, Table):
+        return source
+    if isinstance(source, Pairs):
+        return _held(source.source, source.modalities, lambda: source, checked=True)
+    path = Path(source)
+    with _readable(source):
+        if path.is_dir():
+            return _class_folders_in(path, None if outside else path)
+        if path.exists():
+            return _table_file(path, None if outside else path.parent)
+    if ":" in str(source) and path.suffix.lower() not in TABLES:
+        from bridgekit.plugins import find_pair_source
+
+        named = find_pair_source(str(source))
+        return _held(named.name, named.modalities, cache(named.build))
+    raise _missing(source)
+
+
+def read_pairs(source: str | Path, modalities: Sequence[str], *, outside: bool = False) -> Pairs:
+    """Read a table of pairs, and set aside the rows that cannot be used.
+
+    A table has a header, and a column for each modality, named like it. Cells hold texts in the column `text` and paths
+    of files, relative to the table's folder, in all others; an empty cell is a hole. The columns `split` and `group` are
+    optional, all others are ignored. In a folder of class folders, a folder's name is the text of all files in it.
+
+    Set aside are rows with fewer than two items, with a file that is missing or empty, those that repeat another row, and
+    those with a path that, all links followed, leads out of the table's folder.
+
+    Arguments:
+        source: as for `open_table`.
+        modalities: the columns to read.
+        outside: whether files may lie outside the table's folder.
+
+    Returns:
+        the rows that can be used.
+
+    Raises:
+        BridgekitError: there is no such table, it lacks a column, is malformed or not in UTF-8, or none of its rows can
+            be used. The message says which row, and how to mend it.
+    """
+    return open_table(source, outside=outside).pairs(modalities)
+
+
+@contextlib.contextmanager
+def _readable(source: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise _missing(source) from None
+    except (OSError, OutOfBounds) as error:
+        reason = getattr(error, "strerror", None) or error
+        # An OSError without a number is not the system's, but that of a library that does not understand the file.
+        refused_by_system = isinstance(error, OSError) and error.errno is not None
+        remedy = "check its name and permissions" if refused_by_system else "write the table again, as one regular file"
+        raise BridgekitError(f"the table cannot be read ({reason})", where=str(source)[:MAX_PATH], remedy=remedy) from None
+
+
+def _missing(source: str | Path) -> BridgekitError:
+    return BridgekitError(
+        "there is no such table of pairs",
+        where=str(source)[:MAX_PATH],
+        remedy=f"check the path; it is relative to {Path.cwd()}",
+    )
+
+
+def read_items(source: str | Path, modality: str, *, outside: bool = False) -> list[Item]:
+    """The distinct items of one modality: a table's or source's column, the files in a folder and below, or a text's lines.
+
+    Arguments:
+        source: as for `open_table`, or any folder, or a .txt file with one text a line.
+        modality: which column; or what the files or lines are.
+        outside: as for `open_table`. Without it, links that leave a folder are ignored.
+
+    Raises:
+        BridgekitError: there is no such thing, or there is nothing in it.
+    """
+    with _readable(source):
+        items = _items_in(Path(source), source, modality, outside)
+    distinct = [item for item in dict.fromkeys(items) if item is not None]
+    if not distinct:
+        raise BridgekitError(
+            f"there is no {modality} in it", where=str(source), remedy="name a table, folder or file that has some"
+        )
+    return distinct
+
+
+def _items_in(path: Path, source: str | Path, modality: str, outside: bool) -> Iterable[Item | None]:
+    if path.is_dir() and modality != TEXT:
+        extensions = EXTENSIONS.get(modality)
+        files = sorted(file for file in path.absolute().rglob("*") if file.is_file() and file.name[0] != ".")
+        fitting = [file for file in files if extensions is None or file.suffix[1:].lower() in extensions]
+        home = Home(path)
+        return [file for file in fitting if outside or home.holds(file)]
+    if path.is_dir():
+        return [" ".join(re.split(r"[\s_-]+", entry.name)) for entry in sorted(path.iterdir()) if entry.is_dir()]
+    if path.suffix.lower() == ".txt" and path.is_file() and modality == TEXT:
+        return [line.strip() or None for line in read_utf8(path).splitlines()]
+    return read_pairs(source, (modality,), outside=outside).columns[modality]
+
+
+def _held(source: str, modalities: Sequence[str], build: Callable[[], Pairs], checked: bool = False) -> Table:
+    """A table of pairs that are in memory, or are built when first asked for."""
+
+    def select(wanted: tuple[str, ...]) -> Pairs:
+        pairs = build()
+        _check_columns(pairs.modalities, wanted, source)
+        return pairs
+
+    def cells() -> dict[str, dict[int, str]]:
+        pairs = build()
+        columns = {**pairs.columns, "split": pairs.split or (), "group": pairs.group or ()}
+        return {
+            name: {row: str(item) for row, item in zip(pairs.rows, items, strict=False) if item}
+            for name, items in columns.items()
+        }
+
+    return Table(source, tuple(modalities), select, cells=cells, checked=checked)
+
+
+def _table_file(path: Path, home: Path | None) -> Table:
+    """A table file. Cells are stripped, and empty ones are holes."""
+    records = read_records(path)
+    folder = path.parent.absolute()
+
+    def select(wanted: tuple[str, ...]) -> Pairs:
+        if not records.names:
+            raise BridgekitError("the table is empty", where=str(path), remedy=FILL)
+        _check_columns(records.names, wanted, str(path))
+        if not records.rows:
+            raise BridgekitError("the table has a header and no rows", where=str(path), remedy="add a row for each pair")
+        columns = {
+            name: tuple(cell if cell is None or name == TEXT else folder / cell for cell in records.column(name))
+            for name in wanted
+        }
+        split, group = (
+            tuple(cell or "" for cell in records.column(name)) if name in records.names else None for name in _OPTIONAL
+        )
+        return Pairs(columns, str(path), tuple(records.rows), split, group)
+
+    def cells() -> dict[str, dict[int, str]]:
+        found: dict[str, dict[int, str]] = {}
+        for name in filter(None, records.names):
+            with contextlib.suppress(BridgekitError):  # it holds neither texts nor numbers
+                found[name] = {row: cell for row, cell in zip(records.rows, records.column(name), strict=True) if cell}
+        return found
+
+    names = (name for name in dict.fromkeys(records.names) if name and name not in _OPTIONAL)
+    return Table(str(path), tuple(names), select, home, cells)
+
+
+def _class_folders_in(path: Path, home: Path | None) -> Table:
+    endings = [file.suffix[1:].lower() for file in path.glob("*/*")]
+    count = {modality: sum(ending in known for ending in endings) for modality, known in EXTENSIONS.items()}
+    return Table(str(path), (max(count, key=lambda name: count[name]), TEXT), partial(_class_folders, path), home)
+
+
+def _check_columns(names: Sequence[str], wanted: Sequence[str], where: str) -> None:
+    """Refuse a table that lacks a column, and name the column that was probably meant."""
+    for modality in wanted:
+        if names.count(modality) > 1:
+            raise BridgekitError(
+                f"the table has more than one column `{modality}`", where=where, remedy="rename the header of all but one"
+            )
+        if modality in names:
+            continue
+        lowered = {name.lower(): name for name in names[:MANY] if len(name) < 100}
+        close = difflib.get_close_matches(modality, lowered, n=1)
+        if len(names) == 1 and any(mark in names[0] for mark in ",;\t|"):
+            remedy = "separate the cells with commas (.csv) or tabs (.tsv)"
+        elif any("\0" in name for name in names):
+            remedy = "save the table as UTF-8: it holds NUL bytes, as a text in UTF-16 does"
+        elif close:
+            remedy = f"rename the header `{lowered[close[0]]}` to `{modality}`"
+        else:
+            remedy = f"rename the header of the column that holds {modality} to `{modality}`"
+        what = f"the table has no column `{modality}`; its columns are {listed_columns(names)}"
+        raise BridgekitError(what, where=where, remedy=remedy)
+
+
+def listed_columns(names: Sequence[str]) -> str:
+    """Names of columns as a message tells them: the first of many, and of a long one its beginning."""
+    found = ", ".join(f"`{plain(name)[:60]}`" for name in names[:SHOWN])
+    return found + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+
+
+def _class_folders(folder: Path, modalities: Sequence[str]) -> Pairs:
+    """A row for each file of each folder in a folder: the file, and the folder's name as its text."""
+    files = [modality for modality in modalities if modality != TEXT]
+    if TEXT not in modalities or len(files) != 1:
+        raise BridgekitError(
+            f"a folder of class folders pairs {TEXT} with one other modality, not {' with '.join(modalities)}",
+            where=str(folder),
+            remedy=f"give a table ({', '.join(TABLES)}) with a column for each",
+        )
+    extensions = EXTENSIONS.get(files[0])
+    items: list[Item | None] = []
+    texts: list[Item | None] = []
+    for label in sorted(entry for entry in folder.absolute().iterdir() if entry.is_dir() and entry.name[0] != "."):
+        for file in sorted(label.iterdir()):
+            if file.name[0] != "." and (extensions is None or file.suffix[1:].lower() in extensions):
+                items.append(file)
+                texts.append(" ".join(label.name.replace("_", " ").replace("-", " ").split()) or None)
+    if not items:
+        raise BridgekitError(
+            f"there are no class folders with {files[0]} files in the folder",
+            where=str(folder),
+            remedy=f"arrange the files as FOLDER/name_of_class/file, or give a table ({', '.join(TABLES)})",
+        )
+    columns = {modality: tuple(texts if modality == TEXT else items) for modality in modalities}
+    return Pairs(columns, str(folder), tuple(range(1, len(items) + 1)))
+
+
+class Home:
+    """The folder that a table's files must lie in, all links followed.
+
+    Real folders are looked up once each: a table may name a million files in a few of them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._places = homes(folder)
+        self._known: dict[str, bool] = {}
+
+    def holds(self, file: Path) -> bool:
+        """Whether the file, or where it would be, is in it."""
+        parent, name = os.path.split(file)
+        if name in ("", ".", "..") or file.is_symlink():
+            return is_within(file, self._places)
+        if parent not in self._known:
+            self._known[parent] = is_within(parent, self._places)
+        return self._known[parent]
+
+
+def _usable(pairs: Pairs, modalities: Sequence[str], folder: Path | None = None) -> Pairs:
+    """The rows of a table that can be used, in these columns only; the others join its `set_aside`.
+
+    Arguments:
+        pairs: the table.
+        modalities: the columns.
+        folder: where its files must lie, if anywhere.
+    """
+    home = Home(folder) if folder is not None else None
+    columns = {modality: pairs.columns[modality] for modality in modalities}
+    kept: list[int] = []
+    set_aside = list(pairs.set_aside)
+    first: dict[tuple[Item | None, ...], int] = {}
+    for index, (row, items) in enumerate(zip(pairs.rows, zip(*columns.values(), strict=True), strict=True)):
+        fault = _fault(dict(zip(modalities, items, strict=True)), home)
+        if fault is None and items in first:
+            other = first[items]
+            leak = pairs.split is not None and split_name(pairs.split[index]) != split_name(pairs.split[other])
+            fault = (modalities[0], f"the same as row {pairs.rows[other]}{', of another split' if leak else ''}")
+        if fault is None:
+            first[items] = index
+            kept.append(index)
+        else:
+            column, reason = fault
+            set_aside.append(SetAside(row, column, str(columns[column][index] or "")[:200], reason))
+    if not kept:
+        why = f" (row {set_aside[0].row}: {set_aside[0].reason}: {set_aside[0].item})" if set_aside else ""
+        remedy = "mend the table; paths in it are relative to its own folder"
+        if set_aside and set_aside[0].reason == LEAVES:
+            remedy = (
+                "move the files into the table's folder or, if you trust the table, add --outside (in Python: outside=True)"
+            )
+        raise BridgekitError(
+            f"none of the {len(set_aside):,} rows can be used{why}",
+            where=pairs.source,
+            remedy=remedy,
+        )
+    split = pairs.split if pairs.split and any(pairs.split) else None
+    group = pairs.group if pairs.group and any(pairs.group) else None
+    named = None if split is None else tuple(split_name(cell) for cell in split)
+    return Pairs(columns, pairs.source, pairs.rows, named, group, tuple(set_aside)).take(kept)
+
+
+def _fault(items: Mapping[str, Item | None], home: Home | None) -> tuple[str, str] | None:
+    """The column and the reason why a row cannot be used, or None."""
+    holes = [modality for modality, item in items.items() if item is None]
+    if len(items) - len(holes) < min(2, len(items)):
+        return holes[0], f"no item in this column, and a pair needs two of {', '.join(items)}"
+    for modality, item in items.items():
+        if not isinstance(item, Path):
+            continue
+        try:
+            if home and not home.holds(item):
+                return modality, LEAVES
+            file_size(item)
+        except ItemError as error:
+            return modality, error.what
+        except (OSError, ValueError) as error:  # from `holds`, of a name that no file can have
+            return modality, unreadable(item, error).what
+    return None

@@ -1,0 +1,148 @@
+"""Which rows to train, validate and test on, and which rows are related."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from bridgekit.encoders import TEXT
+from bridgekit.errors import BridgekitError
+from bridgekit.pairs import Content, Pairs
+
+MIN_ROWS = 10  # to train at all, with at least one row each for validation and test
+
+_TRAIN = ("train", "training")
+_VAL = ("val", "valid", "validation", "dev")
+
+
+def split_pairs(pairs: Pairs, seed: int, content: Content) -> tuple[str, ...]:
+    """Split rows into train, val and test.
+
+    A table's own split is kept. Without one, rows go to train, val and test as 80 : 10 : 10. Rows that share a file or a
+    group stay together, so that no test item was trained on; a text may repeat across splits, as class names do. In a table
+    with a train split and no val split, a tenth of the train rows become val, by the same rule.
+
+    Arguments:
+        pairs: the table, n rows.
+        seed: random seed. The same seed gives the same splits.
+        content: modality to n ids: rows with the same id hold the same item. Negative for a hole.
+
+    Returns:
+        n names: `train`, `val`, and any other name for a test split.
+
+    Raises:
+        BridgekitError: there are fewer than 10 rows, no row to train on, or rows share so much that they cannot be split.
+    """
+    count = len(pairs)
+    if count < MIN_ROWS:
+        rows = "1 row is" if count == 1 else f"{count} rows are"
+        remedy = "add pairs"
+        if pairs.set_aside:
+            first = pairs.set_aside[0]
+            remedy += f"; {len(pairs.set_aside)} were set aside, the first in row {first.row}: {first.reason}"
+        raise BridgekitError(
+            f"{rows} too few to train on: at least {MIN_ROWS} are needed, and useful results take a few hundred",
+            where=pairs.source,
+            remedy=remedy,
+        )
+    names = ["train"] * count if pairs.split is None else [split_name(name) for name in pairs.split]
+    if "train" not in names:
+        raise BridgekitError(
+            f"no row is in the train split; the splits are {', '.join(dict.fromkeys(names))}",
+            where=pairs.source,
+            remedy="write `train` in the column `split` of the rows to train on, or leave the column out",
+        )
+    if "val" in names:
+        return tuple(names)
+    free = [row for row in range(count) if names[row] == "train"]
+    wanted = ("val", "test") if pairs.split is None else ("val",)
+    components = _components(pairs, content, free)
+    if len(components) <= len(wanted):
+        raise BridgekitError(
+            f"the rows to train on cannot be split into train, {' and '.join(wanted)}: they share files or groups",
+            where=pairs.source,
+            remedy="add a column `split`, or rows that share no file or group with these",
+        )
+    order = np.random.default_rng(seed).permutation(len(components)).tolist()
+    # A target of at most a split's share of the rows outside the largest component leaves rows for every split.
+    largest = max(map(len, components))
+    target = max(1, min(round(len(free) / 10), (len(free) - largest) // len(wanted)))
+    for name in wanted:
+        room = target
+        chosen = []
+        for at in order:
+            if len(components[at]) <= room:
+                chosen.append(at)
+                room -= len(components[at])
+        # Where every component is larger than the target, the smallest is closest to it.
+        chosen = chosen or [min(order, key=lambda at: len(components[at]))]
+        taken = set(chosen)
+        order = [at for at in order if at not in taken]
+        for at in chosen:
+            for row in components[at]:
+                names[row] = name
+    return tuple(names)
+
+
+def relation_keys(pairs: Pairs, content: Content) -> npt.NDArray[np.int64]:
+    """Keys that related rows share, so that neither is ever used as the other's negative: the same item, or the same group.
+
+    Arguments:
+        pairs: the table, n rows.
+        content: modality to n ids: rows with the same id hold the same item. Negative for a hole.
+
+    Returns:
+        int64 of shape (n, k): a column for each modality, in the table's order, and a last one if it has groups. Two rows
+        are related where any column holds the same id, not negative, for both. An id means nothing in another column.
+    """
+    columns = [np.asarray(content[modality], np.int64) for modality in pairs.modalities]
+    if pairs.group is not None:
+        columns.append(np.asarray(_group_ids(pairs.group), np.int64))
+    return np.stack(columns, axis=1)
+
+
+def _group_ids(group: Sequence[str]) -> list[int]:
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(name, len(numbers)) if name else -1 for name in group]
+
+
+def _components(pairs: Pairs, content: Content, rows: Sequence[int]) -> list[list[int]]:
+    """These rows as connected components, in order of their first rows: rows that share a file or a group are connected."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    links = [content[modality] for modality in pairs.modalities if modality != TEXT]
+    if pairs.group is not None:
+        links.append(_group_ids(pairs.group))
+    here = np.arange(len(rows))
+    connected = [here]
+    for ids in links:  # each row is connected to the first row with its id
+        own = np.asarray(ids)[rows]
+        _, first, place = np.unique(own, return_index=True, return_inverse=True)
+        connected.append(np.where(own < 0, here, first[place]))
+    ends = np.tile(here, len(connected)), np.concatenate(connected)
+    graph = coo_array((np.ones(len(ends[0])), ends), shape=(len(rows), len(rows)))
+    _, labels = connected_components(graph, directed=False)
+    components: dict[int, list[int]] = {}
+    for row, label in zip(rows, labels.tolist(), strict=True):
+        components.setdefault(label, []).append(row)
+    return list(components.values())
+
+
+def split_name(cell: str) -> str:
+    """The canonical name of a split: `train`, `val`, or as the table has it."""
+    name = cell.strip().lower()
+    if name in ("", *_TRAIN):
+        return "train"
+    return "val" if name in _VAL else name
+
+
+#: Splits that metrics are not reported on.
+NOT_TESTS = ("train", "val")
+
+
+def test_splits(split: Sequence[str]) -> list[str]:
+    """The names of the splits that metrics are reported on, in the table's order."""
+    return [name for name in dict.fromkeys(split) if name not in NOT_TESTS]

@@ -1,0 +1,78 @@
+"""Writing a table of pairs that `read_pairs` reads."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bridgekit.encoders import Item
+from bridgekit.errors import BridgekitError
+from bridgekit.pairs import Pairs
+from bridgekit.storage.cache import write_atomically
+
+#: Formats that a chosen table can be written in.
+FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+
+
+def write_pairs(pairs: Pairs, path: Path) -> None:
+    """Write a table that `read_pairs` reads: a column for each modality, and `split` and `group` where there are such.
+
+    Arguments:
+        pairs: the table.
+        path: ends in .csv, .tsv, .jsonl, .ndjson or .parquet. An older file is replaced.
+
+    Raises:
+        BridgekitError: another ending, or the place cannot be written.
+    """
+    check_place(path, pairs.source)
+    folder = path.parent.absolute()
+    columns: dict[str, Sequence[str | None]] = {
+        modality: [_cell(item, folder) for item in items] for modality, items in pairs.columns.items()
+    }
+    for name, cells in (("split", pairs.split), ("group", pairs.group)):
+        if cells is not None:
+            columns[name] = [cell or None for cell in cells]
+    write_atomically(path, lambda aside: _write(columns, path.suffix.lower(), aside))
+
+
+def _write(columns: Mapping[str, Sequence[str | None]], suffix: str, path: Path) -> None:
+    if suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()}), path)
+        return
+    rows = zip(*columns.values(), strict=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if suffix in (".csv", ".tsv"):
+            writer = csv.writer(file, delimiter="," if suffix == ".csv" else "\t")
+            writer.writerow(columns)
+            writer.writerows(rows)
+        else:
+            for row in rows:
+                there = {name: cell for name, cell in zip(columns, row, strict=True) if cell is not None}
+                file.write(json.dumps(there, ensure_ascii=False) + "\n")
+
+
+def _cell(item: Item | None, folder: Path) -> str | None:
+    """An item as a table in a folder names it."""
+    if not isinstance(item, Path):
+        return item
+    path = item.absolute()
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+def check_place(path: Path, source: object) -> None:
+    """Raise BridgekitError unless a table can be written to a path and would not replace the one it is made of."""
+    if path.suffix.lower() not in FORMATS:
+        raise BridgekitError(
+            f"a table cannot be written as {path.suffix or 'a file without an ending'}",
+            where=str(path),
+            remedy=f"use {', '.join(FORMATS)}",
+        )
+    if isinstance(source, str | Path) and path.exists() and Path(source).exists() and path.samefile(source):
+        raise BridgekitError(
+            "the chosen rows would replace the table they are from", where=str(path), remedy="give another --out"
+        )
