@@ -54,7 +54,7 @@ def fusemix(encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, seed
 
 def without_mixup(preset: Preset) -> Preset:
     """The same training, mixup off."""
-    return replace(preset, alpha=0.0, alpha_end=0.0)
+    return replace(preset, alpha=0.0)
 
 
 def spread(values: Sequence[float]) -> str:

@@ -70,7 +70,8 @@ def test_align_then_search_then_info_then_eval_then_embed(run: Run, tmp_path: Pa
     code, out, _ = run("align", "--a", "audio", "--b", "text", "--pairs", "pairs.csv")
     assert code == 0
     assert "FuseMix" in out
-    assert "untrained" in out
+    assert "random" in out
+    assert "closed-form start" in out
     assert "linear" in out
     assert "bridges/audio-text" in out
     assert "bridgekit search" in out
