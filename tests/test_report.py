@@ -192,7 +192,7 @@ def test_rows_set_aside_and_few_queries_are_said_before_the_figures(tmp_path: Pa
     caveats = page[page.index('id="caveats"') : page.index('id="recall"')]
     assert "1 of 121 rows were set aside" in caveats
     assert "audio → text (test, 12), text → audio (test, 7)" in caveats
-    assert "one query is up to 14.3% of them" in caveats
+    assert "a single query shifts recall by up to 14.3 percentage points" in caveats
     assert "there is no such file" in page[page.index('id="data"') :]
 
 

@@ -170,7 +170,8 @@ def _interval(share: float, queries: int) -> tuple[float, float]:
     """The 95% confidence interval of a share of some queries (Wilson, 1927)."""
     from scipy.stats import binomtest
 
-    low, high = binomtest(round(share * queries), queries).proportion_ci(method="wilson")
+    count = max(1, queries)  # a stranger's metrics may say 0
+    low, high = binomtest(round(share * count), count).proportion_ci(method="wilson")
     return low, high
 
 
