@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,33 @@ class TrainedOn:
 
     Arguments:
         source: its path or name, as it was given.
-        modalities: those of its columns that were used.
-        seed: which its rows were split by, where it has no splits of its own.
-        bound: the modality that was bound to the bridge with it, or None for the table that the bridge began with.
+        modalities: the columns that were used.
+        seed: the random seed of its splits, where the table has none of its own.
+        bound: the modality that was bound to the bridge with it, or None for the bridge's first table.
     """
 
     source: str
     modalities: tuple[str, ...]
     seed: int
     bound: str | None
+
+
+def trained_on(provenance: Mapping[str, Any], modalities: Sequence[str]) -> list[TrainedOn]:
+    """The tables that a bridge was trained on: the first one, and one for each modality that was bound to it later.
+
+    Arguments:
+        provenance: the bridge's.
+        modalities: all of the bridge's, for a table that does not say which it has.
+    """
+    return [
+        TrainedOn(
+            str(table.get("pairs", "")),
+            tuple(table.get("modalities", modalities)),
+            int(table.get("seed", 0)),
+            table.get("modality"),
+        )
+        for table in (provenance, *provenance.get("bound", ()))
+    ]
 
 
 def command_line() -> str:
