@@ -1,6 +1,6 @@
-"""Reading audio, images and text from disk, so that a file is either read whole or refused with a reason.
+"""Reading audio, images and text: a file is either read whole or refused with a reason.
 
-Sounds and pictures are decoded in separate processes (`decoding.isolation`): a file that crashes a decoder costs one item.
+Audio and images are decoded in separate processes (`decoding.isolation`): a file that crashes a decoder costs one item.
 """
 
 from __future__ import annotations
@@ -13,86 +13,86 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bridgekit.decoding.files import file_size, opened, unreadable
+from bridgekit.decoding.files import opened, unreadable
 from bridgekit.decoding.isolation import decode
 from bridgekit.encoders import Item
 from bridgekit.errors import ItemError
 
-#: Characters of a text: a long novel. A tokenizer holds some sixty bytes a character, and no encoder reads so far.
+#: Characters of a text: a long novel. A tokenizer takes about 60 bytes per character, and no encoder reads that far.
 MAX_TEXT = 1_000_000
 
 _BLOCK = 1 << 18  # bytes hashed at a time
-_BROKEN = re.compile("[\0\ud800-\udfff]")  # NUL, or half a surrogate pair
+_BROKEN = re.compile("[\0\ud800-\udfff]")  # NUL, or a lone surrogate
 
 
 def read_audio(path: Path, sample_rate: int) -> npt.NDArray[np.float32]:
-    """Decode a sound file: WAV, FLAC, Ogg, MP3 and whatever else libsndfile knows, at any rate, with any channels.
+    """Decode an audio file: WAV, FLAC, Ogg, MP3 and whatever else libsndfile reads, at any rate, with any number of channels.
 
     Arguments:
         path: the file.
-        sample_rate: samples a second of the result.
+        sample_rate: sample rate of the result, in Hz.
 
     Returns:
         float32 samples of shape (n,) with n > 0, full scale at -1 and 1; channels are averaged.
 
     Raises:
-        ItemError: there is no such file; it is not audio, is empty, is cut short or damaged, holds samples that are no
-            numbers, claims to last over four hours or to have less than 100 or over 1,000,000 samples a second; or it
-            takes a decoder too long, or too much memory, or crashes it (see `bridgekit.decoding.isolation`).
+        ItemError: there is no such file; it is not audio, is empty, is cut short or damaged, has samples that are not
+            finite, or claims to last over four hours or to have a sample rate below 100 Hz or above 1 MHz; or decoding takes
+            too long or too much memory, or crashes the decoder (see `bridgekit.decoding.isolation`).
     """
     return decode("audio", Path(path), lambda _, data: np.frombuffer(data, np.float32).copy(), sample_rate=sample_rate)
 
 
 def audio_seconds(path: Path, most: float) -> float:
-    """How long a sound file is, in seconds. It is decoded, little further than `most`, since its header may lie.
+    """The duration of an audio file in seconds. Its header may lie, so it is decoded, to a little beyond `most`.
 
     Raises:
         ItemError: as from `read_audio`.
     """
-    return decode("duration", Path(path), lambda told, _: float(told["seconds"]), most=most)
+    return decode("duration", Path(path), lambda facts, _: float(facts["seconds"]), most=most)
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decode a picture, upright, as people see it.
+    """Decode an image, upright.
 
     Arguments:
-        path: the file. Of an animation the first frame is taken.
+        path: the file. The first frame of an animation is taken.
 
     Returns:
-        An RGB picture: turned as its EXIF says, transparent parts on white, 16 bit grey scaled to 8 bit.
+        An RGB image: rotated by its EXIF orientation, transparency on white, 16-bit grey scaled to 8 bits.
 
     Raises:
-        ItemError: there is no such file; it is not a picture, is cut short or damaged, has over 100 megapixels, or a side
-            of less than 8 pixels; or it takes a decoder too long, or too much memory, or crashes it.
+        ItemError: there is no such file; it is not an image, is cut short or damaged, has over 100 megapixels, or a side
+            below 8 pixels; or decoding takes too long or too much memory, or crashes the decoder.
     """
-    return decode("image", Path(path), lambda told, data: Image.frombytes("RGB", tuple(told["size"]), data, "raw", "RGBX"))
+    return decode("image", Path(path), lambda facts, data: Image.frombytes("RGB", tuple(facts["size"]), data, "raw", "RGBX"))
 
 
 def read_text(item: Item) -> str:
-    """A text, stripped of the white space around it. A path is read as a UTF-8 file.
+    """A text, stripped of surrounding white space. A path is read as a UTF-8 file.
 
     Raises:
-        ItemError: there is nothing in it, or something that is no text (NUL bytes, half a surrogate pair), or over a million
-            characters.
+        ItemError: it is empty, has NUL bytes or lone surrogates, or over a million characters.
     """
     if isinstance(item, Path):
-        if file_size(item) > 4 * MAX_TEXT:  # bytes of UTF-8
-            raise _too_long(str(item))
-        with opened(item) as file:
-            try:
-                text = file.read().decode("utf-8-sig").strip()
-            except UnicodeDecodeError:
-                raise ItemError("this is not text in UTF-8", where=str(item), remedy="save it as UTF-8") from None
         where = str(item)
+        with opened(item) as file:
+            data = file.read(4 * MAX_TEXT + 1)
+        if len(data) > 4 * MAX_TEXT:  # a character has at most four bytes
+            raise _too_long(where)
+        try:
+            text = data.decode("utf-8-sig").strip()
+        except UnicodeDecodeError:
+            raise ItemError("this is not text in UTF-8", where=where, remedy="save it as UTF-8") from None
     else:
         text = item.strip()
         where = repr(text[:60])
     if len(text) > MAX_TEXT:
         raise _too_long(where)
     if not text:
-        raise ItemError("the text is empty", where=where, remedy="write a text, or remove the row")
+        raise ItemError("the text is empty", where=where, remedy="fill it in, or remove the row")
     if _BROKEN.search(text):
-        raise ItemError("the text holds NUL bytes or broken characters", where=where, remedy="save it anew as UTF-8")
+        raise ItemError("the text has NUL bytes or broken characters", where=where, remedy="save it again as UTF-8")
     return text
 
 
@@ -101,7 +101,7 @@ def _too_long(where: str) -> ItemError:
 
 
 def size_hint(item: Item) -> int:
-    """About how much work an item is, without reading it: bytes of a file (0 if it is missing), characters of a text."""
+    """Roughly how much work an item is, without reading it: bytes of a file (0 if it is missing), characters of a text."""
     if isinstance(item, str):
         return len(item)
     try:
@@ -111,7 +111,7 @@ def size_hint(item: Item) -> int:
 
 
 def content_hash(item: Item) -> bytes:
-    """SHA-256 of what an item holds, 32 bytes: of a file's bytes, whatever its name, or of a text without outer white space.
+    """SHA-256 of an item's content, 32 bytes: of a file's bytes, whatever its name, or of a text stripped of white space.
 
     Raises:
         ItemError: the file is missing or cannot be read.

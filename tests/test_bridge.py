@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,19 +94,19 @@ def test_a_missing_plugin_is_named_and_not_installed(tmp_path: Path, monkeypatch
 
 def test_every_kind_of_damage_is_one_clear_message(tmp_path: Path) -> None:
     untrained().save(tmp_path / "b")
-    story = (tmp_path / "b" / "bridge.json").read_text()
+    metadata = (tmp_path / "b" / "bridge.json").read_text()
     weights = (tmp_path / "b" / "adapters.safetensors").read_bytes()
     flipped = bytearray(weights)
     flipped[-5] ^= 1
-    newer = json.dumps({**json.loads(story), "format": 99})
+    newer = json.dumps({**json.loads(metadata), "format": 99})
     damages: list[tuple[str, bytes, str]] = [
         ("bridge.json", b"", "damaged"),
-        ("bridge.json", story[:100].encode(), "damaged"),
+        ("bridge.json", metadata[:100].encode(), "damaged"),
         ("bridge.json", b"[1, 2]", "damaged"),
         ("bridge.json", newer.encode(), "format 99"),
         ("bridge.json", json.dumps({"format": 1}).encode(), "damaged"),
-        ("bridge.json", story.replace('"dim": 8', '"dim": 9').encode(), "damaged"),
-        ("bridge.json", b"\xff\xfe" + story.encode("utf-16-le"), "damaged"),
+        ("bridge.json", metadata.replace('"dim": 8', '"dim": 9').encode(), "damaged"),
+        ("bridge.json", b"\xff\xfe" + metadata.encode("utf-16-le"), "damaged"),
         ("adapters.safetensors", weights[:-1], "damaged"),
         ("adapters.safetensors", bytes(flipped), "damaged"),
         ("history.jsonl", b"{", "damaged"),
@@ -118,6 +121,47 @@ def test_every_kind_of_damage_is_one_clear_message(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(BridgekitError, match="there is no"):
             Bridge.load(place)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("dim", 9, "`dim` must be 8, the width of `preset.shared_dim`"),
+        ("dim", True, "`dim` must be an integer from 1 to 65,536"),
+        ("temperature", "warm", "`temperature` must be a number from 0.00099 to 0.505"),
+        ("adapters_sha256", "A" * 64, "`adapters_sha256` must be a SHA-256"),
+        ("metrics", {}, "`metrics` must be a list"),
+        ("metrics", [{"split": "test"}], "`metrics[0].among` is missing"),
+        ("sides", {"a/b": {}}, "`sides` must be an object of 1 to 32 sides"),
+        ("sides.audio", {}, "`sides.audio.encoder` is missing"),
+        ("sides.audio.encoder", "x\x1b[31m:y", "`sides.audio.encoder` must be a name like provider:model"),
+        ("sides.audio.wings", 2, "`sides.audio.wings` must be left out"),
+        ("preset.epochs", 0, "`preset.epochs` must be an integer from 1 to 1,000,000,000"),
+        ("preset.pairing", "thirds", "`preset.pairing` must be one of halves, permutation"),
+        ("preset.wings", 2, "`preset.wings` must be left out"),
+        ("preset.lr?", 0.1, "`preset.lr?` must be left out"),
+        ("provenance.seed", -1, "`provenance.seed` must be an integer from 0"),
+        ("provenance.rows", {"train": "many"}, "`provenance.rows.train` must be a number"),
+        ("provenance.modalities", ["audio", ["text"]], "`provenance.modalities[1]` must be one of audio, text"),
+        ("provenance.bound", [{"fingerprint": ""}], "`provenance.bound[0].modality` is missing"),
+        (
+            "provenance.bound",
+            [{"modality": "text", "fingerprint": "", "bound": []}],
+            "`provenance.bound[0].bound` must be left",
+        ),
+    ],
+)
+def test_a_wrong_field_of_bridge_json_is_named_with_what_it_must_be(
+    tmp_path: Path, place: str, value: object, message: str
+) -> None:
+    untrained().save(tmp_path / "b")
+    file = tmp_path / "b" / "bridge.json"
+    metadata = json.loads(file.read_text())
+    *way, name = place.split(".")
+    functools.reduce(operator.getitem, way, metadata)[name] = value
+    file.write_text(json.dumps(metadata))
+    with pytest.raises(BridgekitError, match=re.escape(f"this bridge is damaged: in bridge.json, {message}")):
+        Bridge.load(tmp_path / "b")
 
 
 def test_overwriting_replaces_the_whole_folder(tmp_path: Path) -> None:

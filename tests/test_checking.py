@@ -196,7 +196,7 @@ def test_what_align_cannot_split_or_tell_apart_is_an_error(tmp_path: Path) -> No
     table = tone_table(tmp_path)
     rows = table.read_text().splitlines()
     table.write_text("\n".join(rows[:5]))
-    assert "too few to learn from" in found(check(table), "split", "error")[0].what
+    assert "too few to train on" in found(check(table), "split", "error")[0].what
     table.write_text("audio,text\n" + "\n".join(row.split(",")[0] + ",sound" for row in rows[1:]))
     assert "same text" in found(check(table), "variety", "error")[0].what
 

@@ -593,7 +593,7 @@ def test_two_aligns_to_one_place_and_two_binds_to_one_bridge_take_turns(tmp_path
     told = at_once(align_it, align_it)
     assert sorted(out for out, _ in told) == ["False\n", "True\n"]
     assert [len(err.splitlines()) for out, err in sorted(told)] == [0, 1]
-    assert "somebody else is writing" in "".join(err for _, err in told)
+    assert "another process is writing" in "".join(err for _, err in told)
     before = Bridge.load(tmp_path / "b")
     lines = (folder / "gallery.csv").read_text().splitlines()
     (folder / "gallery2.csv").write_text("\n".join(lines[:16]))

@@ -320,9 +320,8 @@ def test_a_missing_an_empty_and_a_wrong_kind_of_file_are_told_apart(tmp_path: Pa
     assert "empty" in refused(tmp_path / "empty.bin")
     assert "folder" in refused(tmp_path)
     assert "cannot be read" in refused(Path("a\0b"))
-    if hasattr(os, "mkfifo"):
-        os.mkfifo(tmp_path / "pipe")
-        assert "regular" in refused(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe")
+    assert "regular" in refused(tmp_path / "pipe")
 
 
 def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:

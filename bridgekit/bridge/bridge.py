@@ -1,11 +1,10 @@
-"""The bridge: the trained thing. It embeds items of its modalities into one space, and is saved as a readable folder."""
+"""The bridge, which training makes: it embeds items of its modalities into one space, and is saved as a readable folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,8 +18,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from bridgekit.bridge.card import model_card
-from bridgekit.bridge.format import FORMAT, read_history, read_story, read_tensors
-from bridgekit.bridge.provenance import TrainedOn
+from bridgekit.bridge.format import FORMAT, read_history, read_metadata, read_tensors
+from bridgekit.bridge.provenance import TrainedOn, trained_on
+from bridgekit.bridge.trust import check_encoder, check_table
 from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.fusion.adapter import Adapter, FrozenSide, FusionAdapter, project
@@ -30,15 +30,10 @@ from bridgekit.latents.encode import encode_items
 from bridgekit.plugins import load_encoder
 from bridgekit.progress import Report, silent
 from bridgekit.retrieval import search
-from bridgekit.storage.bounded import homes, is_within
 from bridgekit.storage.cache import check_writable, one_writer, put_back, write_folder_atomically
 from bridgekit.tables.seen import TrainingRows
 
-#: The option of an encoder, and, after `BRIDGEKIT_`, the environment variable, by which code from a model's repository may run.
-TRUST = "TRUST_REMOTE_CODE"
-#: After `BRIDGEKIT_`, the environment variable by which a loaded bridge may name tables and encoders anywhere on disk.
-OUTSIDE = "OUTSIDE"
-#: Before a modality, the name of its mean among the tensors.
+#: Prefix of the name of a modality's mean among the tensors.
 MEAN = "mean/"
 
 
@@ -49,8 +44,8 @@ class Side:
     Arguments:
         encoder: `provider:model`.
         revision: the encoder's exact weights and preprocessing at training time.
-        dim: the encoder's width.
-        frozen: whether the encoder's own latents are the shared space.
+        dim: width of the encoder's latents.
+        frozen: whether the encoder's latents are the shared space themselves, without an adapter.
     """
 
     encoder: str
@@ -61,7 +56,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Embedded:
-    """Embeddings of those items that could be used.
+    """Embeddings of the usable items in a list.
 
     Arguments:
         vectors: (n, dim) float32 at unit length, in order, without the failed ones.
@@ -88,14 +83,15 @@ class Bridge:
         sides: modality to its encoder.
         adapters: modality to its fusion adapter, in eval mode.
         preset: the hyperparameters that the adapters were trained with.
-        temperature: the learned one.
-        provenance: where the pairs came from, seed, versions, command, counts.
-        metrics: what evaluation found, as `evaluation.evaluate_splits` gives it.
+        temperature: the learned temperature.
+        provenance: where the pairs came from, random seed, versions, command, counts.
+        metrics: recall on held-out rows, as records of `evaluation.recall.evaluate_splits`.
         history: one record per validation during training.
         device: where adapters and encoders run.
-        means: modality to the mean of its training embeddings, (dim,). Their difference is the gap between modalities.
-        training_rows: what it was trained on.
-        folder: where it was loaded from, or None for one that was made here. Of a loaded one, paths are followed with care.
+        means: modality to the mean of its training embeddings, (dim,). Their difference is the modality gap.
+        training_rows: hashes of the rows that it was trained on.
+        folder: where it was loaded from, or None for a bridge made in this process. Paths that a loaded bridge names are
+            checked before they are opened, see `bridgekit.bridge.trust`.
     """
 
     sides: Mapping[str, Side]
@@ -120,54 +116,28 @@ class Bridge:
     @property
     def tables(self) -> list[TrainedOn]:
         """The tables that the bridge was trained on: the first one, and one for each modality that was bound to it later."""
-        return [
-            TrainedOn(
-                str(story.get("pairs", "")),
-                tuple(story.get("modalities", self.sides)),
-                int(story.get("seed", 0)),
-                story.get("modality"),
-            )
-            for story in (self.provenance, *self.provenance.get("bound", ()))
-        ]
+        return trained_on(self.provenance, tuple(self.sides))
 
     def table_of(self, modality: str) -> str:
-        """The source of the first of these tables that has a modality."""
+        """The source of the first of these tables that has a modality, or an empty string."""
         return next((table.source for table in self.tables if modality in table.modalities), "")
 
     def followed(self, source: str) -> str:
-        """A table that the bridge names, if it may be read unasked: whoever wrote the bridge chose the path.
-
-        It may be a plugin's source, or lie, all links followed, in the folder where this runs or in the bridge's own.
+        """`source`, a table that the bridge names, if it may be read without asking.
 
         Raises:
-            BridgekitError: it lies elsewhere.
+            BridgekitError: it may not, see `bridgekit.bridge.trust.check_table`.
         """
-        named_source = ":" in source and not os.path.lexists(source)
-        if source and not named_source and not self._may_follow(source):
-            raise BridgekitError(
-                "this bridge names a table outside this folder and its own, which is not read unasked",
-                where=source,
-                remedy="name it if you trust it (eval or report --pairs, search --among, generate --captions), "
-                f"or set BRIDGEKIT_{OUTSIDE}=yes",
-            )
+        check_table(source, self.folder)
         return source
 
-    def _may_follow(self, path: str | Path) -> bool:
-        """Whether a path that stands in the bridge may be followed; in one that was made here, all may."""
-        if self.folder is None or os.environ.get(f"BRIDGEKIT_{OUTSIDE}") == "yes":
-            return True
-        try:
-            return is_within(path, (*homes(Path()), *homes(self.folder)))
-        except (OSError, ValueError):
-            return False
-
     def weights_hash(self, modalities: Sequence[str]) -> str:
-        """SHA-256 over the adapters of some modalities: equal where they embed alike, bit for bit."""
-        whole = hashlib.sha256()
+        """SHA-256 of the weights of some modalities' adapters: equal exactly where they give the same embeddings."""
+        digest = hashlib.sha256()
         for modality in modalities:
             for name, tensor in self.adapters[modality].state_dict().items():
-                whole.update(f"{modality}.{name}".encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-        return whole.hexdigest()
+                digest.update(f"{modality}.{name}".encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def side(self, modality: str) -> Side:
         """One side.
@@ -185,19 +155,12 @@ class Bridge:
         """The side's frozen encoder, opened on first use.
 
         Raises:
-            BridgekitError: the installed encoder is not the one that the bridge was trained on, or it would run code that
-                comes with its weights, and the user has not said that this may be.
+            BridgekitError: the installed encoder is not the one that the bridge was trained on, or the user has to allow it
+                first, see `bridgekit.bridge.trust.check_encoder`.
         """
         side = self.side(modality)
         if modality not in self._encoders:
-            # A bridge may come from anyone: that its maker trusted some code does not mean that its user does.
-            if TRUST.lower() + "=yes" in side.encoder and os.environ.get(f"BRIDGEKIT_{TRUST}") != "yes":
-                raise BridgekitError(
-                    f"this bridge's encoder for {modality} runs code that comes with its weights",
-                    where=side.encoder,
-                    remedy=f"if you have read that code and trust it, set BRIDGEKIT_{TRUST}=yes",
-                )
-            self._check_paths(side)
+            check_encoder(side.encoder, self.folder)
             encoder = load_encoder(side.encoder, self.device)
             if encoder.revision != side.revision:
                 raise BridgekitError(
@@ -207,36 +170,24 @@ class Bridge:
                 )
             if (encoder.modality, encoder.dim) != (modality, side.dim):
                 raise BridgekitError(
-                    f"this bridge says that {side.encoder} encodes {modality}, {side.dim} wide",
-                    where=f"it encodes {encoder.modality}, {encoder.dim} wide",
+                    f"this bridge says that {side.encoder} encodes {modality} into {side.dim} dimensions",
+                    where=f"it encodes {encoder.modality} into {encoder.dim} dimensions",
                     remedy="copy the bridge again, or train it again",
                 )
             self._encoders[modality] = encoder
         return self._encoders[modality]
 
-    def _check_paths(self, side: Side) -> None:
-        """Refuse an encoder whose name is, or holds, a path outside this folder and the bridge's, unless the user allows it."""
-        for part in re.split("[:,=@+;|]", side.encoder):
-            path = Path(os.path.expanduser(part))  # noqa: PTH111  (Path's own fails for a user who is not there)
-            leads_away = path.is_absolute() or ".." in path.parts or (part != "" and os.path.lexists(path))
-            if leads_away and not self._may_follow(path):
-                raise BridgekitError(
-                    "this bridge names an encoder on disk outside this folder and its own, which is not opened unasked",
-                    where=side.encoder,
-                    remedy=f"if you trust the bridge, set BRIDGEKIT_{OUTSIDE}=yes, or run this where the encoder is",
-                )
-
     def project(self, modality: str, latents: Tensor) -> Tensor:
-        """Latents of one encoder, (n, d), into the shared space, (n, dim), at unit length."""
+        """Map latents of a modality's encoder, (n, d), into the shared space, (n, dim) at unit length."""
         return project(self.adapters[modality], latents)
 
     def embed(self, modality: str, items: Sequence[Item] | Item, *, report: Report = silent) -> Tensor:
-        """Items into the shared space.
+        """Embed items into the shared space.
 
         Arguments:
             modality: one of the bridge's.
-            items: paths, or strings for `text`; a single one counts as a list of one.
-            report: told how encoding goes on.
+            items: paths, or strings for `text`; a single item counts as a list of one.
+            report: gets the progress of encoding.
 
         Returns:
             (n, dim) float32 at unit length, in order.
@@ -246,47 +197,47 @@ class Bridge:
         """
         embedded = self.embed_usable(modality, items, report=report)
         for position, reason in embedded.failed.items():
-            raise ItemError(reason, where=str(_listed(items)[position])[:200], remedy="mend or leave out this item")
+            raise ItemError(reason, where=str(_as_list(items)[position])[:200], remedy="repair this item, or leave it out")
         return embedded.vectors
 
     def embed_usable(self, modality: str, items: Sequence[Item] | Item, *, report: Report = silent) -> Embedded:
-        """`embed`, with items that cannot be used left out and named."""
-        typed = [item if modality == TEXT else Path(item) for item in _listed(items)]
+        """`embed`, which leaves out items that cannot be used, and says which they are."""
+        typed = [item if modality == TEXT else Path(item) for item in _as_list(items)]
         encoder = self.encoder(modality)
         latents = encode_items(encoder, typed, progress=lambda done, total: report(f"encoding {modality}", done, total))
         usable = latents.ids >= 0
         vectors = self.project(modality, latents.matrix[torch.from_numpy(latents.ids[usable])])
         finite = vectors.isfinite().all(1)
-        beyond = dict.fromkeys(np.flatnonzero(usable)[~finite.numpy()].tolist(), "its embedding is not finite numbers")
-        return Embedded(vectors[finite], {**latents.failed, **beyond})
+        overflowed = dict.fromkeys(np.flatnonzero(usable)[~finite.numpy()].tolist(), "its embedding is not finite")
+        return Embedded(vectors[finite], {**latents.failed, **overflowed})
 
     def similarity(self, **items: Sequence[Item] | Item) -> Tensor:
         """Cosine similarities, for example `bridge.similarity(audio=["dog.wav"], text=["a dog", "rain"])`.
 
         Arguments:
-            items: one or two modalities with their items. One is compared with itself.
+            items: one or two modalities with their items. A single modality is compared with itself.
 
         Returns:
-            (n, m), the first modality's items by the second's.
+            (n, m): a row for each of the first modality's items, a column for each of the second's.
 
         Raises:
             ItemError: an item cannot be used.
         """
         if not 1 <= len(items) <= 2:
             raise TypeError("similarity() takes one or two modalities: similarity(audio=[...], text=[...])")
-        embedded = [self.embed(modality, things) for modality, things in items.items()]
+        embedded = [self.embed(modality, each) for modality, each in items.items()]
         return embedded[0] @ embedded[-1].T
 
     def expected(self, vectors: Tensor, among: Tensor, sharpness: float = 1.0) -> Tensor:
-        """What the contrastive model expects embeddings of one modality to belong to, among embeddings of another.
+        """The expected counterpart of each embedding among embeddings of another modality, under the contrastive model.
 
         Arguments:
             vectors: (n, dim) at unit length.
             among: (m, dim) at unit length, for example of all captions.
-            sharpness: multiplies the logits of the bridge's own softmax, which are similarities over its temperature.
+            sharpness: factor on the logits, which are similarities divided by the bridge's temperature.
 
         Returns:
-            (n, dim) at unit length: for each vector the mean of the others, weighted by that softmax.
+            (n, dim) at unit length: for each vector, the mean of `among` weighted by the softmax of the logits.
         """
         weights = (sharpness * vectors @ among.T / self.temperature).softmax(-1)
         return nn.functional.normalize(weights @ among, dim=-1)
@@ -302,17 +253,17 @@ class Bridge:
         through: tuple[str, Sequence[Item]] | None = None,
         report: Report = silent,
     ) -> list[list[Hit]]:
-        """The k nearest of some items of one modality to each query of another.
+        """The k nearest items of one modality to each query of another.
 
         Arguments:
-            modality: the queries'.
+            modality: of the queries.
             queries: paths or texts.
-            among_modality: the candidates'.
+            among_modality: of the candidates.
             among: the candidates. Those that cannot be used are left out.
-            k: how many hits a query.
-            through: a third modality and items of it, for example `("text", names)`: the query is replaced by what it is
-                expected to belong to among these. Two modalities that had no pairs of their own find each other better so.
-            report: told how encoding goes on.
+            k: hits per query.
+            through: a third modality and items of it, for example `("text", names)`: each query is replaced by its expected
+                counterpart among these (see `expected`). It helps two modalities that were never paired with each other.
+            report: gets the progress of encoding.
 
         Raises:
             ItemError: a query cannot be used.
@@ -342,14 +293,14 @@ class Bridge:
         overwrite: bool = False,
         grown_from: Path | None = None,
     ) -> Path:
-        """Write the bridge's folder whole: beside the final place first, then renamed.
+        """Write the bridge's folder atomically: aside first, then renamed into place.
 
         Arguments:
             path: the folder.
-            pictures: file name to PNG bytes, written with it.
-            overwrite: whether a bridge that is there already may be replaced.
-            grown_from: the folder of the bridge that this one has grown from: its pictures, report and conditioners hold
-                still, and go along.
+            pictures: file name to PNG bytes, written into the folder.
+            overwrite: whether an existing bridge may be replaced.
+            grown_from: folder of the bridge that this one extends: its pictures, report and conditioners stay valid and are
+                copied.
 
         Raises:
             BridgekitError: something is there that must not be replaced, or the place cannot be written.
@@ -362,7 +313,7 @@ class Bridge:
         }
         tensors |= {f"{MEAN}{modality}": mean.contiguous() for modality, mean in self.means.items()}
         weights = save(tensors, {"format": str(FORMAT)})
-        story = {
+        metadata = {
             "format": FORMAT,
             "sides": {modality: asdict(side) for modality, side in self.sides.items()},
             "dim": self.dim,
@@ -381,14 +332,14 @@ class Bridge:
                 for file in (*grown_from.glob("*.png"), *grown_from.glob("report.html")):
                     shutil.copyfile(file, aside / file.name)
                 if (grown_from / "conditioners").is_dir():
-                    for file in (grown_from / "conditioners").glob("[!.]*"):  # one that is being written now is left out
+                    for file in (grown_from / "conditioners").glob("[!.]*"):  # hidden ones are still being written
                         (aside / "conditioners").mkdir(exist_ok=True)
                         shutil.copyfile(file, aside / "conditioners" / file.name)
             for name, data in (pictures or {}).items():
                 (aside / name).write_bytes(data)
             shown = sorted(file.name for file in aside.glob("*.png"))
-            (aside / "README.md").write_text(model_card(self, folder.name, shown), encoding="utf-8")
-            (aside / "bridge.json").write_text(json.dumps(story, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            (aside / "README.md").write_text(model_card(metadata, folder.name, shown), encoding="utf-8")
+            (aside / "bridge.json").write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
         with one_writer(folder):
             check_free(folder, overwrite)
@@ -413,27 +364,27 @@ class Bridge:
                 try:
                     bridge = cls._load(path, device)
                 except BridgekitError:
-                    # Once is no proof: a writer may have been between its two renames, and somebody have put it back since.
+                    # One failure is no proof: it may have fallen between a writer's two renames, and been put back since.
                     if still_there() and failed:
                         raise
                     failed = still_there()
                 else:
                     if still_there():
                         return bridge
-            # It was replaced meanwhile: these were files of two bridges.
+            # The folder was replaced meanwhile, so the files read may be of two bridges: read again.
 
     @classmethod
     def _load(cls, path: str | Path, device: str) -> Bridge:
         folder = Path(path)
-        story = read_story(folder)
-        preset = Preset(**story["preset"])
-        sides = {modality: Side(**side) for modality, side in story["sides"].items()}
-        # Without memory for their tensors, which are then those of the file.
+        metadata = read_metadata(folder)
+        preset = Preset(**metadata["preset"])
+        sides = {modality: Side(**side) for modality, side in metadata["sides"].items()}
+        # Made without memory for their tensors, which are then taken from the file.
         with torch.device("meta"):
             adapters: dict[str, Adapter] = {
                 modality: FrozenSide(side.dim)
                 if side.frozen
-                else FusionAdapter(side.dim, story["dim"], preset.blocks, preset.expansion, preset.dropout)
+                else FusionAdapter(side.dim, metadata["dim"], preset.blocks, preset.expansion, preset.dropout)
                 for modality, side in sides.items()
             }
         shapes = {
@@ -441,8 +392,8 @@ class Bridge:
             for modality, adapter in adapters.items()
             for name, tensor in adapter.state_dict().items()
         }
-        means = {f"{MEAN}{modality}": (story["dim"],) for modality in sides}
-        tensors = read_tensors(folder, story["adapters_sha256"], shapes, means)
+        means = {f"{MEAN}{modality}": (metadata["dim"],) for modality in sides}
+        tensors = read_tensors(folder, metadata["adapters_sha256"], shapes, means)
         device = resolve_device(device)
         for modality, adapter in adapters.items():
             own = {name: tensors[f"{modality}.{name}"] for name in adapter.state_dict()}
@@ -452,9 +403,9 @@ class Bridge:
             sides,
             adapters,
             preset,
-            float(story["temperature"]),
-            story["provenance"],
-            story["metrics"],
+            float(metadata["temperature"]),
+            metadata["provenance"],
+            metadata["metrics"],
             read_history(folder),
             device,
             # In the sides' order: safetensors gives its tensors in any.
@@ -466,30 +417,29 @@ class Bridge:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[Callable[[], bool]]:
-    """Gives what tells whether the same folder is still at this place.
+    """Yields a function that says whether the same folder is still at this path.
 
-    The folder is open meanwhile: the number of one that is removed may go to the next at once, and the two look the same.
+    The folder is kept open meanwhile: otherwise its inode number, by which it is known, could go to the one that replaces it.
     """
     descriptor = None
-    with suppress(OSError):  # Windows opens no folders
-        descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
-    before = _identity(folder) if descriptor is None else os.fstat(descriptor).st_ino
+    with suppress(OSError):  # it is missing, or may not be listed
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    before = _inode(folder) if descriptor is None else os.fstat(descriptor).st_ino
     try:
-        yield lambda: _identity(folder) == before
+        yield lambda: _inode(folder) == before
     finally:
         if descriptor is not None:
             os.close(descriptor)
 
 
-def _identity(folder: Path) -> int | None:
-    """Which folder is at this place now, by its number on the disk."""
+def _inode(folder: Path) -> int | None:
     try:
         return folder.stat().st_ino
     except OSError:
         return None
 
 
-def _listed(items: Sequence[Item] | Item) -> list[Item]:
+def _as_list(items: Sequence[Item] | Item) -> list[Item]:
     return [items] if isinstance(items, (str, Path)) else list(items)
 
 
@@ -505,7 +455,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
         )
     if (folder / "bridge.json").exists() and not overwrite:
         raise BridgekitError(
-            "a bridge trained on other pairs or with other settings is there already",
+            "there is already a bridge here, trained on other pairs or with other settings",
             where=str(folder),
             remedy="choose another --out, or replace it with --overwrite",
         )

@@ -6,10 +6,9 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 from safetensors.torch import load
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from bridgekit.encoders import is_modality
 from bridgekit.errors import BridgekitError
-from bridgekit.fusion.fusemix import LambdaPer, Pairing
 from bridgekit.fusion.training import TEMPERATURE_BOUNDS, Preset
 from bridgekit.plain import plain
 from bridgekit.storage.bounded import (
@@ -32,42 +30,30 @@ from bridgekit.storage.bounded import (
 )
 
 FORMAT = 1
-MAX_STORY = 16 << 20  # bytes of bridge.json
+MAX_METADATA = 16 << 20  # bytes of bridge.json
 MAX_LINE, MAX_HISTORY = 64 << 10, 64 << 20  # bytes of a line of history.jsonl, and of all of it
 MAX_HEADER = 16 << 20  # bytes of the list of tensors in adapters.safetensors
 MAX_SIDES = 32
 MAX_DIM = 1 << 16
 MAX_TEXT = 4_096  # characters of a name, a path or a revision
-#: The smallest and the largest value of a preset's fields; of those not named here the bounds are 0 and a million.
-_PRESET_BOUNDS: Mapping[str, tuple[float, float]] = {
-    "shared_dim": (1, MAX_DIM),
-    "blocks": (0, 64),
-    "expansion": (0.01, 64),
-    "dropout": (0, 0.99),
-    "input_dropout": (0, 0.99),
-    "batch_size": (2, 1 << 40),
-    "epochs": (1, 1_000_000_000),
-    "lr": (0, 1e12),
-    "min_lr": (0, 1e12),
-    "temperature": (1e-6, 1e6),
-}
-_CHOICES = {"pairing": get_args(Pairing), "lambda_per": get_args(LambdaPer)}
-_SHA256 = re.compile("[0-9a-f]{64}")
-_RECALLS = ("recall@1", "recall@5", "recall@10")
+
+
+# ---- reading the files
 
 
 def damaged(folder: Path, why: str) -> BridgekitError:
-    """What is said of a bridge that is not as it should be."""
+    """The error for a bridge that cannot be used as it is."""
     return BridgekitError(f"this bridge is damaged: {why}", where=str(folder), remedy="copy it again, or train it again")
 
 
 def check_links(folder: Path) -> None:
-    """Refuse a bridge whose files are links to places outside its folder.
+    """Refuse a bridge with links that leave its folder.
 
-    Whoever binds to it or shares it would carry a copy of what they lead to, and conditioners would be written there.
+    Binding to it or sharing it would copy what they point to, and conditioners would be written there. The folder itself may
+    be reached through a link, and files in the hub's cache may be links into its blobs.
 
     Raises:
-        BridgekitError: there is such a link. A link to the folder itself is fine, and so is the hub's cache.
+        BridgekitError: there is such a link.
     """
     own = homes(folder)
     try:
@@ -83,11 +69,11 @@ def check_links(folder: Path) -> None:
         )
 
 
-def read_story(folder: Path) -> dict[str, Any]:
-    """What `bridge.json` says, every field of the right kind and size.
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """The content of `bridge.json`, with every field checked for its type and range.
 
     Raises:
-        BridgekitError: there is no bridge, or it is damaged (the message names the field), or a newer version wrote it.
+        BridgekitError: there is no bridge, it is damaged (the message names the field), or a newer version wrote it.
     """
     file = folder / "bridge.json"
     if not os.path.lexists(file):
@@ -98,22 +84,22 @@ def read_story(folder: Path) -> dict[str, Any]:
         )
     check_links(folder)
     try:
-        story = read_json(file, MAX_STORY)
+        metadata = read_json(file, MAX_METADATA)
     except (OSError, ValueError) as error:
         raise damaged(folder, f"bridge.json cannot be read ({_reason(error)})") from None
-    if not isinstance(story, dict):
-        raise damaged(folder, "bridge.json is no JSON object")
-    version = story.get("format")
-    if isinstance(version, int) and not isinstance(version, bool) and version > FORMAT:
+    if not isinstance(metadata, dict):
+        raise damaged(folder, "bridge.json is not a JSON object")
+    version = metadata.get("format")
+    if _integer(FORMAT + 1, math.inf).holds(version):
         raise BridgekitError(
             f"this bridge has format {version}; this bridgekit reads format {FORMAT}",
             where=str(folder),
             remedy="install a newer bridgekit, from where this one came",
         )
-    wrong = next(_wrong(story), None)
-    if wrong:
-        raise damaged(folder, f"in bridge.json, {wrong}")
-    return story
+    fault = _fault(metadata)
+    if fault:
+        raise damaged(folder, f"in bridge.json, {fault}")
+    return metadata
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:
@@ -128,7 +114,7 @@ def read_history(folder: Path) -> list[dict[str, float]]:
             if line.strip():
                 record = parse_json(line, limit=MAX_LINE)
                 if not isinstance(record, dict) or not all(_is_number(value) for value in record.values()):
-                    raise OutOfBounds(f"line {number} is no JSON object of numbers")
+                    raise OutOfBounds(f"line {number} is not a JSON object of numbers")
                 records.append(record)
     except (OSError, ValueError) as error:
         raise damaged(folder, f"history.jsonl cannot be read ({_reason(error)})") from None
@@ -140,192 +126,205 @@ def read_tensors(
 ) -> dict[str, Tensor]:
     """The tensors of `adapters.safetensors`, all float32 and finite.
 
-    The list of what is in the file is compared with what must be in it, and its size with both, before any of it is read.
+    The file's header and size are compared with the tensors that must be in it before any of them is read.
 
     Arguments:
         folder: the bridge's.
-        sha256: the file's, by `bridge.json`.
-        shapes: name to shape of each tensor that must be there.
-        optional: of each that may be.
+        sha256: of the file, from `bridge.json`.
+        shapes: name to shape of the required tensors.
+        optional: name to shape of the tensors that may be there.
 
     Raises:
-        BridgekitError: it is not that file.
+        BridgekitError: the file is missing or is not the one that `bridge.json` describes.
     """
     wanted = sum(map(math.prod, shapes.values())) + sum(map(math.prod, optional.values()))
     try:
         with open_regular(folder / "adapters.safetensors") as file:
             size = os.fstat(file.fileno()).st_size
-            head = file.read(8)
-            length = int.from_bytes(head, "little")
-            if len(head) < 8 or length > min(size - 8, MAX_HEADER):
-                raise OutOfBounds("its list of tensors is longer than the file, or than may be")
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or length > min(size - 8, MAX_HEADER):
+                raise OutOfBounds("its header is longer than the file, or than a header may be")
             if size > 8 + length + 4 * wanted:
-                raise OutOfBounds(f"it has {size:,} bytes, more than its tensors can fill")
-            listed = file.read(length)
-            _check_listed(parse_json(listed), shapes, optional)
-            weights = head + listed + file.read(4 * wanted)
+                raise OutOfBounds(f"it has {size:,} bytes, more than its tensors need")
+            header = file.read(length)
+            _check_header(parse_json(header), shapes, optional)
+            weights = prefix + header + file.read(4 * wanted)
         if hashlib.sha256(weights).hexdigest() != sha256:
-            raise OutOfBounds("it is not the file that bridge.json describes: its SHA-256 is another")
+            raise OutOfBounds("its SHA-256 is not the one in bridge.json")
         tensors = load(weights)
     except Exception as error:  # safetensors has errors of its own; torch raises what it likes
         raise damaged(folder, f"adapters.safetensors cannot be used ({_reason(error)})") from None
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise damaged(folder, f"in adapters.safetensors, {name} holds numbers that are not finite")
+            raise damaged(folder, f"in adapters.safetensors, {name} has values that are not finite")
         if name.endswith(".std") and not bool((tensor > 0).all()):
-            raise damaged(folder, f"in adapters.safetensors, {name} holds deviations that are not above 0")
+            raise damaged(folder, f"in adapters.safetensors, {name} has standard deviations that are not above 0")
     return tensors
 
 
-def _check_listed(listed: Any, shapes: Mapping[str, tuple[int, ...]], optional: Mapping[str, tuple[int, ...]]) -> None:
-    if not isinstance(listed, dict):
-        raise OutOfBounds("its list of tensors is no JSON object")
+def _check_header(header: Any, shapes: Mapping[str, tuple[int, ...]], optional: Mapping[str, tuple[int, ...]]) -> None:
+    if not isinstance(header, dict):
+        raise OutOfBounds("its header is not a JSON object")
     for name in shapes:
-        if name not in listed:
+        if name not in header:
             raise OutOfBounds(f"it has no tensor {name}")
-    for name, told in listed.items():
+    for name, entry in header.items():
         if name == "__metadata__":
             continue
         shape = shapes.get(name, optional.get(name))
         if shape is None:
             raise OutOfBounds(f"it has a tensor {name[:100]!r}, which belongs to no side of this bridge")
-        if not isinstance(told, dict) or told.get("dtype") != "F32":
+        if not isinstance(entry, dict) or entry.get("dtype") != "F32":
             raise OutOfBounds(f"its tensor {name} is not float32")
-        if told.get("shape") != list(shape):
-            found = str(told.get("shape"))[:60]
-            raise OutOfBounds(f"its tensor {name} has the shape {found} where bridge.json makes it {list(shape)}")
+        if entry.get("shape") != list(shape):
+            raise OutOfBounds(f"its tensor {name} has the shape {str(entry.get('shape'))[:60]}, not {list(shape)}")
 
 
-# ---- the fields of bridge.json, a sentence for each that is wrong. Only the first is asked for: what is checked later relies
-# on what was checked before.
+def _reason(error: Exception) -> str:
+    text = why_no_json(error) if isinstance(error, ValueError) else getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split())[:200] or type(error).__name__
 
 
-def _wrong(story: Mapping[str, Any]) -> Iterator[str]:
-    if story.get("format") != FORMAT or isinstance(story["format"], bool):
-        yield f"`format` is not {FORMAT}"
-    yield from _wrong_sides(story.get("sides"))
-    yield from _wrong_preset(story.get("preset"))
-    if not _is_whole(story.get("dim"), 1, MAX_DIM):
-        yield f"`dim` is no whole number from 1 to {MAX_DIM:,}"
-    frozen = [side["dim"] for side in story["sides"].values() if side["frozen"]]
-    if any(dim != story["dim"] for dim in frozen or [story["preset"].get("shared_dim", Preset().shared_dim)]):
-        yield f"`dim` is {story['dim']}, and its {'frozen side' if frozen else 'preset'} says otherwise"
-    low, high = TEMPERATURE_BOUNDS
-    # A little beyond them: the learned one is clamped as a logarithm.
-    if not _is_number(story.get("temperature"), 0.99 * low, 1.01 * high):
-        yield f"`temperature` is no number from {low} to {high}"
-    if not isinstance(story.get("adapters_sha256"), str) or not _SHA256.fullmatch(story["adapters_sha256"]):
-        yield "`adapters_sha256` is no SHA-256 in hexadecimal"
-    yield from _wrong_provenance(story.get("provenance"), story["sides"])
-    yield from _wrong_metrics(story.get("metrics"))
+# ---- what bridge.json must hold
 
 
-def _wrong_sides(sides: object) -> Iterator[str]:
-    if not isinstance(sides, dict) or not 1 <= len(sides) <= MAX_SIDES:
-        yield f"`sides` is no object of 1 to {MAX_SIDES} modalities"
-        return
-    kinds: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-        "encoder": (lambda value: _is_name(value) and ":" in value[1:], "no name like provider:model"),
-        "revision": (_is_name, "no text of one line"),
-        "dim": (lambda value: _is_whole(value, 1, MAX_DIM), f"no whole number from 1 to {MAX_DIM:,}"),
-        "frozen": (lambda value: isinstance(value, bool), "neither true nor false"),
-    }
-    for modality, side in sides.items():
-        if not is_modality(modality):
-            yield f"`sides` has {modality[:60]!r}, which is no name of a modality"
-        if not isinstance(side, dict) or set(side) != set(kinds):
-            yield f"`sides.{modality}` is no object with the fields {', '.join(kinds)}"
-            return
-        for name, (good, reason) in kinds.items():
-            if not good(side[name]):
-                yield f"`sides.{modality}.{name}` is {reason}"
+class Rule(NamedTuple):
+    """What a value must be, in words, and the test for it."""
+
+    must_be: str
+    holds: Callable[[Any], bool]
 
 
-def _wrong_preset(preset: object) -> Iterator[str]:
-    if not isinstance(preset, dict):
-        yield "`preset` is no object"
-        return
-    known = {field.name: field.default for field in fields(Preset)}
-    for name, value in preset.items():
-        if name not in known:
-            yield f"`preset` has a field {name[:60]!r}, which this version does not know"
-        elif name in _CHOICES:
-            if value not in _CHOICES[name]:
-                yield f"`preset.{name}` is none of {', '.join(_CHOICES[name])}"
-        elif isinstance(known[name], bool):
-            if not isinstance(value, bool):
-                yield f"`preset.{name}` is neither true nor false"
-        else:
-            low, high = _PRESET_BOUNDS.get(name, (0, 1_000_000))
-            whole = isinstance(known[name], int)
-            if not (_is_whole if whole else _is_number)(value, low, high):
-                yield f"`preset.{name}` is no {'whole ' if whole else ''}number from {low:,} to {high:,}"
+#: Of a value, of an object's fields, or of each element of a list. A field `name?` may be missing; `*` is any other field.
+Schema = Rule | dict[str, "Schema"] | list["Schema"]
 
 
-def _wrong_provenance(story: object, sides: Mapping[str, Any], within: str = "provenance") -> Iterator[str]:
-    if not isinstance(story, dict):
-        yield f"`{within}` is no object"
-        return
-    for name in ("pairs", "fingerprint"):
-        if not isinstance(story.get(name, ""), str) or len(story.get(name, "")) > MAX_TEXT:
-            yield f"`{within}.{name}` is no text of at most {MAX_TEXT:,} characters"
-    modalities = story.get("modalities", [])
-    if not isinstance(modalities, list) or not all(_is_text(name) and name in sides for name in modalities):
-        yield f"`{within}.modalities` is no list of this bridge's modalities"
-    if not _is_whole(story.get("seed", 0), 0, 2**64 - 1):
-        yield f"`{within}.seed` is no whole number from 0"
-    for name in ("rows", "modality_gap", "pair_cosine"):
-        counts = story.get(name, {})
-        if not isinstance(counts, dict) or not all(_is_number(count) for count in counts.values()):
-            yield f"`{within}.{name}` is no object of numbers"
-    if not isinstance(story.get("bound", []), list):
-        yield f"`{within}.bound` is no list"
-        return
-    for number, bound in enumerate(story.get("bound", [])):
-        place = f"{within}.bound[{number}]"
-        yield from _wrong_provenance(bound, sides, place)
-        if bound.get("modality") not in sides or "fingerprint" not in bound or "bound" in bound:
-            yield f"`{place}` does not say which of this bridge's modalities was bound"
-
-
-def _wrong_metrics(metrics: object) -> Iterator[str]:
-    if not isinstance(metrics, list):
-        yield "`metrics` is no list"
-        return
-    for number, record in enumerate(metrics):
-        if not isinstance(record, dict):
-            yield f"`metrics[{number}]` is no object"
-            return
-        for name in ("split", "direction", "among", "method"):
-            if not _is_text(record.get(name)):
-                yield f"`metrics[{number}].{name}` is no text"
-        if len(record["direction"].split(" → ")) != 2:
-            yield f"`metrics[{number}].direction` does not name two modalities"
-        for name in ("queries", "candidates"):
-            if not _is_whole(record.get(name), 0, 2**53):
-                yield f"`metrics[{number}].{name}` is no whole number from 0"
-        if not all(_is_number(record.get(name), 0, 1) for name in _RECALLS):
-            yield f"`metrics[{number}]` has a recall that is no number from 0 to 1"
-        if not _is_number(record.get("median_rank"), 0, 2**53):
-            yield f"`metrics[{number}].median_rank` is no number from 0"
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= MAX_TEXT
-
-
-def _is_name(value: object) -> bool:
-    return _is_text(value) and plain(value) == value
-
-
-def _is_whole(value: object, low: float, high: float) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+def _faults(value: Any, schema: Schema, path: str = "") -> Iterator[str]:
+    """A sentence for each place where a value departs from its schema."""
+    if isinstance(schema, Rule):
+        if not schema.holds(value):
+            yield f"`{path}` must be {schema.must_be}"
+    elif isinstance(schema, list) and isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from _faults(each, schema[0], f"{path}[{number}]")
+    elif isinstance(schema, dict) and isinstance(value, dict):
+        prefix = f"{path}." if path else ""
+        known = {name.rstrip("?"): inner for name, inner in schema.items() if name != "*"}
+        for name in known:
+            if name in schema and name not in value:
+                yield f"`{prefix}{name}` is missing"
+        for name, each in value.items():
+            if (inner := known.get(name, schema.get("*"))) is not None:
+                yield from _faults(each, inner, prefix + name[:60])
+    else:
+        yield f"`{path}` must be {'a list' if isinstance(schema, list) else 'an object'}"
 
 
 def _is_number(value: object, low: float = -1e300, high: float = 1e300) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
-def _reason(error: Exception) -> str:
-    text = why_no_json(error) if isinstance(error, ValueError) else getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split())[:200] or type(error).__name__
+def _number(low: float, high: float) -> Rule:
+    return Rule(f"a number from {low:g} to {high:g}", lambda value: _is_number(value, low, high))
+
+
+def _integer(low: float, high: float) -> Rule:
+    return Rule(f"an integer from {low:,} to {high:,}", lambda value: isinstance(value, int) and _is_number(value, low, high))
+
+
+def _text(low: int) -> Rule:
+    what = f"a text of {low} to {MAX_TEXT:,} characters"
+    return Rule(what, lambda value: isinstance(value, str) and low <= len(value) <= MAX_TEXT)
+
+
+def _is_line(value: object) -> bool:
+    return _text(1).holds(value) and plain(value) == value
+
+
+def _one_of(names: Collection[str]) -> Rule:
+    return Rule(f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
+
+
+_BOOLEAN = Rule("true or false", lambda value: isinstance(value, bool))
+_NUMBERS: Schema = {"*": Rule("a number", _is_number)}
+_SHA256 = re.compile("[0-9a-f]{64}")
+_UNKNOWN = Rule("left out: this version does not know it", lambda _: False)
+
+_SIDE: Schema = {
+    "encoder": Rule("a name like provider:model", lambda value: _is_line(value) and ":" in value[1:]),
+    "revision": Rule(f"one line of at most {MAX_TEXT:,} characters", _is_line),
+    "dim": _integer(1, MAX_DIM),
+    "frozen": _BOOLEAN,
+    "*": _UNKNOWN,
+}
+
+#: The bounds of a preset's numbers; of those not named here, 0 and a million.
+_PRESET_BOUNDS: Mapping[str, tuple[float, float]] = {
+    "shared_dim": (1, MAX_DIM),
+    "blocks": (0, 64),
+    "expansion": (0.01, 64),
+    "dropout": (0, 0.99),
+    "input_dropout": (0, 0.99),
+    "batch_size": (2, 1 << 40),
+    "epochs": (1, 1_000_000_000),
+    "lr": (0, 1e12),
+    "min_lr": (0, 1e12),
+    "temperature": (1e-6, 1e6),
+}
+
+
+def _preset_rule(name: str, kind: Any) -> Rule:
+    if choices := get_args(kind):
+        return _one_of(choices)
+    if kind is bool:
+        return _BOOLEAN
+    return (_integer if kind is int else _number)(*_PRESET_BOUNDS.get(name, (0, 1_000_000)))
+
+
+_PRESET: Schema = {**{f"{name}?": _preset_rule(name, kind) for name, kind in get_type_hints(Preset).items()}, "*": _UNKNOWN}
+
+_METRIC: Schema = {
+    **dict.fromkeys(("split", "among", "method"), _text(1)),
+    "direction": Rule("two modalities, like audio → text", lambda value: _text(1).holds(value) and value.count(" → ") == 1),
+    **dict.fromkeys(("queries", "candidates"), _integer(0, 2**53)),
+    **dict.fromkeys(("recall@1", "recall@5", "recall@10"), _number(0, 1)),
+    "median_rank": _number(0, 2**53),
+}
+
+
+def _schema(modalities: Collection[str]) -> Schema:
+    """What the metadata of a bridge of these modalities must be."""
+    modality, (low, high) = _one_of(modalities), TEMPERATURE_BOUNDS
+    table: dict[str, Schema] = {
+        "pairs?": _text(0),
+        "fingerprint?": _text(0),
+        "modalities?": [modality],
+        "seed?": _integer(0, 2**64 - 1),
+        **dict.fromkeys(("rows?", "modality_gap?", "pair_cosine?"), _NUMBERS),
+    }
+    bound: Schema = {**table, "modality": modality, "fingerprint": _text(0), "bound?": Rule("left out", lambda _: False)}
+    return {
+        "format": Rule(str(FORMAT), _integer(FORMAT, FORMAT).holds),
+        "sides": dict.fromkeys(modalities, _SIDE),
+        "preset": _PRESET,
+        "dim": _integer(1, MAX_DIM),
+        "temperature": _number(0.99 * low, 1.01 * high),  # a little beyond: the learned one is clamped as a logarithm
+        "adapters_sha256": Rule("a SHA-256 in hexadecimal", lambda value: bool(_SHA256.fullmatch(str(value)))),
+        "provenance": {**table, "bound?": [bound]},
+        "metrics": [_METRIC],
+    }
+
+
+def _fault(metadata: Mapping[str, Any]) -> str | None:
+    """What is wrong with a bridge's metadata: the first wrong field and what it must be."""
+    sides = metadata.get("sides")
+    if not isinstance(sides, dict) or not 1 <= len(sides) <= MAX_SIDES or not all(map(is_modality, sides)):
+        return f"`sides` must be an object of 1 to {MAX_SIDES} sides, each under the name of its modality"
+    if fault := next(_faults(metadata, _schema(sides)), None):
+        return fault
+    frozen = [side["dim"] for side in sides.values() if side["frozen"]]
+    for width in frozen or [metadata["preset"].get("shared_dim", Preset.shared_dim)]:
+        if width != metadata["dim"]:
+            return f"`dim` must be {width}, the width of {'the frozen side' if frozen else '`preset.shared_dim`'}"
+    return None

@@ -1,18 +1,30 @@
-"""Decoding in processes of their own, so that a file that crashes a decoder, hangs it or eats its memory costs one item.
+"""Decodes strangers' files in separate processes: one that crashes a decoder, hangs it or exhausts its memory costs one item.
 
-The processes are started when first needed, one for each thread that reads at the same time, and are used again and again.
-Each has a cap on its memory, and a limit of time for each file. They end when the process that started them does.
+What is covered:
+- Crashes: a segmentation fault or an abort in a C decoder ends its process, and the item is refused.
+- Hangs: each file has a time limit, after which the parent kills the process. The process also has an alarm of its own.
+- Memory: each process has a cap on its address space on Linux. macOS does not enforce one.
+- Replies: bytes and JSON, nothing pickled. A decoder that a file has taken over cannot make the parent run code.
 
-What goes between the two: a line of JSON that asks, and in reply frames of two lengths (of data and of JSON, 8 bytes each),
-so much data, and so much JSON. The first frame with JSON is the last. Nothing is pickled.
+What is not covered:
+- This is not a sandbox. A decoder has the user's permissions: code that takes it over can use files and the network.
+- The parent's memory, which holds the decoded item, is not limited. Neither is disk space.
+
+Processes are started when first needed, one for each thread that decodes at the same time, and are reused. They end with their
+parent.
+
+A request is a line of JSON. A reply is a series of frames, each of two lengths (of its data and of its JSON, 8 bytes each), the
+data, and the JSON. The first frame with JSON is the last.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import json
 import os
+import resource
 import select
 import signal
 import struct
@@ -30,72 +42,71 @@ from bridgekit.errors import BridgekitError, ItemError
 T = TypeVar("T")
 B = TypeVar("B", bytearray, memoryview)
 
-#: What a decoder may take for one file, in seconds: so many, and so many more for each megabyte that the file has.
+#: The time limit for one file: seconds, and more seconds per megabyte of the file.
 SECONDS = 60.0
 SECONDS_PER_MB = 1.0
-#: What a decoder may hold, in bytes of addresses, its programs included. The largest picture allowed takes 2.5 GB (JPEG 2000
-#: with alpha, 100 megapixels), the longest sound 0.2 GB. Linux keeps to it; macOS and Windows have no such limit.
+#: Cap on a decoder's address space in bytes, its program included. The largest image allowed takes 2.5 GB (JPEG 2000 with
+#: alpha, 100 megapixels), the longest clip 0.2 GB. Linux enforces it, macOS does not.
 MEMORY_CAP = 3 << 30
 
 _START_SECONDS = 120.0
 _FRAME = struct.Struct("<QQ")
 _PIPE_SIZE = 1 << 20
-_STEP = 1 << 24  # bytes by which room for a reply grows
-_KEPT = 1 << 24  # bytes of room that is kept for the next reply
-_SET_PIPE_SIZE = 1031  # Linux's F_SETPIPE_SZ, which Python's fcntl names from 3.10 on, on Linux alone
+_STEP = 1 << 24  # bytes by which the buffer for a reply grows
+_KEPT = 1 << 24  # bytes of the buffer that are kept for the next reply
 
-# The search path is ours: `python -m` would look for modules in the working directory first, where anything may lie.
+# With our search path: `python -m` would look for modules in the working directory first, which may hold anything.
 _PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from bridgekit.decoding.isolation import serve; serve(int(sys.argv[1]))"
 _ENVIRONMENT = {
-    # One thread each, as decoders work side by side.
+    # One thread each, as decoders run in parallel.
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
-    # A memory pool that does not reserve addresses it may never use.
+    # A memory pool that does not reserve address space in advance.
     "ARROW_DEFAULT_MEMORY_POOL": "system",
-    # glibc would give the memory of each picture back and ask for it again with the next, and the system clears it each
-    # time: that took longer than decoding a photograph.
+    # glibc would return the memory of each image and request it again for the next, and the kernel zeroes it each time: that
+    # took longer than decoding a photograph.
     "MALLOC_MMAP_THRESHOLD_": str(_KEPT),
     "MALLOC_TRIM_THRESHOLD_": str(4 * _KEPT),
 }
 
 
-# ---- the process that asks
+# ---- the parent
 
 
 def decode(
     operation: str,
     path: Path,
     finish: Callable[[dict[str, Any], memoryview], T],
-    remedy: str = f"convert it anew, {AGAIN}",
+    remedy: str = f"convert it again, {AGAIN}",
     **options: object,
 ) -> T:
-    """Let a decoder process read a file.
+    """Decode a file in a decoder process.
 
     Arguments:
         operation: `audio`, `duration`, `image` or `parquet`.
         path: the file.
-        finish: makes the result of what the operation tells and of its data, which is gone when this returns.
-        remedy: what to do about a file that a decoder cannot bear.
+        finish: makes the result from the operation's facts and its data. The data is only valid during this call.
+        remedy: what to do about a file that crashes a decoder or exceeds its limits.
         options: the operation's.
 
     Raises:
-        ItemError: the file cannot be read, says the operation; or it crashed the decoder, took too long or too much memory.
+        ItemError: the operation refused the file; or the file crashed the decoder, or took too long or too much memory.
         BridgekitError: no decoder process can be started.
     """
     seconds = SECONDS + SECONDS_PER_MB * file_size(path) / 1e6
     whole = str(path if path.is_absolute() else Path.cwd() / path)  # a decoder has a working directory of its own
     try:
         with _pool.borrowed() as decoder:
-            told, data = decoder.ask({"operation": operation, "path": whole, "seconds": seconds, "options": options}, seconds)
+            facts, data = decoder.ask({"operation": operation, "path": whole, "seconds": seconds, "options": options}, seconds)
             with data:
-                if "what" not in told:
-                    return finish(told, data)
+                if "what" not in facts:
+                    return finish(facts, data)
     except _Ended as ended:
         raise ItemError(str(ended), where=str(path), remedy=remedy) from None
     raise ItemError(
-        told["what"],
-        where=str(path) + str(told["where"]).removeprefix(whole),
-        remedy=told["remedy"] or remedy,
+        facts["what"],
+        where=str(path) + str(facts["where"]).removeprefix(whole),
+        remedy=facts["remedy"] or remedy,
     )
 
 
@@ -105,40 +116,39 @@ def decoder_ids() -> list[int]:
 
 
 class _Ended(Exception):
-    """A decoder ended instead of answering; the message says why."""
+    """A decoder ended instead of replying; the message says why."""
 
 
 class _Decoder:
-    """A decoder process, seen from the process that asks."""
+    """A decoder process, as the parent sees it."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, str(MEMORY_CAP), *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # decoders in C grumble there
+            stderr=subprocess.DEVNULL,  # C decoders print warnings there
             bufsize=0,
             env={**os.environ, **_ENVIRONMENT},
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # on Windows, out of Ctrl-C's reach
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._requests, self._replies = self.process.stdin, self.process.stdout
-        self._room = bytearray()
+        self._buffer = bytearray()
         _widen(self._replies)
 
     def ask(self, request: Mapping[str, object] | None, seconds: float) -> tuple[dict[str, Any], memoryview]:
-        """Send a request and wait for the whole reply; without a request, for the word that the process has started.
+        """Send a request and wait for the whole reply; without a request, for the message that the process has started.
 
         Returns:
-            What is told, and the data, in a place where the next reply will lie.
+            The operation's facts and its data. The next reply overwrites the data.
 
         Raises:
-            _Ended: the process crashed, or had to be ended as it took longer than `seconds`.
+            _Ended: the process crashed, or was killed because it took longer than `seconds`.
         """
         self._until, self._limit = time.monotonic() + seconds, seconds
-        if len(self._room) > _KEPT:
-            self._room = bytearray()
+        if len(self._buffer) > _KEPT:
+            self._buffer = bytearray()
         if request is not None:
             try:
                 self._requests.write(json.dumps(request).encode() + b"\n")
@@ -146,31 +156,31 @@ class _Decoder:
                 raise self._ended() from None
         done = 0
         while True:
-            size, told = _FRAME.unpack(self._read(bytearray(_FRAME.size)))
-            while len(self._room) < done + size:
-                self._room += bytes(_STEP)
-            with memoryview(self._room)[done : done + size] as place:
+            size, length = _FRAME.unpack(self._read(bytearray(_FRAME.size)))
+            while len(self._buffer) < done + size:
+                self._buffer += bytes(_STEP)
+            with memoryview(self._buffer)[done : done + size] as place:
                 self._read(place)
             done += size
-            if told:
-                return json.loads(self._read(bytearray(told))), memoryview(self._room)[:done]
+            if length:
+                return json.loads(self._read(bytearray(length))), memoryview(self._buffer)[:done]
 
     def _read(self, place: B) -> B:
-        """Fill a place with what comes next."""
+        """Fill `place` with the next bytes of the reply."""
         with memoryview(place) as view:
             done = 0
             while done < len(view):
                 if not _is_readable(self._replies, self._until):
                     self.process.kill()
                     raise self._ended()
-                count = self._replies.readinto(view[done:])  # type: ignore[attr-defined]  # it is a raw file
+                count = self._replies.readinto(view[done:])  # type: ignore[attr-defined]  # a raw file
                 if not count:
                     raise self._ended()
                 done += count
         return place
 
     def _ended(self) -> _Ended:
-        """Why the process has ended, once it has."""
+        """Wait for the process to end; returns why it did."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=10)
         if time.monotonic() >= self._until:
@@ -178,19 +188,19 @@ class _Decoder:
         code = self.process.returncode
         name = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
         if name == "SIGKILL":
-            return _Ended("the decoder was killed (SIGKILL), by someone or for want of memory")
+            return _Ended("the decoder was killed (SIGKILL), by someone or because memory ran out")
         return _Ended(f"the decoder crashed on this file ({name})")
 
     def close(self) -> None:
-        """End the process. It keeps nothing that could be lost."""
+        """Kill the process. It holds nothing that could be lost."""
         self.process.kill()
         self.process.wait()
         self._close_pipes()
 
     def forget(self) -> None:
-        """Leave the process to the one that started it: this one is its fork."""
+        """Leave the process to the parent that started it: this process is a fork of that parent."""
         self._close_pipes()
-        self.process.returncode = 0  # or its going out of scope would warn of a process that is running still
+        self.process.returncode = 0  # or `Popen` would warn, when collected, that the process is still running
 
     def _close_pipes(self) -> None:
         for pipe in (self._requests, self._replies):
@@ -199,7 +209,7 @@ class _Decoder:
 
 
 class _Pool:
-    """This process's decoders: as many as were ever wanted at the same time."""
+    """This process's decoders: as many as were ever needed at the same time."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -208,7 +218,7 @@ class _Pool:
 
     @contextlib.contextmanager
     def borrowed(self) -> Iterator[_Decoder]:
-        """A decoder for one file. If the file ends it, or the wait is interrupted, it is not used again."""
+        """A decoder for one file. If the file ends it, or waiting is interrupted, it is not used again."""
         decoder = self._take()
         try:
             yield decoder
@@ -223,7 +233,7 @@ class _Pool:
                 decoder = self._idle.pop()
                 if decoder.process.poll() is None:
                     return decoder
-                self._drop(decoder)  # something ended it since its last file
+                self._drop(decoder)  # it was ended since its last file
         try:
             with self.lock:
                 decoder = _Decoder()
@@ -243,7 +253,7 @@ class _Pool:
         decoder.close()
 
     def close(self) -> None:
-        """End all decoders."""
+        """Kill all decoders."""
         with self.lock:
             decoders, self.decoders = self.decoders, []
             self._idle.clear()
@@ -251,7 +261,7 @@ class _Pool:
             decoder.close()
 
     def start_anew(self) -> None:
-        """In a fork: a request there would mix with its parent's."""
+        """Forget all decoders in a forked child, whose requests would mix with its parent's."""
         self.lock = threading.Lock()
         decoders, self.decoders, self._idle = self.decoders, [], []
         for decoder in decoders:
@@ -260,28 +270,21 @@ class _Pool:
 
 def _not_started(reason: str) -> BridgekitError:
     return BridgekitError(
-        f"no process that decodes files can be started ({reason})",
+        f"the process that decodes files cannot be started ({reason})",
         where=sys.executable,
         remedy="run `python -c 'import bridgekit.decoding.decoders'`, and check that memory and processes are available",
     )
 
 
 def _widen(pipe: Any) -> None:
-    """Let a pipe hold a picture of usual size, so that it goes over in one piece. Only Linux has this."""
+    """Let a pipe hold an image of usual size, so that it is sent in one piece. Only Linux has this."""
     if sys.platform == "linux":
-        import fcntl
-
         with contextlib.suppress(OSError):
-            fcntl.fcntl(pipe, _SET_PIPE_SIZE, _PIPE_SIZE)
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
 
 
 def _is_readable(pipe: Any, until: float) -> bool:
-    """Wait until there is something to read, or the pipe's end; False if there is not by then.
-
-    Windows cannot wait for a pipe. There the decoder's own alarm is what ends it.
-    """
-    if not hasattr(select, "poll"):
-        return True
+    """Wait for data or the end of a pipe; False if neither comes in time."""
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
     return bool(poll.poll(max(0.0, until - time.monotonic()) * 1000))
@@ -289,56 +292,55 @@ def _is_readable(pipe: Any, until: float) -> bool:
 
 _pool = _Pool()
 atexit.register(_pool.close)
-if hasattr(os, "register_at_fork"):
-    # The lock is held meanwhile, so that no pipe is half made when a process is forked.
-    os.register_at_fork(
-        before=lambda: _pool.lock.acquire(),
-        after_in_parent=lambda: _pool.lock.release(),
-        after_in_child=_pool.start_anew,
-    )
+# The lock is held during a fork, so that no decoder is half started then.
+os.register_at_fork(
+    before=lambda: _pool.lock.acquire(),
+    after_in_parent=lambda: _pool.lock.release(),
+    after_in_child=_pool.start_anew,
+)
 
 
-# ---- the process that decodes
+# ---- the decoder process
 
 
 def serve(memory_cap: int) -> None:
     """Answer requests from standard input until it ends.
 
     Arguments:
-        memory_cap: the most bytes of addresses that this process may use.
+        memory_cap: limit on this process's address space in bytes.
     """
     requests, replies = sys.stdin.buffer, _take_standard_output()
     _stand_alone(memory_cap)
-    import bridgekit.decoding.decoders  # noqa: F401  # so that no file waits for it
+    import bridgekit.decoding.decoders  # noqa: F401  # before the first file's time limit begins
 
-    with contextlib.suppress(BrokenPipeError):  # the process that asked has ended, and so may this one
-        _send(replies, told={"started": True})
+    with contextlib.suppress(BrokenPipeError):  # the parent has ended
+        _send(replies, facts={"started": True})
         for line in requests:
             request = json.loads(line)
             alarm = _Alarm(request["seconds"])
             try:
-                told = _answer(request, alarm, replies)
+                facts = _answer(request, alarm, replies)
             except MemoryError:
-                told = {"what": f"decoding it takes over {memory_cap / 2**30:g} GB of memory", "where": "", "remedy": None}
+                facts = {"what": f"decoding it takes over {memory_cap / 2**30:g} GB of memory", "where": "", "remedy": None}
             except BridgekitError as error:
-                told = {"what": error.what, "where": error.where, "remedy": error.remedy}
+                facts = {"what": error.what, "where": error.where, "remedy": error.remedy}
             except BrokenPipeError:
                 raise
             except Exception as error:  # a decoder may raise anything
-                told = {"what": f"it cannot be decoded ({type(error).__name__}: {error})", "where": "", "remedy": None}
-            _send(replies, told=told)
+                facts = {"what": f"it cannot be decoded ({type(error).__name__}: {error})", "where": "", "remedy": None}
+            _send(replies, facts=facts)
     os._exit(0)
 
 
 def _answer(request: Mapping[str, Any], alarm: _Alarm, replies: BinaryIO) -> dict[str, Any]:
-    """Send an operation's data piece by piece, so that little of it is held, and return what else it tells."""
+    """Send an operation's data piece by piece, so that little of it is in memory, and return its facts."""
     with alarm:
-        told, pieces = _OPERATIONS[request["operation"]](Path(request["path"]), **request["options"])
+        facts, pieces = _OPERATIONS[request["operation"]](Path(request["path"]), **request["options"])
     while True:
         with alarm:
             piece = next(pieces, None)
         if piece is None:
-            return told
+            return facts
         _send(replies, piece)
 
 
@@ -384,9 +386,9 @@ _OPERATIONS: dict[str, Callable[..., tuple[dict[str, Any], Iterator[Any]]]] = {
 
 
 class _Alarm:
-    """Ends this process after so many seconds within its `with` blocks, even in C code that never returns.
+    """Ends this process after a number of seconds in its `with` blocks, even in C code that never returns.
 
-    The time that the reader takes, who may have been stopped for a while, does not count.
+    Sending is outside these blocks: the time that the parent takes to read does not count, as it may have been stopped.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -394,25 +396,15 @@ class _Alarm:
 
     def __enter__(self) -> None:
         self._started = time.monotonic()
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, max(self._left, 0.001))
-        else:
-            import faulthandler
-
-            faulthandler.dump_traceback_later(max(self._left, 0.001), exit=True)
+        signal.setitimer(signal.ITIMER_REAL, max(self._left, 0.001))
 
     def __exit__(self, *_: object) -> None:
         self._left -= time.monotonic() - self._started
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        else:
-            import faulthandler
-
-            faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _send(replies: BinaryIO, data: Any = b"", told: Mapping[str, Any] | None = None) -> None:
-    text = b"" if told is None else json.dumps(told).encode()
+def _send(replies: BinaryIO, data: Any = b"", facts: Mapping[str, Any] | None = None) -> None:
+    text = b"" if facts is None else json.dumps(facts).encode()
     replies.write(_FRAME.pack(len(data), len(text)))
     replies.write(data)
     replies.write(text)
@@ -420,22 +412,18 @@ def _send(replies: BinaryIO, data: Any = b"", told: Mapping[str, Any] | None = N
 
 
 def _take_standard_output() -> BinaryIO:
-    """Standard output for replies alone: what a decoder in C prints there would garble them, and goes to standard error."""
+    """Reserve standard output for replies: what a C decoder prints there, which would garble them, goes to standard error."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return replies
 
 
 def _stand_alone(memory_cap: int) -> None:
-    """Cap this process's memory, and leave it out of what a terminal sends and what its parent ignored or blocked."""
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C is for the process that asks
-    if hasattr(signal, "SIGALRM"):
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    with contextlib.suppress(ImportError, ValueError, OSError):  # there is none on Windows; macOS takes no such limit
-        import resource
-
+    """Cap this process's memory, and detach it from the terminal's signals and from its parent's signal settings."""
+    os.setpgrp()  # Ctrl-C is for the parent
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    with contextlib.suppress(ValueError, OSError):  # macOS refuses such a limit
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         cap = memory_cap if hard == resource.RLIM_INFINITY else min(memory_cap, hard)

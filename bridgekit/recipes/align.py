@@ -15,28 +15,25 @@ from numpy.typing import NDArray
 from bridgekit.bridge.bridge import Bridge, Side, check_free
 from bridgekit.encoders import Encoder
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation.leaks import refuse_leaks
 from bridgekit.fusion.adapter import Adapter, FrozenSide
 from bridgekit.fusion.distributed import first_process_first, joined_processes, rank
 from bridgekit.fusion.training import PRESETS, Preset
 from bridgekit.hardware import resolve_device
-from bridgekit.latents.encoded import EncodedPairs, encode_pairs
+from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.pairs import Pairs
-from bridgekit.pictures import training_curves
 from bridgekit.progress import Report, progress_bars
 from bridgekit.recipes.fit import measure, measure_gap, train_encoded
 from bridgekit.recipes.outcome import (
     Alignment,
-    check_variety,
     checkpoint_of,
+    encode_and_split,
     fingerprint_of,
-    heat_maps,
     provenance_of,
     unseen_item,
 )
 from bridgekit.recipes.sides import TrainingOptions, choose_sides, open_encoders, open_pairs, select_pairs, takes
+from bridgekit.report.plots import heat_maps, training_curves
 from bridgekit.storage.cache import one_writer
-from bridgekit.tables.splits import split_pairs
 
 
 @dataclass(frozen=True)
@@ -110,11 +107,7 @@ def run_alignment(options: AlignOptions) -> Alignment:
             pairs = select_pairs(table, tuple(encoders), progress)
         with progress_bars(progress) as report:
             opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
-            with first_process_first():
-                encoded = encode_pairs(pairs, opened, report, strict=options.strict)
-            split = np.asarray(split_pairs(encoded.pairs, options.seed, encoded.ids))
-            refuse_leaks(encoded, split)
-            check_variety(encoded)
+            encoded, split = encode_and_split(pairs, opened, options, report)
             fingerprint = fingerprint_of(
                 encoded,
                 split,

@@ -7,34 +7,27 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bridgekit.bridge.bridge import Bridge, Side, check_free
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation.leaks import refuse_leaks
 from bridgekit.evaluation.recall import sides_of
 from bridgekit.fusion.distributed import first_process_first, joined_processes, rank
 from bridgekit.hardware import resolve_device
-from bridgekit.latents.encoded import EncodedPairs, encode_pairs
 from bridgekit.pairs import Pairs
-from bridgekit.pictures import training_curves
 from bridgekit.plugins import encoder_name, load_encoder, recorded_name
 from bridgekit.progress import progress_bars
 from bridgekit.recipes.fit import measure, measure_gap, train_encoded
 from bridgekit.recipes.outcome import (
     Alignment,
-    check_variety,
     checkpoint_of,
+    encode_and_split,
     fingerprint_of,
-    heat_maps,
     provenance_of,
     unseen_item,
 )
 from bridgekit.recipes.sides import TrainingOptions, takes
+from bridgekit.report.plots import heat_maps, training_curves
 from bridgekit.storage.cache import one_writer
 from bridgekit.tables.reading import Table, open_table
-from bridgekit.tables.splits import split_pairs
 
 
 @dataclass(frozen=True)
@@ -92,11 +85,7 @@ def run_binding(options: BindOptions) -> Alignment:
         bound = _is_bound(old, new, source)
         partners = _partners(old, new, table)
         encoders = {modality: old.encoder(modality) for modality in partners} | {new: encoder}
-        with first_process_first():
-            encoded = encode_pairs(table.pairs((*partners, new)), encoders, report, strict=options.strict)
-        encoded, split = _only_with(new, encoded, np.asarray(split_pairs(encoded.pairs, options.seed, encoded.ids)))
-        refuse_leaks(encoded, split)
-        check_variety(encoded)
+        encoded, split = encode_and_split(table.pairs((*partners, new)), encoders, options, report, needs=new)
         fingerprint = fingerprint_of(
             encoded,
             split,
@@ -207,15 +196,6 @@ def _without(modality: str, bridge: Bridge) -> Bridge:
         metrics=[record for record in bridge.metrics if modality not in sides_of(record)],
         provenance=provenance,
     )
-
-
-def _only_with(modality: str, encoded: EncodedPairs, split: NDArray[np.str_]) -> tuple[EncodedPairs, NDArray[np.str_]]:
-    """The rows that have an item of the modality: the others have nothing to teach it."""
-    rows = np.flatnonzero(encoded.ids[modality] >= 0)
-    if not len(rows):
-        raise BridgekitError(f"no row has {modality}", where=encoded.pairs.source)
-    ids = {name: each[rows] for name, each in encoded.ids.items()}
-    return EncodedPairs(encoded.pairs.take(rows), encoded.latents, ids, encoded.keys[rows]), split[rows]
 
 
 def _bound_before(folder: Path, fingerprint: str, device: str) -> Bridge | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from bridgekit.bridge.bridge import Bridge
-from bridgekit.bridge.card import command_line
+from bridgekit.bridge.provenance import command_line
 from bridgekit.diffusion.conditioner import (
     GAPS,
     Conditioner,

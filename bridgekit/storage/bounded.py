@@ -1,4 +1,4 @@
-"""Reading what others wrote without trusting its size, its depth, or that it is a file; and where a path really leads."""
+"""Reading what strangers wrote without trusting its size, its depth or that it is a file; and resolving where paths lead."""
 
 from __future__ import annotations
 
@@ -12,34 +12,49 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn
 
-#: Brackets within brackets. Nothing that bridgekit writes has more than six.
+#: Nesting of brackets. Nothing that bridgekit writes has more than six.
 DEPTH = 64
-#: Digits of a whole number. Nothing that is counted here has more than 20.
+#: Digits of an integer. No count here has more than 20.
 DIGITS = 40
 
-# A string to its end, or a bracket. An open string runs to the end of the text: looked for again, it would take n squared.
+# A string to its end, or a bracket. An open string runs to the end of the text, or searching would take quadratic time.
 _STRINGS_AND_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class OutOfBounds(ValueError):
-    """What was read is larger, deeper or of another kind than it may be. The message is a clause: `it has 9 bytes, ...`."""
+    """What was read is larger, deeper or of another kind than it may be. The message is a clause like `it has 9 bytes, ...`."""
 
 
 # ---- files
 
 
-def open_regular(path: Path) -> BufferedReader:
-    """A regular file, open for reading: never a named pipe, which would wait for ever, nor a device, which would never end.
+def regular_size(file: Path | int) -> int:
+    """The size in bytes of a regular file: not of a folder, a named pipe, which could block for ever, or an endless device.
+
+    Arguments:
+        file: its path, or an open descriptor of it.
 
     Raises:
         OutOfBounds: it is something else.
-        OSError: as from `open`.
+        OSError, ValueError: as from `Path.stat`.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    status = file.stat() if isinstance(file, Path) else os.fstat(file)
+    if not stat.S_ISREG(status.st_mode):
+        raise OutOfBounds("it is a folder, not a file" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
+    return status.st_size
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """A regular file, open for reading.
+
+    Raises:
+        OutOfBounds: it is something else.
+        OSError, ValueError: as from `open`.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without waiting for a named pipe's writer
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OutOfBounds("it is no regular file")
+        regular_size(descriptor)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -47,19 +62,19 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """All bytes of a regular file of at most `limit` bytes; of a larger one not one is read.
+    """All bytes of a regular file of at most `limit` bytes; nothing is read of a larger one.
 
     Raises:
-        OutOfBounds: it is larger, or no regular file.
-        OSError: as from `open`.
+        OutOfBounds: it is larger, or not a regular file.
+        OSError, ValueError: as from `open`.
     """
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
+        size = regular_size(file.fileno())
         if size > limit:
             raise OutOfBounds(f"it has {size:,} bytes, over {_amount(limit)}")
         data = file.read(size + 1)
     if len(data) > size:  # a file of /proc, for one, which says 0
-        raise OutOfBounds("it grows while it is read, or does not say how large it is")
+        raise OutOfBounds("it grows while it is read, or does not tell its size")
     return data
 
 
@@ -71,12 +86,12 @@ def _amount(limit: int) -> str:
 
 
 def check_stored(checkpoint: Path) -> None:
-    """Refuse a checkpoint of PyTorch's whose parts are compressed: it could unpack to a thousand times its size.
+    """Refuse a PyTorch checkpoint with compressed parts: it could unpack to a thousand times its size.
 
-    PyTorch itself never compresses them, and reads them all the same.
+    PyTorch never writes them, but reads them.
 
     Raises:
-        OutOfBounds: some are.
+        OutOfBounds: it has some.
     """
     if zipfile.is_zipfile(checkpoint):
         with zipfile.ZipFile(checkpoint) as parts:
@@ -88,16 +103,16 @@ def check_stored(checkpoint: Path) -> None:
 
 
 def parse_json(text: str | bytes, *, limit: int | None = None, lenient: bool = False) -> Any:
-    """What a JSON text says, if it is one that holds no surprise.
+    """Parse a JSON text within bounds.
 
     Arguments:
-        text: in UTF-8 if it is bytes.
-        limit: the most characters (or bytes).
-        lenient: whether NaN, infinity and half a surrogate pair are taken all the same, as in a table, where they cost a row.
+        text: if bytes, in UTF-8.
+        limit: the largest number of characters (or bytes).
+        lenient: accept NaN, infinity and lone surrogates, as in a table, where they cost one row.
 
     Raises:
-        OutOfBounds: it is longer, nested deeper than `DEPTH`, names a key twice, or holds a number or a text that nothing
-            can hold.
+        OutOfBounds: it is longer than `limit` or nested deeper than `DEPTH`, has a duplicate key, or a number or text that
+            cannot be represented.
         ValueError: it is not JSON, or not in UTF-8.
     """
     if limit is not None and len(text) > limit:
@@ -124,7 +139,7 @@ def read_json(path: Path, limit: int) -> Any:
 
 
 def why_no_json(error: ValueError) -> str:
-    """What `parse_json` found wrong, in words of the text itself."""
+    """What `parse_json` found wrong, as a clause about the text."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not in UTF-8"
     if not isinstance(error, json.JSONDecodeError):
@@ -151,47 +166,47 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise OutOfBounds(f"it names {twice[:60]!r} twice")
+        raise OutOfBounds(f"it has the key {twice[:60]!r} twice")
     return made
 
 
 def _whole(digits: str) -> int:
     if len(digits) > DIGITS:
-        raise OutOfBounds(f"it holds a number of {len(digits):,} digits")
+        raise OutOfBounds(f"it has a number of {len(digits):,} digits")
     return int(digits)
 
 
 def _finite(digits: str) -> float:
     number = float(digits)
     if number in (float("inf"), float("-inf")):
-        raise OutOfBounds(f"it holds the number {digits[:40]}, which is too large")
+        raise OutOfBounds(f"it has the number {digits[:40]}, which is too large")
     return number
 
 
 def _no_number(name: str) -> NoReturn:
-    raise OutOfBounds(f"it holds {name}, which is no number")
+    raise OutOfBounds(f"it has {name}, which is not a JSON number")
 
 
 def _check_texts(value: Any) -> None:
-    """Refuse half a surrogate pair, which no file and no terminal can be given."""
-    waiting = [value]
-    while waiting:
-        each = waiting.pop()
+    """Refuse lone surrogates, which cannot be written to a file or a terminal."""
+    left = [value]
+    while left:
+        each = left.pop()
         if isinstance(each, str) and _LONE_SURROGATE.search(each):
-            raise OutOfBounds(f"it holds a broken character ({each[:40]!a})")
+            raise OutOfBounds(f"it has a broken character ({each[:40]!a})")
         if isinstance(each, dict):
-            waiting += [*each.keys(), *each.values()]
+            left += [*each.keys(), *each.values()]
         elif isinstance(each, list):
-            waiting += each
+            left += each
 
 
 # ---- paths
 
 
 def homes(folder: Path) -> tuple[str, ...]:
-    """Where what is named relative to a folder may really lie: in the folder, wherever links have led to it.
+    """The real folders that files named relative to a folder may lie in: the folder itself, with links resolved.
 
-    In the hub's cache every file of a snapshot is a link into its repository's `blobs`: those are at home there too.
+    In the hub's cache every file of a snapshot is a link into its repository's `blobs`, so that folder counts too.
     """
     real = Path(os.path.realpath(folder))
     within = next((parent for parent in (real, *real.parents) if parent.parent.name == "snapshots"), None)
@@ -199,10 +214,10 @@ def homes(folder: Path) -> tuple[str, ...]:
 
 
 def is_within(path: str | Path, places: Iterable[str]) -> bool:
-    """Whether a path, all links followed, lies in one of these real folders. What does not exist lies where it would.
+    """Whether a path, with links resolved, lies in one of these real folders. It need not exist.
 
     Raises:
-        ValueError: no path can look so (NUL bytes, broken characters).
+        ValueError: it cannot be a path (NUL bytes, broken characters).
     """
     real = os.path.realpath(path)
     return any(real == place or real.startswith(place.rstrip(os.sep) + os.sep) for place in places)

@@ -1,4 +1,4 @@
-"""Where bridgekit keeps what it can make again, and how it writes files and folders so that nobody ever sees half of one."""
+"""The cache folder, and writing files and folders atomically: nobody ever sees half of one."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from uuid import uuid4
 from bridgekit.errors import BridgekitError
 from bridgekit.storage.locks import hold, locked
 
-#: What is written beside its place before it is there, and what waits there to be removed: a name, 32 digits, a word.
+#: What is being written, and what waits to be removed, lies beside its place as `.NAME.<32 hex digits>.part` or `.old`.
 PART, OLD = "part", "old"
 _ASIDE = re.compile(rf"\.(?P<name>.+)\.[0-9a-f]{{32}}\.(?P<kind>{PART}|{OLD})", re.DOTALL)
-#: Folders where this process has looked for what killed ones left behind.
+#: Folders where this process has already removed what killed processes left behind.
 _swept: set[Path] = set()
-#: Arguments of `renameat2` (Linux) and `renamex_np` (macOS): paths start from here; the two change places.
+#: Arguments of `renameat2` (Linux) and `renamex_np` (macOS): relative to the working directory; exchange the two.
 AT_FDCWD, RENAME_EXCHANGE, RENAME_SWAP = -100, 2, 2
 
 
@@ -36,15 +36,15 @@ def cache_folder() -> Path:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, own_folder: bool = False) -> None:
-    """Let `write` fill a file aside, flush it to the disk, then rename it onto `path`.
+    """Let `write` fill a temporary file, flush it to disk, then rename it to `path`.
 
-    A process killed at any moment leaves the old file or the new one, never a mixture. What else it leaves, the next process
-    that writes into the folder removes.
+    A process killed at any moment leaves the old file or the new one, never a mixture. Temporary files that it leaves are
+    removed by the next process that writes into the folder.
 
     Arguments:
-        path: the file. Folders that lack are made.
-        write: fills the file that it is given the path of.
-        own_folder: whether that file is to have a folder to itself, for a library that puts files of its own beside it.
+        path: the file. Missing folders are created.
+        write: fills the file whose path it is given.
+        own_folder: whether that file gets a folder to itself, for a library that puts files of its own beside it.
 
     Raises:
         BridgekitError: it cannot be written.
@@ -73,7 +73,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def write_folder_atomically(path: Path, fill: Callable[[Path], object]) -> None:
-    """Let `fill` fill a new folder aside, flush all of it to the disk, then put it in the place of an older one, if there is.
+    """Let `fill` fill a temporary folder, flush all of it to disk, then put it in place of `path`.
 
     A process killed at any moment leaves the old folder or the new one, whole.
 
@@ -100,40 +100,40 @@ def write_folder_atomically(path: Path, fill: Callable[[Path], object]) -> None:
 
 @contextmanager
 def one_writer(path: Path) -> Iterator[bool]:
-    """Let nobody else write a folder for as long as this lasts; whoever else wants to waits here, and says so.
+    """Be the only process that writes a folder in a `with` block. Others wait here, and say so.
 
-    Readers need not wait: they find the old folder, or the new one.
+    Readers need not wait: they find the old folder or the new one.
 
     Yields:
-        whether that is sure: some file systems have no locks, and where nothing can be written there is none either.
+        whether this is certain: some file systems have no locks, and neither does a place that cannot be written.
     """
     folder = real(path)
     missing = [parent for parent in folder.parents if not parent.exists()]
     with ExitStack() as stack:
         stack.callback(_remove_empty, missing)  # an error should leave no empty folders behind
         alone = False
-        with suppress(OSError):  # whatever is wrong, writing will tell
+        with suppress(OSError):  # writing will report what is wrong
             _make_folder(folder.parent)
-            lock = locked(folder.with_name(f".{folder.name}.lock"), f"somebody else is writing {path}")
+            lock = locked(folder.with_name(f".{folder.name}.lock"), f"another process is writing {path}")
             alone = stack.enter_context(lock)
-        if alone:  # so whatever lies aside is of killed processes
+        if alone:  # so whatever lies aside was left by killed processes
             put_back(folder)
-            for kind in (PART, OLD) if folder.exists() else (PART,):  # an old one that could not be put back may yet be
+            for kind in (PART, OLD) if folder.exists() else (PART,):  # an old folder that could not be put back yet stays
                 for left in _left(folder.parent, kind, folder.name):
                     _remove(left)
         yield alone
 
 
 def put_back(folder: Path) -> None:
-    """Let a folder be found again whose process was killed between the two renames of `_swap`."""
+    """Restore a folder whose writer was killed between the two renames of `_swap`."""
     if not folder.exists():
         for old in _left(folder.parent, OLD, folder.name):
-            with suppress(OSError):  # nothing can be written here, or somebody else has done it
+            with suppress(OSError):  # nothing can be written here, or another process has done it
                 old.rename(folder)
 
 
 def put_all_back(folder: Path) -> None:
-    """`put_back` for all that a folder has had in it."""
+    """`put_back` for everything in a folder."""
     for old in _left(folder, OLD):
         found = _ASIDE.fullmatch(old.name)
         assert found
@@ -141,9 +141,9 @@ def put_all_back(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise BridgekitError unless files may be written in a folder, which may have to be made."""
+    """Raise BridgekitError unless files may be written in a folder, which need not exist yet."""
     try:
-        # In the nearest folder that exists: a mistake found later should leave no empty folders behind.
+        # In the nearest folder that exists: an error found later should leave no empty folders behind.
         with tempfile.TemporaryFile(dir=next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())):
             return
     except OSError as error:
@@ -151,7 +151,7 @@ def check_writable(folder: Path) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> BridgekitError:
-    """What to tell the user of an error in writing to a place."""
+    """The error to show for a place that cannot be written."""
     what, place = error.strerror or str(error), path
     if isinstance(error, FileExistsError | NotADirectoryError):
         what = "there is a file where a folder should be"
@@ -163,7 +163,7 @@ def cannot_write(path: Path, error: OSError) -> BridgekitError:
 
 
 def real(path: Path) -> Path:
-    """The path without links: a folder has one lock, by whichever name it is called."""
+    """The path with links resolved: a folder has one lock, whatever path it is reached by."""
     return Path(os.path.realpath(path))
 
 
@@ -172,7 +172,7 @@ def _aside(path: Path, kind: str) -> Path:
 
 
 def _left(folder: Path, kind: str, name: str | None = None) -> list[Path]:
-    """What lies aside in a folder, for the place of that name or for any."""
+    """What lies aside in a folder, for the place of this name or for any."""
     if not folder.is_dir():
         return []
     found = [(entry.path, _ASIDE.fullmatch(entry.name)) for entry in os.scandir(folder)]
@@ -181,13 +181,10 @@ def _left(folder: Path, kind: str, name: str | None = None) -> list[Path]:
 
 @contextmanager
 def _writing_in(folder: Path) -> Iterator[None]:
-    """Share the folder's lock with all who write into it, once what killed ones left there is removed.
+    """Share the folder's lock with all who write into it, after removing what killed processes left there.
 
-    Whoever has that lock alone knows that nobody is writing: what lies aside then has nobody who will finish it.
+    Whoever holds that lock exclusively knows that nobody is writing: nobody will finish what lies aside then.
     """
-    if sys.platform == "win32":  # it neither opens folders nor has such locks
-        yield
-        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # no locks here: then nothing is removed
@@ -202,7 +199,7 @@ def _writing_in(folder: Path) -> Iterator[None]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a folder as far as it can be; what cannot may be removed another time."""
+    """Remove a file or a folder as far as possible; the rest may be removed another time."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -224,22 +221,20 @@ def _make_folder(folder: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Bring a file's content, or the names in a folder, to the disk. Not every system does so for folders."""
-    if sys.platform == "win32" and path.is_dir():
-        return
+    """Flush a file's content, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with suppress(OSError) if path.is_dir() else nullcontext():
+        with suppress(OSError) if path.is_dir() else nullcontext():  # not every file system does so for folders
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def _swap(aside: Path, folder: Path) -> None:
-    """Put `aside` in the place of `folder`, and an older one, with all that was put into it later, out of the way.
+    """Put `aside` in place of `folder`, and remove an older one with all that was put into it later.
 
-    There is a folder at every moment. Only where the system cannot let two change places there is none between two renames:
-    see `put_back`.
+    There is a folder at every moment, except where the system cannot exchange two folders: there it is missing between two
+    renames, see `put_back`.
     """
     if not folder.exists():
         aside.rename(folder)
@@ -254,7 +249,7 @@ def _swap(aside: Path, folder: Path) -> None:
             aside.rename(folder)
         except BaseException as error:
             put_back(folder)
-            # A reader may have put it back just then: once more.
+            # A reader may have put it back just then: try again.
             if not isinstance(error, OSError) or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
     for old in _left(folder.parent, OLD, folder.name):
@@ -262,9 +257,7 @@ def _swap(aside: Path, folder: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change places in one step; False where the system cannot."""
-    if sys.platform == "win32":
-        return False
+    """Exchange two folders in one step; False where the system cannot."""
     library = ctypes.CDLL(None, use_errno=True)
     first, second = os.fsencode(one), os.fsencode(other)
     if sys.platform == "darwin":

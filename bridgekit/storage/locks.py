@@ -1,11 +1,11 @@
-"""Locks that the system takes back when their holder ends, however it ends: none is ever left behind to block anybody."""
+"""Locks that the system releases when their holder ends, however it ends: none is left behind to block others."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,15 +13,15 @@ from pathlib import Path
 
 from bridgekit.progress import say
 
-#: What a file system without locks answers: some network ones, and those of some clusters.
+#: Errors of file systems that have no locks: some network and cluster file systems.
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EBADF, errno.EINVAL)
 
-#: The lock files that this process holds: the thread and the file, to the open file.
+#: The lock files that this process holds: thread and file to the open descriptor.
 _held: dict[tuple[int, Path], int] = {}
 
 
 def hold(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
-    """Lock an open file or folder for this process, or with others who share it.
+    """Lock an open file or folder, exclusively or shared with other processes.
 
     Returns:
         whether it is held now.
@@ -29,31 +29,26 @@ def hold(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
     Raises:
         OSError: with one of `NO_LOCKS`, where the file system has none.
     """
-    if sys.platform == "win32":
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    else:  # mypy reads a branch for one system only where there is another for the others
-        import fcntl
-
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            return False
-        return True
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
 def locked(path: Path, waiting: str | None = None) -> Iterator[bool]:
-    """Hold a lock file for as long as this lasts; a thread that holds it already may do so again.
+    """Hold a lock file in a `with` block. A thread that holds it already may enter again.
 
     Arguments:
-        path: the file, which is there only while somebody holds it. It says who.
-        waiting: what to say on standard error when somebody else holds it, before waiting for them. None does not wait.
+        path: the lock file. It exists only while it is held, and names its holder.
+        waiting: what to say on standard error before waiting for another process that holds it. None does not wait.
 
     Yields:
-        whether it is held: not where somebody else holds it, nor where the file system has no locks.
+        whether it is held: false if another process holds it, or the file system has no locks.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
     key = (threading.get_ident(), path)
     if key in _held:
@@ -71,12 +66,12 @@ def locked(path: Path, waiting: str | None = None) -> Iterator[bool]:
         yield True
     finally:
         with suppress(OSError):
-            path.unlink()  # while it is held: whoever waits for it looks whether it still has its name
+            path.unlink()  # while it is held: whoever waits for it checks that it still has its name
         os.close(_held.pop(key))
 
 
 def _acquire(path: Path, waiting: str | None) -> int | None:
-    """An open lock file that is held; None where it cannot be had."""
+    """The descriptor of a lock file, held; None if it is not to be had."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -99,16 +94,15 @@ def _acquire(path: Path, waiting: str | None) -> int | None:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # it was removed by whom we waited for: the lock is now another file of that name
+        os.close(descriptor)  # its last holder removed it: the lock is now another file of that name
 
 
 def _forget() -> None:
-    """A process that this one forks is no holder: closed there, the lock ends with this process alone."""
+    """Close the locks in a forked child, which does not hold them: they end with the parent."""
     for descriptor in _held.values():
         with suppress(OSError):
             os.close(descriptor)
     _held.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_forget)

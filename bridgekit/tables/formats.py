@@ -49,7 +49,6 @@ def read_records(path: Path) -> Records:
             where=str(path),
             remedy=f"save it as one of {', '.join(TABLES)}",
         )
-    open_regular(path).close()  # a named pipe would be waited for
     if suffix == ".parquet":
         return _read_parquet(path)
     if suffix in (".csv", ".tsv"):
@@ -142,6 +141,7 @@ def _read_parquet(path: Path) -> Records:
                 ]
         return answer
 
+    open_regular(path).close()  # the decoder would wait for a named pipe
     if not path.stat().st_size:
         raise BridgekitError("the table is empty", where=str(path), remedy=FILL)
     try:

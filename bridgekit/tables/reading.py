@@ -6,14 +6,14 @@ import contextlib
 import difflib
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
+from bridgekit.decoding.files import file_size, unreadable
 from bridgekit.encoders import TEXT, Item
-from bridgekit.errors import BridgekitError
+from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.pairs import EXTENSIONS, Pairs, SetAside
 from bridgekit.plain import plain
 from bridgekit.storage.bounded import OutOfBounds, homes, is_within
@@ -37,6 +37,7 @@ class Table:
         select: from the names of columns to their rows, not yet checked.
         home: the folder that its files must lie in, all links followed; None where they may lie anywhere.
         cells: every column as written: its name to the cells by row number, empty ones left out.
+        checked: whether `select` gives rows to be used as they are: the caller's own `Pairs`.
     """
 
     source: str
@@ -44,6 +45,7 @@ class Table:
     select: Callable[[tuple[str, ...]], Pairs] = field(repr=False)
     home: Path | None = None
     cells: Callable[[], dict[str, dict[int, str]]] = field(default=dict, repr=False)
+    checked: bool = False
 
     def pairs(self, modalities: Sequence[str]) -> Pairs:
         """The rows that can be used, in these columns, with the others set aside.
@@ -52,7 +54,8 @@ class Table:
             BridgekitError: a column is missing, or none of the rows can be used.
         """
         wanted = tuple(dict.fromkeys(modalities))
-        return _usable(self.select(wanted), wanted, self.home)
+        selected = self.select(wanted)
+        return selected if self.checked else _usable(selected, wanted, self.home)
 
 
 def open_table(source: str | Path | Pairs | Table, *, outside: bool = False) -> Table:
@@ -69,7 +72,7 @@ def open_table(source: str | Path | Pairs | Table, *, outside: bool = False) -> 
     if isinstance(source, Table):
         return source
     if isinstance(source, Pairs):
-        return _held(source.source, source.modalities, lambda: source)
+        return _held(source.source, source.modalities, lambda: source, checked=True)
     path = Path(source)
     with _readable(source):
         if path.is_dir():
@@ -107,11 +110,6 @@ def read_pairs(source: str | Path, modalities: Sequence[str], *, outside: bool =
             be used. The message says which row, and how to mend it.
     """
     return open_table(source, outside=outside).pairs(modalities)
-
-
-def table_modalities(source: str | Path | Pairs) -> tuple[str, ...]:
-    """`open_table(source).modalities`."""
-    return open_table(source).modalities
 
 
 @contextlib.contextmanager
@@ -171,7 +169,7 @@ def _items_in(path: Path, source: str | Path, modality: str, outside: bool) -> I
     return read_pairs(source, (modality,), outside=outside).columns[modality]
 
 
-def _held(source: str, modalities: Sequence[str], build: Callable[[], Pairs]) -> Table:
+def _held(source: str, modalities: Sequence[str], build: Callable[[], Pairs], checked: bool = False) -> Table:
     """A table of pairs that are in memory, or are built when first asked for."""
 
     def select(wanted: tuple[str, ...]) -> Pairs:
@@ -187,7 +185,7 @@ def _held(source: str, modalities: Sequence[str], build: Callable[[], Pairs]) ->
             for name, items in columns.items()
         }
 
-    return Table(source, tuple(modalities), select, cells=cells)
+    return Table(source, tuple(modalities), select, cells=cells, checked=checked)
 
 
 def _table_file(path: Path, home: Path | None) -> Table:
@@ -357,13 +355,9 @@ def _fault(items: Mapping[str, Item | None], home: Home | None) -> tuple[str, st
         try:
             if home and not home.holds(item):
                 return modality, LEAVES
-            status = item.stat()
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-            reason = getattr(error, "strerror", None) or "its name holds NUL bytes or broken characters"
-            return modality, "there is no such file" if missing else f"the file cannot be read ({reason})"
-        if not stat.S_ISREG(status.st_mode):
-            return modality, "this is a folder, or something else that is no file"
-        if not status.st_size:
-            return modality, "the file is empty (0 bytes)"
+            file_size(item)
+        except ItemError as error:
+            return modality, error.what
+        except (OSError, ValueError) as error:  # from `holds`, of a name that no file can have
+            return modality, unreadable(item, error).what
     return None

@@ -1,4 +1,4 @@
-"""Which rows to train on, to validate on and to test on, and which rows are related."""
+"""Which rows to train, validate and test on, and which rows are related."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
 from bridgekit.pairs import Content, Pairs
 
-MIN_ROWS = 10  # to learn anything, and to leave one row each for validation and test
+MIN_ROWS = 10  # to train at all, with at least one row each for validation and test
 
 _TRAIN = ("train", "training")
 _VAL = ("val", "valid", "validation", "dev")
 
 
 def split_pairs(pairs: Pairs, seed: int, content: Content) -> tuple[str, ...]:
-    """Say which rows to train on, which to validate on, and which to test on.
+    """Split rows into train, val and test.
 
     A table's own split is kept. Without one, rows go to train, val and test as 80 : 10 : 10. Rows that share a file or a
-    group stay together, so that nothing tested on was trained on; a text may repeat across splits, as names of classes do.
-    A table with a train split and no val split has a tenth of its train rows moved to val, by the same rule.
+    group stay together, so that no test item was trained on; a text may repeat across splits, as class names do. In a table
+    with a train split and no val split, a tenth of the train rows become val, by the same rule.
 
     Arguments:
         pairs: the table, n rows.
-        seed: of the random choice. The same seed gives the same splits.
+        seed: random seed. The same seed gives the same splits.
         content: modality to n ids: rows with the same id hold the same item. Negative for a hole.
 
     Returns:
         n names: `train`, `val`, and any other name for a test split.
 
     Raises:
-        BridgekitError: fewer than 10 rows, no train split, or so much in common between rows that they cannot be split.
+        BridgekitError: there are fewer than 10 rows, no row to train on, or rows share so much that they cannot be split.
     """
     count = len(pairs)
     if count < MIN_ROWS:
@@ -41,9 +41,9 @@ def split_pairs(pairs: Pairs, seed: int, content: Content) -> tuple[str, ...]:
         remedy = "add pairs"
         if pairs.set_aside:
             first = pairs.set_aside[0]
-            remedy += f"; {len(pairs.set_aside)} set aside, the first in row {first.row}: {first.reason}"
+            remedy += f"; {len(pairs.set_aside)} were set aside, the first in row {first.row}: {first.reason}"
         raise BridgekitError(
-            f"{rows} too few to learn from: give at least {MIN_ROWS}; a few hundred give something worth having",
+            f"{rows} too few to train on: at least {MIN_ROWS} are needed, and useful results take a few hundred",
             where=pairs.source,
             remedy=remedy,
         )
@@ -52,42 +52,42 @@ def split_pairs(pairs: Pairs, seed: int, content: Content) -> tuple[str, ...]:
         raise BridgekitError(
             f"no row is in the train split; the splits are {', '.join(dict.fromkeys(names))}",
             where=pairs.source,
-            remedy="write `train` in the column `split` of the rows to learn from, or leave the column out",
+            remedy="write `train` in the column `split` of the rows to train on, or leave the column out",
         )
     if "val" in names:
         return tuple(names)
     free = [row for row in range(count) if names[row] == "train"]
     wanted = ("val", "test") if pairs.split is None else ("val",)
-    pieces = _components(pairs, content, free)
-    if len(pieces) <= len(wanted):
+    components = _components(pairs, content, free)
+    if len(components) <= len(wanted):
         raise BridgekitError(
-            f"the rows to learn from cannot be divided into train, {' and '.join(wanted)}: they share files or groups",
+            f"the rows to train on cannot be split into train, {' and '.join(wanted)}: they share files or groups",
             where=pairs.source,
-            remedy="give a column `split`, or more rows that have nothing in common with these",
+            remedy="add a column `split`, or rows that share no file or group with these",
         )
-    order = np.random.default_rng(seed).permutation(len(pieces)).tolist()
-    # A target of no more than its share of what is not in the largest piece leaves something for each split.
-    largest = max(len(piece) for piece in pieces)
+    order = np.random.default_rng(seed).permutation(len(components)).tolist()
+    # A target of at most a split's share of the rows outside the largest component leaves rows for every split.
+    largest = max(map(len, components))
     target = max(1, min(round(len(free) / 10), (len(free) - largest) // len(wanted)))
     for name in wanted:
         room = target
         chosen = []
-        for piece in order:
-            if len(pieces[piece]) <= room:
-                chosen.append(piece)
-                room -= len(pieces[piece])
-        # Where all pieces are larger than the split is meant to be, the smallest does the least harm.
-        chosen = chosen or [min(order, key=lambda piece: len(pieces[piece]))]
+        for at in order:
+            if len(components[at]) <= room:
+                chosen.append(at)
+                room -= len(components[at])
+        # Where every component is larger than the target, the smallest is closest to it.
+        chosen = chosen or [min(order, key=lambda at: len(components[at]))]
         taken = set(chosen)
-        order = [piece for piece in order if piece not in taken]
-        for piece in chosen:
-            for row in pieces[piece]:
+        order = [at for at in order if at not in taken]
+        for at in chosen:
+            for row in components[at]:
                 names[row] = name
     return tuple(names)
 
 
 def relation_keys(pairs: Pairs, content: Content) -> npt.NDArray[np.int64]:
-    """What makes two rows related, so that neither is ever the other's negative: the same item, or the same group.
+    """Keys that related rows share, so that neither is ever used as the other's negative: the same item, or the same group.
 
     Arguments:
         pairs: the table, n rows.
@@ -109,26 +109,26 @@ def _group_ids(group: Sequence[str]) -> list[int]:
 
 
 def _components(pairs: Pairs, content: Content, rows: Sequence[int]) -> list[list[int]]:
-    """These rows in pieces: two rows are in one piece if a chain of shared files or groups leads from one to the other."""
+    """These rows as connected components, in order of their first rows: rows that share a file or a group are connected."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     links = [content[modality] for modality in pairs.modalities if modality != TEXT]
     if pairs.group is not None:
         links.append(_group_ids(pairs.group))
-    parent = {row: row for row in rows}
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = row = parent[parent[row]]
-        return row
-
-    for ids in links:
-        seen: dict[int, int] = {}
-        for row in rows:
-            if (number := int(ids[row])) >= 0:
-                parent[root(row)] = root(seen.setdefault(number, row))
-    pieces: dict[int, list[int]] = {}
-    for row in rows:
-        pieces.setdefault(root(row), []).append(row)
-    return list(pieces.values())
+    here = np.arange(len(rows))
+    connected = [here]
+    for ids in links:  # each row is connected to the first row with its id
+        own = np.asarray(ids)[rows]
+        _, first, place = np.unique(own, return_index=True, return_inverse=True)
+        connected.append(np.where(own < 0, here, first[place]))
+    ends = np.tile(here, len(connected)), np.concatenate(connected)
+    graph = coo_array((np.ones(len(ends[0])), ends), shape=(len(rows), len(rows)))
+    _, labels = connected_components(graph, directed=False)
+    components: dict[int, list[int]] = {}
+    for row, label in zip(rows, labels.tolist(), strict=True):
+        components.setdefault(label, []).append(row)
+    return list(components.values())
 
 
 def split_name(cell: str) -> str:
@@ -139,10 +139,10 @@ def split_name(cell: str) -> str:
     return "val" if name in _VAL else name
 
 
-#: Splits that are not for reporting.
+#: Splits that metrics are not reported on.
 NOT_TESTS = ("train", "val")
 
 
 def test_splits(split: Sequence[str]) -> list[str]:
-    """The names of the splits that are for reporting, in the table's order."""
+    """The names of the splits that metrics are reported on, in the table's order."""
     return [name for name in dict.fromkeys(split) if name not in NOT_TESTS]

@@ -309,7 +309,7 @@ def pipes_and_devices(ground: Ground) -> None:
     _set_aside(2)
     for name in ("pipe.csv", "pipe.jsonl", "pipe.parquet"):
         os.mkfifo(name)
-        _refused("encode", "--pairs", name, saying="no regular file")
+        _refused("encode", "--pairs", name, saying="not a regular file")
     Path("bridge/history.jsonl").unlink()
     os.mkfifo("bridge/history.jsonl")
     _refused("info", "bridge", saying="history.jsonl")
