@@ -1,7 +1,7 @@
 """Generate images from field recordings: python sounds_to_pictures.py ../../shared/data/esc10/clips.csv
 
-The table lists ESC-10, recordings of ten classes, in columns `audio`, `label` and `fold`. The caption of each class is the name of
-an emoji. Four folds train a bridge; images are generated from clips of the fifth.
+The table lists ESC-10, recordings of ten classes, in columns `audio`, `label` and `fold`. The captions are names of emoji.
+Four folds train a bridge; images are generated from clips of the fifth.
 """
 
 from __future__ import annotations
