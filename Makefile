@@ -3,15 +3,15 @@
 # make bench  the measurements of benchmarks/, printed and written to benchmarks/RESULTS.md
 # make alone  each plugin in an environment of its own with the core and nothing else of ours, and its tests there
 # make torture  the attacks of docs/PROMISES.md at full length, with their counts (under 40 minutes on two cores)
-# make coverage  which lines of the core the tests reach
+# make coverage  which lines of the core, the page and the index the tests reach
 # make lock   what make test installs, pinned anew in requirements.lock (requirements-clap.lock for .venv-clap)
 # make audit  known vulnerabilities among what is pinned; asks PyPI's advisory database
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PLUGINS := $(addprefix plugins/bridgekit-,starter timm transformers template)
-CHECKED := bridgekit docs/hooks.py docs/make_reference.py plugins/bridgekit-starter/training examples benchmarks $(foreach name,starter timm transformers clap,plugins/bridgekit-$(name)/bridgekit_$(name)) plugins/bridgekit-template/bridgekit_template.py
+PLUGINS := $(addprefix plugins/bridgekit-,app index starter timm transformers template)
+CHECKED := bridgekit docs/hooks.py docs/make_reference.py plugins/bridgekit-starter/training examples benchmarks $(foreach name,app index starter timm transformers clap,plugins/bridgekit-$(name)/bridgekit_$(name)) plugins/bridgekit-template/bridgekit_template.py
 # Not in .venv: laion-clap needs numpy below 2.
 CLAP := .venv-clap
 LOCK := --quiet --upgrade --universal --python-version 3.10 --no-annotate --custom-compile-command "make lock" --overrides $(VENV)/without-torch.txt --no-emit-package torch --no-emit-package torchvision
@@ -24,7 +24,7 @@ export HF_HUB_OFFLINE := 1
 $(VENV)/.installed: pyproject.toml requirements.lock $(PLUGINS:%=%/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (torch is large; this takes a few minutes the first time)"
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[dev,ray,index,app,docs]" $(PLUGINS:%=--editable "%[test]")
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[dev,ray,docs]" $(PLUGINS:%=--editable "%[test]")
 	touch $@
 
 $(CLAP)/.installed: pyproject.toml requirements-clap.lock plugins/bridgekit-clap/pyproject.toml
@@ -58,7 +58,7 @@ test: $(VENV)/.installed $(VENV)/.browser $(CLAP)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 	OMP_NUM_THREADS=1 $(CLAP)/bin/python -m pytest plugins/bridgekit-clap
 
-alone: $(foreach name,starter timm transformers template clap,.venv-$(name)/.tested)
+alone: $(foreach name,app index starter timm transformers template clap,.venv-$(name)/.tested)
 
 .venv-%/.tested: FORCE
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
@@ -75,12 +75,12 @@ torture: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture
 
 coverage: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=bridgekit --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=bridgekit --cov=bridgekit_app --cov=bridgekit_index --cov-report=term:skip-covered
 
 lock: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet uv
 	printf 'torch; sys_platform == "never"\ntorchvision; sys_platform == "never"\n' > $(VENV)/without-torch.txt
-	$(BIN)/uv pip compile $(LOCK) pyproject.toml $(PLUGINS:%=%/pyproject.toml) --extra dev --extra ray --extra index --extra app --extra docs --extra generate --extra test --output-file requirements.lock
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml $(PLUGINS:%=%/pyproject.toml) --extra dev --extra ray --extra docs --extra generate --extra test --output-file requirements.lock
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml plugins/bridgekit-clap/pyproject.toml --extra test --output-file requirements-clap.lock
 
 # --strict: what the database cannot be asked about is a failure, not a silence.

@@ -23,11 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from bridgekit_index import Index, Listing, lance, list_items
+from bridgekit_index import index as module
 from common import table
 from torch import Tensor
 
-from bridgekit import Bridge, Index, Listing, align, list_items
-from bridgekit import index as module
+from bridgekit import Bridge, align
 from bridgekit.progress import progress_bars
 from bridgekit.retrieval import search
 from bridgekit.storage.cache import cache_folder, write_text_atomically
@@ -129,15 +130,15 @@ def torchs(queries: Tensor, matrix: Tensor) -> list[float]:
     return scores
 
 
-def raw(lance: Any, matrix: Tensor, row_of: dict[str, int], **settings: int) -> Way:
+def raw(stored: Any, matrix: Tensor, row_of: dict[str, int], **settings: int) -> Way:
     """LanceDB's search with these settings. Similarities are exact, not LanceDB's estimates."""
 
     def way(query: Tensor) -> list[float]:
-        asked = lance.search(query[0].numpy(), vector_column_name="vector").distance_type("cosine").limit(K)
-        asked = asked.select(["content", "_distance"])
+        found_by = stored.search(query[0].numpy(), vector_column_name="vector").distance_type("cosine").limit(K)
+        found_by = found_by.select(["content", "_distance"])
         for name, value in settings.items():
-            asked = getattr(asked, SETTERS[name])(value)
-        found = [row_of[content] for content in asked.to_arrow()["content"].to_pylist()]
+            found_by = getattr(found_by, SETTERS[name])(value)
+        found = [row_of[content] for content in found_by.to_arrow()["content"].to_pylist()]
         similarities: list[float] = (matrix[found] @ query[0]).tolist()
         return similarities
 
@@ -162,12 +163,12 @@ def main() -> str:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _measured_anew()
+        return _with_a_new_bridge()
     finally:
         torch.set_num_threads(threads)
 
 
-def _measured_anew() -> str:
+def _with_a_new_bridge() -> str:
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         bridge = place / "image-text"
@@ -192,11 +193,11 @@ def _measured(place: Path, model: Bridge, bridge: Path, queries: dict[str, Tenso
     started = time.monotonic()
     index.finish()
     finishing = time.monotonic() - started
-    lance = lancedb.connect(index.path, read_consistency_interval=timedelta(0)).open_table("text")
-    stored = lance.to_arrow()
-    matrix = module._matrix(stored["vector"].combine_chunks())
+    whole = lancedb.connect(index.path, read_consistency_interval=timedelta(0)).open_table("text")
+    stored = whole.to_arrow()
+    matrix = lance.matrix(stored["vector"].combine_chunks())
     row_of = {content: row for row, content in enumerate(stored["content"].to_pylist())}
-    tenth = {name: search(asked, matrix, K)[0][:, -1].tolist() for name, asked in queries.items()}
+    tenth = {name: search(vectors, matrix, K)[0][:, -1].tolist() for name, vectors in queries.items()}
 
     def row(name: str, build: str, megabytes: str, way: Way) -> list[str]:
         figures = [cell for name in queries for cell in measure(way, queries[name], tenth[name])]
@@ -213,12 +214,12 @@ def _measured(place: Path, model: Bridge, bridge: Path, queries: dict[str, Tenso
     ]
     for kind, config, settings in kinds():
         started = time.monotonic()
-        lance.create_index("vector", config=config)
+        whole.create_index("vector", config=config)
         build = f"{time.monotonic() - started:.0f}"
-        megabytes = f"+ {(next(iter(lance.list_indices())).size_bytes or 0) / 1e6:.0f}"
+        megabytes = f"+ {(next(iter(whole.list_indices())).size_bytes or 0) / 1e6:.0f}"
         for setting in settings:
             named = ", ".join(f"{name} {value}" for name, value in setting.items())
-            rows.append(row(f"LanceDB, {kind}: {named}", build, megabytes, raw(lance, matrix, row_of, **setting)))
+            rows.append(row(f"LanceDB, {kind}: {named}", build, megabytes, raw(whole, matrix, row_of, **setting)))
             build = megabytes = ""
     built = index.approximate("text")
     recall = ", ".join(f"{value:.3f} for {name} queries" for name, value in built.recall.items()) if built else "none"

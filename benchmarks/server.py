@@ -68,8 +68,8 @@ def make_bridge(folder: Path) -> tuple[Path, list[bytes], list[str]]:
             shutil.copyfile(files[clip.name], folder / image)
             writer.writerow([audio, clip.name, image])
     align(pairs=folder / "words.csv", out=folder / "bridges" / "words", progress=False)
-    asked = spoken._speak([spoken.Clip(word, NEW_VOICE, "test") for word in words])
-    return folder / "bridges" / "words", [wav(path) for path in asked], words
+    queries = spoken._speak([spoken.Clip(word, NEW_VOICE, "test") for word in words])
+    return folder / "bridges" / "words", [wav(path) for path in queries], words
 
 
 def wav(path: Path) -> bytes:

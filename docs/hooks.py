@@ -16,12 +16,13 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
+PLUGINS = ("app", "index", "starter", "timm", "transformers", "clap")
 #: Pages that are read from elsewhere in the repository.
 INCLUDED = {
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
     "results.md": "benchmarks/RESULTS.md",
-    **{f"plugins/{name}.md": f"plugins/bridgekit-{name}/README.md" for name in ("starter", "timm", "transformers", "clap")},
+    **{f"plugins/{name}.md": f"plugins/bridgekit-{name}/README.md" for name in PLUGINS},
 }
 #: The page for a link to a file or folder that is not a page.
 STANDS_FOR = {

@@ -163,11 +163,11 @@ def _command_line() -> Iterator[str]:
     """Every command: what it does, how it is called, its arguments and options."""
     import typer.main
 
-    from bridgekit.cli import app
+    from bridgekit.cli import program
 
-    program = typer.main.get_command(app)
-    yield from _table("Before the command", [parameter for parameter in program.params if _is_own(parameter)])
-    yield from _commands("bridgekit", program)
+    commands = typer.main.get_command(program())
+    yield from _table("Before the command", [parameter for parameter in commands.params if _is_own(parameter)])
+    yield from _commands("bridgekit", commands)
 
 
 def _commands(prefix: str, group: Any) -> Iterator[str]:

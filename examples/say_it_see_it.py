@@ -24,7 +24,7 @@ def main(words: list[str]) -> None:
     inputs = [Input("audio", clips)] if len(words) > 1 else [Input("audio", clips / f"{words[0]}.wav")]
     done = generate("bridges/audio-text", inputs, out="seen")
     for made in done.pictures:
-        print(f"{made.file}: nearest caption {made.nearest[0][0]}")
+        print(f"{made.file}: nearest caption {made.nearest[0].item}")
     print(f"contact sheet: {done.sheet}")
 
 

@@ -47,7 +47,7 @@ def main(table: Path) -> None:
     }
     done = generate(BRIDGE, [Input("audio", [clip for clips in test.values() for clip in clips[:SHOWN]])], out="drawn")
     for made in done.pictures:
-        print(f"{made.file}: nearest caption {made.nearest[0][0]}")
+        print(f"{made.file}: nearest caption {made.nearest[0].item}")
     print(f"contact sheet: {done.sheet}")
     for record in judge_generation(BRIDGE, among="queries", outside=True):
         print(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import bridgekit
 from bridgekit import plugins
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.hookspecs import EncoderProvider, PairSource, hookimpl
@@ -15,6 +17,7 @@ from bridgekit.latents.encoded import encode_pairs
 from bridgekit.pairs import Pairs
 from bridgekit.plugins import default_pair_source, encoder_name, find_pair_source, load_encoder
 from bridgekit.progress import silent
+from tests.conftest import Run
 from tests.toys import LetterEncoder, ToneEncoder, ToyPlugin, install
 
 
@@ -98,6 +101,51 @@ def test_nothing_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     install(monkeypatch)
     with pytest.raises(BridgekitError, match="pip install plugins/bridgekit-starter"):
         encoder_name("audio")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package"),
+    [
+        (["app"], "bridgekit-app"),
+        (["app", "bridges/x", "--port", 0], "bridgekit-app"),
+        (["index", "photos", "--prune"], "bridgekit-index"),
+        (["search", "owl", "--index", "x.index"], "bridgekit-index"),
+    ],
+)
+def test_a_verb_of_a_plugin_that_is_not_installed_says_what_to_install(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str], package: str
+) -> None:
+    install(monkeypatch, ToyPlugin())
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert err.splitlines() == [
+        f"bridgekit: the package {package} is not installed",
+        f"  fix: in bridgekit's own folder: pip install plugins/{package}",
+    ]
+
+
+def test_help_lists_the_verbs_of_plugins_that_are_not_installed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, ToyPlugin())
+    out = run("--help")[1]
+    assert "Not installed: bridgekit app --help" in out
+    code, out, _ = run("index", "--help")
+    assert code == 0
+    assert "pip install plugins/bridgekit-index" in " ".join(out.split())
+
+
+def test_a_plugin_of_ours_that_does_not_work_is_named_by_its_verb(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, ToyPlugin(), ImportError("no lancedb"), names=["toy", "index"])
+    code, _, err = run("index", "photos")
+    assert (code, "no lancedb" in err, "pip install" in err) == (2, True, False)
+
+
+def test_names_that_a_plugin_brings_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, ToyPlugin())
+    with pytest.raises(BridgekitError, match="pip install plugins/bridgekit-index"):
+        from bridgekit import Index  # noqa: F401
+    index = object()
+    install(monkeypatch, SimpleNamespace(Index=index), names=["index"])
+    assert bridgekit.Index is index
 
 
 def test_what_a_plugin_raises_while_opening_names_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:

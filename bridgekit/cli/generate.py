@@ -85,7 +85,7 @@ def command(
                         "file": str(made.file),
                         "inputs": list(made.inputs),
                         "seed": made.seed,
-                        "nearest": [{"item": item, "similarity": round(score, 6)} for item, score in made.nearest],
+                        "nearest": [{"item": hit.item, "similarity": round(hit.similarity, 6)} for hit in made.nearest],
                     }
                     for made in done.pictures
                 ],
@@ -104,7 +104,7 @@ def command(
             f"of {done.conditioner.cosine:.3f}. " + (f"Kept in {kept}." if kept.is_dir() else f"{kept} cannot be written.")
         )
     for made in done.pictures:
-        heard = ", ".join(f"{item} ({score:.2f})" for item, score in made.nearest)
+        heard = ", ".join(f"{hit.item} ({hit.similarity:.2f})" for hit in made.nearest)
         say(f"{made.file}: heard {heard}" if heard else made.file)
     if done.sheet:
         say(f"All together: {done.sheet}")

@@ -40,7 +40,7 @@ def test_names_spoken_by_a_voice_never_heard_are_found_among_forty(tmp_path: Pat
     captions.write_text("\n".join(names), encoding="utf-8")
     unheard = files[3::4]
     done = generate(tmp_path / "bridge", [Input("audio", unheard)], captions=captions, out=tmp_path / "seen", progress=False)
-    right = [made.nearest[0][0] == name for made, name in zip(done.pictures, names, strict=True)]
+    right = [made.nearest[0].item == name for made, name in zip(done.pictures, names, strict=True)]
     assert sum(right) >= 32
     assert done.conditioner.cosine > 0.9
     assert all(made.file.stat().st_size > 500 for made in done.pictures)
