@@ -76,7 +76,7 @@ def from_sounds(work: Path) -> str:
                 split = "test" if row["fold"] == fold else "val" if number % 10 == 0 else "train"
                 writer.writerow([ESC10 / row["audio"], EMOJI[row["label"]], split])
         align("audio", "text", pairs, out=work / f"fold{fold}", outside=True)
-        folds.append(judge_generation(work / f"fold{fold}", gaps=GAPS, among="asked", seed=SEED, outside=True))
+        folds.append(judge_generation(work / f"fold{fold}", gaps=GAPS, among="queries", seed=SEED, outside=True))
     means = [
         {**same[0], "pictures": sum(record["pictures"] for record in same)}
         | {name: sum(record[name] for record in same) / len(same) for name in ("top1", "top5")}

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from bridgekit.recipes.generate import Input as Input
     from bridgekit.recipes.generate import generate as generate
     from bridgekit.recipes.judge import judge_generation as judge_generation
+    from bridgekit.recipes.report import write_report as write_report
     from bridgekit.recipes.subset import choose_pairs as choose_pairs
-    from bridgekit.report import write_report as write_report
     from bridgekit.tables.listing import Listing as Listing
     from bridgekit.tables.listing import list_items as list_items
     from bridgekit.tables.reading import read_pairs as read_pairs
@@ -60,7 +60,7 @@ _HOME = {
     "Pairs": "pairs",
     "read_pairs": "tables.reading",
     "load_encoder": "plugins",
-    "write_report": "report",
+    "write_report": "recipes.report",
     "choose_pairs": "recipes.subset",
     "choose_subset": "fusion.subsets",
 }

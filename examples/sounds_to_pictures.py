@@ -49,7 +49,7 @@ def main(table: Path) -> None:
     for made in done.pictures:
         print(f"{made.file}: heard {made.nearest[0][0]}")
     print(f"all together: {done.sheet}")
-    for record in judge_generation(BRIDGE, among="asked", outside=True):
+    for record in judge_generation(BRIDGE, among="queries", outside=True):
         print(f"made from {record['made_from']}: {100 * record['top1']:.0f} % of {record['pictures']} recognised among the ten")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bridgekit import PRESETS, Bridge, BridgekitError, align
-from bridgekit.recipes.align import run_alignment
+from bridgekit.recipes.align import AlignOptions, run_alignment
 from tests.toys import NAMES, tone_table
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -60,8 +60,8 @@ def test_the_same_call_gives_the_same_bytes_and_another_seed_others(tmp_path: Pa
 
 def test_a_finished_bridge_of_the_same_call_is_reused_and_another_is_not_overwritten(tmp_path: Path) -> None:
     table, out = tone_table(tmp_path), tmp_path / "bridge"
-    assert not run_alignment("audio", "text", table, out=out, preset=QUICK, progress=False).reused
-    assert run_alignment("audio", "text", table, out=out, preset=QUICK, progress=False).reused
+    assert not run_alignment(AlignOptions("audio", "text", table, out=out, preset=QUICK, progress=False)).reused
+    assert run_alignment(AlignOptions("audio", "text", table, out=out, preset=QUICK, progress=False)).reused
     before = adapters(out)
     with pytest.raises(BridgekitError, match="--overwrite"):
         align(pairs=table, out=out, preset=QUICK, seed=1, progress=False)
@@ -91,7 +91,7 @@ def test_bad_rows_are_set_aside_and_counted_and_strict_refuses_them(tmp_path: Pa
     (tmp_path / "clips" / "note.wav").write_text("not audio")
     with table.open("a") as file:
         file.write("clips/absent.wav,owl\nclips/note.wav,owl\n,owl\nclips/owl 0.wav,\n")
-    done = run_alignment("audio", "text", table, out=tmp_path / "bridge", preset=QUICK, progress=False)
+    done = run_alignment(AlignOptions("audio", "text", table, out=tmp_path / "bridge", preset=QUICK, progress=False))
     assert sorted(row.row for row in done.set_aside) == [122, 123, 124, 125]
     assert done.bridge.provenance["set_aside"] == 4
     with pytest.raises(BridgekitError, match="4 of 124 rows"):

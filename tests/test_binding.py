@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from bridgekit import Bridge, BridgekitError, align, bind
-from bridgekit.evaluation.bridges import evaluate_bridge
+from bridgekit.evaluation.bridges import EvalOptions, evaluate_bridge
 from bridgekit.fusion.training import train
-from bridgekit.progress import silent
-from bridgekit.recipes.align import run_alignment
-from bridgekit.recipes.bind import run_binding
+from bridgekit.recipes.align import AlignOptions, run_alignment
+from bridgekit.recipes.bind import BindOptions, run_binding
 from tests.conftest import Run
 from tests.painting import QUICK, Workshop
 from tests.test_training import SMALL, two_views
@@ -47,7 +46,9 @@ def recalls(bridge: Bridge, method: str = "FuseMix") -> dict[str, float]:
 
 def test_a_table_with_three_columns_and_holes_joins_all_in_every_direction(workshop: Workshop, tmp_path: Path) -> None:
     done = run_alignment(
-        pairs=three_column_table(workshop, tmp_path), out=tmp_path / "bridge", preset=QUICK, outside=True, progress=False
+        AlignOptions(
+            pairs=three_column_table(workshop, tmp_path), out=tmp_path / "bridge", preset=QUICK, outside=True, progress=False
+        )
     )
     assert list(done.bridge.sides) == ["audio", "image", "text"]
     assert done.set_aside == ()
@@ -72,7 +73,7 @@ def test_named_sides_are_taken_in_their_order_and_the_saved_bridge_evaluates_its
     trained = align("text", "audio", table, more=["image"], out=tmp_path / "bridge", preset=QUICK, outside=True, progress=False)
     loaded = Bridge.load(tmp_path / "bridge")
     assert list(loaded.sides) == ["text", "audio", "image"]
-    records, _ = evaluate_bridge(loaded, None, None, silent, outside=True)
+    records, _ = evaluate_bridge(loaded, EvalOptions(outside=True))
     assert records == [record for record in trained.metrics if record["method"] == "FuseMix"]
 
 
@@ -166,9 +167,9 @@ def test_modalities_without_pairs_of_their_own_meet_better_through_a_third(works
 
 def test_binding_again_by_the_same_call_does_nothing_and_by_another_is_refused(workshop: Workshop, tmp_path: Path) -> None:
     folder, table = workshop.bridge(tmp_path / "bridge"), workshop.folder / "gallery.csv"
-    assert not run_binding(folder, "image", table, progress=False).reused
+    assert not run_binding(BindOptions(folder, "image", table, progress=False)).reused
     written = (folder / "adapters.safetensors").read_bytes()
-    assert run_binding(folder, "image", table, progress=False).reused
+    assert run_binding(BindOptions(folder, "image", table, progress=False)).reused
     with pytest.raises(BridgekitError, match="image was bound to this bridge before, with other pairs"):
         bind(folder, "image", table, seed=1, progress=False)
     with pytest.raises(BridgekitError, match="has a side for audio already"):
@@ -193,7 +194,9 @@ def test_binding_elsewhere_leaves_the_old_folder_alone(workshop: Workshop, tmp_p
     bind(folder, "image", workshop.folder / "gallery.csv", out=tmp_path / "larger", progress=False)
     assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
     assert "image" in Bridge.load(tmp_path / "larger").sides
-    assert run_binding(folder, "image", workshop.folder / "gallery.csv", out=tmp_path / "larger", progress=False).reused
+    assert run_binding(
+        BindOptions(folder, "image", workshop.folder / "gallery.csv", out=tmp_path / "larger", progress=False)
+    ).reused
     with pytest.raises(BridgekitError, match="other settings"):
         bind(folder, "image", workshop.folder / "gallery.csv", out=tmp_path / "larger", seed=3, progress=False)
 
@@ -201,7 +204,7 @@ def test_binding_elsewhere_leaves_the_old_folder_alone(workshop: Workshop, tmp_p
 def test_a_bound_bridge_evaluates_each_side_on_the_table_that_it_came_with(workshop: Workshop, tmp_path: Path) -> None:
     folder = workshop.bridge(tmp_path / "bridge")
     bound = bind(folder, "image", workshop.folder / "gallery.csv", progress=False)
-    records, _ = evaluate_bridge(Bridge.load(folder), None, None, silent)
+    records, _ = evaluate_bridge(Bridge.load(folder), EvalOptions())
     assert records == [record for record in bound.metrics if record["method"] == "FuseMix"]
     assert [set(table.modalities) for table in bound.tables] == [{"audio", "text"}, {"text", "image"}]
 

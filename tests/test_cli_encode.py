@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bridgekit.recipes.align import run_alignment
+from bridgekit.recipes.align import AlignOptions, run_alignment
 from tests.test_align import QUICK
 from tests.toys import NAMES, LetterEncoder, ToneEncoder, tone_table
 
@@ -35,7 +35,7 @@ def test_what_was_encoded_is_told_and_align_encodes_nothing_again(
 
     monkeypatch.setattr(ToneEncoder, "encode", again)
     monkeypatch.setattr(LetterEncoder, "encode", again)
-    assert not run_alignment(pairs=table, out=tmp_path / "bridge", preset=QUICK, progress=False).reused
+    assert not run_alignment(AlignOptions(pairs=table, out=tmp_path / "bridge", preset=QUICK, progress=False)).reused
 
 
 def test_bad_rows_are_told_and_strict_refuses_them(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:

@@ -145,11 +145,11 @@ def test_without_a_bridge_nobody_is_asked_who_cannot_answer(
 def test_at_a_terminal_the_starters_bridge_is_offered(
     run: Run, workshop: Workshop, monkeypatch: pytest.MonkeyPatch, answer: bool
 ) -> None:
-    trained: list[tuple[str, str]] = []
+    trained: list[tuple[str | None, str | None]] = []
 
-    def train(a: str, b: str, *, out: Path) -> Any:
-        trained.append((a, b))
-        return SimpleNamespace(folder=workshop.bridge(out))
+    def train(options: align.AlignOptions) -> Any:
+        trained.append((options.a, options.b))
+        return SimpleNamespace(folder=workshop.bridge(Path(str(options.out))))
 
     monkeypatch.setattr(align, "run_alignment", train)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))

@@ -29,7 +29,7 @@ from bridgekit.latents.batches import FLOAT32, Precision
 from bridgekit.latents.encode import encode_items
 from bridgekit.latents.store import LatentStore
 from bridgekit.plugins import load_encoder
-from bridgekit.recipes.align import run_alignment
+from bridgekit.recipes.align import AlignOptions, run_alignment
 from bridgekit.storage import cache
 from bridgekit.storage.cache import put_back, write_atomically, write_folder_atomically, write_text_atomically
 from bridgekit.storage.sealed import DamagedFile, read_sealed, write_sealed
@@ -543,9 +543,9 @@ import sys
 from pathlib import Path
 import pytest
 from bridgekit.latents import encode, store
-from bridgekit.recipes.align import run_alignment
+from bridgekit.recipes.align import AlignOptions, run_alignment
 from bridgekit.bridge.bridge import _held
-from bridgekit.recipes.bind import run_binding
+from bridgekit.recipes.bind import BindOptions, run_binding
 from tests.painting import PicturePlugin, QUICK
 from tests.toys import install
 install(pytest.MonkeyPatch(), PicturePlugin())
@@ -554,9 +554,9 @@ print("ready", flush=True)
 sys.stdin.readline()
 verb, *arguments = sys.argv[1:]
 if verb == "align":
-    done = run_alignment(pairs=arguments[0], out=arguments[1], preset=QUICK, progress=False)
+    done = run_alignment(AlignOptions(pairs=arguments[0], out=arguments[1], preset=QUICK, progress=False))
 else:
-    done = run_binding(arguments[0], arguments[1], arguments[2], progress=False)
+    done = run_binding(BindOptions(arguments[0], arguments[1], arguments[2], progress=False))
 print(done.reused)
 """
 
@@ -692,11 +692,11 @@ def test_a_cache_that_is_read_only_is_read_and_what_lacks_is_one_message(
 def test_a_bridge_in_a_read_only_folder_is_found_again_by_the_same_call(small_disk: Path, tmp_path: Path) -> None:
     table = tone_table(tmp_path, copies=2)
     preset = replace(QUICK, epochs=2)
-    run_alignment(pairs=table, out=small_disk / "b", preset=preset, progress=False)
+    run_alignment(AlignOptions(pairs=table, out=small_disk / "b", preset=preset, progress=False))
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    assert run_alignment(pairs=table, out=small_disk / "b", preset=preset, progress=False).reused
+    assert run_alignment(AlignOptions(pairs=table, out=small_disk / "b", preset=preset, progress=False)).reused
     with pytest.raises(BridgekitError, match="cannot be written: Read-only file system"):
-        run_alignment(pairs=table, out=small_disk / "b", preset=preset, seed=1, overwrite=True, progress=False)
+        run_alignment(AlignOptions(pairs=table, out=small_disk / "b", preset=preset, seed=1, overwrite=True, progress=False))
 
 
 @pytest.mark.usefixtures("toy")

@@ -54,12 +54,12 @@ import pytest
 from tests.toys import ToyPlugin, install
 
 install(pytest.MonkeyPatch(), ToyPlugin())
-from bridgekit.recipes.align import run_alignment
+from bridgekit.recipes.align import AlignOptions, run_alignment
 from tests.test_align import QUICK
 
-done = run_alignment(pairs=sys.argv[1], out=sys.argv[2], preset=QUICK, progress=False)
+done = run_alignment(AlignOptions(pairs=sys.argv[1], out=sys.argv[2], preset=QUICK, progress=False))
 print("FuseMix" in {record["method"] for record in done.bridge.metrics})
-assert run_alignment(pairs=sys.argv[1], out=sys.argv[2], preset=QUICK, progress=False).reused
+assert run_alignment(AlignOptions(pairs=sys.argv[1], out=sys.argv[2], preset=QUICK, progress=False)).reused
 """
 
 

@@ -21,7 +21,7 @@ pytest.importorskip("diffusers")
 from bridgekit import Bridge, BridgekitError, Input
 from bridgekit.diffusion import conditioner, painter
 from bridgekit.diffusion.conditioner import Fit
-from bridgekit.diffusion.models import find_conditionings
+from bridgekit.diffusion.models import DrawOptions, find_conditionings
 from bridgekit.diffusion.painter import blend, mix, open_painter, paint
 from bridgekit.image_models import ImageModel
 from bridgekit.recipes.generate import Generation, generate
@@ -134,11 +134,11 @@ def test_sounds_become_pictures_through_an_ip_adapter(workshop: Workshop, tmp_pa
     painter = open_painter(Bridge.load(folder), ImageModel("adapter", pipeline, find_conditionings(pipeline), steps=2), folder)
     assert painter.conditioning.kind == "ip_adapter_image_embeds"
     embeddings = painter.bridge.embed("audio", [workshop.clip(name) for name in ("ant", "owl", "seal")])
-    options: dict[str, Any] = {"guidance": guidance, "size": 32}
-    three = paint(painter, embeddings, seeds=[0, 1, 2], **options)
-    [alone] = paint(painter, embeddings[1:2], seeds=1, **options)
+    options = DrawOptions(guidance=guidance, size=32)
+    three = paint(painter, embeddings, options, seeds=[0, 1, 2])
+    [alone] = paint(painter, embeddings[1:2], options, seeds=1)
     np.testing.assert_allclose(pixels(alone), pixels(three[1]), **ABOUT)
-    [steered] = paint(painter, embeddings[1:2], seeds=1, prompt="in oil", **options)
+    [steered] = paint(painter, embeddings[1:2], replace(options, prompt="in oil"), seeds=1)
     assert not np.allclose(pixels(alone), pixels(steered), **ABOUT)
     assert open_painter(painter.bridge, painter.model, folder).fitted is False
 

@@ -374,7 +374,7 @@ def test_a_small_table_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, know
 
 def test_a_table_that_unpacks_to_more_than_a_table_may_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders, "MAX_TABLE_GB", 0.1)
-    _, lines = decoders.decode_parquet(repeated(tmp_path / "table.parquet", 1_000, 200_000), ["audio", "text"])
+    *_, lines = decoders.decode_parquet(repeated(tmp_path / "table.parquet", 1_000, 200_000))
     with pytest.raises(ItemError, match=r"the table unpacks to over 0\.1 GB"):
         list(lines)
 

@@ -113,7 +113,7 @@ def test_a_frozen_text_side_needs_no_fitting(workshop: Workshop, tmp_path: Path,
 
 
 def test_the_judge_may_choose_among_the_asked_and_be_asked_less(judged: Any) -> None:
-    records = judged(among="asked", limit=3)
+    records = judged(among="queries", limit=3)
     assert all(record["pictures"] == 3 for record in records)
     assert all(1 <= record["candidates"] <= 3 for record in records)
 
@@ -175,10 +175,10 @@ def test_a_gallery_that_knows_none_of_the_captions_is_said(judged: Any, workshop
     (tmp_path / "others.csv").write_text(
         f"image,text\n{workshop.folder}/seen/owl.png,heron\n{workshop.folder}/seen/ant.png,bug\n"
     )
-    with pytest.raises(BridgekitError, match="no row can be judged") as caught:
+    with pytest.raises(BridgekitError, match="no row to judge") as caught:
         judged(gallery=str(tmp_path / "others.csv"), outside=True)
     assert "--gallery" in str(caught.value)
-    with pytest.raises(BridgekitError, match="no row can be judged"):
+    with pytest.raises(BridgekitError, match="no row to judge"):
         judged(splits=["later"])
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bridgekit.diffusion.models import draw, find_conditionings, open_model
+from bridgekit.diffusion.models import DrawOptions, draw, find_conditionings, open_model
 from bridgekit.diffusion.previews import preview
 from bridgekit.image_models import ImageModel
 from tests import pipelines
@@ -24,7 +24,11 @@ def shown(model: ImageModel, **options: Any) -> tuple[list[Image.Image | None], 
     conditioning = model.conditionings[0]
     tensors = conditioning.encode(["a red apple"])
     [picture] = draw(
-        model, conditioning, tensors, watch=lambda done, total, latents: seen.append(preview(model, latents)), **options
+        model,
+        conditioning,
+        tensors,
+        DrawOptions(**options),
+        watch=lambda done, total, latents: seen.append(preview(model, latents)),
     )
     return seen, picture
 

@@ -315,7 +315,7 @@ def test_rows_are_chosen_from_python_with_or_without_a_file(tmp_path: Path) -> N
     assert len(set(done.pairs.columns["text"])) == 20
     assert list(done.pairs.rows) == sorted(done.pairs.rows)
     assert list(tmp_path.glob("chosen*")) == []
-    with pytest.raises(BridgekitError, match="no column 'text'"):
+    with pytest.raises(BridgekitError, match="no column `text`"):
         choose_pairs(Pairs({"audio": table.columns["audio"]}, "half", table.rows), 20, progress=False)
 
 

@@ -19,9 +19,7 @@ def command(
         ),
     ] = None,
     b: Annotated[str | None, typer.Option("--b", help="The other side. [dim]default: as the table says[/dim]")] = None,
-    c: Annotated[
-        list[str] | None, typer.Option("--c", help="A third side, and further ones: may be given several times.")
-    ] = None,
+    c: Annotated[list[str] | None, typer.Option("--c", help="A third side, and more: may be given several times.")] = None,
     pairs: Annotated[
         str | None,
         typer.Option(
@@ -33,25 +31,25 @@ def command(
     preset: Annotated[
         str, typer.Option(help="Hyperparameters: default (a few thousand pairs) or paper (FuseMix's own).")
     ] = "default",
-    freeze: Annotated[str | None, typer.Option(help="A modality whose own latents are to be the space.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    freeze: Annotated[str | None, typer.Option(help="A modality whose own latents become the shared space.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
     outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where a row would be set aside.")] = False,
-    resume: Annotated[bool, typer.Option(help="Go on from an interrupted run of the same command.")] = True,
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted run of the same command.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another bridge at --out.")] = False,
     write_report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write report.html into the bridge's folder.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Piles of files become one space: encode once, fuse, evaluate, save a bridge.
+    """Align modalities in one space: encode once, train, evaluate, save a bridge.
 
     Example: [b]bridgekit align --a audio --b text --pairs clips.csv[/b]
     """
-    from bridgekit.recipes.align import run_alignment
+    from bridgekit.recipes.align import AlignOptions, run_alignment
 
-    done = run_alignment(
+    options = AlignOptions(
         a,
         b,
         pairs,
@@ -67,4 +65,4 @@ def command(
         outside=outside,
         write_report=write_report,
     )
-    print_alignment(done, as_json)
+    print_alignment(run_alignment(options), as_json)

@@ -17,15 +17,15 @@ def command(
         str, typer.Option(help="A table or source with a column for it and one for any of the bridge's modalities.")
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Write the larger bridge here and leave the old one. [dim]default: in its place[/dim]")
+        Path | None, typer.Option(help="Write the larger bridge here and keep the old one. [dim]default: replace it[/dim]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
     outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where a row would be set aside.")] = False,
-    resume: Annotated[bool, typer.Option(help="Go on from an interrupted run of the same command.")] = True,
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted run of the same command.")] = True,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Bind anew what was bound with other pairs, or replace a bridge at --out.")
+        bool, typer.Option("--overwrite", help="Bind again what was bound with other pairs, or replace a bridge at --out.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -33,9 +33,9 @@ def command(
 
     Example: [b]bridgekit bind bridges/audio-text --add image --pairs starter:openmoji[/b]
     """
-    from bridgekit.recipes.bind import run_binding
+    from bridgekit.recipes.bind import BindOptions, run_binding
 
-    done = run_binding(
+    options = BindOptions(
         bridge,
         add,
         pairs,
@@ -47,4 +47,4 @@ def command(
         overwrite=overwrite,
         outside=outside,
     )
-    print_alignment(done, as_json, bound=True)
+    print_alignment(run_binding(options), as_json, bound=True)

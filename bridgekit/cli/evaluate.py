@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bridgekit.cli.common import OUTSIDE, find_bridge, print_json, print_metrics, print_set_aside, say
 
-UNKNOWN = "This bridge does not tell what it was trained on. If this table has rows of that, their figures flatter."
+if TYPE_CHECKING:
+    from bridgekit.bridge.bridge import Bridge
+    from bridgekit.evaluation.bridges import EvalOptions
+    from bridgekit.progress import Report
+
+UNKNOWN = "This bridge does not record what it was trained on. If this table shares rows with that, metrics are inflated."
 
 
 def command(
@@ -19,7 +25,7 @@ def command(
     pairs: Annotated[str | None, typer.Option(help="A table, folder or source. [dim]default: the bridge's own[/dim]")] = None,
     split: Annotated[
         list[str] | None,
-        typer.Option(help="A split to ask. [dim]default: every one but train and val[/dim]"),
+        typer.Option(help="A split to evaluate. [dim]default: all but train and val[/dim]"),
     ] = None,
     unseen: Annotated[
         bool, typer.Option("--unseen", help="Set aside the rows of --pairs that training saw, instead of refusing them.")
@@ -32,7 +38,7 @@ def command(
         typer.Option(help="A prompt for --zero-shot, with {} for the class. May be given several times."),
     ] = None,
     generate: Annotated[
-        bool, typer.Option("--generate", help="Make pictures from test items and let an image encoder recognise them.")
+        bool, typer.Option("--generate", help="Make pictures from test items and have an image encoder recognise them.")
     ] = False,
     model: Annotated[
         str | None, typer.Option(help="For --generate: the text-to-image model. [dim]default: starter:openmoji-64[/dim]")
@@ -42,12 +48,12 @@ def command(
     ] = None,
     judge: Annotated[str, typer.Option(help="For --generate: the image encoder that judges.")] = "image",
     among: Annotated[
-        str, typer.Option(help="For --generate: choose among the whole gallery, or asked: the captions that are asked.")
+        str, typer.Option(help="For --generate: choose among the whole gallery, or queries: the pictures of the test captions.")
     ] = "gallery",
     gap: Annotated[
         list[str] | None, typer.Option(help="For --generate: captions, mean or none; may be given several times.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="For --generate: at most so many pictures of each kind.")] = 300,
+    limit: Annotated[int, typer.Option(min=1, help="For --generate: the most pictures of each kind.")] = 300,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
     outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -57,76 +63,66 @@ def command(
     Example: [b]bridgekit eval bridges/audio-text --pairs others.csv --zero-shot --template "the sound of a {}"[/b]
     """
     from bridgekit.bridge.bridge import Bridge
-    from bridgekit.evaluation.bridges import evaluate_bridge
-    from bridgekit.evaluation.zero_shot import evaluate_zero_shot
+    from bridgekit.evaluation.bridges import EvalOptions
     from bridgekit.progress import progress_bars
-    from bridgekit.retrieval import TEMPLATES
 
     folder = find_bridge(bridge)
+    options = EvalOptions(pairs=pairs, splits=split, unseen=unseen, outside=outside)
     if generate:
-        _generate(folder, as_json, unseen, model, pairs, split, gallery, judge, among, gap, limit, device, outside)
+        from bridgekit.recipes.judge import judge_generation
+
+        gaps = tuple(gap or ("captions",))
+        records = judge_generation(
+            folder,
+            model=model,
+            gallery=gallery,
+            judge=judge,
+            among=among,
+            gaps=gaps,
+            limit=limit,
+            device=device,
+            **vars(options),
+        )
+        _print_judged(records, as_json)
         return
     opened = Bridge.load(folder, device)
     with progress_bars() as report:
         if zero_shot:
-            zero = tuple(template or TEMPLATES)
-            result = evaluate_zero_shot(opened, pairs, zero, split, report, unseen=unseen, outside=outside)
+            _print_zero_shot(opened, options, tuple(template or ()), report, as_json)
         else:
-            records, set_aside = evaluate_bridge(opened, pairs, split, report, unseen=unseen, outside=outside)
-    if zero_shot:
-        if as_json:
-            print_json(result.as_json())
-            return
-        print_set_aside(result.set_aside)
-        say(f"{result.modality} into {len(result.per_class)} classes: {100 * result.accuracy:.1f} % of {result.items} right")
-        if not opened.training_rows:
-            print(UNKNOWN)
-        for name, accuracy in result.per_class.items():
-            say(f"  {100 * accuracy:5.1f} %  {name}")
-        return
+            _print_recall(opened, options, report, as_json)
+
+
+def _print_recall(bridge: Bridge, options: EvalOptions, report: Report, as_json: bool) -> None:
+    from bridgekit.evaluation.bridges import evaluate_bridge
+
+    records, set_aside = evaluate_bridge(bridge, options, report)
     if as_json:
         print_json({"metrics": records, "set_aside": [vars(row) for row in set_aside]})
         return
     print_set_aside(set_aside)
-    print_metrics(records, f"Recall on {pairs or ', '.join(table.source for table in opened.tables)}, in %")
-    if pairs and not opened.training_rows:
+    print_metrics(records, f"Recall on {options.pairs or ', '.join(table.source for table in bridge.tables)}, in %")
+    if options.pairs and not bridge.training_rows:
         print(UNKNOWN)
 
 
-def _generate(
-    folder: Path,
-    as_json: bool,
-    unseen: bool,
-    model: str | None,
-    pairs: str | None,
-    split: list[str] | None,
-    gallery: str | None,
-    judge: str,
-    among: str,
-    gap: list[str] | None,
-    limit: int,
-    device: str,
-    outside: bool,
-) -> None:
-    from bridgekit.progress import progress_bars
-    from bridgekit.recipes.judge import judge_generation
+def _print_zero_shot(bridge: Bridge, options: EvalOptions, templates: Sequence[str], report: Report, as_json: bool) -> None:
+    from bridgekit.evaluation.zero_shot import evaluate_zero_shot
+    from bridgekit.retrieval import TEMPLATES
 
-    with progress_bars() as report:
-        records = judge_generation(
-            folder,
-            model=model,
-            pairs=pairs,
-            splits=split,
-            gallery=gallery,
-            judge=judge,
-            among=among,
-            gaps=gap or ["captions"],
-            limit=limit,
-            device=device,
-            unseen=unseen,
-            outside=outside,
-            report=report,
-        )
+    result = evaluate_zero_shot(bridge, options, templates or TEMPLATES, report)
+    if as_json:
+        print_json(result.as_json())
+        return
+    print_set_aside(result.set_aside)
+    say(f"{result.modality} into {len(result.per_class)} classes: {100 * result.accuracy:.1f} % of {result.items} right")
+    if not bridge.training_rows:
+        print(UNKNOWN)
+    for name, accuracy in result.per_class.items():
+        say(f"  {100 * accuracy:5.1f} %  {name}")
+
+
+def _print_judged(records: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     if as_json:
         print_json({"generated": records})
         return

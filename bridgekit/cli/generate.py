@@ -136,6 +136,6 @@ def _bridge(modalities: set[str], quiet: bool) -> Path:
     print("There is no bridge here yet. The starter can train one on 16,000 spoken words (about 10 minutes, 300 MB of cache).")
     if not typer.confirm(f"Run `{train}` now?", default=True):
         raise typer.Exit(2)
-    from bridgekit.recipes.align import run_alignment
+    from bridgekit.recipes.align import AlignOptions, run_alignment
 
-    return run_alignment("audio", "text", out=BRIDGES / "audio-text").folder
+    return run_alignment(AlignOptions("audio", "text", out=BRIDGES / "audio-text")).folder

@@ -39,14 +39,15 @@ def command(
     from bridgekit.bridge.bridge import Bridge
     from bridgekit.index import Index
     from bridgekit.progress import progress_bars
-    from bridgekit.tables.listing import list_items, listed_modalities
+    from bridgekit.tables.listing import list_items, listed_modalities, open_listed
 
     folder = find_bridge(bridge)
     opened = Bridge.load(folder, device)
     if modality is not None:
         opened.side(modality)
-    wanted = [modality] if modality else listed_modalities(items, tuple(opened.sides))
-    listings = [list_items(items, name, outside=outside) for name in wanted]
+    table = open_listed(items, outside=outside)
+    wanted = [modality] if modality else listed_modalities(table, tuple(opened.sides))
+    listings = [list_items(table, name, outside=outside) for name in wanted]
     index = Index.create(out or folder.absolute().with_name(f"{folder.absolute().name}.index"), folder)
     with progress_bars() as report:
         done = [index.add(opened, listing, prune=prune, strict=strict, report=report) for listing in listings]

@@ -23,7 +23,7 @@ def command(
     from dataclasses import asdict
 
     from bridgekit.bridge.bridge import Bridge
-    from bridgekit.bridge.card import story_lines
+    from bridgekit.bridge.provenance import provenance_text
 
     folder = find_bridge(bridge)
     opened = Bridge.load(folder, "cpu")
@@ -44,7 +44,11 @@ def command(
     say(f"{folder}: {' and '.join(opened.sides)} in {opened.dim} dimensions, temperature {opened.temperature:.4f}")
     for modality, side in opened.sides.items():
         say(f"  {modality}: {side.encoder}, {side.dim} wide{', frozen' if side.frozen else ''} ({side.revision})")
-    for line in story_lines(opened.provenance):
-        say(f"  {line}")
+    for name, value in provenance_text(opened.provenance).items():
+        say(f"  {name}: {value}")
+    for bound in opened.provenance.get("bound", ()):
+        say(f"  bound later: {bound['modality']}")
+        for name, value in provenance_text(bound).items():
+            say(f"    {name}: {value}")
     if opened.metrics:
         print_metrics(opened.metrics, "Recall on rows that training never saw, in %")

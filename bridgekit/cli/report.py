@@ -26,7 +26,7 @@ def command(
 
     Example: [b]bridgekit report bridges/audio-text --open[/b]
     """
-    from bridgekit.report import write_report
+    from bridgekit.recipes.report import write_report
 
     file = write_report(find_bridge(bridge), out, pairs=pairs, check=check, outside=outside)
     print(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")

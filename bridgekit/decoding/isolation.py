@@ -32,7 +32,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -370,11 +370,11 @@ def _image(path: Path) -> tuple[dict[str, Any], Iterator[Any]]:
     return {"size": picture.size}, pieces
 
 
-def _parquet(path: Path, wanted: Sequence[str]) -> tuple[dict[str, Any], Iterator[Any]]:
+def _parquet(path: Path) -> tuple[dict[str, Any], Iterator[Any]]:
     from bridgekit.decoding.decoders import decode_parquet
 
-    names, lines = decode_parquet(path, wanted)
-    return {"names": names}, lines
+    names, unread, lines = decode_parquet(path)
+    return {"names": names, "unread": unread}, lines
 
 
 _OPERATIONS: dict[str, Callable[..., tuple[dict[str, Any], Iterator[Any]]]] = {

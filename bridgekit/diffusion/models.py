@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,29 +144,46 @@ def _diffusers() -> Any:
     return diffusers
 
 
+@dataclass(frozen=True, kw_only=True)
+class DrawOptions:
+    """How pictures are drawn.
+
+    Arguments:
+        prompt: a text that steers the style.
+        prompt_weight: how much it counts beside the embedding, from 0 to 1.
+        gap: how the gap between modalities is closed: `captions`, `mean` or `none`, see `conditioner.close_gap`.
+        steps, guidance: the sampler's; by default the model's own.
+        size: the side in pixels; by default the model's own.
+    """
+
+    prompt: str | None = None
+    prompt_weight: float = 0.3
+    gap: str = "captions"
+    steps: int | None = None
+    guidance: float | None = None
+    size: int | None = None
+
+
 def draw(
     model: ImageModel,
     conditioning: Conditioning,
     tensors: Mapping[str, Tensor],
+    options: DrawOptions = DrawOptions(),
     *,
-    prompt: str | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
     seeds: Sequence[int] | int = 0,
-    size: int | None = None,
     report: Report = silent,
     watch: Watch | None = None,
 ) -> list[Image]:
-    """Run the pipeline on conditioning tensors of n rows, in batches. Arguments are `paint`'s."""
+    """Run the pipeline on conditioning tensors of n rows, in batches. Arguments as for `painter.paint`."""
     n = len(next(iter(tensors.values())))
     each = [seeds] * n if isinstance(seeds, int) else list(seeds)
     takes = inspect.signature(model.pipeline.__call__).parameters
-    steps = steps or model.steps or _default(takes, "num_inference_steps")
-    guided, scales = _guidance(model, takes, guidance)
+    steps = options.steps or model.steps or _default(takes, "num_inference_steps")
+    guided, scales = _guidance(model, takes, options.guidance)
     wanted: dict[str, Any] = {"num_inference_steps": steps, "output_type": "pil", **scales}
-    side = model.size or size
+    size, side = options.size, model.size or options.size
     wanted |= {"height": side, "width": side, "use_resolution_binning": False if side else None}
-    options = {name: value for name, value in wanted.items() if name in takes and value is not None}
+    settings = {name: value for name, value in wanted.items() if name in takes and value is not None}
     model.pipeline.set_progress_bar_config(disable=True)
     pictures: list[Image] = []
     done, total = 0, (steps or 1) * -(-n // BATCH_SIZE)
@@ -183,14 +201,15 @@ def draw(
             return {}
 
         if "callback_on_step_end" in takes:
-            options["callback_on_step_end"] = step_done
+            settings["callback_on_step_end"] = step_done
         elif "callback" in takes:
-            options["callback"] = step_done
-        options["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in each[start : start + BATCH_SIZE]]
+            settings["callback"] = step_done
+        settings["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in each[start : start + BATCH_SIZE]]
         with torch.inference_mode():
-            arguments = conditioning.arguments(part, guided=guided, prompt=prompt if conditioning.made_of != TEXT else None)
+            prompt = options.prompt if conditioning.made_of != TEXT else None
+            arguments = conditioning.arguments(part, guided=guided, prompt=prompt)
             try:
-                pictures += model.pipeline(**arguments, **options).images
+                pictures += model.pipeline(**arguments, **settings).images
             except (ValueError, TypeError, RuntimeError, LookupError) as error:  # LookupError: a sampler of too few steps
                 reason = " ".join(str(error).split())[:300]
                 raise BridgekitError(

@@ -22,7 +22,7 @@ from bridgekit.diffusion.conditioner import (
     same_weights,
     save_conditioner,
 )
-from bridgekit.diffusion.models import Watch, draw
+from bridgekit.diffusion.models import DrawOptions, Watch, draw
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.image_models import Conditioning, ImageModel
@@ -137,13 +137,9 @@ def mix(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 def paint(
     painter: Painter,
     embeddings: Tensor,
+    options: DrawOptions = DrawOptions(),  # noqa: B008  (frozen)
     *,
-    prompt: str | None = None,
-    prompt_weight: float = 0.3,
-    steps: int | None = None,
-    guidance: float | None = None,
     seeds: Sequence[int] | int = 0,
-    size: int | None = None,
     report: Report = silent,
     watch: Watch | None = None,
 ) -> list[Image]:
@@ -152,32 +148,18 @@ def paint(
     Arguments:
         painter: the bridge, the model and the conditioner.
         embeddings: (n, dim) at unit length.
-        prompt: words that steer the style.
-        prompt_weight: how much they count beside the embedding, from 0 to 1.
-        steps, guidance: the sampler's; by default the model's own.
+        options: how to draw. The gap must be closed already.
         seeds: one a picture, or one for all. A picture depends on its own seed alone, up to rounding.
-        size: the side in pixels.
         report: progress, in steps.
-        watch: told the latents after each step, see `bridgekit.diffusion.previews`. What it raises ends the drawing.
+        watch: called with the latents after each step, see `bridgekit.diffusion.previews`. What it raises ends the drawing.
 
     Returns:
         n pictures.
     """
     tensors = painter.conditioner(embeddings)
-    if prompt and painter.conditioning.made_of == TEXT:
-        tensors = blend(tensors, painter.conditioning.encode([prompt]), prompt_weight)
-    return draw(
-        painter.model,
-        painter.conditioning,
-        tensors,
-        prompt=prompt,
-        steps=steps,
-        guidance=guidance,
-        seeds=seeds,
-        size=size,
-        report=report,
-        watch=watch,
-    )
+    if options.prompt and painter.conditioning.made_of == TEXT:
+        tensors = blend(tensors, painter.conditioning.encode([options.prompt]), options.prompt_weight)
+    return draw(painter.model, painter.conditioning, tensors, options, seeds=seeds, report=report, watch=watch)
 
 
 def blend(tensors: Mapping[str, Tensor], other: Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,8 @@ from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.media import content_hash
 from bridgekit.pairs import Pairs, SetAside
-from bridgekit.progress import Report
-from bridgekit.tables.reading import read_pairs, table_modalities
+from bridgekit.progress import Report, silent
+from bridgekit.tables.reading import Table, open_table
 from bridgekit.tables.splits import split_pairs
 
 if TYPE_CHECKING:
@@ -28,25 +29,29 @@ from bridgekit.latents.encoded import encode_pairs
 from bridgekit.tables.splits import NOT_TESTS, test_splits
 
 
-def evaluate_bridge(
-    bridge: Bridge,
-    pairs: str | Path | Pairs | None,
-    splits: Sequence[str] | None,
-    report: Report,
-    *,
-    unseen: bool = False,
-    outside: bool = False,
-) -> tuple[list[dict[str, Any]], Sequence[SetAside]]:
-    """Recall of a trained bridge on a table.
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Which rows an evaluation uses.
 
     Arguments:
-        bridge: the bridge.
         pairs: a table, folder, source or `Pairs`, with two or more of the bridge's modalities; None is the tables that the
             bridge was trained on, split as they were then.
-        splits: which splits to ask; by default all but `train` and `val`. A foreign table without splits is asked whole.
-        report: progress.
-        unseen: set aside those rows to be asked whose files training saw. Splits called `train` or `val` are asked as they are.
-        outside: let a table name files outside its own folder.
+        splits: which splits; by default all but `train` and `val`. A foreign table without splits is used whole.
+        unseen: set aside those rows of `pairs` that training saw, instead of refusing them. Splits called `train` or `val` are
+            used as they are.
+        outside: let tables name files outside their own folders.
+    """
+
+    pairs: str | Path | Pairs | None = None
+    splits: Sequence[str] | None = None
+    unseen: bool = False
+    outside: bool = False
+
+
+def evaluate_bridge(
+    bridge: Bridge, options: EvalOptions, report: Report = silent
+) -> tuple[list[dict[str, Any]], Sequence[SetAside]]:
+    """Recall of a trained bridge on a table.
 
     Returns:
         records as of `evaluate_splits`, and the rows set aside. Of the bridge's own tables these are also rows that were not
@@ -56,22 +61,22 @@ def evaluate_bridge(
         BridgekitError: the table cannot be read, has no such split, has rows of a test split in train, or is foreign and has
             rows that training saw, which `unseen` does not set aside.
     """
-    if pairs is not None:
-        table = pairs if isinstance(pairs, Pairs) else read_pairs(pairs, sides_in(bridge, pairs), outside=outside)
-        return _evaluate_table(bridge, table, None, splits, report, unseen)
+    if options.pairs is not None:
+        table = open_table(options.pairs, outside=options.outside)
+        return _evaluate_table(bridge, table.pairs(sides_in(bridge, table)), None, options, report)
     records: list[dict[str, Any]] = []
     set_aside: list[SetAside] = []
     for own in bridge.tables:
-        table = read_pairs(bridge.followed(own.source), own.modalities, outside=outside)
-        found, left_out = _evaluate_table(bridge, table, own, splits, report, unseen)
-        # The table that a modality was bound with tells of that modality; the others may have been trained on its rows.
+        table = open_table(bridge.followed(own.source), outside=options.outside)
+        found, left_out = _evaluate_table(bridge, table.pairs(own.modalities), own, options, report)
+        # The table that a modality was bound with counts for that modality; the others may have been trained on its rows.
         records += [record for record in found if not own.bound or own.bound in sides_of(record)]
         set_aside += left_out
     return records, set_aside
 
 
 def _evaluate_table(
-    bridge: Bridge, table: Pairs, own: TrainedOn | None, splits: Sequence[str] | None, report: Report, unseen: bool
+    bridge: Bridge, table: Pairs, own: TrainedOn | None, options: EvalOptions, report: Report
 ) -> tuple[list[dict[str, Any]], Sequence[SetAside]]:
     sides = [modality for modality in table.modalities if modality in bridge.sides]
     if len(sides) < 2:
@@ -86,7 +91,7 @@ def _evaluate_table(
     else:
         split = list(encoded.pairs.split or ["all"] * len(encoded.pairs))
         seen = bridge.training_rows.files(encoded.ids, encoded.contents)
-    wanted = list(splits) if splits else test_splits(split)
+    wanted = list(options.splits or test_splits(split))
     unknown = [name for name in wanted if name not in split]
     if unknown or not wanted:
         raise BridgekitError(
@@ -94,30 +99,32 @@ def _evaluate_table(
             where=table.source,
             remedy=f"name one with --split: {', '.join(dict.fromkeys(split))}",
         )
-    asked = np.isin(split, [name for name in wanted if name not in NOT_TESTS])
-    left_out = set_aside_seen(encoded.pairs, np.flatnonzero(asked), np.flatnonzero(asked & seen), refuse=not (own or unseen))
-    # To the others they are what rows of training are: distractors, and no right answers.
-    split = ["train" if asked[row] and seen[row] else name for row, name in enumerate(split)]
+    queried = np.isin(split, [name for name in wanted if name not in NOT_TESTS])
+    left_out = set_aside_seen(
+        encoded.pairs, np.flatnonzero(queried), np.flatnonzero(queried & seen), refuse=not (own or options.unseen)
+    )
+    # For the others they are distractors, like training rows, and not right answers.
+    split = ["train" if queried[row] and seen[row] else name for row, name in enumerate(split)]
     wanted = [name for name in wanted if name in split]
     records = evaluate_splits(encoded, split, bridge.project, "FuseMix", wanted)
     return records, (*encoded.pairs.set_aside, *left_out)
 
 
-def set_aside_seen(table: Pairs, asked: NDArray[np.int64], seen: NDArray[np.int64], *, refuse: bool) -> list[SetAside]:
+def set_aside_seen(table: Pairs, rows: NDArray[np.int64], seen: NDArray[np.int64], *, refuse: bool) -> list[SetAside]:
     """Set aside the rows to be asked that training saw.
 
     Raises:
         BridgekitError: there are some and they are to be refused, or no other is left.
     """
-    told = f"training saw {len(seen):,} of these {len(asked):,} rows"
+    what = f"training saw {len(seen):,} of these {len(rows):,} rows"
     if len(seen) and refuse:
         raise BridgekitError(
-            f"{told}, or their files: their figures would flatter",
+            f"{what}, or their files: metrics would be inflated",
             where=f"{table.source}, first row {table.rows[seen[0]]}",
-            remedy="set them aside with --unseen, or leave out --pairs to ask the test rows of the bridge's own table",
+            remedy="set them aside with --unseen, or leave out --pairs to use the test rows of the bridge's own table",
         )
-    if len(seen) and len(seen) == len(asked):
-        raise BridgekitError(f"{told}: none is left to ask", where=table.source, remedy="give a table of other rows")
+    if len(seen) and len(seen) == len(rows):
+        raise BridgekitError(f"{what}: none is left", where=table.source, remedy="give a table of other rows")
     column = next((modality for modality in table.modalities if modality != TEXT), TEXT)
     return [
         SetAside(table.rows[row], column, str(table.columns[column][row] or "")[:200], "training saw it")
@@ -125,9 +132,9 @@ def set_aside_seen(table: Pairs, asked: NDArray[np.int64], seen: NDArray[np.int6
     ]
 
 
-def sides_in(bridge: Bridge, source: str | Path) -> tuple[str, ...]:
+def sides_in(bridge: Bridge, table: Table) -> tuple[str, ...]:
     """Those of a bridge's modalities that a table has a column for; all of them where that leaves no pair."""
-    there = [modality for modality in table_modalities(source) if modality in bridge.sides]
+    there = [modality for modality in table.modalities if modality in bridge.sides]
     return tuple(there if len(there) > 1 else bridge.sides)
 
 

@@ -67,7 +67,7 @@ def directions(encoded: EncodedPairs, rows: NDArray[np.int64]) -> list[tuple[str
     found = []
     for a, b in combinations(encoded.ids, 2):
         together = ((encoded.ids[a][rows] >= 0) & (encoded.ids[b][rows] >= 0)).any()
-        if together or len(_relevance(encoded, rows, a, b).query):
+        if together or len(correct_items(encoded, rows, a, b).query):
             found += [(a, b), (b, a)]
     return found
 
@@ -90,15 +90,16 @@ def split_recall(
         among: `split`: candidates are the rows' own items. `all`: the rest of the table's items are distractors too; right
             answers from other splits (which training may have seen) neither count nor stand in the way.
     """
-    right = _relevance(encoded, rows, query, candidate)
+    right = correct_items(encoded, rows, query, candidate)
     if among == "all":
-        everywhere = _relevance(encoded, np.arange(len(encoded.pairs)), query, candidate)
+        everywhere = correct_items(encoded, np.arange(len(encoded.pairs)), query, candidate)
         used = np.unique(encoded.ids[candidate][encoded.ids[candidate] >= 0])
         return _recall_among(embedded, right, query, candidate, used, everywhere)
     return _recall_among(embedded, right, query, candidate, np.unique(right.candidate), None)
 
 
-def _relevance(encoded: EncodedPairs, rows: NDArray[np.int64], query: str, candidate: str) -> Relevance:
+def correct_items(encoded: EncodedPairs, rows: NDArray[np.int64], query: str, candidate: str) -> Relevance:
+    """Which items are correct for which query among some rows, by ids of items."""
     group = encoded.group
     return relevance(encoded.ids[query][rows], encoded.ids[candidate][rows], None if group is None else group[rows])
 

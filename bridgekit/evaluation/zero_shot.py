@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,14 +11,14 @@ import numpy as np
 from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
 from bridgekit.pairs import SetAside
-from bridgekit.progress import Report
-from bridgekit.retrieval import class_embeddings, search
-from bridgekit.tables.reading import read_pairs
+from bridgekit.progress import Report, silent
+from bridgekit.retrieval import TEMPLATES, class_embeddings, search
 
 if TYPE_CHECKING:
     from bridgekit.bridge.bridge import Bridge
 
-from bridgekit.evaluation.bridges import leave_out_seen, sides_in
+from bridgekit.evaluation.bridges import EvalOptions, leave_out_seen, sides_in
+from bridgekit.tables.reading import open_table
 from bridgekit.tables.splits import test_splits
 
 
@@ -56,39 +55,30 @@ class ZeroShot:
 
 
 def evaluate_zero_shot(
-    bridge: Bridge,
-    pairs: str | Path | None,
-    templates: Sequence[str],
-    splits: Sequence[str] | None,
-    report: Report,
-    *,
-    unseen: bool = False,
-    outside: bool = False,
+    bridge: Bridge, options: EvalOptions, templates: Sequence[str] = TEMPLATES, report: Report = silent
 ) -> ZeroShot:
     """Classify the items of the side that is not text by prompts made of the texts of the table, taken as class names.
 
     Arguments:
         bridge: a bridge with a text side.
-        pairs: a table or source; None is the one that the bridge was trained on.
+        options: which rows; of the bridge's own table, rows whose item training saw are always set aside.
         templates: prompts with `{}` for the class.
-        splits: which splits to ask, where the table has them; by default all but `train` and `val`, or else every row.
         report: progress.
-        unseen: set aside those rows to be asked whose item training saw, as is always done with the bridge's own table.
-        outside: let the table name files outside its own folder.
 
     Raises:
         BridgekitError: no text side, no row left, or rows that training saw, which `unseen` does not set aside.
     """
     bridge.side(TEXT)
-    source = pairs or bridge.followed(bridge.tables[0].source)
-    modality = next(name for name in (*sides_in(bridge, source), *bridge.sides) if name != TEXT)
-    table = read_pairs(source, (modality, TEXT), outside=outside)
+    foreign = options.pairs is not None
+    opened = open_table(options.pairs or bridge.followed(bridge.tables[0].source), outside=options.outside)
+    modality = next(name for name in (*sides_in(bridge, opened), *bridge.sides) if name != TEXT)
+    table = opened.pairs((modality, TEXT))
     names = table.columns[TEXT]
-    wanted = list(splits or (test_splits(table.split) if table.split else ())) or None
+    wanted = list(options.splits or (test_splits(table.split) if table.split else ())) or None
     rows = [row for row in range(len(table)) if names[row] and (not wanted or not table.split or table.split[row] in wanted)]
     if not rows:
         raise BridgekitError("there is no row to classify", where=table.source, remedy="look at --split")
-    rows, left_out = leave_out_seen(bridge, table, rows, modality, refuse=pairs is not None and not unseen)
+    rows, left_out = leave_out_seen(bridge, table, rows, modality, refuse=foreign and not options.unseen)
     embedded = bridge.embed_usable(modality, [table.columns[modality][row] or "" for row in rows], report=report)
     failed = [
         SetAside(table.rows[rows[at]], modality, str(table.columns[modality][rows[at]]), why)
@@ -106,5 +96,5 @@ def evaluate_zero_shot(
         float(right.mean()),
         per_class,
         templates,
-        (*table.set_aside, *failed, *(left_out if pairs else ())),
+        (*table.set_aside, *failed, *(left_out if foreign else ())),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,60 +15,60 @@ from numpy.typing import NDArray
 from bridgekit.bridge.bridge import Bridge, Side, check_free
 from bridgekit.encoders import Encoder
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation.leaks import refuse_leaks
 from bridgekit.fusion.adapter import Adapter, FrozenSide
 from bridgekit.fusion.distributed import first_process_first, joined_processes, rank
 from bridgekit.fusion.training import PRESETS, Preset
 from bridgekit.hardware import resolve_device
-from bridgekit.latents.encoded import EncodedPairs, encode_pairs
+from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.pairs import Pairs
-from bridgekit.pictures import training_curves
 from bridgekit.progress import Report, progress_bars
 from bridgekit.recipes.fit import measure, measure_gap, train_encoded
-from bridgekit.recipes.outcome import Alignment, check_variety, checkpoint_of, fingerprint_of, heat_maps, story_of, unseen_item
-from bridgekit.recipes.sides import choose_sides, open_encoders, open_table
+from bridgekit.recipes.outcome import (
+    Alignment,
+    checkpoint_of,
+    encode_and_split,
+    fingerprint_of,
+    provenance_of,
+    unseen_item,
+)
+from bridgekit.recipes.sides import TrainingOptions, choose_sides, open_encoders, open_pairs, select_pairs, takes
+from bridgekit.report.plots import heat_maps, training_curves
 from bridgekit.storage.cache import one_writer
-from bridgekit.tables.splits import split_pairs
 
 
-def align(
-    a: str | None = None,
-    b: str | None = None,
-    pairs: str | Path | Pairs | None = None,
-    *,
-    more: Sequence[str] = (),
-    out: str | Path | None = None,
-    preset: str | Preset = "default",
-    frozen: str | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    strict: bool = False,
-    resume: bool = True,
-    overwrite: bool = False,
-    outside: bool = False,
-    write_report: bool = True,
-    progress: bool = True,
-) -> Bridge:
-    """Align two or more modalities with FuseMix and save the bridge.
+@dataclass(frozen=True)
+class AlignOptions(TrainingOptions):
+    """What `align` is asked to do; its arguments are these.
 
     Arguments:
         a, b: a modality (its default encoder is taken) or an encoder, `provider:model`. Where neither is given, the table's
             columns say which modalities; without a table they are audio and text.
         pairs: a table (CSV, TSV, JSON Lines, Parquet), a folder of class folders, the name of a plugin's source, or `Pairs`.
             By default the source that a plugin brings for these modalities. With three or more modalities, rows may have
-            holes, as long as two items are left; rows must join all modalities with each other, be it through others.
+            holes, as long as two items are left; rows must join all modalities with each other, directly or through others.
         more: further modalities or encoders.
-        out: the bridge's folder; by default `bridges/<a>-<b>` here.
         preset: `default`, `paper`, or a `Preset`.
         frozen: a modality whose encoder's own latents are to be the shared space.
-        seed: of everything random. The same call gives the same adapters, byte for byte, on the same machine.
-        device: a torch device, or `auto`.
-        strict: fail where a row would be set aside.
-        resume: go on from an interrupted run of the same call, and reuse a finished bridge of the same call.
-        overwrite: replace another bridge at `out`.
-        outside: let the table name files outside its own folder.
-        write_report: put a report beside the bridge, see `bridgekit.report`. One that cannot be made is a warning.
-        progress: show progress bars on standard error.
+        write_report: write a report beside the bridge, see `bridgekit.report`. If it cannot be made, that is a warning.
+        out: the bridge's folder; by default `bridges/<a>-<b>` here.
+        seed, device, strict, resume, overwrite, outside, progress: see `TrainingOptions` and `RunOptions`.
+    """
+
+    a: str | None = None
+    b: str | None = None
+    pairs: str | Path | Pairs | None = None
+    _: KW_ONLY
+    more: Sequence[str] = ()
+    preset: str | Preset = "default"
+    frozen: str | None = None
+    write_report: bool = True
+
+
+@takes(AlignOptions)
+def align(options: AlignOptions) -> Bridge:
+    """Align two or more modalities with FuseMix and save the bridge.
+
+    `align(a, b, pairs, *, out=..., seed=...)`: the arguments are those of `AlignOptions`.
 
     Returns:
         the bridge, saved, with `metrics` for every test split: untrained, linear and FuseMix. Where training diverged, it is
@@ -77,91 +77,55 @@ def align(
     Raises:
         BridgekitError: anything that the caller can mend; the message says how.
     """
-    return run_alignment(
-        a,
-        b,
-        pairs,
-        more=more,
-        out=out,
-        preset=preset,
-        frozen=frozen,
-        seed=seed,
-        device=device,
-        strict=strict,
-        resume=resume,
-        overwrite=overwrite,
-        outside=outside,
-        write_report=write_report,
-        progress=progress,
-    ).bridge
+    return run_alignment(options).bridge
 
 
 @joined_processes()
-def run_alignment(
-    a: str | None = None,
-    b: str | None = None,
-    pairs: str | Path | Pairs | None = None,
-    *,
-    more: Sequence[str] = (),
-    out: str | Path | None = None,
-    preset: str | Preset = "default",
-    frozen: str | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    strict: bool = False,
-    resume: bool = True,
-    overwrite: bool = False,
-    outside: bool = False,
-    write_report: bool = True,
-    progress: bool = True,
-) -> Alignment:
-    """`align`, with an account of what was done. Arguments and errors are the same.
+def run_alignment(options: AlignOptions) -> Alignment:
+    """`align`, with an account of what was done.
 
     Where `torchrun` started several processes, they train together; all are given the bridge that the first one saved.
     """
     started = time.monotonic()
-    name, chosen = _preset(preset)
-    device = resolve_device(device)
-    names = choose_sides(a, b, more, pairs)
-    progress = progress and rank() == 0
+    preset_name, preset = _preset(options.preset)
+    device = resolve_device(options.device)
+    progress = options.progress and rank() == 0
+    with first_process_first():
+        table = open_pairs(options.pairs, options.outside)
     with progress_bars(progress) as report:
-        encoders = open_encoders(names, device, report)
-    if frozen is not None and frozen not in encoders:
-        raise BridgekitError(f"{frozen!r} cannot be frozen: it is not a side", remedy=f"use one of {', '.join(encoders)}")
-    folder = Path(out) if out is not None else Path("bridges") / "-".join(encoders)
+        encoders = open_encoders(choose_sides((options.a, options.b, *options.more), table), device, report)
+    if options.frozen is not None and options.frozen not in encoders:
+        raise BridgekitError(
+            f"{options.frozen!r} cannot be frozen: it is not a side", remedy=f"use one of {', '.join(encoders)}"
+        )
+    folder = Path(options.out) if options.out is not None else Path("bridges") / "-".join(encoders)
     if not (folder / "bridge.json").exists():
-        check_free(folder, overwrite)  # before hours of encoding, not after
+        check_free(folder, options.overwrite)  # before hours of encoding, not after
     # Two runs for one place take turns: of the same call, the second finds what the first has made.
     with one_writer(folder) if rank() == 0 else nullcontext():
         with first_process_first():
-            table = open_table(pairs, tuple(encoders), progress, outside)
+            pairs = select_pairs(table, tuple(encoders), progress)
         with progress_bars(progress) as report:
             opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
-            with first_process_first():
-                encoded = encode_pairs(table, opened, report, strict=strict)
-            split = np.asarray(split_pairs(encoded.pairs, seed, encoded.ids))
-            refuse_leaks(encoded, split)
-            check_variety(encoded)
+            encoded, split = encode_and_split(pairs, opened, options, report)
             fingerprint = fingerprint_of(
                 encoded,
                 split,
                 encoders={modality: (name, encoder.revision) for modality, (name, encoder) in encoders.items()},
-                preset=asdict(chosen),
-                frozen=frozen,
-                seed=seed,
+                preset=asdict(preset),
+                frozen=options.frozen,
+                seed=options.seed,
                 device=device,
             )
-            finished = _same_bridge(folder, fingerprint, device) if resume else None
-            if not finished:
-                check_free(folder, overwrite)
-            bridge = finished or _fuse(encoders, encoded, split, chosen, frozen, seed, device, resume, fingerprint, report)
-
-        example = unseen_item(encoded, split, next(iter(encoders)))
-        if finished:
-            return Alignment(finished, folder, encoded.pairs.set_aside, example, reused=True)
+            example = unseen_item(encoded, split, next(iter(encoders)))
+            finished = _same_bridge(folder, fingerprint, device) if options.resume else None
+            if finished:
+                return Alignment(finished, folder, encoded.pairs.set_aside, example, reused=True)
+            check_free(folder, options.overwrite)
+            bridge = _fuse(encoders, encoded, split, preset, options, device, fingerprint, report)
         provenance = {
-            **story_of(encoded, split, seed, device, started),
-            "preset": name,
+            **provenance_of(encoded, split, options.seed, device, started),
+            "preset": preset_name,
             "fingerprint": fingerprint,
             **bridge.provenance,
         }
@@ -169,12 +133,12 @@ def run_alignment(
         with first_process_first():
             if rank() == 0:
                 pictures = {"training.png": training_curves(bridge.history), **heat_maps(bridge, encoded, split)}
-                if write_report:
+                if options.write_report:
                     from bridgekit.report import report_or_warning
 
                     with progress_bars(progress) as report:
                         pictures |= report_or_warning(bridge, folder.absolute().name, encoded, split, report)
-                bridge.save(folder, pictures=pictures, overwrite=overwrite)
+                bridge.save(folder, pictures=pictures, overwrite=options.overwrite)
             else:
                 bridge = Bridge.load(folder, device)
         return Alignment(bridge, folder, encoded.pairs.set_aside, example, reused=False)
@@ -185,15 +149,14 @@ def _fuse(
     encoded: EncodedPairs,
     split: NDArray[np.str_],
     preset: Preset,
-    frozen: str | None,
-    seed: int,
+    options: AlignOptions,
     device: str,
-    resume: bool,
     fingerprint: str,
     report: Report,
 ) -> Bridge:
     """Train, and measure untrained adapters, ridge regression and FuseMix on the test splits."""
-    checkpoint = checkpoint_of(fingerprint, resume)
+    frozen, seed = options.frozen, options.seed
+    checkpoint = checkpoint_of(fingerprint, options.resume)
     fixed: dict[str, Adapter] = {frozen: FrozenSide(encoders[frozen][1].dim)} if frozen else {}
     trained = train_encoded(
         encoded, split, preset=preset, seed=seed, fixed=fixed, device=device, checkpoint=checkpoint, report=report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,74 +27,72 @@ from bridgekit.hardware import resolve_device
 from bridgekit.pairs import EXTENSIONS, Pairs, SetAside
 from bridgekit.plugins import default_modalities, encoder_name, load_encoder
 from bridgekit.progress import progress_bars
-from bridgekit.recipes.sides import choose_sides, open_table
-from bridgekit.tables.reading import table_modalities
+from bridgekit.recipes.sides import choose_sides, takes
+from bridgekit.tables.reading import Table, open_table
 from bridgekit.tables.splits import NOT_TESTS, split_pairs
 
 
-def check_pairs(
-    pairs: str | Path | Pairs,
-    a: str | None = None,
-    b: str | None = None,
-    *,
-    more: Sequence[str] = (),
-    latents: bool = True,
-    device: str = "auto",
-    outside: bool = False,
-    progress: bool = True,
-) -> TableReport:
-    """Look at a table before anybody trains on it: at its rows, its files, its splits, and what encoders make of its items.
+@dataclass(frozen=True)
+class CheckOptions:
+    """What `check_pairs` is asked to do.
 
     Arguments:
         pairs: a table, folder, source or `Pairs`, as for `align`.
         a, b, more: modalities or encoders, as for `align`; by default all columns that are modalities. A modality without an
-            installed encoder is checked but for its latents.
-        latents: encode the items and look at their latents. They are kept: `align` will not encode them again.
-        device: a torch device, or `auto`.
-        outside: let the table name files outside its own folder.
-        progress: show progress bars on standard error.
+            installed encoder is checked without its latents.
+        latents: encode the items and check their latents. They are kept: `align` will not encode them again.
+        device, outside, progress: see `RunOptions`.
+    """
+
+    pairs: str | Path | Pairs
+    a: str | None = None
+    b: str | None = None
+    _: KW_ONLY
+    more: Sequence[str] = ()
+    latents: bool = True
+    device: str = "auto"
+    outside: bool = False
+    progress: bool = True
+
+
+@takes(CheckOptions)
+def check_pairs(options: CheckOptions) -> TableReport:
+    """Check a table before anybody trains on it: its rows, its files, its splits, and what encoders make of its items.
+
+    `check_pairs(pairs, a, b, *, ...)`: the arguments are those of `CheckOptions`.
 
     Raises:
         BridgekitError: the table cannot be read, none of its rows can be used, or a named encoder is not there.
     """
-    with progress_bars(progress) as report:
-        encoders, findings = _open_sides(pairs, [name for name in (a, b, *more) if name], device if latents else None)
-        table = open_table(pairs, tuple(encoders), progress, outside)
-        looks = {modality: look_at_all(modality, table.columns[modality], report) for modality in encoders}
-        table = _usable(table, looks)
-        checked, unsplit = _in_splits(table, looks)
+    with progress_bars(options.progress) as report:
+        table = open_table(options.pairs, outside=options.outside)
+        names = [name for name in (options.a, options.b, *options.more) if name]
+        encoders, findings = _open_sides(table, names, options.device if options.latents else None)
+        pairs = table.pairs(tuple(encoders))
+        looks = {modality: look_at_all(modality, pairs.columns[modality], report) for modality in encoders}
+        checked, unsplit = _in_splits(_usable(pairs, looks), looks)
         findings += unsplit
-        for check in (
-            same_everywhere,
-            leaking_rows,
-            leaking_files,
-            leaking_groups,
-            rows_set_aside,
-            faulty_items,
-            extreme_lengths,
-            duplicate_rows,
-        ):
+        for check in CHECKS:
             findings += check(checked)
         figures = {modality: length_figures(checked, modality) for modality in encoders}
         for modality, encoder in encoders.items():
-            if encoder is not None and latents:
+            if encoder is not None:
                 found, about = latent_findings(checked, modality, encoder, report)
                 findings += found
                 figures[modality] |= about
     findings.sort(key=lambda finding: GRADES.index(finding.grade))
-    names = dict.fromkeys(name for name in (*NOT_TESTS, *checked.split.tolist()) if name in checked.split)
+    own = checked.pairs
+    names = [name for name in dict.fromkeys((*NOT_TESTS, *checked.split.tolist())) if name in checked.split]
     splits = {name: split_summary(checked, name) for name in names}
-    return TableReport(table.source, len(table), table.set_aside, table.split is not None, splits, figures, tuple(findings))
+    return TableReport(own.source, len(own), own.set_aside, own.split is not None, splits, figures, tuple(findings))
 
 
-def _open_sides(
-    pairs: str | Path | Pairs, names: Sequence[str], device: str | None
-) -> tuple[dict[str, Encoder | None], list[Finding]]:
+def _open_sides(table: Table, names: Sequence[str], device: str | None) -> tuple[dict[str, Encoder | None], list[Finding]]:
     """Modality to its encoder, or None where none is installed or, without a device, wanted."""
     if not names:
         known = {*EXTENSIONS, TEXT, *default_modalities()}
-        names = [name for name in table_modalities(pairs) if name in known]
-        names = names if len(names) > 1 else choose_sides(None, None, (), pairs)
+        names = [name for name in table.modalities if name in known]
+        names = names if len(names) > 1 else choose_sides((None, None), table)
     encoders: dict[str, Encoder | None] = {}
     findings = []
     for name in names:
@@ -104,7 +103,7 @@ def _open_sides(
         except BridgekitError as error:
             if ":" in name:
                 raise
-            what = f"the latents of {name} were not looked at: {error.what}"
+            what = f"the latents of {name} were not checked: {error.what}"
             findings.append(Finding("encoder", "note", what, error.remedy or "install a plugin that has an encoder for it"))
         encoders[encoder.modality if encoder else name] = encoder if device else None
     return encoders, findings
@@ -146,3 +145,15 @@ def _in_splits(table: Pairs, looks: Mapping[str, Mapping[Item, Look]]) -> tuple[
         split = table.split or ("all",) * len(table)
         trouble = [Finding("split", "error", error.what, error.remedy or "")]
     return Checked(table, np.asarray(split), ids, contents, looks), trouble
+
+
+CHECKS = (
+    same_everywhere,
+    leaking_rows,
+    leaking_files,
+    leaking_groups,
+    rows_set_aside,
+    faulty_items,
+    extreme_lengths,
+    duplicate_rows,
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from bridgekit.hardware import resolve_device
@@ -13,7 +13,7 @@ from bridgekit.latents.on_ray import on_ray, ray_cluster
 from bridgekit.latents.store import Latents
 from bridgekit.pairs import Pairs, SetAside
 from bridgekit.progress import progress_bars
-from bridgekit.recipes.sides import choose_sides, open_encoders, open_table
+from bridgekit.recipes.sides import RunOptions, choose_sides, open_encoders, open_pairs, select_pairs, takes
 
 
 @dataclass(frozen=True)
@@ -35,32 +35,38 @@ class EncodedTable:
     set_aside: Sequence[SetAside]
 
 
-def encode_table(
-    a: str | None = None,
-    b: str | None = None,
-    pairs: str | Path | Pairs | None = None,
-    *,
-    more: Sequence[str] = (),
-    device: str = "auto",
-    strict: bool = False,
-    ray: bool = False,
-    outside: bool = False,
-    progress: bool = True,
-) -> EncodedTable:
-    """Encode a table's items into the latent store, from where `align` and `bind` take them.
+@dataclass(frozen=True)
+class EncodeOptions(RunOptions):
+    """What `encode_table` is asked to do.
 
     Arguments:
-        a, b, pairs, more, device, strict, outside, progress: as for `align`.
+        a, b, pairs, more: as for `align`.
         ray: encode on a Ray cluster, see `bridgekit.latents.on_ray`.
+        device, strict, outside, progress: see `RunOptions`.
+    """
+
+    a: str | None = None
+    b: str | None = None
+    pairs: str | Path | Pairs | None = None
+    _: KW_ONLY
+    more: Sequence[str] = ()
+    ray: bool = False
+
+
+@takes(EncodeOptions)
+def encode_table(options: EncodeOptions) -> EncodedTable:
+    """Encode a table's items into the latent store, from where `align` and `bind` take them. Arguments: `EncodeOptions`.
 
     Raises:
         BridgekitError: anything that the caller can mend; the message says how.
     """
-    with progress_bars(progress) as report, ray_cluster() if ray else nullcontext():
-        opened = open_encoders(choose_sides(a, b, more, pairs), resolve_device(device), report)
-        table = open_table(pairs, tuple(opened), progress, outside)
+    with progress_bars(options.progress) as report, ray_cluster() if options.ray else nullcontext():
+        table = open_pairs(options.pairs, options.outside)
+        names = choose_sides((options.a, options.b, *options.more), table)
+        opened = open_encoders(names, resolve_device(options.device), report)
+        pairs = select_pairs(table, tuple(opened), options.progress)
+        elsewhere = {modality: on_ray(name, encoder) for modality, (name, encoder) in opened.items()} if options.ray else {}
         encoders = {modality: encoder for modality, (_, encoder) in opened.items()}
-        names = {modality: name for modality, (name, _) in opened.items()}
-        elsewhere = {modality: on_ray(name, encoder) for modality, (name, encoder) in opened.items()} if ray else {}
-        encoded = encode_pairs(table, encoders, report, strict=strict, elsewhere=elsewhere)
-    return EncodedTable(table.source, len(encoded.pairs), names, encoded.latents, encoded.pairs.set_aside)
+        encoded = encode_pairs(pairs, encoders, report, strict=options.strict, elsewhere=elsewhere)
+    full_names = {modality: name for modality, (name, _) in opened.items()}
+    return EncodedTable(pairs.source, len(encoded.pairs), full_names, encoded.latents, encoded.pairs.set_aside)

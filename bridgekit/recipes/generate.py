@@ -5,25 +5,26 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from torch import Tensor
 
 from bridgekit.bridge.bridge import Bridge
-from bridgekit.bridge.card import command_line
+from bridgekit.bridge.provenance import command_line
 from bridgekit.diffusion.conditioner import (
     GAPS,
     Conditioner,
     close_gap,
 )
-from bridgekit.diffusion.models import open_model
+from bridgekit.diffusion.models import DrawOptions, open_model
 from bridgekit.diffusion.painter import mix, open_painter, paint
 from bridgekit.diffusion.sheets import contact_sheet, made_here, write_png
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.progress import Report, progress_bars
+from bridgekit.recipes.sides import takes
 from bridgekit.tables.reading import read_items
 
 #: Bytes of a file's name without its extension: file systems allow 255, some of which the writing aside takes.
@@ -81,43 +82,44 @@ class Generation:
     fitted: bool
 
 
-def generate(
-    bridge: str | Path,
-    inputs: Sequence[Input],
-    *,
-    model: str | None = None,
-    prompt: str | None = None,
-    prompt_weight: float = 0.3,
-    gap: str = GAPS[0],
-    n: int = 1,
-    seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-    size: int | None = None,
-    captions: str | Path | None = None,
-    refit: bool = False,
-    out: str | Path | None = None,
-    device: str = "auto",
-    outside: bool = False,
-    progress: bool = True,
-) -> Generation:
-    """Turn sounds (or whatever a bridge joins) into pictures.
+@dataclass(frozen=True)
+class GenerateOptions(DrawOptions):
+    """What `generate` is asked to do.
 
     Arguments:
         bridge: the bridge's folder.
         inputs: mixed into one picture by their weights. One may be a folder or list: then there is a picture for each in it.
         model: a plugin's text-to-image model, a folder in the layout of diffusers, or a hub id.
-        prompt, prompt_weight: words that steer the style, and how much they count beside the inputs, from 0 to 1.
-        gap: how the gap between modalities is closed: `captions`, `mean` or `none`, see `conditioner.close_gap`.
-        n: how many pictures of each, from seeds that follow each other.
-        seed: the first one.
-        steps, guidance, size: the sampler's and the picture's; by default the model's own.
+        n: images per input, with consecutive seeds.
+        seed: seed of the first image.
         captions: a table, text file or folder to fit the conditioner on, in place of the bridge's own captions (or pictures).
-        refit: fit the conditioner anew.
+        refit: fit the conditioner again.
         out: a .png for one picture, or a folder; by default named after the input, here.
         device: a torch device, or `auto`.
         outside: let tables name files outside their own folders, and folders hold links that leave them.
         progress: show progress bars on standard error.
+        prompt, prompt_weight, gap, steps, guidance, size: see `DrawOptions`.
+    """
+
+    bridge: str | Path
+    inputs: Sequence[Input]
+    _: KW_ONLY
+    model: str | None = None
+    n: int = 1
+    seed: int = 0
+    captions: str | Path | None = None
+    refit: bool = False
+    out: str | Path | None = None
+    device: str = "auto"
+    outside: bool = False
+    progress: bool = True
+
+
+@takes(GenerateOptions)
+def generate(options: GenerateOptions) -> Generation:
+    """Turn sounds (or whatever a bridge joins) into pictures.
+
+    `generate(bridge, inputs, *, ...)`: the arguments are those of `GenerateOptions`.
 
     Returns:
         the pictures, written.
@@ -125,63 +127,57 @@ def generate(
     Raises:
         BridgekitError: anything that the caller can mend; the message says how.
     """
-    folder = Path(bridge)
-    opened = Bridge.load(folder, device)
-    if gap not in GAPS:
-        raise BridgekitError(f"there is no way {gap!r} to close the gap", remedy=f"use one of {', '.join(GAPS)}")
-    if not 0 <= prompt_weight <= 1 or n < 1 or any(not 0 < given.weight < math.inf for given in inputs):
-        raise BridgekitError("weights are above 0, a prompt's at most 1, and there is at least one picture")
-    rows = _rows(opened, inputs, outside)
-    with progress_bars(progress) as report:
-        embedded, set_aside = _embed(opened, inputs, rows, report)
+    folder, inputs, n = Path(options.bridge), options.inputs, options.n
+    bridge = Bridge.load(folder, options.device)
+    _check(options)
+    rows = _rows(bridge, inputs, options.outside)
+    with progress_bars(options.progress) as report:
+        embedded, set_aside = _embed(bridge, inputs, rows, report)
         good = [row for row in rows if not any(item in set_aside for item in row)]
         named = [row for row in good for _ in range(n)]
-        files, sheet = _places(out, named, n)
+        files, sheet = _places(options.out, named, n)
         report("loading model", 0, 1)
         painter = open_painter(
-            opened,
-            open_model(model, device),
+            bridge,
+            open_model(options.model, options.device),
             folder,
-            captions=captions,
-            refit=refit,
-            outside=outside,
+            captions=options.captions,
+            refit=options.refit,
+            outside=options.outside,
             report=report,
         )
         vectors = [
-            close_gap(opened, painter.conditioner, given.modality, vector, gap)
+            close_gap(bridge, painter.conditioner, given.modality, vector, options.gap)
             for given, vector in zip(inputs, embedded, strict=True)
         ]
-        mixed = mix(vectors, [given.weight for given in inputs])
-        raw = mix(embedded, [given.weight for given in inputs])
-        seeds = [seed + number for number in range(n)]
-        pictures = paint(
-            painter,
-            mixed.repeat_interleave(n, 0),
-            prompt=prompt,
-            prompt_weight=prompt_weight,
-            steps=steps,
-            guidance=guidance,
-            seeds=seeds * len(good),
-            size=size,
-            report=report,
-        )
-    heard = [found for found in painter.conditioner.nearest(raw) for _ in seeds]
-    story = {
+        weights = [given.weight for given in inputs]
+        seeds = [options.seed + number for number in range(n)] * len(good)
+        pictures = paint(painter, mix(vectors, weights).repeat_interleave(n, 0), options, seeds=seeds, report=report)
+    nearest = [found for found in painter.conditioner.nearest(mix(embedded, weights)) for _ in range(n)]
+    metadata = {
         "bridge": str(folder),
         "model": painter.model.name,
-        "prompt": prompt,
-        "gap": gap,
+        "prompt": options.prompt,
+        "gap": options.gap,
         "command": command_line(),
         "bridgekit": version("bridgekit"),
     }
     records = []
-    for file, picture, row, found, number in zip(files, pictures, named, heard, seeds * len(good), strict=True):
-        write_png(picture, file, {"inputs": row, "seed": number, "nearest": found, **story})
-        records.append(Generated(file, tuple(row), found, number))
+    for file, picture, row, found, seed in zip(files, pictures, named, nearest, seeds, strict=True):
+        write_png(picture, file, {"inputs": row, "seed": seed, "nearest": found, **metadata})
+        records.append(Generated(file, tuple(row), found, seed))
     if sheet:
-        labels = [[_short(row), found[0][0] if found else ""] for row, found in zip(named, heard, strict=True)]
-        write_png(contact_sheet(pictures, labels), sheet, story)
+        labels = [[_short(row), found[0][0] if found else ""] for row, found in zip(named, nearest, strict=True)]
+        write_png(contact_sheet(pictures, labels), sheet, metadata)
     return Generation(records, sheet, set_aside, painter.conditioner, painter.fitted)
+
+
+def _check(options: GenerateOptions) -> None:
+    if options.gap not in GAPS:
+        raise BridgekitError(f"there is no way {options.gap!r} to close the gap", remedy=f"use one of {', '.join(GAPS)}")
+    weights = [given.weight for given in options.inputs]
+    if not 0 <= options.prompt_weight <= 1 or options.n < 1 or any(not 0 < weight < math.inf for weight in weights):
+        raise BridgekitError("weights are above 0, a prompt's at most 1, and there is at least one picture")
 
 
 def _rows(bridge: Bridge, inputs: Sequence[Input], outside: bool) -> list[list[str]]:

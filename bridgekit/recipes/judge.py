@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,17 @@ from torch.nn.functional import normalize
 
 from bridgekit.bridge.bridge import Bridge
 from bridgekit.diffusion.conditioner import GAPS, close_gap
-from bridgekit.diffusion.models import draw, open_model
+from bridgekit.diffusion.models import DrawOptions, draw, open_model
 from bridgekit.diffusion.painter import Painter, open_painter, paint
 from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation.bridges import leave_out_seen
+from bridgekit.evaluation.bridges import EvalOptions, leave_out_seen
 from bridgekit.latents.encode import encode_items
 from bridgekit.latents.encoded import encode_pairs
 from bridgekit.plugins import default_pair_source, load_encoder
-from bridgekit.progress import Report, silent
-from bridgekit.tables.reading import read_pairs
+from bridgekit.progress import Report, progress_bars
+from bridgekit.recipes.sides import takes
+from bridgekit.tables.reading import open_table, read_pairs
 from bridgekit.tables.splits import split_pairs, test_splits
 
 if TYPE_CHECKING:
@@ -100,120 +101,112 @@ def shares(ranks: Tensor) -> dict[str, float]:
     return {f"top{k}": round(float((ranks <= k).float().mean()), 6) for k in (1, 5)}
 
 
-def judge_generation(
-    folder: str | Path,
-    *,
-    model: str | None = None,
-    pairs: str | None = None,
-    splits: Sequence[str] | None = None,
-    gallery: str | None = None,
-    judge: str = "image",
-    among: str = "gallery",
-    gaps: Sequence[str] = GAPS[:1],
-    limit: int = 300,
-    steps: int | None = None,
-    guidance: float | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    unseen: bool = False,
-    outside: bool = False,
-    report: Report = silent,
-) -> list[dict[str, Any]]:
-    """Make pictures from held-out items and let an image encoder find them among the true pictures.
-
-    Two bounds come with it, drawn by the same model from the same noise: from the true caption, by the model's own text
-    encoder (ceiling), and from another row's caption (floor).
+@dataclass(frozen=True)
+class JudgeOptions(EvalOptions):
+    """What `judge_generation` is asked to do.
 
     Arguments:
         folder: the bridge's.
         model: the text-to-image model.
-        pairs: a table of items and captions; by default the bridge's own, of which only test splits are asked.
-        splits: which splits.
-        gallery: a table of pictures and captions; a row is asked if its caption stands there.
+        gallery: a table of pictures and captions; a row is used if the gallery has its caption.
         judge: an image encoder that has had no part in the conditioning.
-        among: `gallery`, or `asked`: only the pictures of captions that are asked for.
+        among: `gallery`, or `queries`: only the pictures of captions that are queries.
         gaps: the ways of closing the gap to measure, see `conditioner.close_gap`.
-        limit: at most so many rows, drawn at random.
-        steps, guidance: the sampler's.
-        seed: of the draw of rows and of the noise.
+        limit: the most rows to use, drawn at random.
+        drawing: how pictures are drawn.
+        seed: random seed of the draw of rows and of the noise.
         device: a torch device, or `auto`.
-        unseen: pass over those rows of `pairs` whose item training saw, instead of refusing them.
-        outside: let tables name files outside their own folders.
-        report: progress.
+        progress: show progress bars on standard error.
+        pairs, splits, unseen, outside: see `EvalOptions`.
+    """
+
+    folder: str | Path
+    _: KW_ONLY
+    model: str | None = None
+    gallery: str | None = None
+    judge: str = "image"
+    among: str = "gallery"
+    gaps: Sequence[str] = GAPS[:1]
+    limit: int = 300
+    drawing: DrawOptions = field(default_factory=DrawOptions)
+    seed: int = 0
+    device: str = "auto"
+    progress: bool = True
+
+
+@takes(JudgeOptions)
+def judge_generation(options: JudgeOptions) -> list[dict[str, Any]]:
+    """Make pictures from held-out items and let an image encoder find them among the true pictures.
+
+    `judge_generation(folder, *, ...)`: the arguments are those of `JudgeOptions`. Two bounds come with it, drawn by the same
+    model from the same noise: from the true caption, by the model's own text encoder (ceiling), and from another row's caption
+    (floor).
 
     Returns:
         records: made_from, gap, pictures, candidates, top1, top5.
 
     Raises:
-        BridgekitError: no row can be asked, or `pairs` has rows whose item training saw.
+        BridgekitError: there is no row to judge, or `pairs` has rows whose item training saw.
     """
-    if among not in ("gallery", "asked"):
-        raise BridgekitError(f"the judge cannot choose among {among!r}", remedy="use one of gallery, asked")
-    unknown = [gap for gap in gaps if gap not in GAPS]
+    if options.among not in ("gallery", "queries"):
+        raise BridgekitError(f"the judge cannot choose among {options.among!r}", remedy="use one of gallery, queries")
+    unknown = [gap for gap in options.gaps if gap not in GAPS]
     if unknown:
         raise BridgekitError(f"there is no way {unknown[0]!r} to close the gap", remedy=f"use one of {', '.join(GAPS)}")
-    bridge = Bridge.load(folder, device)
-    bridge.side(TEXT)
-    modality = next(name for name in bridge.sides if name != TEXT)
-    shown = open_gallery(gallery, judge, device, outside=outside)
-    items, captions = _asked(bridge, modality, pairs, splits, shown, limit, seed, unseen, report, outside)
-    embedded = bridge.embed_usable(modality, items, report=report)
-    kept = [row for row in range(len(items)) if row not in embedded.failed]
-    captions = [captions[row] for row in kept]
-    painter = open_painter(bridge, open_model(model, device), Path(folder), outside=outside, report=report)
-    seeds = [seed + number for number in range(len(captions))]
-    pool = captions if among == "asked" else None
-    common = {"pictures": len(captions), "candidates": len(set(captions)) if pool else len(shown.names)}
-    options: dict[str, Any] = {"steps": steps, "guidance": guidance, "seeds": seeds, "report": report}
-    records = []
-    for gap in gaps:
-        vectors = close_gap(bridge, painter.conditioner, modality, embedded.vectors, gap)
-        ranks = shown.ranks(paint(painter, vectors, **options), captions, pool)
-        records.append({"made_from": modality, "gap": gap, **common, **shares(ranks)})
-    others = _others(captions, seed)
-    for made_from, texts in (("the true caption", captions), ("another caption", others)):
-        ranks = shown.ranks(draw_captions(painter, shown, texts, options), captions, pool)
-        records.append({"made_from": made_from, "gap": None, **common, **shares(ranks)})
-    return records
+    with progress_bars(options.progress) as report:
+        bridge = Bridge.load(options.folder, options.device)
+        bridge.side(TEXT)
+        modality = next(name for name in bridge.sides if name != TEXT)
+        gallery = open_gallery(options.gallery, options.judge, options.device, outside=options.outside)
+        items, captions = _rows_to_judge(bridge, modality, gallery, options, report)
+        embedded = bridge.embed_usable(modality, items, report=report)
+        captions = [caption for row, caption in enumerate(captions) if row not in embedded.failed]
+        model = open_model(options.model, options.device)
+        painter = open_painter(bridge, model, Path(options.folder), outside=options.outside, report=report)
+        drawn: list[tuple[str, str | None, list[Image]]] = []
+        seeds = [options.seed + number for number in range(len(captions))]
+        for gap in options.gaps:
+            vectors = close_gap(bridge, painter.conditioner, modality, embedded.vectors, gap)
+            drawn.append((modality, gap, paint(painter, vectors, options.drawing, seeds=seeds, report=report)))
+        for made_from, texts in (("the true caption", captions), ("another caption", _others(captions, options.seed))):
+            drawn.append((made_from, None, draw_captions(painter, gallery, texts, options.drawing, seeds, report)))
+    pool = captions if options.among == "queries" else None
+    common = {"pictures": len(captions), "candidates": len(set(captions)) if pool else len(gallery.names)}
+    return [
+        {"made_from": made_from, "gap": gap, **common, **shares(gallery.ranks(pictures, captions, pool))}
+        for made_from, gap, pictures in drawn
+    ]
 
 
-def draw_captions(painter: Painter, gallery: Gallery, captions: Sequence[str], options: Mapping[str, Any]) -> list[Image]:
+def draw_captions(
+    painter: Painter, gallery: Gallery, captions: Sequence[str], options: DrawOptions, seeds: Sequence[int], report: Report
+) -> list[Image]:
     """Pictures by the model alone: from captions, or from their pictures where its conditioning is made of those."""
     files = dict(zip(gallery.names, gallery.files, strict=True))
     texts = painter.conditioning.made_of == TEXT
     tensors = painter.conditioning.encode([caption if texts else files[caption] for caption in captions])
-    return draw(painter.model, painter.conditioning, tensors, **options)
+    return draw(painter.model, painter.conditioning, tensors, options, seeds=seeds, report=report)
 
 
-def _asked(
-    bridge: Bridge,
-    modality: str,
-    pairs: str | None,
-    splits: Sequence[str] | None,
-    gallery: Gallery,
-    limit: int,
-    seed: int,
-    unseen: bool,
-    report: Report,
-    outside: bool,
+def _rows_to_judge(
+    bridge: Bridge, modality: str, gallery: Gallery, options: JudgeOptions, report: Report
 ) -> tuple[list[Item], list[str]]:
-    """Items and captions of the rows to ask. The bridge's own table is split as it was for training, by content."""
+    """Items and captions of the rows to judge. The bridge's own table is split as it was for training, by content."""
     own = next((table for table in bridge.tables if {modality, TEXT} <= {*table.modalities}), bridge.tables[0])
-    known = set(gallery.names)
+    foreign = bool(options.pairs) and options.pairs != own.source
+    opened = open_table(options.pairs or bridge.followed(own.source), outside=options.outside)
     split: Sequence[str]
-    if pairs and pairs != own.source:
-        table = read_pairs(pairs, (modality, TEXT), outside=outside)
+    if foreign:
+        table = opened.pairs((modality, TEXT))
         split = table.split or ["all"] * len(table)
     else:
         # Whole, since the rows' splits depend on all of their items.
-        encoded = encode_pairs(
-            read_pairs(pairs or bridge.followed(own.source), own.modalities, outside=outside),
-            {name: bridge.encoder(name) for name in own.modalities},
-            report,
-        )
+        encoders = {name: bridge.encoder(name) for name in own.modalities}
+        encoded = encode_pairs(opened.pairs(own.modalities), encoders, report)
         table = encoded.pairs
         split = split_pairs(table, own.seed, encoded.ids)
-    wanted = list(splits or test_splits(split))
+    wanted = list(options.splits or test_splits(split))
+    known = set(gallery.names)
     rows = [
         row
         for row in range(len(table))
@@ -221,13 +214,13 @@ def _asked(
     ]
     if not rows:
         raise BridgekitError(
-            "no row can be judged: none of the asked splits has a caption that stands in the gallery",
+            "there is no row to judge: no row of these splits has a caption that the gallery has too",
             where=table.source,
             remedy=f"splits: {', '.join(dict.fromkeys(split))}; give pictures of these captions with --gallery",
         )
-    if pairs and pairs != own.source:
-        rows, _ = leave_out_seen(bridge, table, rows, modality, refuse=not unseen)
-    chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:limit]).tolist()
+    if foreign:
+        rows, _ = leave_out_seen(bridge, table, rows, modality, refuse=not options.unseen)
+    chosen = np.sort(np.random.default_rng(options.seed).permutation(rows)[: options.limit]).tolist()
     return [table.columns[modality][row] or "" for row in chosen], [str(table.columns[TEXT][row]) for row in chosen]
 
 

@@ -1,4 +1,4 @@
-"""What `align` and `bind` share besides training: provenance, fingerprint, checks, pictures."""
+"""What `align` and `bind` share besides training: provenance, fingerprint, checks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,18 @@ import torch
 from numpy.typing import NDArray
 
 from bridgekit.bridge.bridge import Bridge
-from bridgekit.bridge.card import command_line
-from bridgekit.encoders import Item
+from bridgekit.bridge.provenance import command_line
+from bridgekit.encoders import Encoder, Item
 from bridgekit.errors import BridgekitError
+from bridgekit.evaluation.leaks import refuse_leaks
+from bridgekit.fusion.distributed import first_process_first
 from bridgekit.hardware import product_dtype
-from bridgekit.latents.encoded import EncodedPairs
-from bridgekit.pairs import SetAside
-from bridgekit.pictures import heat_map
+from bridgekit.latents.encoded import EncodedPairs, encode_pairs
+from bridgekit.pairs import Pairs, SetAside
+from bridgekit.progress import Report
+from bridgekit.recipes.sides import TrainingOptions
 from bridgekit.storage.cache import cache_folder
-from bridgekit.tables.splits import test_splits
+from bridgekit.tables.splits import split_pairs, test_splits
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Alignment:
     reused: bool
 
 
-def story_of(encoded: EncodedPairs, split: NDArray[np.str_], seed: int, device: str, started: float) -> dict[str, Any]:
+def provenance_of(encoded: EncodedPairs, split: NDArray[np.str_], seed: int, device: str, started: float) -> dict[str, Any]:
     """Where a bridge, or a side bound to one, came from: for its provenance."""
     return {
         "pairs": encoded.pairs.source,
@@ -66,7 +68,37 @@ def story_of(encoded: EncodedPairs, split: NDArray[np.str_], seed: int, device: 
     }
 
 
-def check_variety(encoded: EncodedPairs) -> None:
+def encode_and_split(
+    pairs: Pairs, encoders: Mapping[str, Encoder], options: TrainingOptions, report: Report, needs: str | None = None
+) -> tuple[EncodedPairs, NDArray[np.str_]]:
+    """The table with its latents, and each row's split; checked to be worth training on.
+
+    Arguments:
+        pairs: the table.
+        encoders: modality to its encoder.
+        options: seed and strictness.
+        report: progress.
+        needs: a modality that every row must have; other rows are dropped.
+
+    Raises:
+        BridgekitError: rows repeat across splits, or all rows have the same item of a modality.
+    """
+    with first_process_first():
+        encoded = encode_pairs(pairs, encoders, report, strict=options.strict)
+    split = np.asarray(split_pairs(encoded.pairs, options.seed, encoded.ids))
+    if needs:
+        rows = np.flatnonzero(encoded.ids[needs] >= 0)
+        if not len(rows):
+            raise BridgekitError(f"no row has {needs}", where=encoded.pairs.source)
+        ids = {name: each[rows] for name, each in encoded.ids.items()}
+        encoded = EncodedPairs(encoded.pairs.take(rows), encoded.latents, ids, encoded.keys[rows])
+        split = split[rows]
+    refuse_leaks(encoded, split)
+    _check_variety(encoded)
+    return encoded, split
+
+
+def _check_variety(encoded: EncodedPairs) -> None:
     """Raise BridgekitError where all rows have the same item of a modality."""
     for modality, ids in encoded.ids.items():
         if len(np.unique(ids[ids >= 0])) < 2:
@@ -83,15 +115,6 @@ def unseen_item(encoded: EncodedPairs, split: NDArray[np.str_], modality: str) -
     item = encoded.pairs.columns[modality][row]
     assert item is not None
     return item
-
-
-def heat_maps(bridge: Bridge, encoded: EncodedPairs, split: NDArray[np.str_]) -> dict[str, bytes]:
-    """For each pair of modalities that held-out rows have in common, the file name and PNG of a heat map."""
-    shown = np.isin(split, test_splits(split.tolist())[:1] or ["val"])
-    pairs = [
-        (a, b, np.flatnonzero(shown & (encoded.ids[a] >= 0) & (encoded.ids[b] >= 0))) for a, b in combinations(encoded.ids, 2)
-    ]
-    return {f"similarity-{a}-{b}.png": heat_map(bridge, encoded, a, b, rows) for a, b, rows in pairs if len(rows)}
 
 
 def checkpoint_of(fingerprint: str, resume: bool) -> Path:

@@ -1,34 +1,94 @@
-"""Which sides a run has: modalities or encoders by name, opened, and the table that has their items."""
+"""What every run has: its options, its sides (modalities or encoders, opened), and the table that has their items."""
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from bridgekit.encoders import TEXT, Encoder
 from bridgekit.errors import BridgekitError
 from bridgekit.pairs import Pairs
 from bridgekit.plugins import default_modalities, default_pair_source, encoder_name, load_encoder, recorded_name
 from bridgekit.progress import Report
-from bridgekit.tables.reading import listed_columns, read_pairs, table_modalities
+from bridgekit.tables.reading import Table, listed_columns, open_table
+
+P = ParamSpec("P")
+O = TypeVar("O")  # noqa: E741
+R = TypeVar("R")
 
 
-def choose_sides(a: str | None, b: str | None, more: Sequence[str], pairs: str | Path | Pairs | None) -> list[str]:
-    """The modalities or encoders to align: the named ones, or those of the table's columns that have a default encoder.
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options that every run has.
 
-    Of a table with fewer than two such columns, reading it will tell what is missing.
+    Arguments:
+        device: a torch device, or `auto`.
+        strict: fail where a row would be set aside.
+        outside: let tables name files outside their own folders.
+        progress: show progress bars on standard error.
     """
-    if a or b or more or pairs is None:
-        return [a or "audio", b or TEXT, *more]
-    columns = table_modalities(pairs)
+
+    device: str = "auto"
+    strict: bool = False
+    outside: bool = False
+    progress: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(RunOptions):
+    """Options of runs that train and save a bridge.
+
+    Arguments:
+        out: the bridge's folder.
+        seed: random seed. The same call gives the same adapters, byte for byte, on the same machine.
+        resume: continue an interrupted run of the same call, and reuse a finished bridge of the same call.
+        overwrite: replace another bridge at `out`.
+    """
+
+    out: str | Path | None = None
+    seed: int = 0
+    resume: bool = True
+    overwrite: bool = False
+
+
+def takes(options: Callable[P, O]) -> Callable[[Callable[[O], R]], Callable[P, R]]:
+    """Let a function of one options object be called with the object's fields as its arguments."""
+
+    def decorate(run: Callable[[O], R]) -> Callable[P, R]:
+        @wraps(run)
+        def call(*arguments: P.args, **named: P.kwargs) -> R:
+            return run(options(*arguments, **named))
+
+        call.__signature__ = inspect.signature(options)  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def choose_sides(names: Sequence[str | None], table: Table | None) -> list[str]:
+    """The modalities or encoders of a run: the named ones, or those of the table's columns that have a default encoder.
+
+    Arguments:
+        names: what the user gave for the first side, the second, and any others.
+        table: the opened table; None for the default one of the sides.
+    """
+    a, b, *more = names
+    if a or b or more or table is None:
+        return [a or "audio", b or TEXT, *filter(None, more)]
+    columns = table.modalities
     known = [column for column in columns if column in default_modalities() and column != TEXT]
     if columns and not known and TEXT not in columns:
         raise BridgekitError(
             f"no column of the table is a modality; its columns are {listed_columns(columns)}",
-            where=pairs.source if isinstance(pairs, Pairs) else str(pairs),
-            remedy=f"rename headers to {', '.join(sorted(default_modalities()))}, or say with --a and --b what the columns are",
+            where=table.source,
+            remedy=f"rename headers to {', '.join(sorted(default_modalities()))}, or say with --a and --b what they are",
         )
+    # With fewer than two such columns, selecting them will say what is missing.
     return [*(known or ["audio"]), *([TEXT] if len(known) < 2 or TEXT in columns else [])]
 
 
@@ -47,16 +107,16 @@ def open_encoders(names: Sequence[str], device: str, report: Report) -> dict[str
     return opened
 
 
-def open_table(pairs: str | Path | Pairs | None, modalities: tuple[str, ...], tell: bool, outside: bool = False) -> Pairs:
-    """The named table, or the one that a plugin brings for these modalities."""
-    if isinstance(pairs, Pairs):
-        missing = [modality for modality in modalities if modality not in pairs.columns]
-        if missing:
-            raise BridgekitError(f"the table has no column {missing[0]!r}", where=pairs.source)
-        return pairs
-    if pairs is not None:
-        return read_pairs(pairs, modalities, outside=outside)
-    source = default_pair_source(modalities)
-    if tell:  # it may be large, and its files may have to be made first
-        print(f"Pairs: {source.name} ({source.description}), as no table was named", file=sys.stderr)
-    return source.build()
+def open_pairs(pairs: str | Path | Pairs | None, outside: bool) -> Table | None:
+    """The table that the user named, opened; None where none was named."""
+    return None if pairs is None else open_table(pairs, outside=outside)
+
+
+def select_pairs(table: Table | None, modalities: Sequence[str], announce: bool) -> Pairs:
+    """The usable rows of the named table, or of the default one that a plugin has for these modalities."""
+    if table is None:
+        source = default_pair_source(modalities)
+        if announce:  # it may be large, and its files may have to be made first
+            print(f"Pairs: {source.name} ({source.description}), as no table was named", file=sys.stderr)
+        table = Table(source.name, source.modalities, cache(lambda wanted: source.build()))
+    return table.pairs(modalities)

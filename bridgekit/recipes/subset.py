@@ -14,7 +14,7 @@ from bridgekit.encoders import TEXT, Encoder
 from bridgekit.errors import BridgekitError
 from bridgekit.pairs import Pairs, SetAside
 from bridgekit.progress import Report, progress_bars
-from bridgekit.tables.reading import Home, read_pairs, table_modalities
+from bridgekit.tables.reading import Home, Table, open_table
 
 if TYPE_CHECKING:
     from bridgekit.latents.store import Latents
@@ -95,9 +95,8 @@ def choose_pairs(
     name = encoder_name(on)
     encoder = load_encoder(name, device)
     modality = encoder.modality
-    table = source if isinstance(source, Pairs) else read_pairs(source, _columns(source, modality), outside=outside)
-    if modality not in table.columns:
-        raise BridgekitError(f"the table has no column {modality!r}", where=table.source)
+    opened = open_table(source, outside=outside)
+    table = opened.pairs(_columns(opened, modality))
     split = np.asarray(table.split if table.split is not None else ["train"] * len(table))
     free = np.flatnonzero(split == "train")
     if not len(free):
@@ -153,9 +152,9 @@ def _encode(
     return latents, set_aside
 
 
-def _columns(source: str | Path, on: str) -> list[str]:
+def _columns(table: Table, on: str) -> list[str]:
     """A table's columns that some plugin has an encoder for, and the one to choose by, whether it is there or not."""
     from bridgekit.plugins import installed_plugins
 
     known = {modality for plugin in installed_plugins() for provider in plugin.providers for modality in provider.modalities}
-    return list(dict.fromkeys([*(name for name in table_modalities(source) if name in known or name == TEXT), on]))
+    return list(dict.fromkeys([*(name for name in table.modalities if name in known or name == TEXT), on]))

@@ -1,7 +1,7 @@
-"""The report on a bridge: one HTML file that opens from disk, with figures, mistakes and a map to look and listen at."""
+"""The report on a bridge: one self-contained HTML file with recall, mistakes, and a map to explore by eye and ear."""
 
 from bridgekit.report.page import FILE as FILE
 from bridgekit.report.page import report_or_warning as report_or_warning
 from bridgekit.report.page import report_page as report_page
-from bridgekit.report.page import write_report as write_report
-from bridgekit.report.shown import show_table as show_table
+from bridgekit.report.tables import TableResults as TableResults
+from bridgekit.report.tables import table_results as table_results

@@ -1,4 +1,4 @@
-// The report's one script: it fills in players and thumbnails, and lets one look and listen around the map.
+// The report's only script: it fills in players and thumbnails, and makes heat maps and the map interactive.
 "use strict";
 (() => {
   const byId = (id) => document.getElementById(id);
@@ -23,18 +23,18 @@
   const theme = byId("theme");
   let dark = matchMedia("(prefers-color-scheme: dark)").matches;
   theme.hidden = false;
-  const tellTheme = () => { theme.textContent = dark ? "Light" : "Dark"; };
+  const showTheme = () => { theme.textContent = dark ? "Light" : "Dark"; };
   theme.addEventListener("click", () => {
     dark = !dark;
     root.style.colorScheme = dark ? "dark" : "light";
-    tellTheme();
+    showTheme();
   });
-  tellTheme();
+  showTheme();
 
-  // ---- players: one clip sounds at a time
+  // ---- players: one clip at a time
 
   const player = new Audio();
-  let playing = null; // the media number
+  let playing = null; // a media number
   const PLAY = "M2 1l9 5-9 5z";
   const STOP = "M2 2h8v8H2z";
 
@@ -61,7 +61,7 @@
       await player.play();
       return true;
     } catch (error) {
-      if (error.name === "AbortError") return true; // another clip took its place
+      if (error.name === "AbortError") return true; // replaced by another clip
       if (playing === number) stop();
       return false;
     }
@@ -91,29 +91,30 @@
   };
   document.querySelectorAll("[data-media]").forEach(fill);
 
-  // ---- heat maps: a cell in words
+  // ---- heat maps: the value of a cell
 
   const heats = read("heats");
   for (const figure of document.querySelectorAll(".heat")) {
-    const { rows, columns, values } = heats[figure.dataset.heat];
+    const { rows, columns, cosines } = heats[figure.dataset.heat];
     const region = figure.querySelector(".scrolling");
     const area = byId(`${figure.dataset.heat}-cells`);
-    const told = figure.querySelector("output");
+    const output = figure.querySelector("output");
     const frame = drawn("rect", { class: "frame", visibility: "hidden" });
     area.ownerSVGElement.append(frame);
     let at = [-1, 0];
-    const tell = (row, column) => {
+    const showCell = (row, column) => {
       if (!(row in rows) || !(column in columns)) return;
       at = [row, column];
       const box = area.getBBox();
       const [width, height] = [box.width / columns.length, box.height / rows.length];
       const place = { x: box.x + column * width, y: box.y + row * height, width, height, visibility: "visible" };
       for (const [key, value] of Object.entries(place)) frame.setAttribute(key, value);
-      told.textContent = `${rows[row]} × ${columns[column]}: ${values[row][column]}`;
+      const cosine = (cosines[row][column] + 0).toFixed(2).replace("-", "−"); // + 0: no minus before zero
+      output.textContent = `${rows[row]} × ${columns[column]}: ${cosine}`;
     };
     const point = (event) => {
       const box = area.getBoundingClientRect();
-      tell(
+      showCell(
         Math.floor(((event.clientY - box.top) / box.height) * rows.length),
         Math.floor(((event.clientX - box.left) / box.width) * columns.length),
       );
@@ -121,10 +122,10 @@
     region.addEventListener("pointermove", point);
     region.addEventListener("click", point);
     region.addEventListener("keydown", (event) => {
-      const way = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
-      if (!way) return;
+      const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+      if (!step) return;
       event.preventDefault();
-      tell(...(at[0] < 0 ? [0, 0] : [at[0] + way[0], at[1] + way[1]]));
+      showCell(...(at[0] < 0 ? [0, 0] : [at[0] + step[0], at[1] + step[1]]));
       frame.scrollIntoView({ block: "nearest", inline: "nearest" });
     });
   }
@@ -139,7 +140,7 @@
   const sound = byId("sound");
   const NEAR = { mouse: 20, touch: 32, pen: 24 }; // CSS pixels
   let chosen = null;
-  let kept = false; // chosen by a click: a hover does not change it
+  let pinned = false; // chosen by a click: hovering does not change it
 
   const shownItem = (item) => {
     const parts = [];
@@ -168,8 +169,8 @@
       const [x1, y1] = item.at, [x2, y2] = items[other].at;
       links.append(drawn("line", { x1, y1, x2, y2 }));
       if (listed.childElementCount < 6) {
-        const go = element("button", { type: "button", className: "go", textContent: `cosine ${cosine.toFixed(2)}: go there` });
-        go.addEventListener("click", () => { kept = true; marks[other].focus({ preventScroll: true }); });
+        const go = element("button", { type: "button", className: "go", textContent: `cosine ${cosine.toFixed(2)}, show on map` });
+        go.addEventListener("click", () => { pinned = true; marks[other].focus({ preventScroll: true }); });
         listed.append(element("li", {}, ...shownItem(items[other]), go));
       }
     }
@@ -177,13 +178,13 @@
     card.replaceChildren(
       element("p", { className: "kind", textContent: item.modality }),
       ...shownItem(item),
-      element("p", { className: "kind", textContent: item.partners.length ? "belongs to" : "nothing on the map belongs to it" }),
+      element("p", { className: "kind", textContent: item.partners.length ? "matches" : "no matching item on the map" }),
       listed,
       ...(more > 0 ? [element("p", { className: "kind", textContent: `and ${more} more` })] : []),
     );
     const clip = item.media !== null && media[item.media].kind === "audio";
     if (aloud && clip && (!sound || sound.checked) && !(await play(item.media)) && chosen === number) {
-      card.prepend(element("p", { className: "kind", textContent: "Your browser plays sound only after a first click on the page." }));
+      card.prepend(element("p", { className: "kind", textContent: "Browsers play sound only after the first click on a page." }));
     } else if (!clip && playing !== null) {
       stop();
     }
@@ -201,15 +202,15 @@
     return best;
   };
   map.addEventListener("pointermove", (event) => {
-    if (event.pointerType === "touch" || kept) return;
+    if (event.pointerType === "touch" || pinned) return;
     const number = nearest(event);
     if (number !== null) choose(number, true);
   });
-  map.addEventListener("mousedown", (event) => event.preventDefault()); // the nearest point is meant, not the one below
+  map.addEventListener("mousedown", (event) => event.preventDefault()); // the click chooses the nearest point, not whatever takes the focus
   map.addEventListener("click", (event) => {
-    if (event.detail === 0) return; // from the keyboard: see below
+    if (event.detail === 0) return; // by keyboard: see below
     const number = nearest(event);
-    kept = number !== null;
+    pinned = number !== null;
     if (number === null) return;
     if (number === chosen && items[number].media !== null && media[items[number].media].kind === "audio") play(items[number].media);
     choose(number, true);
@@ -240,16 +241,16 @@
     if (event.key in WAYS) next = towards(at, WAYS[event.key]);
     else if (event.key === "Home") next = 0;
     else if (event.key === "End") next = items.length - 1;
-    else if (event.key === "Escape") { kept = false; stop(); return; }
+    else if (event.key === "Escape") { pinned = false; stop(); return; }
     else if (event.key === "Enter" || event.key === " ") {
-      kept = true;
+      pinned = true;
       if (items[at].media !== null && media[items[at].media].kind === "audio") play(items[at].media);
     } else return;
     event.preventDefault();
     if (next !== null) marks[next].focus();
   });
 
-  // ---- finding
+  // ---- search
 
   const find = byId("find");
   const fits = () => {

@@ -1,12 +1,11 @@
-"""Small copies of clips and pictures, to be embedded in a page: an MP3 of a clip's beginning, a thumbnail of a picture."""
+"""Names of items, and small copies to embed in a page: an MP3 of a clip's beginning, a thumbnail of a picture."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -15,24 +14,55 @@ import soundfile
 from numpy.typing import NDArray
 from PIL import features
 
-from bridgekit.encoders import TEXT, Item
+from bridgekit.encoders import Item
 from bridgekit.errors import ItemError
 from bridgekit.media import read_audio, read_image
 from bridgekit.progress import Report, silent
 
+#: Characters of a text that are shown, and of a label on a heat map.
+LONGEST_TEXT, LABEL = 240, 24
 #: Seconds of a clip that are kept.
 CLIP_SECONDS = 10
 #: Pixels of a thumbnail's longer side.
 THUMBNAIL = 128
-#: Of a page's previews in all, as they stand in it. A browser on a phone still opens that.
+#: Bytes of all previews in a page, as data URIs: a phone's browser still opens that.
 LIMIT_BYTES = 20_000_000
-#: A file larger than this is not decoded for the sake of a preview.
+#: Larger files are not decoded for a preview.
 LARGEST_FILE = 64_000_000
 
 _RATE = 16_000
 _BARS = 48
 _THREADS = 2
-_CHUNK = 32
+
+
+class Names:
+    """How items are called.
+
+    Arguments:
+        items: all that are shown, with their modality. A folder that all files of a modality are in is not part of names.
+    """
+
+    def __init__(self, items: Iterable[tuple[str, Item | None]]) -> None:
+        folders: dict[str, set[Path]] = {}
+        for modality, item in items:
+            if isinstance(item, Path):
+                folders.setdefault(modality, set()).add(item.parent)
+        self._many_folders = {modality for modality, found in folders.items() if len(found) > 1}
+
+    def name(self, modality: str, item: Item) -> str:
+        """A file's name, with its folder where folders differ, or the beginning of a text."""
+        if isinstance(item, Path):
+            return f"{item.parent.name}/{item.name}" if modality in self._many_folders else item.name
+        return _shorten(item, LONGEST_TEXT)
+
+    def label(self, modality: str, item: Item) -> str:
+        """A short name, without the folder where there is no room for it."""
+        name = self.name(modality, item)
+        return _shorten(item.name if isinstance(item, Path) and len(name) > LABEL else name, LABEL)
+
+
+def _shorten(text: str, length: int) -> str:
+    return " ".join((text if len(text) <= length else text[: length - 1] + "…").split())
 
 
 @dataclass(frozen=True)
@@ -41,46 +71,43 @@ class Preview:
 
     Arguments:
         kind: `audio` or `image`.
-        uri: a `data:` URI of it.
-        seconds: how long the whole clip lasts; 0 for a picture.
-        wave: the outline of the clip's sound, as the path of an SVG that is 48 wide and 16 high.
+        uri: its data URI.
+        seconds: length of the whole clip; 0 for a picture.
+        wave: the clip's outline, as the path of an SVG 48 wide and 16 high.
+        number: its position among all previews of a page.
     """
 
     kind: str
     uri: str
     seconds: float = 0.0
     wave: str = ""
-
-    def as_json(self) -> dict[str, object]:
-        """Plain data, for the page's script."""
-        return {"kind": self.kind, "uri": self.uri, "seconds": round(self.seconds, 1), "wave": self.wave}
+    number: int = 0
 
 
 def make_previews(
     items: Sequence[tuple[str, Item]], *, limit: int = LIMIT_BYTES, report: Report = silent
 ) -> dict[tuple[str, Item], Preview]:
-    """Previews of these items, in this order, for as long as there is room.
+    """Previews of these items, in this order, until the limit is reached.
 
     Arguments:
-        items: pairs of a modality and an item of it, the most wanted first. Of texts, and of modalities other than audio and
-            image, there is no preview.
-        limit: bytes of all URIs together.
-        report: told how it goes on.
+        items: modality and item, the most important first. Only audio and image items have previews.
+        limit: bytes of all data URIs together.
+        report: progress.
 
     Returns:
-        pair to preview. Files that cannot be read, are very large, or came after the limit was reached, are missing.
+        modality and item to preview. Files that cannot be read, are very large, or come after the limit, are missing.
     """
     wanted = [(modality, item) for modality, item in dict.fromkeys(items) if modality in _MAKERS and isinstance(item, Path)]
     made: dict[tuple[str, Item], Preview] = {}
-    room, waiting = limit, iter(wanted)
-    with ThreadPool(_THREADS) as pool:
-        # In chunks: what is made after the room is used up is made in vain.
-        while room > 0 and (chunk := list(islice(waiting, _CHUNK))):
-            for key, preview in zip(chunk, pool.map(_preview, chunk), strict=True):
-                if preview is not None and len(preview.uri) <= room:
-                    made[key] = preview
-                room -= len(preview.uri) if preview is not None else 0
-            report("making previews", len(made), len(wanted))
+    with ThreadPool(_THREADS) as pool:  # leaving it ends the work that is not done yet
+        for number, (key, preview) in enumerate(zip(wanted, pool.imap(_preview, wanted), strict=True), 1):
+            if preview is None:
+                continue
+            limit -= len(preview.uri)
+            if limit < 0:
+                break
+            made[key] = replace(preview, number=len(made))
+            report("making previews", number, len(wanted))
     return made
 
 
@@ -89,14 +116,14 @@ def _preview(wanted: tuple[str, Path]) -> Preview | None:
     try:
         return _MAKERS[modality](path) if path.stat().st_size <= LARGEST_FILE else None
     except (ItemError, OSError, soundfile.LibsndfileError):
-        return None  # it was fine when it was encoded; a page can do without
+        return None  # it could be read when it was encoded; the page does without it
 
 
 def _clip(path: Path) -> Preview:
     wave = read_audio(path, _RATE)
     start = wave[: CLIP_SECONDS * _RATE]
     data = io.BytesIO()
-    # MP3 is what every browser plays; a libsndfile from before 2022 does not write it.
+    # Every browser plays MP3; libsndfile writes it since 2022.
     container, mime = ("MP3", "audio/mpeg") if "MP3" in soundfile.available_formats() else ("WAV", "audio/wav")
     soundfile.write(data, start, _RATE, format=container)
     return Preview("audio", _uri(mime, data), len(wave) / _RATE, outline(start))
@@ -112,7 +139,6 @@ def _picture(path: Path) -> Preview:
 
 
 _MAKERS = {"audio": _clip, "image": _picture}
-assert TEXT not in _MAKERS
 
 
 def _uri(mime: str, data: io.BytesIO) -> str:
@@ -120,7 +146,7 @@ def _uri(mime: str, data: io.BytesIO) -> str:
 
 
 def outline(wave: NDArray[np.float32]) -> str:
-    """The loudness of a clip over its length as 48 bars, in the words of an SVG path that is 48 wide and 16 high.
+    """The loudness of a clip over time as 48 bars: the path of an SVG 48 wide and 16 high.
 
     Arguments:
         wave: samples of shape (n,), n > 0.

@@ -1,4 +1,4 @@
-"""A map of the shared space: held-out items of all modalities in two dimensions, near each other where they are alike."""
+"""A map of the shared space: held-out items of all modalities in two dimensions, similar ones close together."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from bridgekit.encoders import Item
 from bridgekit.latents.encoded import EncodedPairs
 
-#: Items on a map, at most: t-SNE of so many takes seconds.
+#: Items on a map, at most: t-SNE of that many takes seconds.
 MAP_ITEMS = 1_500
-#: An item's partners that a map knows, at most. A name of a class may belong to hundreds of clips.
+#: Matching items kept for each item, at most: the name of a class may match hundreds of clips.
 MAX_PARTNERS = 40
 
 
@@ -26,66 +26,64 @@ class Point:
 
     Arguments:
         modality, item: what it is.
-        x, y: where it is, from 0 to 1 from the left and from the top.
-        partners: the indices of points that belong to it, the most similar first.
-        cosines: their similarities to it.
+        x, y: its position, from 0 to 1 from the left and from the top.
+        partners: index of each matching point to its cosine similarity, the most similar first.
     """
 
     modality: str
     item: Item
     x: float
     y: float
-    partners: Sequence[int]
-    cosines: Sequence[float]
+    partners: Mapping[int, float]
 
 
 def shared_space(held_out: Sequence[tuple[EncodedPairs, Mapping[str, Tensor]]], limit: int = MAP_ITEMS) -> list[Point]:
-    """Lay out the items of some rows: PCA to 50 dimensions, then t-SNE (van der Maaten and Hinton, 2008), seeded.
+    """Lay out the items of some rows: PCA to 50 dimensions, then t-SNE (van der Maaten and Hinton, 2008), seed 0.
 
     Arguments:
-        held_out: tables of the rows to show, each with modality to (m, dim), the embeddings of its items. An item that
-            several tables have is one point.
-        limit: how many items; of more, rows are drawn.
+        held_out: the rows to show, one table or more, each with modality to the embeddings of its items, (m, dim). An item
+            in several tables is one point.
+        limit: at most this many items; of more, a random sample of rows.
 
     Returns:
-        a point an item. Items of a row stand together.
+        one point an item, items of a row next to each other.
     """
     at: dict[tuple[str, Item], int] = {}
     vectors: list[Tensor] = []
     together: list[set[int]] = []
-    for share, (encoded, embedded) in enumerate(held_out):
-        room = limit * (share + 1) // len(held_out)
-        chosen, drawn = [], set()
-        for row in np.random.default_rng(0).permutation(len(encoded.pairs)).tolist():
-            drawn |= {(modality, int(ids[row])) for modality, ids in encoded.ids.items() if ids[row] >= 0}
-            if len(at) + len(drawn) > room:
-                break
-            chosen.append(row)
-        for row in sorted(chosen):
-            members = []
+    for number, (encoded, embedded) in enumerate(held_out, 1):
+        for row in _sample_rows(encoded, limit * number // len(held_out) - len(at)):
+            members = set()
             for modality, ids in encoded.ids.items():
-                item = encoded.pairs.columns[modality][row]
-                if item is None:
-                    continue
-                if (modality, item) not in at:
-                    at[modality, item] = len(vectors)
-                    vectors.append(embedded[modality][int(ids[row])])
-                    together.append(set())
-                members.append(at[modality, item])
+                if (item := encoded.pairs.columns[modality][row]) is not None:
+                    if (modality, item) not in at:
+                        at[modality, item] = len(vectors)
+                        vectors.append(embedded[modality][int(ids[row])])
+                        together.append(set())
+                    members.add(at[modality, item])
             for member in members:
-                together[member] |= set(members) - {member}
+                together[member] |= members - {member}
     if not vectors:
         return []
     whole = torch.stack(vectors).float().cpu()
-    places = _layout(whole.numpy())
     points = []
-    for index, (modality, item) in enumerate(at):
+    for index, ((modality, item), (x, y)) in enumerate(zip(at, _layout(whole.numpy()).tolist(), strict=True)):
         others = sorted(together[index])
-        cosines = (whole[others] @ whole[index]).tolist() if others else []
-        nearest = sorted(zip(others, cosines, strict=True), key=lambda pair: -pair[1])[:MAX_PARTNERS]
-        x, y = places[index].tolist()
-        points.append(Point(modality, item, x, y, [other for other, _ in nearest], [cosine for _, cosine in nearest]))
+        cosines = zip(others, (whole[others] @ whole[index]).tolist(), strict=True)
+        points.append(Point(modality, item, x, y, dict(sorted(cosines, key=lambda pair: -pair[1])[:MAX_PARTNERS])))
     return points
+
+
+def _sample_rows(encoded: EncodedPairs, room: int) -> list[int]:
+    """Random rows, in order, that hold no more than `room` different items together."""
+    chosen: list[int] = []
+    items: set[tuple[str, int]] = set()
+    for row in np.random.default_rng(0).permutation(len(encoded.pairs)).tolist():
+        items |= {(modality, int(ids[row])) for modality, ids in encoded.ids.items() if ids[row] >= 0}
+        if len(items) > room:
+            break
+        chosen.append(row)
+    return sorted(chosen)
 
 
 def _layout(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -97,11 +95,11 @@ def _layout(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     small = PCA(min(50, *vectors.shape), random_state=0).fit_transform(vectors.astype(np.float64))
     if count > 3:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # collapsed embeddings: told of by their recall, not by a RuntimeWarning
+            warnings.simplefilter("ignore")  # collapsed embeddings show in the recall, a RuntimeWarning adds nothing
             flat = TSNE(perplexity=min(30.0, (count - 1) / 3), init="pca", random_state=0).fit_transform(small)
     else:
         flat = np.pad(small, ((0, 0), (0, 2)))[:, :2]
     low, high = flat.min(0), flat.max(0)
-    # Each axis on its own: the map is to fill its square, and t-SNE's axes have no unit anyway.
+    # Each axis on its own, to fill the square: t-SNE's axes have no unit.
     scaled: NDArray[np.float64] = (flat - low) / np.maximum(high - low, 1e-9)
     return np.nan_to_num(scaled, nan=0.5)

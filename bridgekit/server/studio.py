@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bridgekit.bridge.bridge import Bridge
 from bridgekit.diffusion.conditioner import close_gap
-from bridgekit.diffusion.models import open_model
+from bridgekit.diffusion.models import DrawOptions, open_model
 from bridgekit.diffusion.painter import Painter, mix, open_painter, paint
 from bridgekit.diffusion.previews import preview
 from bridgekit.diffusion.sheets import png
@@ -317,12 +317,14 @@ class Studio:
         [picture] = paint(
             painter,
             mix(moved, wish.weights),
-            prompt=wish.prompt,
-            prompt_weight=wish.prompt_weight,
-            steps=wish.steps,
-            guidance=wish.guidance,
+            DrawOptions(
+                prompt=wish.prompt,
+                prompt_weight=wish.prompt_weight,
+                steps=wish.steps,
+                guidance=wish.guidance,
+                size=wish.size,
+            ),
             seeds=wish.seed,
-            size=wish.size,
             report=report,
             watch=watch,
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,30 @@ MAX_TABLE = 4 << 30  # bytes
 MAX_ROW = 16 << 20  # characters of a row of JSON Lines, or of a cell of CSV
 FILL = "write a header that names its columns, and rows"  # what to do about an empty table
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-#: A table as read: the names of its columns, and for each row its number and as many cells.
-Records = tuple[list[str], list[tuple[int, "list[str | None]"]]]
 
 
-def read_records(path: Path, wanted: Sequence[str]) -> Records:
-    """Names of columns, and rows: of Parquet and JSON Lines only the wanted columns' cells."""
+@dataclass(frozen=True)
+class Records:
+    """A table file as read.
+
+    Arguments:
+        names: its columns, in the file's order.
+        rows: n row numbers for messages.
+        column: from a name to n cells. Raises BridgekitError where a cell holds neither a text nor a number.
+    """
+
+    names: Sequence[str]
+    rows: Sequence[int]
+    column: Callable[[str], Sequence[str | None]]
+
+
+def read_records(path: Path) -> Records:
+    """Read a table file once, whole.
+
+    Raises:
+        BridgekitError: it is of another format, malformed or not in UTF-8.
+        OSError, OutOfBounds: it cannot be read, or is not a regular file.
+    """
     suffix = path.suffix.lower()
     if suffix not in TABLES:
         raise BridgekitError(
@@ -30,12 +49,11 @@ def read_records(path: Path, wanted: Sequence[str]) -> Records:
             where=str(path),
             remedy=f"save it as one of {', '.join(TABLES)}",
         )
-    open_regular(path).close()  # a named pipe would be waited for
     if suffix == ".parquet":
-        return _read_parquet(path, wanted)
+        return _read_parquet(path)
     if suffix in (".csv", ".tsv"):
         return _read_delimited(path, "," if suffix == ".csv" else "\t")
-    return _read_json_lines(path, wanted)
+    return _read_json_lines(path)
 
 
 def _read_delimited(path: Path, delimiter: str) -> Records:
@@ -72,10 +90,15 @@ def _read_delimited(path: Path, delimiter: str) -> Records:
         raise BridgekitError(
             reason, where=f"{path}, row {row + 1}", remedy='put the cell into "double quotes" and double those inside it ("")'
         ) from None
-    return names, records
+
+    def column(name: str) -> list[str | None]:
+        at = names.index(name)
+        return [record[at] for _, record in records]
+
+    return Records(names, [row for row, _ in records], column)
 
 
-def _read_json_lines(path: Path, wanted: Sequence[str]) -> Records:
+def _read_json_lines(path: Path) -> Records:
     rows: list[tuple[int, dict[str, Any]]] = []
     for row, line in enumerate(read_utf8(path).split("\n"), 1):
         if not line.strip():
@@ -98,34 +121,41 @@ def _read_json_lines(path: Path, wanted: Sequence[str]) -> Records:
                 remedy='write one JSON object a line, like {"audio": "a.wav", "text": "a dog barks"}',
             )
         rows.append((row, value))
-    names = dict.fromkeys(name for _, value in rows for name in value)
-    # The wanted ones first, and cells of these alone: rows that all have other keys would make n columns of n cells.
-    used = [name for name in names if name in wanted]
-    cells = [(row, [_as_cell(value.get(name), f"{path}, row {row}") for name in used]) for row, value in rows]
-    return [*used, *(name for name in names if name not in wanted)], cells
+    # Cells are made a column at a time: rows that all have other keys would make n columns of n cells.
+    return Records(
+        list(dict.fromkeys(name for _, value in rows for name in value)),
+        [row for row, _ in rows],
+        lambda name: [_as_cell(value.get(name), f"{path}, row {row}, column {name}") for row, value in rows],
+    )
 
 
-def _read_parquet(path: Path, wanted: Sequence[str]) -> Records:
-    names: list[str] = []
+def _read_parquet(path: Path) -> Records:
     cells: dict[str, list[str | None]] = {}
 
-    def gather(told: Mapping[str, Any], lines: memoryview) -> None:
-        names.extend(told["names"])
+    def gather(answer: dict[str, Any], lines: memoryview) -> dict[str, Any]:
         for line in io.BytesIO(lines):
             for name, values in json.loads(line).items():
                 known = cells.setdefault(name, [])
                 known += [
                     _as_cell(value, f"{path}, row {row}, column {name}") for row, value in enumerate(values, len(known) + 1)
                 ]
+        return answer
 
-    if path.is_file() and not path.stat().st_size:
+    open_regular(path).close()  # the decoder would wait for a named pipe
+    if not path.stat().st_size:
         raise BridgekitError("the table is empty", where=str(path), remedy=FILL)
     try:
-        decode("parquet", path, gather, remedy="write it anew", wanted=list(wanted))
+        answer = decode("parquet", path, gather, remedy="write it anew")
     except ItemError as error:
         raise BridgekitError(error.what, where=error.where, remedy=error.remedy) from None
     count = max(map(len, cells.values()), default=0)
-    return names, [(row + 1, [cells[name][row] if name in cells else None for name in names]) for row in range(count)]
+
+    def column(name: str) -> Sequence[str | None]:
+        if name in answer["unread"]:
+            raise _no_cell(answer["unread"][name], f"{path}, column {name}")
+        return cells.get(name, [None] * count)
+
+    return Records(answer["names"], range(1, count + 1), column)
 
 
 def _as_cell(value: Any, where: str) -> str | None:
@@ -134,8 +164,12 @@ def _as_cell(value: Any, where: str) -> str | None:
         return None
     if isinstance(value, str | int | float):
         return str(value).strip() or None
-    raise BridgekitError(
-        f"the cell holds no text but a value of type {type(value).__name__}",
+    raise _no_cell(type(value).__name__, where)
+
+
+def _no_cell(kind: str, where: str) -> BridgekitError:
+    return BridgekitError(
+        f"a cell must be a text or a number, and this is of type {kind}",
         where=where,
         remedy="give a text, or the path of a file",
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError
-from bridgekit.pairs import SetAside
-from bridgekit.tables.reading import read_cells, read_items, read_pairs
+from bridgekit.pairs import EXTENSIONS, SetAside
+from bridgekit.tables.reading import Table, open_table, read_items
 
 
 @dataclass(frozen=True)
@@ -40,56 +40,62 @@ class Listing:
         return self.rows[position] if self.rows else position + 1
 
 
-def list_items(source: str | Path, modality: str, *, outside: bool = False) -> Listing:
-    """Read a table, a plugin's source, a folder of files, or a .txt of lines.
+def list_items(source: str | Path | Table, modality: str, *, outside: bool = False) -> Listing:
+    """The items of a table, a plugin's source, a folder of files, or a .txt of lines.
 
     An item that stands in several rows has the cells of the first one.
 
     Arguments:
-        source: as for `bridgekit.tables.reading.read_items`.
+        source: as for `bridgekit.tables.reading.read_items`, or what `open_listed` gave.
         modality: which column; or what the files or lines are.
         outside: let a table name files outside its own folder.
 
     Raises:
         BridgekitError: there is no such thing, or there is nothing in it.
     """
-    path = Path(source)
-    if path.is_dir() or (path.suffix.lower() == ".txt" and modality == TEXT):
-        return Listing(modality, read_items(source, modality, outside=outside), str(path.absolute()))
-    pairs = read_pairs(source, (modality,), outside=outside)
+    table = open_listed(source, outside=outside)
+    if not isinstance(table, Table):
+        return Listing(modality, read_items(table, modality, outside=outside), str(table.absolute()))
+    pairs = table.pairs((modality,))
     first: dict[Item, int] = {}
     for item, row in zip(pairs.columns[modality], pairs.rows, strict=True):
         if item is not None:
             first.setdefault(item, row)
     rows = list(first.values())
-    cells = {name: [column.get(row, "") for row in rows] for name, column in read_cells(source).items()}
+    cells = {name: [column.get(row, "") for row in rows] for name, column in table.cells().items()}
     # A hole, or an item that another row has too, is no fault where items are listed.
     faulty = [row for row in pairs.set_aside if row.item and not row.reason.startswith("the same as")]
-    return Listing(modality, list(first), str(path.absolute()) if path.exists() else str(source), rows, cells, faulty)
+    path = Path(table.source)
+    return Listing(modality, list(first), str(path.absolute()) if path.exists() else table.source, rows, cells, faulty)
 
 
-def listed_modalities(source: str | Path, among: Sequence[str]) -> list[str]:
-    """Which of some modalities a table, folder or text has, told by its columns or by the endings of its files.
+def open_listed(source: str | Path | Table, *, outside: bool = False) -> Table | Path:
+    """The opened table, so that it is read once for all its modalities; or the path of a folder or of a text's lines."""
+    if not isinstance(source, Table) and (
+        (path := Path(source)).is_dir() or (path.suffix.lower() == ".txt" and path.is_file())
+    ):
+        return path
+    return open_table(source, outside=outside)
+
+
+def listed_modalities(source: str | Path | Table, among: Sequence[str]) -> list[str]:
+    """Which of some modalities a table, folder or text has, by its columns or by the extensions of its files.
 
     Raises:
         BridgekitError: there is no such thing, or it has none of these.
     """
-    from bridgekit.pairs import EXTENSIONS
-    from bridgekit.tables.reading import table_modalities
-
-    path = Path(source)
-    if path.is_dir():
-        endings = {file.suffix[1:].lower() for file in path.rglob("*") if file.is_file()}
-        found = [modality for modality in among if endings & set(EXTENSIONS.get(modality, ()))]
-    elif path.suffix.lower() == ".txt" and path.is_file():
-        found = [modality for modality in among if modality == TEXT]
+    opened = open_listed(source)
+    if isinstance(opened, Table):
+        found = [modality for modality in among if modality in opened.modalities]
+    elif opened.is_dir():
+        extensions = {file.suffix[1:].lower() for file in opened.rglob("*") if file.is_file()}
+        found = [modality for modality in among if extensions & set(EXTENSIONS.get(modality, ()))]
     else:
-        columns = table_modalities(source)
-        found = [modality for modality in among if modality in columns]
+        found = [modality for modality in among if modality == TEXT]
     if not found:
         raise BridgekitError(
             f"it has no {' or '.join(among)}",
-            where=str(source),
+            where=opened.source if isinstance(opened, Table) else str(opened),
             remedy="rename its columns, or say with --modality what its files are",
         )
     return found

@@ -6,7 +6,9 @@ import contextlib
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 
 from bridgekit.decoding.files import file_size, unreadable
@@ -24,6 +26,67 @@ LEAVES = "its path leads out of the table's folder: move the file there, or allo
 _OPTIONAL = ("split", "group")
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table that was opened: read once, then asked for whichever columns are wanted.
+
+    Arguments:
+        source: the path of a table or folder, or the name of a plugin's source.
+        modalities: its columns that may be modalities, in its order: all but `split` and `group`. A folder of class folders
+            has `text`, and whichever of audio and image most of its files are.
+        select: from the names of columns to their rows, not yet checked.
+        home: the folder that its files must lie in, all links followed; None where they may lie anywhere.
+        cells: every column as written: its name to the cells by row number, empty ones left out.
+        checked: whether `select` gives rows to be used as they are: the caller's own `Pairs`.
+    """
+
+    source: str
+    modalities: tuple[str, ...]
+    select: Callable[[tuple[str, ...]], Pairs] = field(repr=False)
+    home: Path | None = None
+    cells: Callable[[], dict[str, dict[int, str]]] = field(default=dict, repr=False)
+    checked: bool = False
+
+    def pairs(self, modalities: Sequence[str]) -> Pairs:
+        """The rows that can be used, in these columns, with the others set aside.
+
+        Raises:
+            BridgekitError: a column is missing, or none of the rows can be used.
+        """
+        wanted = tuple(dict.fromkeys(modalities))
+        selected = self.select(wanted)
+        return selected if self.checked else _usable(selected, wanted, self.home)
+
+
+def open_table(source: str | Path | Pairs | Table, *, outside: bool = False) -> Table:
+    """Open a table, once.
+
+    Arguments:
+        source: the path of a table (.csv, .tsv, .jsonl, .ndjson, .parquet) or of a folder of class folders, the name of a
+            plugin's source, `provider:name`, or `Pairs`. A path wins over a name.
+        outside: whether files may lie outside the table's folder. Those of a plugin's source may lie anywhere.
+
+    Raises:
+        BridgekitError: there is no such table, or it cannot be read. The message says which row, and how to mend it.
+    """
+    if isinstance(source, Table):
+        return source
+    if isinstance(source, Pairs):
+        return _held(source.source, source.modalities, lambda: source, checked=True)
+    path = Path(source)
+    with _readable(source):
+        if path.is_dir():
+            return _class_folders_in(path, None if outside else path)
+        if path.exists():
+            return _table_file(path, None if outside else path.parent)
+    if ":" in str(source) and path.suffix.lower() not in TABLES:
+        from bridgekit.plugins import find_pair_source
+
+        named = find_pair_source(str(source))
+        return _held(named.name, named.modalities, cache(named.build))
+    raise _missing(source)
+
+
 def read_pairs(source: str | Path, modalities: Sequence[str], *, outside: bool = False) -> Pairs:
     """Read a table of pairs, and set aside the rows that cannot be used.
 
@@ -35,10 +98,9 @@ def read_pairs(source: str | Path, modalities: Sequence[str], *, outside: bool =
     those with a path that, all links followed, leads out of the table's folder.
 
     Arguments:
-        source: the path of a table (.csv, .tsv, .jsonl, .ndjson, .parquet) or of a folder of class folders, or the name
-            of a plugin's source, `provider:name`. A path wins over a name.
+        source: as for `open_table`.
         modalities: the columns to read.
-        outside: whether files may lie outside the table's folder. Those of a plugin's source may lie anywhere.
+        outside: whether files may lie outside the table's folder.
 
     Returns:
         the rows that can be used.
@@ -47,20 +109,7 @@ def read_pairs(source: str | Path, modalities: Sequence[str], *, outside: bool =
         BridgekitError: there is no such table, it lacks a column, is malformed or not in UTF-8, or none of its rows can
             be used. The message says which row, and how to mend it.
     """
-    path = Path(source)
-    wanted = tuple(dict.fromkeys(modalities))
-    with _readable(source):
-        if path.is_dir():
-            return _usable(_class_folders(path, wanted), wanted, None if outside else path)
-        if path.exists():
-            return _usable(_table(path, wanted), wanted, None if outside else path.parent)
-    if ":" in str(source) and path.suffix.lower() not in TABLES:
-        from bridgekit.plugins import find_pair_source
-
-        built = find_pair_source(str(source)).build()
-        _check_columns(built.modalities, wanted, str(source))
-        return _usable(built, wanted)
-    raise _missing(source)
+    return open_table(source, outside=outside).pairs(modalities)
 
 
 @contextlib.contextmanager
@@ -71,52 +120,27 @@ def _readable(source: str | Path) -> Iterator[None]:
         raise _missing(source) from None
     except (OSError, OutOfBounds) as error:
         reason = getattr(error, "strerror", None) or error
-        # Without a number of its own it is not the system's, but that of a library that does not understand the file.
+        # An OSError without a number is not the system's, but that of a library that does not understand the file.
         refused_by_system = isinstance(error, OSError) and error.errno is not None
-        remedy = "check its name and permissions" if refused_by_system else "write the table anew, as one regular file"
+        remedy = "check its name and permissions" if refused_by_system else "write the table again, as one regular file"
         raise BridgekitError(f"the table cannot be read ({reason})", where=str(source)[:MAX_PATH], remedy=remedy) from None
 
 
 def _missing(source: str | Path) -> BridgekitError:
     return BridgekitError(
-        "there is no such table of pairs", where=str(source)[:MAX_PATH], remedy=f"check the path; it is taken from {Path.cwd()}"
+        "there is no such table of pairs",
+        where=str(source)[:MAX_PATH],
+        remedy=f"check the path; it is relative to {Path.cwd()}",
     )
-
-
-def table_modalities(source: str | Path | Pairs) -> tuple[str, ...]:
-    """The columns of a table that may be modalities, in its order: all but `split` and `group`.
-
-    A folder of class folders has `text`, and whichever of audio and image most of its files are.
-
-    Arguments:
-        source: as for `read_pairs`.
-
-    Raises:
-        BridgekitError: there is no such table, or it cannot be read.
-    """
-    if isinstance(source, Pairs):
-        return source.modalities
-    path = Path(source)
-    with _readable(source):
-        if path.is_dir():
-            endings = [file.suffix[1:].lower() for file in path.glob("*/*")]
-            count = {modality: sum(ending in known for ending in endings) for modality, known in EXTENSIONS.items()}
-            return (max(count, key=lambda modality: count[modality]), TEXT)
-        if not path.exists() and ":" in str(source) and path.suffix.lower() not in TABLES:
-            from bridgekit.plugins import find_pair_source
-
-            return find_pair_source(str(source)).modalities
-        names, _ = read_records(path, ())
-    return tuple(name for name in dict.fromkeys(names) if name and name not in _OPTIONAL)
 
 
 def read_items(source: str | Path, modality: str, *, outside: bool = False) -> list[Item]:
     """The distinct items of one modality: a table's or source's column, the files in a folder and below, or a text's lines.
 
     Arguments:
-        source: as for `read_pairs`, or any folder, or a .txt file with one text a line.
+        source: as for `open_table`, or any folder, or a .txt file with one text a line.
         modality: which column; or what the files or lines are.
-        outside: as for `read_pairs`. Without it, links that leave a folder are no files of it.
+        outside: as for `open_table`. Without it, links that leave a folder are ignored.
 
     Raises:
         BridgekitError: there is no such thing, or there is nothing in it.
@@ -145,56 +169,60 @@ def _items_in(path: Path, source: str | Path, modality: str, outside: bool) -> I
     return read_pairs(source, (modality,), outside=outside).columns[modality]
 
 
-def read_cells(source: str | Path) -> dict[str, dict[int, str]]:
-    """Every column of a table, as it is written: its name to the cells by row number, as `Pairs.rows` has them.
+def _held(source: str, modalities: Sequence[str], build: Callable[[], Pairs], checked: bool = False) -> Table:
+    """A table of pairs that are in memory, or are built when first asked for."""
 
-    Empty cells are left out, and so are columns of a Parquet or JSON Lines table that hold neither texts nor numbers.
+    def select(wanted: tuple[str, ...]) -> Pairs:
+        pairs = build()
+        _check_columns(pairs.modalities, wanted, source)
+        return pairs
 
-    Arguments:
-        source: a table or a plugin's source, as for `read_pairs`.
+    def cells() -> dict[str, dict[int, str]]:
+        pairs = build()
+        columns = {**pairs.columns, "split": pairs.split or (), "group": pairs.group or ()}
+        return {
+            name: {row: str(item) for row, item in zip(pairs.rows, items, strict=False) if item}
+            for name, items in columns.items()
+        }
 
-    Raises:
-        BridgekitError: there is no such table, or it cannot be read.
-    """
-    path = Path(source)
-    cells: dict[str, dict[int, str]] = {}
-    if not path.exists() and ":" in str(source) and path.suffix.lower() not in TABLES:
-        from bridgekit.plugins import find_pair_source
-
-        built = find_pair_source(str(source)).build()
-        columns = {**built.columns, "split": built.split or (), "group": built.group or ()}
-        for name, items in columns.items():
-            cells[name] = {row: str(item) for row, item in zip(built.rows, items, strict=False) if item}
-        return cells
-    with _readable(source):
-        names, records = read_records(path, ())
-        for at, name in enumerate(names):
-            if path.suffix.lower() not in (".csv", ".tsv"):  # those cells were not asked for yet
-                try:
-                    _, records = read_records(path, (name,))
-                except BridgekitError:
-                    continue
-            cells[name] = {row: cell for row, record in records if (cell := record[at])}
-    return {name: column for name, column in cells.items() if name}
+    return Table(source, tuple(modalities), select, cells=cells, checked=checked)
 
 
-def _table(path: Path, modalities: Sequence[str]) -> Pairs:
-    """The rows of a table file, not yet checked. Cells are stripped, and empty ones are holes."""
-    names, records = read_records(path, (*modalities, *_OPTIONAL))
-    if not names:
-        raise BridgekitError("the table is empty", where=str(path), remedy=FILL)
-    _check_columns(names, modalities, str(path))
-    if not records:
-        raise BridgekitError("the table has a header and no rows", where=str(path), remedy="add a row for each pair")
+def _table_file(path: Path, home: Path | None) -> Table:
+    """A table file. Cells are stripped, and empty ones are holes."""
+    records = read_records(path)
     folder = path.parent.absolute()
-    wanted = (*modalities, *_OPTIONAL)
-    cells = {name: [record[at] for _, record in records] for at, name in enumerate(names) if name in wanted}
-    columns: dict[str, tuple[Item | None, ...]] = {
-        modality: tuple(cell if cell is None or modality == TEXT else folder / cell for cell in cells[modality])
-        for modality in modalities
-    }
-    split, group = (tuple(cell or "" for cell in cells[name]) if name in cells else None for name in _OPTIONAL)
-    return Pairs(columns, str(path), tuple(row for row, _ in records), split, group)
+
+    def select(wanted: tuple[str, ...]) -> Pairs:
+        if not records.names:
+            raise BridgekitError("the table is empty", where=str(path), remedy=FILL)
+        _check_columns(records.names, wanted, str(path))
+        if not records.rows:
+            raise BridgekitError("the table has a header and no rows", where=str(path), remedy="add a row for each pair")
+        columns = {
+            name: tuple(cell if cell is None or name == TEXT else folder / cell for cell in records.column(name))
+            for name in wanted
+        }
+        split, group = (
+            tuple(cell or "" for cell in records.column(name)) if name in records.names else None for name in _OPTIONAL
+        )
+        return Pairs(columns, str(path), tuple(records.rows), split, group)
+
+    def cells() -> dict[str, dict[int, str]]:
+        found: dict[str, dict[int, str]] = {}
+        for name in filter(None, records.names):
+            with contextlib.suppress(BridgekitError):  # it holds neither texts nor numbers
+                found[name] = {row: cell for row, cell in zip(records.rows, records.column(name), strict=True) if cell}
+        return found
+
+    names = (name for name in dict.fromkeys(records.names) if name and name not in _OPTIONAL)
+    return Table(str(path), tuple(names), select, home, cells)
+
+
+def _class_folders_in(path: Path, home: Path | None) -> Table:
+    endings = [file.suffix[1:].lower() for file in path.glob("*/*")]
+    count = {modality: sum(ending in known for ending in endings) for modality, known in EXTENSIONS.items()}
+    return Table(str(path), (max(count, key=lambda name: count[name]), TEXT), partial(_class_folders, path), home)
 
 
 def _check_columns(names: Sequence[str], wanted: Sequence[str], where: str) -> None:

@@ -35,7 +35,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, l1_loss, mse_loss, normalize, pad
 
-from bridgekit.diffusion.models import draw
+from bridgekit.diffusion.models import DrawOptions, draw
 from bridgekit.storage.cache import write_atomically
 
 SEED = 0
@@ -413,7 +413,7 @@ def compare_settings(pixels: Tensor, names: list[str]) -> None:
     conditioning = model.conditionings[0]
     tensors = conditioning.encode(names)
     for steps, guidance in ((4, 1.0), (6, 1.0), (10, 1.0), (15, 1.0), (10, 1.5), (10, 2.0)):
-        made = draw(model, conditioning, tensors, steps=steps, guidance=guidance, seeds=SEED)
+        made = draw(model, conditioning, tensors, DrawOptions(steps=steps, guidance=guidance), seeds=SEED)
         error = l1_loss(torch.stack([to_pixels(picture) for picture in made]), pixels)
         print(f"{steps} steps, guidance {guidance}: L1 {error:.4f}", flush=True)
 

@@ -1,0 +1,107 @@
+"""`report`: read a bridge's tables again, check them, and write the report on the bridge."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bridgekit.bridge.bridge import Bridge
+from bridgekit.checks.findings import Finding
+from bridgekit.errors import BridgekitError
+from bridgekit.evaluation.recall import evaluate_splits, sides_of
+from bridgekit.latents.encoded import EncodedPairs, encode_pairs
+from bridgekit.progress import Report, progress_bars
+from bridgekit.recipes.check import check_pairs
+from bridgekit.report import FILE, TableResults, report_page, table_results
+from bridgekit.storage.cache import write_atomically
+from bridgekit.tables.reading import Table, open_table
+from bridgekit.tables.splits import split_pairs
+
+
+def write_report(
+    folder: str | Path,
+    out: str | Path | None = None,
+    *,
+    pairs: str | Path | None = None,
+    check: bool = True,
+    outside: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Write a new report on a bridge, with what a check of its tables finds.
+
+    Arguments:
+        folder: the bridge's.
+        out: the file; by default `report.html` in the bridge's folder.
+        pairs: another table; or the bridge's own, where that has moved.
+        check: check every file of the tables too, as `bridgekit check` does.
+        outside: allow a table to name files outside its own folder.
+        progress: show progress bars on standard error.
+
+    Returns:
+        the file.
+
+    Raises:
+        BridgekitError: the bridge or its table cannot be read, or the file cannot be written.
+    """
+    bridge = Bridge.load(folder)
+    with progress_bars(progress) as report:
+        tables = _tables(bridge, pairs, outside, report)
+    findings: list[Finding] = []
+    for table in tables if check else ():
+        encoders = [bridge.sides[modality].encoder for modality in table.pairs.modalities]
+        findings += check_pairs(table.pairs, more=encoders, device=bridge.device, progress=progress).findings
+    with progress_bars(progress) as report:
+        page = report_page(bridge, Path(folder).absolute().name, tables, findings=findings, report=report)
+    file = Path(out) if out else Path(folder) / FILE
+    try:
+        write_atomically(file, lambda aside: aside.write_bytes(page))
+    except OSError as error:
+        raise BridgekitError(f"the report cannot be written: {error.strerror or error}", where=str(file)) from error
+    return file
+
+
+def _tables(bridge: Bridge, pairs: str | Path | None, outside: bool, report: Report) -> list[TableResults]:
+    """Each table that the bridge was trained on, or the named one: its own if the numbers of rows agree."""
+    if pairs is None:
+        found = []
+        for own in bridge.tables:
+            table = _open(bridge.followed(own.source), outside)
+            encoded = _encode(bridge, table, own.modalities, report)
+            names = np.asarray(split_pairs(encoded.pairs, own.seed, encoded.ids))
+            if own.bound:  # the other rows were not used
+                rows = np.flatnonzero(encoded.ids[own.bound] >= 0)
+                encoded, names = encoded.take(rows), names[rows]
+            found.append(table_results(bridge, encoded, names.tolist(), _records(bridge, own.bound)))
+        return found
+    table = _open(pairs, outside)
+    sides = [modality for modality in table.modalities if modality in bridge.sides]
+    encoded = _encode(bridge, table, sides if len(sides) > 1 else list(bridge.sides), report)
+    with suppress(BridgekitError):  # too few rows to split, or none to train on: it is not the bridge's own
+        split = split_pairs(encoded.pairs, bridge.tables[0].seed, encoded.ids)
+        if Counter(split) == bridge.provenance.get("rows"):
+            return [table_results(bridge, encoded, split, _records(bridge, None))]
+    split = encoded.pairs.split or ("all",) * len(encoded.pairs)
+    return [table_results(bridge, encoded, split, evaluate_splits(encoded, split, bridge.project, "FuseMix"), own=False)]
+
+
+def _open(source: str | Path, outside: bool) -> Table:
+    try:
+        return open_table(source, outside=outside)
+    except BridgekitError as error:
+        remedy = "if it has moved, give its new path with --pairs" if not Path(source).exists() else error.remedy
+        raise BridgekitError(error.what, where=error.where, remedy=remedy) from None
+
+
+def _encode(bridge: Bridge, table: Table, modalities: Sequence[str], report: Report) -> EncodedPairs:
+    return encode_pairs(table.pairs(modalities), {modality: bridge.encoder(modality) for modality in modalities}, report)
+
+
+def _records(bridge: Bridge, bound: str | None) -> list[Mapping[str, Any]]:
+    """The bridge's recall on its first table, or on the one that a modality was bound with."""
+    later = {own.bound for own in bridge.tables if own.bound}
+    return [record for record in bridge.metrics if (bound in sides_of(record) if bound else not later & sides_of(record))]
