@@ -54,7 +54,7 @@ def fusemix(encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, seed
 
 def without_mixup(preset: Preset) -> Preset:
     """The same training, mixup off."""
-    return replace(preset, alpha=0.0, alpha_end=0.0)
+    return replace(preset, alpha=0.0)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -71,5 +71,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def where() -> str:
     """Machine and versions, for the head of a result."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("bridgekit", "torch", "scikit-learn", "transformers", "timm"))
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("bridgekit-core", "torch", "scikit-learn", "transformers", "timm")
+    )
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {sys.version.split()[0]}, {packages}"

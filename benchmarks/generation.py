@@ -57,7 +57,7 @@ def from_names() -> str:
 
 def from_speech(work: Path) -> str:
     """Clips of the starter's speech in held-out voices."""
-    align("audio", "text", out=work / "speech")
+    align("audio", "text", "starter:spoken-openmoji", out=work / "speech")
     return records(judge_generation(work / "speech", splits=["test-voices"], gaps=GAPS, limit=NAMES, seed=SEED))
 
 

@@ -17,11 +17,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bridgekit import PRESETS
-from bridgekit.evaluation.baselines import linear
+from bridgekit.evaluation.baselines import before_training, linear
 from bridgekit.evaluation.recall import Embed, evaluate_splits
-from bridgekit.fusion.adapter import FusionAdapter, project
-from bridgekit.fusion.training import new_adapters
-from bridgekit.fusion.warm_start import warm_start
 from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.recipes.fit import training_rows, validation
 
@@ -60,27 +57,17 @@ def cca(encoded: EncodedPairs, split: NDArray[np.str_]) -> Embed:
     return best[1]
 
 
-def start(encoded: EncodedPairs, split: NDArray[np.str_], seed: int) -> Embed:
-    """FuseMix's adapters before the first step: regularised CCA in closed form."""
-    latents, rows = training_rows(encoded, split)
-    adapters = new_adapters({m: matrix.shape[1] for m, matrix in latents.items()}, PRESET, seed)
-    for modality, adapter in adapters.items():
-        assert isinstance(adapter, FusionAdapter)
-        adapter.eval().standardise(latents[modality][rows[modality]])
-    warm_start(adapters, latents, rows, PRESET.warm_start)
-    return lambda modality, matrix: project(adapters[modality], matrix)
-
-
 def main() -> str:
     """Train and evaluate; gives the table."""
     encoded = encoded_source("starter:openmoji", "starter:image", "starter:text")
     figures: dict[tuple[str, str], list[dict[str, float]]] = {}
     for seed in SEEDS:
         split = random_split(encoded, seed)
+        start = before_training(*training_rows(encoded, split), PRESET, seed)["closed-form start"]
         methods = {
             "FuseMix": fusemix(encoded, split, PRESET, seed),
             "the same without mixup": fusemix(encoded, split, without_mixup(PRESET), seed),
-            "its start (regularised CCA, closed form)": start(encoded, split, seed),
+            "its start (regularised CCA, closed form)": start,
             "ridge regression (scikit-learn)": ridge(encoded, split),
             "PCA + CCA (scikit-learn)": cca(encoded, split),
         }

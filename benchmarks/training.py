@@ -5,7 +5,6 @@ python benchmarks/training.py
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -35,7 +34,7 @@ LARGE_BATCH = 40_960
 
 
 class PlainBlock(nn.Module):
-    """`x + W2 GELU(W1 LayerNorm(x))` with torch's own dropout."""
+    """`x + W2 Dropout(GELU(W1 LayerNorm(x)))` with torch's own dropout."""
 
     def __init__(self, dim: int, preset: Preset) -> None:
         super().__init__()
@@ -46,7 +45,6 @@ class PlainBlock(nn.Module):
             nn.GELU(),
             nn.Dropout(preset.dropout),
             nn.Linear(hidden, dim),
-            nn.Dropout(preset.dropout),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,38 +87,38 @@ def plain_loop(
         )
         for side in (one, other)
     ]
-    log_scale = nn.Parameter(torch.tensor(math.log(1 / preset.temperature)))
+    temperature = nn.Parameter(torch.tensor(preset.temperature))
     parameters = [parameter for adapter in adapters for parameter in adapter.parameters()]
     optimizer = torch.optim.AdamW(
         [
             {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": preset.weight_decay},
-            {"params": [*(parameter for parameter in parameters if parameter.ndim <= 1), log_scale], "weight_decay": 0.0},
+            {"params": [*(parameter for parameter in parameters if parameter.ndim <= 1), temperature], "weight_decay": 0.0},
         ],
         lr=preset.lr,
     )
     loader = DataLoader(PairsDataset(one, other), batch_size=min(preset.batch_size, len(one)), shuffle=True, drop_last=True)
     beta = torch.distributions.Beta(preset.alpha, preset.alpha)
-    total, step, seconds = preset.epochs * len(loader), 0, 0.0
+    done, seconds = 0, 0.0
     for epoch in range(1, preset.epochs + 1):
         started = time.perf_counter()
         for adapter in adapters:
             adapter.train()
-        for a, b in loader:
+        for step, (a, b) in enumerate(loader):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, total, preset)
+                group["lr"] = learning_rate(preset, epoch, step, len(loader))
+            with torch.no_grad():
+                temperature.clamp_(*training.TEMPERATURE_BOUNDS)
             half, lam = len(a) // 2, beta.sample()
             mixed = [lam * side[:half] + (1 - lam) * side[half : 2 * half] for side in (a, b)]
             x, y = (normalize(adapter(side), dim=-1) for adapter, side in zip(adapters, mixed, strict=True))
-            logits = log_scale.exp() * x @ y.T
+            logits = x @ y.T / temperature
             target = torch.arange(len(x))
             loss = (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            with torch.no_grad():
-                log_scale.clamp_(math.log(2), math.log(1_000))
-            step += 1
-            if step == steps:
+            done += 1
+            if done == steps:
                 return
         seconds += time.perf_counter() - started
         for adapter in adapters:

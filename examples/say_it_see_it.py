@@ -1,6 +1,6 @@
-"""Say words and see them: python say_it_see_it.py penguin "red apple" "fire engine"
+"""Speak words and draw what was said: python say_it_see_it.py penguin "red apple" "fire engine"
 
-Needs the starter's bridge (`bridgekit align --a audio --b text`). The voice is one that training never heard.
+Needs the starter's bridge (`bridgekit align --a audio --b text`). The voice is not among the training voices.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bridgekit import Input, generate
 
 
 def main(words: list[str]) -> None:
-    """Speak each word into a clip, and make a picture of each clip and a contact sheet of all."""
+    """Speak each word into a clip. Generate a picture from each clip, and a contact sheet of all."""
     clips = Path("said")
     clips.mkdir(exist_ok=True)
     for word in words:
@@ -25,7 +25,7 @@ def main(words: list[str]) -> None:
     done = generate("bridges/audio-text", inputs, out="seen")
     for made in done.pictures:
         print(f"{made.file}: heard {made.nearest[0].item}")
-    print(f"all together: {done.sheet}")
+    print(f"All together: {done.sheet}")
 
 
 if __name__ == "__main__":

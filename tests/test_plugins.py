@@ -196,6 +196,28 @@ def test_pair_sources_are_found_by_name_and_by_modalities(monkeypatch: pytest.Mo
         default_pair_source(["text", "image"])
 
 
+def test_of_several_sources_for_the_same_modalities_the_one_marked_is_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def source(name: str, default: bool = False) -> PairSource:
+        return PairSource(name, "none", ("audio", "text"), lambda: None, default)  # type: ignore[arg-type, return-value]
+
+    class Plugin:
+        def __init__(self, *sources: PairSource) -> None:
+            self.sources = sources
+
+        @hookimpl
+        def pair_sources(self) -> list[PairSource]:
+            return list(self.sources)
+
+    install(monkeypatch, Plugin(source("toy:all"), source("toy:few", default=True)))
+    assert default_pair_source(["audio", "text"]).name == "toy:few"
+    for rivals in ([source("toy:all"), source("toy:few")], [source("toy:all", True), source("toy:few", True)]):
+        install(monkeypatch, Plugin(*rivals))
+        with pytest.raises(BridgekitError, match="toy:all, toy:few"):
+            default_pair_source(["audio", "text"])
+
+
 class Wrong:
     """An encoder whose latents are whatever a test says."""
 

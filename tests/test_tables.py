@@ -69,7 +69,7 @@ def test_a_table_is_opened_once(table: Path, tmp_path: Path, monkeypatch: pytest
             run(table)
 
 
-def test_bind_opens_its_table_once(workshop: Workshop, tmp_path: Path) -> None:
+def test_bind_opens_its_table_once(picture_toys: object, workshop: Workshop, tmp_path: Path) -> None:
     folder = workshop.bridge(tmp_path / "bridge")
     with opened_once(workshop.folder / "gallery.csv"):
         bind(folder, "image", workshop.folder / "gallery.csv", progress=False)

@@ -30,6 +30,12 @@ BRIDGES = Path("bridges")
 LARGEST = 16 << 20
 #: What `--outside` says of itself.
 OUTSIDE = "Let a table name files outside its own folder."
+#: What recall is compared with, explained below the table. Bridges of earlier versions have other names.
+BASELINES = {
+    "random": "adapters with random weights",
+    "closed-form start": "the solution that training starts from",
+    "linear": "ridge regression",
+}
 #: Rows set aside that are told one by one; `--json` and the count have all.
 SHOWN = 10
 
@@ -52,6 +58,7 @@ def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
         main = threading.current_thread() is threading.main_thread()  # no other thread may set signal handlers
         before = signal.signal(signal.SIGTERM, _terminate) if main else None
         try:
+            _import_torch()
             verb(*arguments, **options)
         except KeyboardInterrupt as stop:
             print("\nbridgekit: stopped. Nothing is lost: the same command goes on from here.", file=sys.stderr)
@@ -61,6 +68,15 @@ def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
                 signal.signal(signal.SIGTERM, before)
 
     return run
+
+
+def _import_torch() -> None:
+    """Import PyTorch, which every verb needs and which takes seconds. On a terminal, show a spinner meanwhile."""
+    if sys.stderr.isatty() and "torch" not in sys.modules:
+        from rich.console import Console
+
+        with Console(stderr=True).status("loading PyTorch"):
+            import torch  # noqa: F401
 
 
 def find_bridge(path: Path | None) -> Path:
@@ -186,8 +202,11 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
             style = "bold" if record["method"] == "FuseMix" and len(records) > 1 else None
             table.add_row(*label, Text(plain(record["method"])), *recalls, f"{record['median_rank']:g}", style=style)
     Console().print(table)
-    linear = " linear: ridge regression." if any(record["method"] == "linear" for record in metrics) else ""
-    print(f"among: how many candidates; first the split's own, then all of the table.{linear}")
+    print("among: how many candidates; first the split's own, then all of the table.")
+    methods = {record["method"] for record in metrics}
+    baselines = [f"{method}: {what}" for method, what in BASELINES.items() if method in methods]
+    if baselines:
+        print(f"{'; '.join(baselines)}.")
     few = min(record["queries"] for record in metrics)
     if few < 30:
         print(f"The smallest test has only {few} queries: such figures say little.")
