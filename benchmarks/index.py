@@ -1,4 +1,4 @@
-"""100,000 embeddings in an index: time, size, a run that is killed, and latency and recall@10 of exact and approximate search.
+"""100,000 embeddings in an index: build time, size, resuming after a kill, latency and recall@10 of searches.
 
 python benchmarks/index.py
 """
@@ -23,23 +23,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from bridgekit_index import Index, Listing, lance, list_items
+from bridgekit_index import index as module
 from common import table
 from torch import Tensor
 
-from bridgekit import Bridge, Index, Listing, align, list_items
-from bridgekit import index as module
+from bridgekit import Bridge, align
 from bridgekit.progress import progress_bars
 from bridgekit.retrieval import search
 from bridgekit.storage.cache import cache_folder, write_text_atomically
 
 ROWS, QUERIES = 100_000, 200
-#: LanceDB's names of what a search can be told.
+#: LanceDB's names of search options.
 SETTERS = {"probes": "nprobes", "refine": "refine_factor", "ef": "ef"}
 K = 10
 
 
 def sentences() -> list[str]:
-    """ROWS + QUERIES different sentences of the docstrings in what is installed here: real, short and many."""
+    """ROWS + QUERIES distinct sentences from docstrings of installed packages."""
     kept = cache_folder() / f"benchmark-sentences-{ROWS + QUERIES}.txt"
     if not kept.exists():
         found: dict[str, None] = {}
@@ -67,14 +68,14 @@ def _sentences(file: Path) -> Iterator[str]:
 
 
 def add(bridge: Path, folder: Path) -> float:
-    """Index the sentences; gives seconds."""
+    """Index the sentences; return seconds."""
     with progress_bars() as report:
         index = Index.create(folder, bridge)
         return index.add(Bridge.load(bridge, "cpu"), Listing("text", sentences()[:ROWS]), report=report).seconds
 
 
 def killed(bridge: Path, folder: Path) -> int:
-    """Index them in a process that is killed when it has added some; gives how many rows were there then."""
+    """Index them in a process that is killed after some rows; return the number of rows."""
     process = subprocess.Popen([sys.executable, __file__, str(bridge), str(folder)])
     while process.poll() is None:
         if folder.exists() and (index := Index.create(folder)).modalities and index.rows("text"):
@@ -88,7 +89,7 @@ def killed(bridge: Path, folder: Path) -> int:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of all rows and vectors, whatever their order."""
+    """SHA-256 of all rows and vectors, independent of their order."""
     import lancedb
 
     rows = lancedb.connect(str(folder)).open_table("text").to_arrow().select(["content", "item", "vector"]).sort_by("content")
@@ -98,7 +99,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def size(folder: Path) -> float:
-    """MB of all files in a folder."""
+    """Total size of a folder in MB."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
 
 
@@ -106,7 +107,7 @@ Way = Callable[[Tensor], Sequence[float]]
 
 
 def measure(way: Way, queries: Tensor, tenth: Sequence[float]) -> list[str]:
-    """recall@10, the median and 95th percentile of a query's milliseconds, and those of all cores, one query at a time.
+    """recall@10, median and 95th percentile of wall-clock ms, and CPU ms, for one query at a time.
 
     A hit counts if it is no less similar than the tenth of the exact ones.
     """
@@ -129,15 +130,15 @@ def torchs(queries: Tensor, matrix: Tensor) -> list[float]:
     return scores
 
 
-def raw(lance: Any, matrix: Tensor, row_of: dict[str, int], **settings: int) -> Way:
-    """LanceDB's own search with these settings. Similarities are the exact ones of what it finds, not its estimates."""
+def raw(stored: Any, matrix: Tensor, row_of: dict[str, int], **settings: int) -> Way:
+    """LanceDB's search with these settings. Similarities are exact, not LanceDB's estimates."""
 
     def way(query: Tensor) -> list[float]:
-        asked = lance.search(query[0].numpy(), vector_column_name="vector").distance_type("cosine").limit(K)
-        asked = asked.select(["content", "_distance"])
+        found_by = stored.search(query[0].numpy(), vector_column_name="vector").distance_type("cosine").limit(K)
+        found_by = found_by.select(["content", "_distance"])
         for name, value in settings.items():
-            asked = getattr(asked, SETTERS[name])(value)
-        found = [row_of[content] for content in asked.to_arrow()["content"].to_pylist()]
+            found_by = getattr(found_by, SETTERS[name])(value)
+        found = [row_of[content] for content in found_by.to_arrow()["content"].to_pylist()]
         similarities: list[float] = (matrix[found] @ query[0]).tolist()
         return similarities
 
@@ -145,7 +146,7 @@ def raw(lance: Any, matrix: Tensor, row_of: dict[str, int], **settings: int) -> 
 
 
 def kinds() -> list[tuple[str, Any, list[dict[str, int]]]]:
-    """Kinds of approximate index, each with the settings to search it by."""
+    """Kinds of approximate index, each with its search settings."""
     from lancedb.index import HnswSq, IvfPq, IvfRq, IvfSq
 
     few, many = [{"probes": 20}, {"probes": 20, "refine": 10}, {"probes": 50, "refine": 10}], [{"refine": 5}]
@@ -158,16 +159,16 @@ def kinds() -> list[tuple[str, Any, list[dict[str, int]]]]:
 
 
 def main() -> str:
-    """Index and search, in one thread; gives the tables."""
+    """Index and search in one thread; return the tables."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _measured_anew()
+        return _with_a_new_bridge()
     finally:
         torch.set_num_threads(threads)
 
 
-def _measured_anew() -> str:
+def _with_a_new_bridge() -> str:
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         bridge = place / "image-text"
@@ -192,14 +193,14 @@ def _measured(place: Path, model: Bridge, bridge: Path, queries: dict[str, Tenso
     started = time.monotonic()
     index.finish()
     finishing = time.monotonic() - started
-    lance = lancedb.connect(index.path, read_consistency_interval=timedelta(0)).open_table("text")
-    stored = lance.to_arrow()
-    matrix = module._matrix(stored["vector"].combine_chunks())
+    whole = lancedb.connect(index.path, read_consistency_interval=timedelta(0)).open_table("text")
+    stored = whole.to_arrow()
+    matrix = lance.matrix(stored["vector"].combine_chunks())
     row_of = {content: row for row, content in enumerate(stored["content"].to_pylist())}
-    tenth = {name: search(asked, matrix, K)[0][:, -1].tolist() for name, asked in queries.items()}
+    tenth = {name: search(vectors, matrix, K)[0][:, -1].tolist() for name, vectors in queries.items()}
 
     def row(name: str, build: str, megabytes: str, way: Way) -> list[str]:
-        figures = [cell for asked in queries for cell in measure(way, queries[asked], tenth[asked])]
+        figures = [cell for name in queries for cell in measure(way, queries[name], tenth[name])]
         print(name, build, megabytes, *figures, sep=" | ", file=sys.stderr, flush=True)
         return [name, build, megabytes, *figures]
 
@@ -207,39 +208,37 @@ def _measured(place: Path, model: Bridge, bridge: Path, queries: dict[str, Tenso
         return lambda query: [hit.similarity for hit in index.search(query, "text", K, exact=exact).hits[0]]
 
     rows = [
-        row("torch: one product, topk", "", f"{matrix.nbytes / 1e6:.0f} in memory", lambda asked: torchs(asked, matrix)),
+        row("torch: one product, topk", "", f"{matrix.nbytes / 1e6:.0f} in memory", lambda query: torchs(query, matrix)),
         row("`Index.search`, exact", "", f"{plain:.0f}", bridgekits(True)),
         row(f"`Index.search`, {module.KIND}", f"{finishing:.0f}", f"{size(Path(index.path)):.0f}", bridgekits(False)),
     ]
     for kind, config, settings in kinds():
         started = time.monotonic()
-        lance.create_index("vector", config=config)
+        whole.create_index("vector", config=config)
         build = f"{time.monotonic() - started:.0f}"
-        megabytes = f"+ {(next(iter(lance.list_indices())).size_bytes or 0) / 1e6:.0f}"
+        megabytes = f"+ {(next(iter(whole.list_indices())).size_bytes or 0) / 1e6:.0f}"
         for setting in settings:
             named = ", ".join(f"{name} {value}" for name, value in setting.items())
-            rows.append(row(f"LanceDB, {kind}: {named}", build, megabytes, raw(lance, matrix, row_of, **setting)))
+            rows.append(row(f"LanceDB, {kind}: {named}", build, megabytes, raw(whole, matrix, row_of, **setting)))
             build = megabytes = ""
     built = index.approximate("text")
     recall = ", ".join(f"{value:.3f} for {name} queries" for name, value in built.recall.items()) if built else "none"
-    told = (
-        f"{ROWS:,} sentences of docstrings by `starter:text` through a bridge of `starter:openmoji`, {matrix.shape[1]} wide; "
-        f"{QUERIES} other sentences, and {QUERIES} pictures, as queries, one at a time. Adding them took {seconds:.0f} s "
-        f"({ROWS / seconds:,.0f} a second), with their latents in the store. Killed (SIGKILL) with {rows_then:,} rows there, "
-        f"the same command went on in {resumed:.0f} s: "
-        f"{'rows and vectors are the same, bit for bit' if same else 'BUT THE ROWS DIFFER'}. "
-        f"recall@10 that is kept with the index: {recall}. Sizes are of the folder, which keeps "
-        f"older versions for {module.CLEAN_AFTER.seconds // 60} minutes; with +, of what is approximate. "
-        "Building, for `Index.search`, is `finish`: merging, building, and measuring recall. "
-        "Times are the wall's, CPU that of all threads."
+    notes = (
+        f"{ROWS:,} sentences from docstrings, encoded by `starter:text` and a bridge of `starter:openmoji` ({matrix.shape[1]} "
+        f"dimensions). Queries: {QUERIES} other sentences and {QUERIES} images, one at a time. Adding took {seconds:.0f} s "
+        f"({ROWS / seconds:,.0f} per second) with cached latents. After SIGKILL at {rows_then:,} rows, the same command "
+        f"finished in {resumed:.0f} s, with {'identical rows and vectors' if same else 'DIFFERENT ROWS'}. recall@10 stored "
+        f"with the index: {recall}. Sizes are of the folder, which keeps old versions for {module.CLEAN_AFTER.seconds // 60} "
+        "minutes; + is the approximate index alone. For `Index.search`, build is `finish`: merging, building and measuring "
+        "recall. Times are wall-clock; CPU is of all threads."
     )
     head = [
-        "way",
+        "method",
         "build, s",
         "MB",
         *(f"{name}: {what}" for name in queries for what in ("recall@10", "median ms", "p95 ms", "CPU ms")),
     ]
-    return told + "\n\n" + table(head, rows)
+    return notes + "\n\n" + table(head, rows)
 
 
 if __name__ == "__main__":

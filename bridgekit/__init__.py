@@ -8,7 +8,7 @@ Names are imported when first used: `import bridgekit` does not import torch.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bridgekit.bridge.bridge import Bridge as Bridge
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from bridgekit.hookspecs import ImageGenerator as ImageGenerator
     from bridgekit.hookspecs import PairSource as PairSource
     from bridgekit.hookspecs import hookimpl as hookimpl
-    from bridgekit.index import Index as Index
     from bridgekit.pairs import Pairs as Pairs
     from bridgekit.plugins import load_encoder as load_encoder
     from bridgekit.recipes.align import align as align
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from bridgekit.recipes.judge import judge_generation as judge_generation
     from bridgekit.recipes.report import write_report as write_report
     from bridgekit.recipes.subset import choose_pairs as choose_pairs
-    from bridgekit.tables.listing import Listing as Listing
-    from bridgekit.tables.listing import list_items as list_items
     from bridgekit.tables.reading import read_pairs as read_pairs
 
 _HOME = {
@@ -54,9 +51,6 @@ _HOME = {
     "ImageGenerator": "hookspecs",
     "PairSource": "hookspecs",
     "hookimpl": "hookspecs",
-    "Index": "index",
-    "Listing": "tables.listing",
-    "list_items": "tables.listing",
     "Pairs": "pairs",
     "read_pairs": "tables.reading",
     "load_encoder": "plugins",
@@ -64,10 +58,16 @@ _HOME = {
     "choose_pairs": "recipes.subset",
     "choose_subset": "fusion.subsets",
 }
+#: Names that one of our own plugins brings, and which.
+_FROM_PLUGINS = {"Index": "index", "Listing": "index", "list_items": "index"}
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
+    if name in _FROM_PLUGINS:
+        from bridgekit.plugins import ours
+
+        return ours(_FROM_PLUGINS[name], name)
     if name not in _HOME:
         raise AttributeError(f"module 'bridgekit' has no attribute {name!r}")
     return getattr(import_module(f"bridgekit.{_HOME[name]}"), name)

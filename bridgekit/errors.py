@@ -25,6 +25,10 @@ class BridgekitError(Exception):
         """What is wrong and what to do about it, in a line, for where the place is told beside it."""
         return f"{self.what}: {self.remedy}" if self.remedy else self.what
 
+    def as_json(self) -> dict[str, dict[str, str | None]]:
+        """For `--json` and for programs."""
+        return {"error": {"what": self.what, "where": self.where, "fix": self.remedy}}
+
     def __str__(self) -> str:
         """One to three lines. What stands in them may be a stranger's, so a terminal shows it and does not obey it."""
         lines = [plain(" ".join(self.what.splitlines()))]

@@ -14,7 +14,7 @@ import pluggy
 from bridgekit import hookspecs
 from bridgekit.encoders import Encoder, is_modality
 from bridgekit.errors import BridgekitError, PluginError
-from bridgekit.hookspecs import EncoderProvider, ImageGenerator, PairSource
+from bridgekit.hookspecs import EncoderProvider, ImageGenerator, PairSource, SearchIndex
 
 if TYPE_CHECKING:
     import typer
@@ -26,7 +26,15 @@ HOOKS: tuple[tuple[str, type, str], ...] = (
     ("pair_sources", PairSource, "pair source"),
     ("image_generators", ImageGenerator, "text-to-image model"),
 )
+#: The providers of our own plugins; the package of each is `bridgekit-NAME`.
 OURS = ("starter", "timm", "transformers", "clap")
+#: The verbs of our own plugins, and what `bridgekit --help` says of those that are not installed; packages are named likewise.
+VERBS = {
+    "app": "Serve a page where you speak and see, and an API for programs.",
+    "index": "Embed items once and keep them in an index, to be searched with search --index.",
+}
+#: How to install a plugin of ours. Not from PyPI, where such a name could be a stranger's package.
+INSTALL = "in bridgekit's own folder: pip install plugins/bridgekit-{}"
 
 
 @dataclass(frozen=True)
@@ -139,6 +147,44 @@ def register_commands(app: typer.Typer) -> None:
             print(f"plugin {implementation.plugin_name!r}: its commands failed: {error}", file=sys.stderr)
 
 
+def open_index(path: str) -> SearchIndex:
+    """The index at a path or URL, opened by the plugin that can.
+
+    Raises:
+        BridgekitError: no plugin can, or there is no index.
+    """
+    found: SearchIndex | None = _loaded()[0].hook.open_index(path=path)
+    if found is None:
+        raise not_installed("index")
+    return found
+
+
+def ours(package: str, name: str) -> Any:
+    """A public name of one of our own plugins, which lies at the top of its module.
+
+    Raises:
+        BridgekitError: the plugin is not installed, or does not work.
+    """
+    manager, _ = _loaded()
+    module = manager.get_plugin(package)
+    if module is None:
+        raise not_installed(package)
+    return getattr(module, name)
+
+
+def not_installed(package: str) -> BridgekitError:
+    """The error for one of our own plugins that is not installed, or does not work."""
+    broken = next((plugin for plugin in _loaded()[1] if plugin.name == package and plugin.problem), None)
+    if broken:
+        return _does_not_work(broken)
+    return BridgekitError(f"the package bridgekit-{package} is not installed", remedy=INSTALL.format(package))
+
+
+def _does_not_work(plugin: Plugin, where: str | None = None) -> PluginError:
+    remedy = "install another version of it, or uninstall it (see: bridgekit plugins)"
+    return PluginError(f"the plugin {plugin.package} does not work: {plugin.problem}", where=where, remedy=remedy)
+
+
 def _closest(name: str, known: Iterable[str], what: str, none: str) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
@@ -177,8 +223,9 @@ def default_pair_source(modalities: Iterable[str]) -> PairSource:
     """
     wanted = set(modalities)
     fitting = [source for plugin in installed_plugins() for source in plugin.sources if set(source.modalities) == wanted]
-    if len(fitting) == 1:
-        return fitting[0]
+    chosen = [source for source in fitting if source.default] or fitting
+    if len(chosen) == 1:
+        return chosen[0]
     names = f", or one of {', '.join(source.name for source in fitting)}" if fitting else ""
     raise BridgekitError(
         f"which pairs of {' and '.join(sorted(wanted))}?",
@@ -209,8 +256,7 @@ def encoder_name(name: str) -> str:
         return offers[0]
     if offers:
         raise BridgekitError(f"several plugins offer a default encoder for {name!r}", remedy=f"name one: {', '.join(offers)}")
-    first = "install one, in bridgekit's own folder: pip install plugins/bridgekit-starter"
-    remedy = _closest(name, default_modalities(), "modalities", first)
+    remedy = _closest(name, default_modalities(), "modalities", f"install one, {INSTALL.format('starter')}")
     raise BridgekitError(
         f"no installed plugin has an encoder for the modality {name!r}", remedy=f"{remedy} (see: bridgekit plugins)"
     )
@@ -234,15 +280,9 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
     if provider_name not in owners:
         for broken in installed_plugins():
             if broken.problem and (broken.name == provider_name or f"encoder provider {provider_name!r}" in broken.problem):
-                raise PluginError(
-                    f"the plugin {broken.package} does not work: {broken.problem}",
-                    where=full,
-                    remedy="install another version of it, or uninstall it (see: bridgekit plugins)",
-                )
+                raise _does_not_work(broken, full)
         near = _closest(provider_name, owners, "use one of", "see bridgekit plugins")
-        # Only names of ours, and from their folder: on PyPI such a name could be a stranger's package.
-        ours = f"in bridgekit's own folder: pip install plugins/bridgekit-{provider_name}"
-        package = ours if provider_name in OURS else "install the plugin that brings it"
+        package = INSTALL.format(provider_name) if provider_name in OURS else "install the plugin that brings it"
         if provider_name == "clap":
             package += " in an environment of its own (it needs numpy below 2)"
         raise PluginError(f"no installed plugin provides {provider_name!r}", where=full, remedy=f"{package}, or {near}")

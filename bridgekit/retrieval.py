@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from bridgekit.encoders import Item
 
 #: A tile of similarities holds about this many numbers (64 MiB in float32).
 TILE_NUMBERS = 16_777_216
@@ -42,6 +44,21 @@ class Recall:
         """Flat, for `bridge.json` and `--json`."""
         recalls = {f"recall@{k}": round(value, 6) for k, value in self.at.items()}
         return {"queries": self.queries, "candidates": self.candidates, **recalls, "median_rank": self.median_rank}
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One search result.
+
+    Arguments:
+        item: a path or text.
+        similarity: its cosine similarity to the query.
+        columns: column to cell of its row in an indexed table; empty where no index was searched.
+    """
+
+    item: Item
+    similarity: float
+    columns: Mapping[str, str | int | float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -187,6 +204,20 @@ def search(queries: Tensor, candidates: Tensor, k: int = 10) -> tuple[Tensor, Te
         (queries[tile] @ candidates.T).topk(min(k, len(candidates)), dim=1) for tile in _tiles(len(queries), len(candidates))
     ]
     return torch.cat([scores for scores, _ in found]), torch.cat([indices for _, indices in found])
+
+
+def nearest(queries: Tensor, candidates: Tensor, items: Sequence[Item], k: int = 10) -> list[list[Hit]]:
+    """`search`, with each candidate's item: for each query its k hits, best first.
+
+    Arguments:
+        queries, candidates, k: as for `search`.
+        items: m items, one a candidate.
+    """
+    scores, indices = search(queries, candidates, k)
+    return [
+        [Hit(items[index], score) for score, index in zip(*row, strict=True)]
+        for row in zip(scores.tolist(), indices.tolist(), strict=True)
+    ]
 
 
 def class_embeddings(

@@ -42,6 +42,7 @@ class SpokenWords:
 @pytest.fixture(scope="session")
 def spoken_words(tmp_path_factory: pytest.TempPathFactory) -> SpokenWords:
     """Twenty-four words in three voices, and their pictures, aligned with the default preset (about 15 s)."""
+    pytest.importorskip("bridgekit_starter")
     from bridgekit_starter import openmoji, spoken
 
     from bridgekit import align

@@ -34,6 +34,7 @@ from bridgekit.diffusion.conditioner import (
 from bridgekit.diffusion.models import find_conditionings
 from bridgekit.diffusion.painter import open_painter
 from bridgekit.image_models import Conditioning, ImageModel
+from bridgekit.retrieval import Hit
 from tests import pipelines
 from tests.painting import LetterConditioning, PatchPipeline, Workshop
 from tests.toys import NAMES
@@ -157,8 +158,8 @@ def test_a_model_that_cannot_encode_captions_is_one_message(bridge: Bridge) -> N
 def test_it_knows_the_nearest_captions(bridge: Bridge) -> None:
     fitted = fit_conditioner(bridge, LetterConditioning(), NAMES, fit=QUICK)
     [owl, _] = fitted.nearest(bridge.embed("text", ["owl", "seal"]), k=3)
-    assert owl[0] == ("owl", pytest.approx(1.0))
-    assert [score for _, score in owl] == sorted((score for _, score in owl), reverse=True)
+    assert owl[0] == Hit("owl", pytest.approx(1.0))
+    assert [hit.similarity for hit in owl] == sorted((hit.similarity for hit in owl), reverse=True)
     assert len(fitted.nearest(bridge.embed("text", "owl"), k=100)[0]) == len(NAMES)
 
 

@@ -169,7 +169,7 @@ def test_more_pictures_than_fit_in_a_batch_are_drawn_in_several(
 def test_weights_lean_a_mixture_to_one_side(workshop: Workshop, draw: Callable[..., Generation]) -> None:
     owl, words = workshop.clip("owl"), "seal"
     heard = [
-        draw([Input("audio", owl, weight), Input("text", words, 1.0)], gap="none").pictures[0].nearest[0][0]
+        draw([Input("audio", owl, weight), Input("text", words, 1.0)], gap="none").pictures[0].nearest[0].item
         for weight in (20.0, 0.05)
     ]
     assert heard == ["owl", "seal"]
@@ -234,7 +234,7 @@ def test_a_folder_of_clips_gives_one_picture_each_and_a_contact_sheet(
     assert [made.file.as_posix() for made in done.pictures] == [f"pictures/{name}.png" for name in ("ant", "owl", "seal")]
     assert done.sheet == Path("pictures/sheet.png")
     assert pixels(done.sheet).ndim == 3
-    assert [made.nearest[0][0] for made in done.pictures] == ["ant", "owl", "seal"]
+    assert [made.nearest[0].item for made in done.pictures] == ["ant", "owl", "seal"]
 
 
 def test_a_broken_clip_is_set_aside_and_the_others_are_drawn(

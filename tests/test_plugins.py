@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import bridgekit
 from bridgekit import plugins
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.hookspecs import EncoderProvider, PairSource, hookimpl
@@ -15,6 +19,7 @@ from bridgekit.latents.encoded import encode_pairs
 from bridgekit.pairs import Pairs
 from bridgekit.plugins import default_pair_source, encoder_name, find_pair_source, load_encoder
 from bridgekit.progress import silent
+from tests.conftest import Run
 from tests.toys import LetterEncoder, ToneEncoder, ToyPlugin, install
 
 
@@ -100,6 +105,57 @@ def test_nothing_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
         encoder_name("audio")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "package"),
+    [
+        (["app"], "bridgekit-app"),
+        (["app", "bridges/x", "--port", 0], "bridgekit-app"),
+        (["index", "photos", "--prune"], "bridgekit-index"),
+        (["search", "owl", "--index", "x.index"], "bridgekit-index"),
+    ],
+)
+def test_a_verb_of_a_plugin_that_is_not_installed_says_what_to_install(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str], package: str
+) -> None:
+    install(monkeypatch, ToyPlugin())
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert err.splitlines() == [
+        f"bridgekit: the package {package} is not installed",
+        f"  fix: in bridgekit's own folder: pip install plugins/{package}",
+    ]
+
+
+def test_help_lists_the_verbs_of_plugins_that_are_not_installed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, ToyPlugin())
+    out = run("--help")[1]
+    assert "Not installed: bridgekit app --help" in out
+    code, out, _ = run("index", "--help")
+    assert code == 0
+    assert "pip install plugins/bridgekit-index" in " ".join(out.split())
+
+
+def test_a_plugin_of_ours_that_does_not_work_is_named_by_its_verb(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, ToyPlugin(), ImportError("no lancedb"), names=["toy", "index"])
+    code, _, err = run("index", "photos")
+    assert (code, "no lancedb" in err, "pip install" in err) == (2, True, False)
+
+
+def test_the_core_names_neither_the_modules_of_our_verbs_nor_what_they_are_built_on() -> None:
+    for file in Path(bridgekit.__file__).parent.rglob("*.py"):
+        named = re.search(r"(?i)lancedb|fastapi|uvicorn|bridgekit_(app|index)", file.read_text(encoding="utf-8"))
+        assert not named, f"{file}: {named}"
+
+
+def test_names_that_a_plugin_brings_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, ToyPlugin())
+    with pytest.raises(BridgekitError, match="pip install plugins/bridgekit-index"):
+        from bridgekit import Index  # noqa: F401
+    index = object()
+    install(monkeypatch, SimpleNamespace(Index=index), names=["index"])
+    assert bridgekit.Index is index
+
+
 def test_what_a_plugin_raises_while_opening_names_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, ToyPlugin())
     with pytest.raises(PluginError, match=r"toy.*KeyError"):
@@ -138,6 +194,28 @@ def test_pair_sources_are_found_by_name_and_by_modalities(monkeypatch: pytest.Mo
         find_pair_source("toy:pair")
     with pytest.raises(BridgekitError, match="--pairs"):
         default_pair_source(["text", "image"])
+
+
+def test_of_several_sources_for_the_same_modalities_the_one_marked_is_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def source(name: str, default: bool = False) -> PairSource:
+        return PairSource(name, "none", ("audio", "text"), lambda: None, default)  # type: ignore[arg-type, return-value]
+
+    class Plugin:
+        def __init__(self, *sources: PairSource) -> None:
+            self.sources = sources
+
+        @hookimpl
+        def pair_sources(self) -> list[PairSource]:
+            return list(self.sources)
+
+    install(monkeypatch, Plugin(source("toy:all"), source("toy:few", default=True)))
+    assert default_pair_source(["audio", "text"]).name == "toy:few"
+    for rivals in ([source("toy:all"), source("toy:few")], [source("toy:all", True), source("toy:few", True)]):
+        install(monkeypatch, Plugin(*rivals))
+        with pytest.raises(BridgekitError, match="toy:all, toy:few"):
+            default_pair_source(["audio", "text"])
 
 
 class Wrong:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from bridgekit import retrieval
-from bridgekit.retrieval import class_embeddings, recall, relevance, search
+from bridgekit.retrieval import Hit, class_embeddings, nearest, recall, relevance, search
 
 
 def brute_force(scores: torch.Tensor, right: set[tuple[int, int]], skip: set[tuple[int, int]]) -> list[int]:
@@ -76,6 +76,14 @@ def test_search_gives_the_best_first_and_no_more_than_there_are() -> None:
     scores, indices = search(torch.eye(2), torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.6, 0.8]]), 10)
     assert indices.tolist() == [[1, 2, 0], [0, 2, 1]]
     assert scores[0].tolist() == pytest.approx([1.0, 0.6, 0.0])
+
+
+def test_nearest_pairs_each_hit_with_its_own_item() -> None:
+    candidates = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.6, 0.8]])
+    hits = nearest(torch.eye(2), candidates, ["owl", "dog", "cat"], 2)
+    similarity = pytest.approx
+    assert hits[0] == [Hit("dog", similarity(1.0)), Hit("cat", similarity(0.6))]
+    assert hits[1] == [Hit("owl", similarity(1.0)), Hit("cat", similarity(0.8))]
 
 
 def test_a_class_is_the_mean_of_its_prompts() -> None:

@@ -76,14 +76,15 @@ class ToyPlugin:
         ]
 
 
-def install(monkeypatch: pytest.MonkeyPatch, *modules: object) -> tuple[Plugin, ...]:
+def install(monkeypatch: pytest.MonkeyPatch, *modules: object, names: Sequence[str] = ()) -> tuple[Plugin, ...]:
     """Make these plugins the installed ones for a test, found by entry point as real ones are."""
 
     class Point:
         group, value, dist = plugins.GROUP, "toy", None
 
         def __init__(self, number: int, module: object) -> None:
-            self.name, self.module = f"toy{number}" if number else "toy", module
+            self.name = names[number] if names else f"toy{number}" if number else "toy"
+            self.module = module
 
         def load(self) -> object:
             if isinstance(self.module, BaseException):

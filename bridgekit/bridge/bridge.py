@@ -29,7 +29,7 @@ from bridgekit.hardware import resolve_device
 from bridgekit.latents.encode import encode_items
 from bridgekit.plugins import load_encoder
 from bridgekit.progress import Report, silent
-from bridgekit.retrieval import search
+from bridgekit.retrieval import Hit, nearest
 from bridgekit.storage.cache import check_writable, one_writer, put_back, write_folder_atomically
 from bridgekit.tables.seen import TrainingRows
 
@@ -65,14 +65,6 @@ class Embedded:
 
     vectors: Tensor
     failed: Mapping[int, str]
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One search result: an item and its cosine similarity to the query."""
-
-    item: Item
-    similarity: float
 
 
 @dataclass(frozen=True)
@@ -269,21 +261,17 @@ class Bridge:
             ItemError: a query cannot be used.
             BridgekitError: no candidate can be used.
         """
-        asked = self.embed(modality, queries, report=report)
+        embedded = self.embed(modality, queries, report=report)
         if through:
             between = self.embed_usable(*through, report=report).vectors
             if not len(between):
                 raise BridgekitError(f"there is no usable {through[0]} to search through")
-            asked = self.expected(asked, between)
+            embedded = self.expected(embedded, between)
         candidates = self.embed_usable(among_modality, among, report=report)
         items = [item for position, item in enumerate(among) if position not in candidates.failed]
         if not items:
             raise BridgekitError(f"there is no usable {among_modality} to search")
-        scores, indices = search(asked, candidates.vectors, k)
-        return [
-            [Hit(items[index], score) for score, index in zip(*row, strict=True)]
-            for row in zip(scores.tolist(), indices.tolist(), strict=True)
-        ]
+        return nearest(embedded, candidates.vectors, items, k)
 
     def save(
         self,

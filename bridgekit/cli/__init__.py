@@ -1,92 +1,21 @@
-"""The command line: one file a verb. This file gathers them and turns errors into messages."""
+"""The command line: a file for each verb. This one gathers them and turns errors into messages."""
 
 from __future__ import annotations
 
-import functools
 import io
 import json
-import signal
+import os
 import sys
-import threading
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from bridgekit import plugins as installed
-from bridgekit.cli import (
-    align,
-    bind,
-    check,
-    embed,
-    encode,
-    evaluate,
-    generate,
-    index,
-    info,
-    plugins,
-    report,
-    search,
-    subset,
-)
-from bridgekit.cli import app as app_
+from bridgekit.cli import align, bind, check, embed, encode, evaluate, generate, info, plugins, report, search, subset
+from bridgekit.cli.common import interruptible
 from bridgekit.errors import BridgekitError
 from bridgekit.plain import plain_json
-
-app = typer.Typer(
-    name="bridgekit",
-    help="One shared space for two or more modalities, from frozen encoders and a few thousand pairs, on one machine.",
-    epilog="Start with: bridgekit align --a audio --b text",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode="rich",
-)
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        from importlib.metadata import version
-
-        print(f"bridgekit {version('bridgekit')}")
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with errors.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
-) -> None:
-    """Options before the verb."""
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM came, from `kill`, a time limit or the system's shutdown: what is under way ends as by Ctrl-C."""
-
-
-def _terminate(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
-    raise _Terminated
-
-
-def _says_when_stopped(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb, with a word for whoever stops it. Inside the verb, since typer would swallow the interrupt."""
-
-    @functools.wraps(verb)
-    def run(*arguments: object, **options: object) -> None:
-        main = threading.current_thread() is threading.main_thread()  # no other thread may say what signals do
-        before = signal.signal(signal.SIGTERM, _terminate) if main else None
-        try:
-            verb(*arguments, **options)
-        except KeyboardInterrupt as stop:
-            print("\nbridgekit: stopped. Nothing is lost: the same command goes on from here.", file=sys.stderr)
-            sys.exit(128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT))
-        finally:
-            if before is not None:
-                signal.signal(signal.SIGTERM, before)
-
-    return run
-
 
 VERBS: dict[str, Callable[..., None]] = {
     "check": check.command,
@@ -95,17 +24,61 @@ VERBS: dict[str, Callable[..., None]] = {
     "eval": evaluate.command,
     "encode": encode.command,
     "embed": embed.command,
-    "index": index.command,
     "search": search.command,
     "generate": generate.command,
     "subset": subset.command,
     "info": info.command,
     "report": report.command,
-    "app": app_.command,
 }
-for name, verb in VERBS.items():
-    app.command(name, help=verb.__doc__, no_args_is_help=False)(_says_when_stopped(verb))
-app.add_typer(plugins.app, name="plugins")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"bridgekit {version('bridgekit-core')}")
+        raise typer.Exit
+
+
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with errors.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Options before the verb."""
+
+
+def program() -> typer.Typer:
+    """The whole command line: the verbs of the core, those of the installed plugins, and where to get our plugins' verbs."""
+    app = typer.Typer(
+        name="bridgekit",
+        help="One shared space for two or more modalities, from frozen encoders and a few thousand pairs, on one machine.",
+        epilog="Start with: bridgekit align --a audio --b text",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode="rich",
+        callback=options,
+    )
+    for name, verb in VERBS.items():
+        app.command(name, help=verb.__doc__, no_args_is_help=False)(interruptible(verb))
+    app.add_typer(plugins.app, name="plugins")
+    installed.register_commands(app)
+    there = {command.name for command in app.registered_commands}
+    for name in installed.VERBS:
+        if name not in there:
+            _add_missing(app, name)
+    return app
+
+
+def _add_missing(app: typer.Typer, name: str) -> None:
+    """Add a verb of our own plugin that is not installed: whatever its arguments, it says what to install."""
+
+    def command() -> None:
+        raise installed.not_installed(name)
+
+    text = f"{installed.VERBS[name]}\n\nNot installed; {installed.INSTALL.format(name)}"
+    anything = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command(name, help=text, short_help=f"Not installed: bridgekit {name} --help", context_settings=anything)(command)
 
 
 def main() -> None:
@@ -113,15 +86,16 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its number
-    installed.register_commands(app)
+    # OpenMP's threads spin while they wait, unless this is set before torch loads it. Beside another program on the same cores
+    # that at least doubles the CPU time of encoding.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        app()
+        program()()
     except BridgekitError as error:
         if "--debug" in sys.argv:
             raise
         if "--json" in sys.argv:
-            told = {"error": {"what": error.what, "where": error.where, "fix": error.remedy}}
-            print(plain_json(json.dumps(told, ensure_ascii=False)))
+            print(plain_json(json.dumps(error.as_json(), ensure_ascii=False)))
         print(f"bridgekit: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:

@@ -1,12 +1,15 @@
-"""What several verbs share: finding the bridge, telling modalities apart, printing."""
+"""What several verbs share: finding the bridge, telling modalities apart, printing, ending on Ctrl-C."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Mapping, Sequence, Set
+import threading
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
@@ -27,8 +30,53 @@ BRIDGES = Path("bridges")
 LARGEST = 16 << 20
 #: What `--outside` says of itself.
 OUTSIDE = "Let a table name files outside its own folder."
+#: What recall is compared with, explained below the table. Bridges of earlier versions have other names.
+BASELINES = {
+    "random": "adapters with random weights",
+    "closed-form start": "the solution that training starts from",
+    "linear": "ridge regression",
+}
 #: Rows set aside that are told one by one; `--json` and the count have all.
 SHOWN = 10
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came from `kill`, a time limit or a shutdown: work ends as it does on Ctrl-C."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+    raise _Terminated
+
+
+def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a verb that the same command resumes: Ctrl-C and SIGTERM end it with a message instead of a traceback."""
+
+    # Inside the verb, since typer would swallow the interrupt.
+    @functools.wraps(verb)
+    def run(*arguments: object, **options: object) -> None:
+        main = threading.current_thread() is threading.main_thread()  # no other thread may set signal handlers
+        before = signal.signal(signal.SIGTERM, _terminate) if main else None
+        try:
+            _import_torch()
+            verb(*arguments, **options)
+        except KeyboardInterrupt as stop:
+            print("\nbridgekit: stopped. Nothing is lost: the same command goes on from here.", file=sys.stderr)
+            sys.exit(128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT))
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
+
+    return run
+
+
+def _import_torch() -> None:
+    """Import PyTorch, which every verb needs and which takes seconds. On a terminal, show a spinner meanwhile."""
+    if sys.stderr.isatty() and "torch" not in sys.modules:
+        from rich.console import Console
+
+        with Console(stderr=True).status("loading PyTorch"):
+            import torch  # noqa: F401
 
 
 def find_bridge(path: Path | None) -> Path:
@@ -78,9 +126,9 @@ def query_modality(bridge: Bridge, queries: Sequence[str], named: str | None) ->
     raise BridgekitError("are these queries " + " or ".join(others) + "?", remedy="say so with --from")
 
 
-def other_modality(bridge: Bridge, modality: str) -> str:
-    """What to search where the user does not say: the other modality; of several, text."""
-    others = [name for name in bridge.sides if name != modality]
+def other_modality(modalities: Sequence[str], modality: str) -> str:
+    """What to search where the user does not say: the other modality (or the only one), and text if there are several."""
+    others = [name for name in modalities if name != modality] or modalities
     if len(others) == 1 or "text" in others:
         return others[0] if len(others) == 1 else "text"
     raise BridgekitError(f"search {' or '.join(others)}?", remedy=f"say so, for example --to {others[0]}")
@@ -154,8 +202,11 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
             style = "bold" if record["method"] == "FuseMix" and len(records) > 1 else None
             table.add_row(*label, Text(plain(record["method"])), *recalls, f"{record['median_rank']:g}", style=style)
     Console().print(table)
-    linear = " linear: ridge regression." if any(record["method"] == "linear" for record in metrics) else ""
-    print(f"among: how many candidates; first the split's own, then all of the table.{linear}")
+    print("among: how many candidates; first the split's own, then all of the table.")
+    methods = {record["method"] for record in metrics}
+    baselines = [f"{method}: {what}" for method, what in BASELINES.items() if method in methods]
+    if baselines:
+        print(f"{'; '.join(baselines)}.")
     few = min(record["queries"] for record in metrics)
     if few < 30:
         print(f"The smallest test has only {few} queries: such figures say little.")

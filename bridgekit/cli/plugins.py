@@ -9,7 +9,7 @@ import typer
 
 from bridgekit.cli.common import print_json, say
 from bridgekit.hookspecs import EncoderProvider
-from bridgekit.plugins import Plugin, installed_plugins
+from bridgekit.plugins import INSTALL, Plugin, installed_plugins
 
 app = typer.Typer(invoke_without_command=True)
 
@@ -52,7 +52,7 @@ def command(
         )
         return
     if not found:
-        print("No plugin is installed. Start with, in bridgekit's own folder: pip install plugins/bridgekit-starter")
+        print(f"No plugin is installed. Start with one, {INSTALL.format('starter')}")
     for plugin, models, problem in found:
         say(f"{plugin.name} ({plugin.package})")
         for provider, names in models:

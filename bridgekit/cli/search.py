@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bridgekit.cli.common import OUTSIDE, find_bridge, other_modality, print_json, query_modality, say
-from bridgekit.cli.index import search_json, told
 from bridgekit.errors import BridgekitError
+
+if TYPE_CHECKING:
+    from bridgekit.hookspecs import SearchIndex
+    from bridgekit.retrieval import Hit
 
 
 def command(
@@ -51,94 +54,62 @@ def command(
 
     In an index: [b]bridgekit search dog.wav --index clips.index --to image[/b]
     """
-    if index is not None:
-        if among or through:
-            raise BridgekitError("an index is searched as it is", remedy="leave out --among and --through, or --index")
-        _search_index(index, queries, bridge, from_, to, where, exact, k, device, as_json)
-        return
-    if where or exact:
+    if index is not None and (among or through):
+        raise BridgekitError("an index is searched as it is", remedy="leave out --among and --through, or --index")
+    if index is None and (where or exact):
         raise BridgekitError("--where and --exact are for a search in an index", remedy="name one with --index")
     from bridgekit.bridge.bridge import Bridge
+    from bridgekit.hookspecs import SearchResult
+    from bridgekit.plugins import open_index
     from bridgekit.progress import progress_bars
     from bridgekit.tables.reading import read_items
 
-    opened = Bridge.load(find_bridge(bridge), device)
+    searched = None if index is None else open_index(index)
+    opened = Bridge.load(find_bridge(bridge or _bridge_of(searched)), device)
     source = query_modality(opened, queries, from_)
-    target = to or other_modality(opened, source)
-    opened.side(target)
-    if through in (source, target):
-        raise BridgekitError(f"{source} and {target} cannot meet through {through}", remedy="name a third modality, or none")
-    items = read_items(among or opened.followed(opened.table_of(target)), target, outside=outside)
-    between = None
-    if through:
-        opened.side(through)
-        between = (through, read_items(opened.followed(opened.table_of(through)), through, outside=outside))
-    with progress_bars() as report:
-        found = opened.search(source, queries, target, items, k, through=between, report=report)
-    if as_json:
-        print_json(
-            [
-                {"query": query, "found": [{"item": str(hit.item), "similarity": round(hit.similarity, 6)} for hit in hits]}
-                for query, hits in zip(queries, found, strict=True)
-            ]
-        )
-        return
-    for query, hits in zip(queries, found, strict=True):
-        say(query)
-        for hit in hits:
-            say(f"  {hit.similarity:6.3f}  {hit.item}")
-
-
-def _search_index(
-    path: str,
-    queries: list[str],
-    bridge: Path | None,
-    from_: str | None,
-    to: str | None,
-    where: str | None,
-    exact: bool,
-    k: int,
-    device: str,
-    as_json: bool,
-) -> None:
-    from bridgekit.bridge.bridge import Bridge
-    from bridgekit.index import Index
-    from bridgekit.progress import progress_bars
-
-    opened = Index.open(path)
-    known = Path(opened.bridge_path) if opened.bridge_path else None
-    model = Bridge.load(bridge or (known if known and known.exists() else find_bridge(None)), device)
-    source = query_modality(model, queries, from_)
-    target = to or _what_to_search(opened.modalities, source)
-    with progress_bars() as report:
-        found = opened.find(model, source, queries, target, k, where=where, exact=exact, report=report)
+    target = to or other_modality(searched.modalities if searched else tuple(opened.sides), source)
+    if searched:
+        with progress_bars() as report:
+            result = searched.find(opened, source, queries, target, k, where=where, exact=exact, report=report)
+    else:
+        opened.side(target)
+        if through in (source, target):
+            raise BridgekitError(
+                f"{source} and {target} cannot meet through {through}", remedy="name a third modality, or none"
+            )
+        items = read_items(among or opened.followed(opened.table_of(target)), target, outside=outside)
+        between = None
+        if through:
+            opened.side(through)
+            between = (through, read_items(opened.followed(opened.table_of(through)), through, outside=outside))
+        with progress_bars() as report:
+            hits = opened.search(source, queries, target, items, k, through=between, report=report)
+        result = SearchResult(hits, len(items), None)
     if as_json:
         answers = [
-            {
-                "query": query,
-                "found": [
-                    {"item": hit.item, "similarity": round(hit.similarity, 6), "columns": dict(hit.cells)} for hit in hits
-                ],
-            }
-            for query, hits in zip(queries, found.hits, strict=True)
+            {"query": query, "found": [_hit_json(hit, columns=searched is not None) for hit in found]}
+            for query, found in zip(queries, result.hits, strict=True)
         ]
-        search = search_json(found.approximate)
-        print_json({"index": path, "to": target, "among": found.candidates, "search": search, "answers": answers})
+        method = result.approximate.as_json() if result.approximate else {"exact": True}
+        about = {"index": index, "to": target, "among": result.candidates, "search": method}
+        print_json({**about, "answers": answers} if searched else answers)
         return
-    for query, hits in zip(queries, found.hits, strict=True):
+    for query, found in zip(queries, result.hits, strict=True):
         say(query)
-        for hit in hits:
+        for hit in found:
             say(f"  {hit.similarity:6.3f}  {hit.item}")
-    passing = f" that {'passes' if found.candidates == 1 else 'pass'} the filter" if where else ""
-    rows = "row" if found.candidates == 1 else "rows"
-    print(f"Among {found.candidates:,} {rows} of {target}{passing}: {told(found.approximate)}")
+    if searched:
+        passing = f" that {'passes' if result.candidates == 1 else 'pass'} the filter" if where else ""
+        rows = "row" if result.candidates == 1 else "rows"
+        print(f"Among {result.candidates:,} {rows} of {target}{passing}: {result.approximate or 'exact'}")
 
 
-def _what_to_search(held: tuple[str, ...], source: str) -> str:
-    """Where the user does not say: the only modality that the index holds, or the only other one, or text."""
-    others = [modality for modality in held if modality != source]
-    if len(held) == 1 or len(others) == 1:
-        return (others or held)[0]
-    if "text" in others:
-        return "text"
-    raise BridgekitError(f"search {' or '.join(others)}?", remedy=f"say so, for example --to {others[0]}")
+def _bridge_of(index: SearchIndex | None) -> Path | None:
+    """The bridge that an index was made with, if it is still there."""
+    folder = Path(index.bridge_path) if index and index.bridge_path else None
+    return folder if folder and folder.exists() else None
+
+
+def _hit_json(hit: Hit, *, columns: bool) -> dict[str, object]:
+    found: dict[str, object] = {"item": str(hit.item), "similarity": round(hit.similarity, 6)}
+    return {**found, "columns": dict(hit.columns)} if columns else found

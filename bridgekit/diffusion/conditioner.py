@@ -19,6 +19,7 @@ from bridgekit.errors import BridgekitError
 from bridgekit.image_models import Conditioning
 from bridgekit.latents.encode import encode_items
 from bridgekit.progress import Report, say, silent
+from bridgekit.retrieval import Hit, nearest
 from bridgekit.storage.bounded import parse_json
 from bridgekit.storage.sealed import DamagedFile, read_sealed, write_sealed
 
@@ -156,13 +157,9 @@ class Conditioner:
             for name, tensor in made.items()
         }
 
-    def nearest(self, embeddings: Tensor, k: int = 3) -> list[list[tuple[str, float]]]:
-        """For each of n embeddings the k items that it is nearest to, with their cosine similarities."""
-        scores, rows = (embeddings @ self.embeddings.T).topk(min(k, len(self.items)))
-        return [
-            [(self.items[row], score) for row, score in zip(*found, strict=True)]
-            for found in zip(rows.tolist(), scores.tolist(), strict=True)
-        ]
+    def nearest(self, embeddings: Tensor, k: int = 3) -> list[list[Hit]]:
+        """For each of n embeddings the k items that it is nearest to."""
+        return nearest(embeddings, self.embeddings, self.items, k)
 
 
 def close_gap(bridge: Bridge, conditioner: Conditioner, modality: str, embeddings: Tensor, gap: str) -> Tensor:

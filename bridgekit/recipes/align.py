@@ -71,7 +71,7 @@ def align(options: AlignOptions) -> Bridge:
     `align(a, b, pairs, *, out=..., seed=...)`: the arguments are those of `AlignOptions`.
 
     Returns:
-        the bridge, saved, with `metrics` for every test split: untrained, linear and FuseMix. Where training diverged, it is
+        the bridge, saved, with `metrics` for every test split, of the baselines and of FuseMix. Where training diverged, it is
         the best state before, and `provenance["diverged"]` is the epoch in which that happened.
 
     Raises:
@@ -154,7 +154,7 @@ def _fuse(
     fingerprint: str,
     report: Report,
 ) -> Bridge:
-    """Train, and measure untrained adapters, ridge regression and FuseMix on the test splits."""
+    """Train, and measure the baselines and FuseMix on the test splits."""
     frozen, seed = options.frozen, options.seed
     checkpoint = checkpoint_of(fingerprint, options.resume)
     fixed: dict[str, Adapter] = {frozen: FrozenSide(encoders[frozen][1].dim)} if frozen else {}

@@ -6,13 +6,12 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from torch import Tensor
 
 from bridgekit.bridge.bridge import Bridge
-from bridgekit.bridge.provenance import command_line
+from bridgekit.bridge.provenance import command_line, installed_version
 from bridgekit.diffusion.conditioner import (
     GAPS,
     Conditioner,
@@ -25,6 +24,7 @@ from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.progress import Report, progress_bars
 from bridgekit.recipes.sides import takes
+from bridgekit.retrieval import Hit
 from bridgekit.tables.reading import read_items
 
 #: Bytes of a file's name without its extension: file systems allow 255, some of which the writing aside takes.
@@ -53,13 +53,13 @@ class Generated:
     Arguments:
         file: where it is.
         inputs: what it was made from.
-        nearest: the captions (or pictures) nearest to its embedding, with cosine similarities: what was heard.
+        nearest: the captions (or pictures) nearest to its embedding: what the model heard.
         seed: the noise's.
     """
 
     file: Path
     inputs: tuple[str, ...]
-    nearest: Sequence[tuple[str, float]]
+    nearest: Sequence[Hit]
     seed: int
 
 
@@ -160,14 +160,15 @@ def generate(options: GenerateOptions) -> Generation:
         "prompt": options.prompt,
         "gap": options.gap,
         "command": command_line(),
-        "bridgekit": version("bridgekit"),
+        "bridgekit": installed_version(),
     }
     records = []
     for file, picture, row, found, seed in zip(files, pictures, named, nearest, seeds, strict=True):
-        write_png(picture, file, {"inputs": row, "seed": seed, "nearest": found, **metadata})
+        heard = [(hit.item, hit.similarity) for hit in found]
+        write_png(picture, file, {"inputs": row, "seed": seed, "nearest": heard, **metadata})
         records.append(Generated(file, tuple(row), found, seed))
     if sheet:
-        labels = [[_short(row), found[0][0] if found else ""] for row, found in zip(named, nearest, strict=True)]
+        labels = [[_short(row), str(found[0].item) if found else ""] for row, found in zip(named, nearest, strict=True)]
         write_png(contact_sheet(pictures, labels), sheet, metadata)
     return Generation(records, sheet, set_aside, painter.conditioner, painter.fitted)
 

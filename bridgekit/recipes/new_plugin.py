@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from bridgekit.errors import BridgekitError
-from bridgekit.plugins import OURS
+from bridgekit.plugins import OURS, VERBS
 from bridgekit.storage.cache import one_writer, write_folder_atomically
 
 #: What is copied, relative to the template. Named one by one, since building leaves other files beside them.
@@ -34,7 +34,7 @@ def create_plugin(name: str, parent: Path) -> tuple[Path, ...]:
             f"{name!r} cannot be the name of a plugin",
             remedy="use small letters, digits and single dashes, as in bridgekit-demo",
         )
-    if short in OURS:
+    if short in (*OURS, *VERBS):
         raise BridgekitError(f"bridgekit-{short} is a plugin of bridgekit's own", remedy="choose another name")
     folder = parent / f"bridgekit-{short}"
     underlined = short.replace("-", "_")

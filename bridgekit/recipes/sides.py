@@ -104,6 +104,7 @@ def open_encoders(names: Sequence[str], device: str, report: Report) -> dict[str
                 f"two sides are {encoder.modality}", where=", ".join(names), remedy="name different modalities"
             )
         opened[encoder.modality] = (recorded_name(full, encoder), encoder)
+    report("opening encoders", len(names), len(names))
     return opened
 
 

@@ -19,9 +19,8 @@ from tokenizers import Tokenizer
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 from typer.testing import CliRunner
 
-from bridgekit.cli import app
+from bridgekit.cli import program
 from bridgekit.errors import BridgekitError
-from bridgekit.plugins import register_commands
 
 START = [50258, 50259, 50359, 50363]  # start of transcript, English, transcribe, no timestamps
 END = 50257
@@ -82,8 +81,7 @@ def test_nothing_is_left_behind_where_writing_fails(tmp_path: Path, monkeypatch:
 
 def test_the_command_writes_the_folder_and_says_how_to_open_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bridgekit_starter.export.whisper_weights", lambda stored: {"a": torch.zeros(2)})
-    register_commands(app)
-    done = CliRunner().invoke(app, ["starter-export", "whisper-base", str(tmp_path / "models" / "new")])
+    done = CliRunner().invoke(program(), ["starter-export", "whisper-base", str(tmp_path / "models" / "new")])
     assert done.exit_code == 0, done.output
     assert f"transformers:{tmp_path / 'models' / 'new'}" in done.output.replace("\n", "")
     assert sorted(path.name for path in (tmp_path / "models" / "new").iterdir()) == [

@@ -1,0 +1,407 @@
+"""The application: a page for people and an API for programs, on one server.
+
+FastAPI with a small front end of its own rather than Gradio, which would have been quicker to write: Gradio brings dozens of
+packages, its pages fetch fonts from the network, it reports its use unless told not to, and it leaves little control over what
+a request may send, which origins may send it, and when work is cancelled whose client has gone. Here that is a few hundred
+lines that can be read, the page works offline, and programs use the same routes as the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio.to_thread
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from torch import Tensor
+
+from bridgekit.bridge.provenance import installed_version
+from bridgekit.diffusion.models import DrawOptions
+from bridgekit.diffusion.painter import mix
+from bridgekit.encoders import TEXT
+from bridgekit.errors import BridgekitError
+from bridgekit.retrieval import Hit
+from bridgekit_app.docs import docs_page
+from bridgekit_app.guard import Guard
+from bridgekit_app.jobs import Cancelled, Emit, Job
+from bridgekit_app.limits import Limits, Refusal, answer
+from bridgekit_app.schema import (
+    ERRORS,
+    EmbedAnswer,
+    GenerateOptions,
+    Options,
+    PictureAnswer,
+    SearchAnswer,
+    SearchOptions,
+    request_body,
+)
+from bridgekit_app.state import AppState, Opened, unbind
+from bridgekit_app.uploads import Input, read_request
+
+STATIC = Path(__file__).parent / "static"
+#: The files of the page. No other file is ever read for a path that a client names.
+PAGE = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/static/app.js": ("app.js", "text/javascript; charset=utf-8"),
+    "/static/recorder.js": ("recorder.js", "text/javascript; charset=utf-8"),
+    "/static/style.css": ("style.css", "text/css; charset=utf-8"),
+    "/static/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+#: A header that distinguishes clients behind one address (a proxy's, or several windows), so that each has its turn.
+CLIENT = "x-bridgekit-client"
+
+routes = APIRouter()
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+
+# ---- reading requests
+
+
+def _state(request: Request) -> AppState:
+    state: AppState = request.app.state.bridgekit
+    return state
+
+
+@asynccontextmanager
+async def _read(request: Request, kind: type[AnyOptions]) -> AsyncIterator[tuple[Opened, list[Input], AnyOptions]]:
+    """The bridge, the inputs and the options of a request. The inputs' files are deleted when this ends."""
+    state = _state(request)
+    async with read_request(request, request.app.state.folder, state.limits) as (inputs, fields):
+        options = _options(fields, kind)
+        yield await anyio.to_thread.run_sync(state.open, options.bridge), inputs, options
+
+
+def _options(fields: Mapping[str, list[Any]], kind: type[AnyOptions]) -> AnyOptions:
+    values = {name: sent if name in ("to", "weights") else sent[-1] for name, sent in fields.items() if sent}
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))[:100]
+        if first["type"] == "extra_forbidden":
+            remedy = f"its options are {', '.join(kind.model_fields)}; inputs are text, or a file named by its modality"
+            raise Refusal(400, f"there is no option {where!r}", remedy=remedy) from None
+        raise Refusal(400, f"the option {where!r} is wrong: {first['msg']}", remedy="see /docs") from None
+
+
+def _weighted(inputs: Sequence[Input], weights: Sequence[float] | None) -> list[Input]:
+    """The inputs with their weights, which are equal where the client names none."""
+    if weights is not None and len(weights) != len(inputs):
+        what = f"{len(weights)} weights do not fit {len(inputs)} inputs"
+        raise Refusal(400, what, remedy="give a number for each, as in 2,1")
+    return [replace(each, weight=weight) for each, weight in zip(inputs, weights or [1.0] * len(inputs), strict=True)]
+
+
+# ---- routes
+
+
+@routes.post(
+    "/embed",
+    response_model=EmbedAnswer,
+    responses=ERRORS,
+    openapi_extra=request_body(Options, {"text": ["a dog barks", "rain"]}, "-F audio=@dog.wav -F 'text=a dog barks'"),
+    summary="Inputs as vectors of the shared space",
+)
+async def embed(request: Request) -> Response:
+    """Each input's embedding, at unit length. Inputs of requests that arrive at the same time are encoded together."""
+    async with _read(request, Options) as (opened, inputs, _):
+        vectors = await _state(request).embed(opened, inputs)
+    embeddings = [
+        {"item": each.name, "modality": each.modality, "embedding": [round(number, 7) for number in vector]}
+        for each, vector in zip(inputs, vectors.tolist(), strict=True)
+    ]
+    return JSONResponse({"bridge": opened.name, "dim": opened.bridge.dim, "embeddings": embeddings})
+
+
+@routes.post(
+    "/search",
+    response_model=SearchAnswer,
+    responses=ERRORS,
+    openapi_extra=request_body(SearchOptions, {"text": "a dog barks", "k": 3}, "-F audio=@dog.wav -F to=text -F k=3"),
+    summary="The nearest of the bridge's own items",
+)
+async def search(request: Request) -> Response:
+    """The items nearest to each input, among those of the tables that the bridge was trained on, and its confidence in each."""
+    state = _state(request)
+    async with _read(request, SearchOptions) as (opened, inputs, options):
+        vectors = await state.embed(opened, inputs)
+    modalities = [each.modality for each in inputs]
+    queries = _queries(inputs, vectors, options.weights)
+    results = []
+    for target in options.to or _targets(opened, modalities):
+        gallery = await anyio.to_thread.run_sync(state.gallery, opened, target)
+        through = _through(state, opened, options.through, modalities, target)
+        between = await anyio.to_thread.run_sync(state.gallery, opened, through) if through else None
+        for name, modality, vector in queries:
+            query = opened.bridge.expected(vector, between.vectors) if between else vector
+            hits = gallery.search(query, options.k, opened.bridge.temperature)
+            results.append(
+                {
+                    "query": name,
+                    "modality": modality,
+                    "to": target,
+                    "through": through,
+                    "among": len(gallery.items),
+                    "found": [_found(state, target, hit, share) for hit, share in hits],
+                }
+            )
+    return JSONResponse({"bridge": opened.name, "temperature": opened.bridge.temperature, "results": results})
+
+
+def _queries(inputs: Sequence[Input], vectors: Tensor, weights: Sequence[float] | None) -> list[tuple[str, str, Tensor]]:
+    """Name, modality and vector, (1, dim), of each query: of every input, or, with weights, of their mixture."""
+    if weights is None:
+        return [(each.name, each.modality, vector) for each, vector in zip(inputs, unbind(vectors), strict=True)]
+    mixed = mix(unbind(vectors), [each.weight for each in _weighted(inputs, weights)])
+    modalities = {each.modality for each in inputs}
+    return [(" + ".join(each.name for each in inputs), modalities.pop() if len(modalities) == 1 else "mixture", mixed)]
+
+
+def _targets(opened: Opened, modalities: Sequence[str]) -> list[str]:
+    """What to search where the client does not say: text if the query is something else, or the first other modality."""
+    others = [modality for modality in opened.bridge.sides if modality not in modalities] or list(opened.bridge.sides)
+    return [TEXT] if TEXT in others else others[:1]
+
+
+def _through(state: AppState, opened: Opened, named: str | None, modalities: Sequence[str], target: str) -> str | None:
+    """The third modality to search through: the one that the client names, or the one that is needed, or none."""
+    if named == "none":
+        return None
+    if named:
+        opened.bridge.side(named)
+        if named in (*modalities, target):
+            what = f"{modalities[0]} and {target} cannot meet through {named}"
+            raise Refusal(400, what, remedy="name a third modality, or none")
+        return named
+    return state.between(opened, modalities[0], target) if len(set(modalities)) == 1 else None
+
+
+def _found(state: AppState, modality: str, hit: Hit, share: float) -> dict[str, Any]:
+    name = state.media.name(modality, hit.item)
+    return {
+        "item": hit.item.name if isinstance(hit.item, Path) else hit.item,
+        "similarity": round(hit.similarity, 6),
+        "share": round(share, 6),
+        "media": f"/media/{name}" if name else None,
+    }
+
+
+@routes.post(
+    "/generate",
+    response_model=PictureAnswer,
+    responses={
+        200: {
+            "content": {
+                "image/png": {},
+                "text/event-stream": {
+                    "schema": {"type": "string"},
+                    "example": 'event: preview\ndata: {"step": 2, "of": 10, "picture": "<JPEG in base64>"}\n\n',
+                },
+            },
+            "description": "The picture; depending on the Accept header also the PNG alone, or events while it forms.",
+        },
+        **ERRORS,
+    },
+    openapi_extra=request_body(
+        GenerateOptions, {"text": "penguin", "seed": 1}, "-F audio=@dog.wav -H 'Accept: image/png' -o dog.png"
+    ),
+    summary="A picture of the inputs",
+)
+async def generate(request: Request) -> Response:
+    """Inputs, mixed in the shared space, become one picture. Pictures are drawn one after the other; clients take turns.
+
+    With `Accept: text/event-stream` the answer is a stream of server-sent events: `queued` (how many are before it),
+    `started`, `progress` (of loading, fitting and drawing), `preview` (the unfinished picture, a JPEG in base64), and `done`
+    with what is otherwise the whole answer, or `error`. A client that disconnects cancels the work.
+    """
+    state = _state(request)
+    async with _read(request, GenerateOptions) as (opened, inputs, options):
+        inputs = _weighted(inputs, options.weights)
+        model = state.model(options.model)
+        drawing = DrawOptions(**options.model_dump(exclude={"bridge", "model", "weights", "seed"}))
+        vectors = await state.embed(opened, inputs)
+    accept = request.headers.get("accept", "")
+    streamed = "text/event-stream" in accept
+    client = request.headers.get(CLIENT, "")[:64] or (request.client.host if request.client else "")
+
+    def work(emit: Emit) -> dict[str, Any]:
+        return state.draw(opened, model, inputs, vectors, drawing, seed=options.seed, previews=streamed, emit=emit)
+
+    # A client that sees its place in the queue may wait as long as it likes; one that waits blindly would give up.
+    job = state.pictures.submit(client, work, math.inf if streamed else state.limits.picture_seconds)
+    if streamed:
+        return StreamingResponse(_server_sent(request, job), media_type="text/event-stream")
+    async for kind, data in job.events(request.is_disconnected):
+        if kind == "done":
+            if "image/png" in accept:
+                return Response(base64.b64decode(data["picture"]), media_type="image/png")
+            return JSONResponse(data)
+    raise Cancelled
+
+
+async def _server_sent(request: Request, job: Job) -> AsyncIterator[str]:
+    """A job's events as server-sent events."""
+    try:
+        async for kind, data in job.events(request.is_disconnected):
+            yield _event(kind, {"before": data} if kind == "queued" else data)
+    except Cancelled:
+        pass
+    except BridgekitError as error:
+        yield _event("error", error.as_json()["error"])
+    except Exception as error:
+        yield _event("error", _unexpected(error).as_json()["error"])
+        raise
+    finally:
+        job.cancelled.set()
+
+
+def _event(kind: str, data: Any) -> str:
+    return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+@routes.get("/bridge", responses=ERRORS, summary="The bridges and models of this server")
+async def bridge(request: Request) -> dict[str, Any]:
+    """What clients may name, the defaults first; each bridge's modalities, and how many items of each can be searched."""
+    state = _state(request)
+    names = ("upload_bytes", "clip_seconds", "megapixels", "text_characters", "inputs")
+    limits = {name: getattr(state.limits, name) for name in names}
+    return {**await anyio.to_thread.run_sync(state.describe), "limits": limits}
+
+
+@routes.get("/healthz", summary="Whether the server is up, and how much waits")
+async def healthz(request: Request) -> dict[str, Any]:
+    """Answers at once, whatever else goes on."""
+    state = _state(request)
+    return {
+        "status": "ok",
+        "bridgekit": installed_version(),
+        "waiting": {"encoding": state.batcher.waiting(), "pictures": state.pictures.waiting()},
+        "encoded": {"items": state.batcher.items, "batches": state.batcher.batches},
+    }
+
+
+@routes.get("/media/{name}", responses={404: ERRORS[404]}, summary="A clip or picture that was found", response_class=Response)
+async def media(request: Request, name: str) -> Response:
+    """The first 30 s of a found clip as WAV, or a found picture as PNG. Names are valid for this run and reveal nothing."""
+    made = await anyio.to_thread.run_sync(_state(request).media.read, name)
+    if made is None:
+        raise Refusal(404, "there is no such clip or picture", remedy="search again: names are valid until the server ends")
+    kind, data = made
+    headers = {"cache-control": "private, max-age=3600", "accept-ranges": "bytes", "content-security-policy": "sandbox"}
+    span = _range(request.headers.get("range", ""), len(data))
+    if span is None:
+        return Response(data, media_type=kind, headers=headers)
+    start, stop = span
+    headers["content-range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+    return Response(data[start:stop], 206, media_type=kind, headers=headers)
+
+
+def _range(header: str, size: int) -> tuple[int, int] | None:
+    """The bytes that a player requests, from and to, or None for all of them."""
+    unit, _, span = header.partition("=")
+    first, _, last = span.partition("-")
+    if unit.strip() != "bytes" or not all(part == "" or (part.isascii() and part.isdigit()) for part in (first, last)):
+        return None
+    if not first:
+        return (max(0, size - int(last)), size) if last else None
+    start, stop = int(first), min(size, int(last) + 1) if last else size
+    return (start, stop) if start < stop else None
+
+
+@routes.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> Response:
+    """The API, for people."""
+    return HTMLResponse(docs_page(request.app.openapi()))
+
+
+# ---- the application
+
+
+def create_app(
+    bridge: Path | None = None,
+    *,
+    model: str | None = None,
+    host: str = "127.0.0.1",
+    limits: Limits | None = None,
+    device: str = "auto",
+    bridges: Path = Path("bridges"),
+    warm: bool = True,
+) -> Guard:
+    """The server as an ASGI application, behind its guard.
+
+    Arguments:
+        bridge: a bridge's folder, offered first, in addition to those in `bridges`.
+        model: a text-to-image model (a plugin's, a diffusers folder or a hub id), offered first, in addition to the plugins'.
+        host: the address that it will listen on.
+        limits: the server's bounds.
+        device: a torch device, or `auto`.
+        bridges: the folder of bridges.
+        warm: open the default bridge and model before the first request needs them.
+    """
+    limits = limits or Limits()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # Private (mode 700), and deleted with the server.
+        with tempfile.TemporaryDirectory(prefix="bridgekit-app-", ignore_cleanup_errors=True) as folder:
+            app.state.folder = Path(folder)
+            state = app.state.bridgekit = AppState(limits, bridges, bridge, model, device)
+            if warm:
+                with suppress(BridgekitError):
+                    state.pictures.submit(secrets.token_hex(8), state.warm_up)
+            try:
+                yield
+            finally:
+                state.close()
+
+    app = FastAPI(
+        title="bridgekit",
+        version=installed_version(),
+        description="One shared space for several modalities: embed, search, and draw pictures of what is in it.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.include_router(routes)
+    for path, (name, kind) in PAGE.items():
+        app.add_api_route(path, _page(STATIC / name, kind), include_in_schema=False)
+    for error in (BridgekitError, HTTPException, Cancelled, Exception):
+        app.add_exception_handler(error, _error_answer)
+    return Guard(app, limits, host)
+
+
+def _page(file: Path, kind: str) -> Any:
+    data = file.read_bytes()
+
+    async def page() -> Response:
+        return Response(data, media_type=kind, headers={"cache-control": "no-cache"})
+
+    return page
+
+
+async def _error_answer(_: Request, error: Exception) -> Response:
+    """Any error as JSON."""
+    if isinstance(error, Cancelled):
+        return Response(status_code=499)  # nobody reads it
+    if isinstance(error, HTTPException):
+        remedy = "see /docs" if error.status_code in (404, 405) else None
+        error = Refusal(error.status_code, str(error.detail)[:300], remedy=remedy)
+    if not isinstance(error, BridgekitError):
+        error = _unexpected(error)
+    return answer(error)
+
+
+def _unexpected(error: Exception) -> Refusal:
+    """An error in bridgekit itself. Its message may contain paths: that is for the server's log only."""
+    return Refusal(500, f"bridgekit failed on this ({type(error).__name__})", remedy="see the server's log, and report it")

@@ -1,0 +1,165 @@
+"""What a request brings: texts, and files in a folder of its own that is deleted when the request is answered."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+
+from bridgekit.encoders import TEXT, Encoder, Item
+from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.media import audio_seconds
+from bridgekit.plugins import plugin_of
+from bridgekit_app.limits import Limits, Refusal
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a request.
+
+    Arguments:
+        modality: the name of the field that it came in.
+        item: a text, or a file in the request's folder.
+        name: what the client calls it: the text, or the file's own name.
+        weight: how much it counts in a mixture.
+    """
+
+    modality: str
+    item: Item
+    name: str
+    weight: float = 1.0
+
+
+@asynccontextmanager
+async def read_request(
+    request: Request, folder: Path, limits: Limits
+) -> AsyncIterator[tuple[list[Input], dict[str, list[Any]]]]:
+    """The inputs of a request in their order, and its other fields. The files are deleted when this ends.
+
+    In a form (multipart), each input is a field `text`, or a file in a field named after its modality. JSON has texts only:
+    `{"text": "a dog"}`, or a list of them.
+
+    Arguments:
+        request: its body is read here.
+        folder: where files are put, in a folder for this request alone.
+        limits: the server's bounds.
+
+    Raises:
+        Refusal: the body is neither of these, is malformed, exceeds a limit, or has no input.
+    """
+    with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as own:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "application/json":
+            inputs, fields = _from_json(await request.body())
+        elif kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+            inputs, fields = await _from_form(request, Path(own), limits)
+        else:
+            raise Refusal(
+                415,
+                "the request is neither a form nor JSON",
+                where=f"Content-Type: {kind[:100]}",
+                remedy="send multipart/form-data (curl -F audio=@clip.wav), or application/json with texts",
+            )
+        if not inputs:
+            raise Refusal(400, "there is no input", remedy="send a text, or a file in a field called audio or image")
+        for each in inputs:
+            if each.modality == TEXT and len(each.name) > limits.text_characters:
+                raise Refusal(413, f"a text is longer than {limits.text_characters:,} characters", where=each.name[:60])
+        if len(inputs) > limits.inputs:
+            raise Refusal(413, f"there are more than {limits.inputs} inputs", remedy="send several requests")
+        yield inputs, fields
+
+
+def _from_json(body: bytes) -> tuple[list[Input], dict[str, list[Any]]]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(
+            400, f"the request is not JSON ({str(error)[:100]})", remedy='send an object, as {"text": "a dog"}'
+        ) from None
+    texts = document.get(TEXT, []) if isinstance(document, dict) else None
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        remedy = 'send an object, as {"text": ["a dog"]}'
+        raise Refusal(400, "the texts are missing or are not texts", where=TEXT, remedy=remedy)
+    fields = {name: value if isinstance(value, list) else [value] for name, value in document.items() if name != TEXT}
+    return [Input(TEXT, text, text) for text in texts], fields
+
+
+async def _from_form(request: Request, folder: Path, limits: Limits) -> tuple[list[Input], dict[str, list[Any]]]:
+    inputs: list[Input] = []
+    fields: dict[str, list[Any]] = {}
+    async with request.form(max_files=limits.inputs, max_fields=limits.inputs + 32, max_part_size=65_536) as form:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                if not value.filename and not value.size:
+                    continue  # what a browser sends for a field that was left empty
+                own = Path(re.split(r"[/\\]", value.filename or name)[-1][:200] or name)
+                # Only the extension is kept, as some decoders need it; nothing else of a client's name reaches the disk.
+                file = folder / f"{len(inputs)}{re.sub(r'[^.A-Za-z0-9]', '', own.suffix)[:12]}"
+                with file.open("wb") as out:
+                    while block := await value.read(1 << 20):
+                        out.write(block)
+                inputs.append(Input(name, file, own.name))
+            elif name == TEXT:
+                inputs.append(Input(TEXT, value, value))
+            else:
+                fields.setdefault(name, []).append(value)
+    return inputs, fields
+
+
+def prepare(encoder: Encoder, sent: Input, limits: Limits) -> Any:
+    """One input as the encoder's `prepare` returns it. Runs in a worker thread.
+
+    Raises:
+        Refusal: it is too long or too large.
+        ItemError: it is damaged or cannot be read, or the encoder cannot use it.
+    """
+    try:
+        if sent.modality == "audio":
+            _check_clip(Path(sent.item), limits)
+        elif sent.modality == "image":
+            _check_picture(Path(sent.item), limits)
+        return encoder.prepare(sent.item)
+    except Refusal as error:
+        raise Refusal(error.status, error.what, where=sent.name[:100], remedy=error.remedy) from None
+    except BridgekitError as error:
+        # There is no row of a table here.
+        remedy = error.remedy and re.sub(r",? or remove the row", "", error.remedy)
+        kind = Refusal(400, error.what, where=sent.name[:100], remedy=remedy)
+        raise kind if sent.modality == TEXT else ItemError(error.what, where=sent.name[:100], remedy=remedy) from None
+    except Exception as error:  # a decoder may raise anything
+        reason = f"{plugin_of(encoder)} failed on it: {type(error).__name__}: {str(error)[:200]}"
+        raise ItemError(reason, where=sent.name[:100]) from None
+
+
+def _check_clip(path: Path, limits: Limits) -> None:
+    """Refuse a clip that is too long before all of it is decoded: a few megabytes may hold hours, and a header may lie.
+
+    A clip that cannot be read here is left to the encoder, which says why.
+    """
+    with suppress(ItemError):
+        if audio_seconds(path, limits.clip_seconds) > limits.clip_seconds:
+            raise Refusal(413, f"the clip lasts longer than {limits.clip_seconds:g} s", remedy="cut it")
+
+
+def _check_picture(path: Path, limits: Limits) -> None:
+    """Refuse a picture that is too large, by its header."""
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+    except Image.DecompressionBombError:
+        width, height = 1_000_000, 1_000_000
+    except Exception:
+        return  # a picture that cannot be read is left to the encoder, which says why
+    if width * height > limits.megapixels * 1e6:
+        raise Refusal(413, f"the picture has over {limits.megapixels:g} megapixels", remedy="scale it down")
