@@ -16,13 +16,13 @@ def command(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The file. [dim]default: report.html in the bridge's folder[/dim]")] = None,
     pairs: Annotated[
-        str | None, typer.Option(help="Another table; or the bridge's own, where it has moved. [dim]default: its own[/dim]")
+        str | None, typer.Option(help="Another table, or the bridge's own if it has moved. [dim]default: its own[/dim]")
     ] = None,
-    check: Annotated[bool, typer.Option(help="Look at every file of the table too, as `bridgekit check` does.")] = True,
+    check: Annotated[bool, typer.Option(help="Also check every file of the table, as `bridgekit check` does.")] = True,
     outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
-    """One HTML file about a bridge: figures, mistakes, and a map of the space to look and listen at.
+    """Write a report on a bridge, one HTML file: recall, mistakes, and a map of the space to see and hear.
 
     Example: [b]bridgekit report bridges/audio-text --open[/b]
     """
