@@ -33,7 +33,7 @@ from bridgekit import align
 
 CLIENTS, SECONDS, SEED = 50, 60, 0
 #: How often each kind of request is sent.
-MIX = {"embed a text": 0.6, "search pictures by words": 0.24, "search words by a clip": 0.12, "draw": 0.04}
+MIX = {"embed a text": 0.6, "search images by text": 0.24, "search text by audio": 0.12, "generate an image": 0.04}
 WORDS, VOICES = 40, ("en-us+m3", "en+f4", "en-gb-x-rp+m1")
 NEW_VOICE = "en-us-nyc+m6"
 
@@ -109,7 +109,7 @@ def client(number: int, port: int, until: float, clips: list[bytes], words: list
 def request(kind: str, draw: random.Random, clips: list[bytes], words: list[str]) -> tuple[str, bytes, dict[str, str]]:
     """A request that was not sent before, so that no cached response applies: path, body, headers."""
     text = f"{draw.choice(words)} {draw.randrange(10**9)}"
-    if kind == "search words by a clip":
+    if kind == "search text by audio":
         clip = bytearray(draw.choice(clips))
         clip[-4:] = draw.randbytes(4)  # two samples: another clip to the server, the same to the ear
         edge = uuid4().hex
@@ -118,10 +118,10 @@ def request(kind: str, draw: random.Random, clips: list[bytes], words: list[str]
         return "/search", body, {"Content-Type": f"multipart/form-data; boundary={edge}"}
     more: dict[str, dict[str, object]] = {
         "embed a text": {},
-        "search pictures by words": {"to": ["image"]},
-        "draw": {"seed": draw.randrange(10**6)},
+        "search images by text": {"to": ["image"]},
+        "generate an image": {"seed": draw.randrange(10**6)},
     }
-    path = {"embed a text": "/embed", "search pictures by words": "/search", "draw": "/generate"}[kind]
+    path = {"embed a text": "/embed", "search images by text": "/search", "generate an image": "/generate"}[kind]
     return path, json.dumps({"text": text, **more[kind]}).encode(), {"Content-Type": "application/json"}
 
 

@@ -1,4 +1,4 @@
-"""Write the generated parts of docs/reference/*.md: `python docs/make_reference.py`.
+"""Write the generated parts of docs/reference/*.md: `make reference`.
 
 What stands between `<!-- ::: NAME -->` and `<!-- ::: end -->` is generated: the signature and docstring of a Python name, or,
 for the name `command line`, every command with its arguments and options. The pages are committed, so that they can also be

@@ -171,7 +171,7 @@ def test_the_reference_is_up_to_date_and_has_every_public_name_and_option() -> N
     text = ""
     for page in sorted((DOCS / "reference").glob("*.md")):
         text += page.read_text(encoding="utf-8")
-        assert text.endswith(rewritten(page.read_text(encoding="utf-8"))), f"{page.name}: run python docs/make_reference.py"
+        assert text.endswith(rewritten(page.read_text(encoding="utf-8"))), f"{page.name}: run make reference"
     for name in bridgekit.__all__:
         assert re.search(rf"\b{name} -->|`bridgekit\.{name}`", text), (
             f"add <!-- ::: bridgekit.{name} --> to docs/reference/python.md"
