@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -115,7 +114,7 @@ def _mono_blocks(sound: _Stream, path: Path) -> Iterator[npt.NDArray[np.float32]
     if not decoded:
         raise ItemError("the file has no audio: zero samples", where=str(path), remedy=AGAIN)
     # MP3 encoders differ by a frame or two in what they count, so only a larger gap means that something is missing. The header
-    # of a compressed WAV is an estimate; `_wav_length_is_missing` has counted a WAV's bytes already.
+    # of a compressed WAV is an estimate; a WAV's bytes have been counted already.
     slack = 2 * _MPEG_FRAME if sound.format == "MP3" else 0
     if decoded + slack < promised < _UNKNOWN_FRAMES and not sound.format.startswith("WAV"):
         seconds = (promised / sound.samplerate, decoded / sound.samplerate)
@@ -148,12 +147,12 @@ def _finite(samples: npt.NDArray[np.float32], path: Path) -> npt.NDArray[np.floa
 
 
 @contextlib.contextmanager
-def _sound_source(file: BinaryIO, path: Path) -> Iterator[int | io.RawIOBase]:
-    """What to give libsndfile for a file, after checking the lengths that libsndfile takes on trust."""
+def _sound_source(file: BinaryIO, path: Path) -> Iterator[int]:
+    """The descriptor to give libsndfile for a file, after checking the lengths that libsndfile takes on trust."""
     head = file.read(12)
-    file.seek(0)
-    if head[:4] == b"RIFF" and head[8:] == b"WAVE" and _wav_length_is_missing(file, path):
-        yield _WithWavLength(file)
+    if head[:4] == b"RIFF" and head[8:] == b"WAVE" and (header := _wav_header_with_length(file, path)):
+        with _piped(file, len(header), header) as pipe:
+            yield pipe
     elif _is_mp3(head) and (start := _mp3_without_length(file)) is not None:
         with _piped(file, start) as pipe:
             yield pipe
@@ -178,15 +177,17 @@ def _wav_data_chunk(file: BinaryIO) -> tuple[int, int] | None:
         at += 8 + size + size % 2
 
 
-def _wav_length_is_missing(file: BinaryIO, path: Path) -> bool:
-    """Whether a WAV was streamed with its length left at 0, which libsndfile reads as no audio.
+def _wav_header_with_length(file: BinaryIO, path: Path) -> bytes | None:
+    """The header of a WAV that was streamed with its length left at 0, with the length filled in; None for any other WAV.
+
+    libsndfile would find no audio in such a file.
 
     Raises:
         ItemError: the header promises more bytes than there are. libsndfile would silently return what is left.
     """
     chunk = _wav_data_chunk(file)
     if chunk is None:
-        return False
+        return None
     start, promised = chunk
     size = file.seek(0, os.SEEK_END)
     if size - start < promised < _UNKNOWN_BYTES:
@@ -195,40 +196,10 @@ def _wav_length_is_missing(file: BinaryIO, path: Path) -> bool:
         )
     file.seek(4)
     whole = int.from_bytes(file.read(4), "little") + 8
-    # If the header agrees with the file's size, the audio really is empty.
-    return promised == 0 and start < size and whole != size
-
-
-class _WithWavLength(io.RawIOBase):
-    """The same WAV with its length marked as unknown in the way that libsndfile understands."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__()
-        chunk = _wav_data_chunk(file)
-        assert chunk is not None
-        self._file, self._length_at = file, chunk[0] - 4
-        file.seek(0)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        start = self._file.tell()
-        with memoryview(buffer) as view:
-            data = self._file.read(len(view))
-            view[: len(data)] = data
-            for at in range(max(start, self._length_at), min(start + len(data), self._length_at + 4)):
-                view[at - start : at - start + 1] = b"\xff"
-        return len(data)
+    if promised or size <= start or whole == size:  # a header that agrees with the file's size is of a WAV without audio
+        return None
+    file.seek(0)
+    return file.read(start - 4) + min(size - start, 0xFFFFFFFF).to_bytes(4, "little")
 
 
 def _is_mp3(head: bytes) -> bool:
@@ -257,13 +228,14 @@ def _mp3_without_length(file: BinaryIO) -> int | None:
 
 
 @contextlib.contextmanager
-def _piped(file: BinaryIO, start: int) -> Iterator[int]:
-    """The file from a byte on, through a pipe, which libsndfile reads to its end since a pipe has no length."""
+def _piped(file: BinaryIO, start: int, header: bytes = b"") -> Iterator[int]:
+    """A header and the file from a byte on, through a pipe, which libsndfile reads to its end since a pipe has no length."""
     file.seek(start)
     reading, writing = os.pipe()
 
     def pump() -> None:
         with contextlib.suppress(BrokenPipeError), os.fdopen(writing, "wb") as pipe:
+            pipe.write(header)
             while block := file.read(_BLOCK):
                 pipe.write(block)
 
