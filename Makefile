@@ -1,9 +1,11 @@
-# make demo   installs everything into .venv, aligns speech with words, binds pictures to them, searches, and draws spoken words
+# make demo   installs everything into .venv, aligns speech with words, searches, draws spoken words, and adds pictures
 # make test   installs everything into .venv, then lints, checks types and tests, all without a network
 # make bench  the measurements of benchmarks/, printed and written to benchmarks/RESULTS.md
 # make alone  each plugin in an environment of its own with the core and nothing else of ours, and its tests there
 # make torture  the attacks of docs/PROMISES.md at full length, with their counts (under 40 minutes on two cores)
+# make reference  docs/reference/ from docstrings and the command line
 # make coverage  which lines of the core, the page and the index the tests reach
+# make dist   wheels and sdists of the core and the plugins, installed into an empty environment, where `align` runs
 # make lock   what make test installs, pinned anew in requirements.lock (requirements-clap.lock for .venv-clap)
 # make audit  known vulnerabilities among what is pinned; asks PyPI's advisory database
 
@@ -11,14 +13,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(addprefix plugins/bridgekit-,app index starter timm transformers template)
-CHECKED := bridgekit docs/hooks.py plugins/bridgekit-starter/training examples benchmarks $(foreach name,app index starter timm transformers clap,plugins/bridgekit-$(name)/bridgekit_$(name)) plugins/bridgekit-template/bridgekit_template.py
+CHECKED := bridgekit docs/hooks.py docs/make_reference.py plugins/bridgekit-starter/training examples benchmarks $(foreach name,app index starter timm transformers clap,plugins/bridgekit-$(name)/bridgekit_$(name)) plugins/bridgekit-template/bridgekit_template.py
 # Not in .venv: laion-clap needs numpy below 2.
 CLAP := .venv-clap
-LOCK := --quiet --upgrade --universal --python-version 3.10 --no-annotate --custom-compile-command "make lock" --overrides $(VENV)/without-torch.txt --no-emit-package torch --no-emit-package torchvision
+LOCK := --quiet --upgrade --universal --python-version 3.10 --no-annotate --custom-compile-command "make lock" --overrides $(VENV)/without-torch.txt --no-emit-package bridgekit-core --no-emit-package torch --no-emit-package torchvision
 # Offline: any Hugging Face call without a network would retry for minutes.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test bench torture coverage alone lock audit clean
+.PHONY: demo test bench torture reference coverage alone dist lock audit clean
 
 # The lock pins all but torch, whose build depends on the machine.
 $(VENV)/.installed: pyproject.toml requirements.lock $(PLUGINS:%=%/pyproject.toml)
@@ -32,14 +34,23 @@ $(CLAP)/.installed: pyproject.toml requirements-clap.lock plugins/bridgekit-clap
 	$(CLAP)/bin/python -m pip install --quiet --constraint requirements-clap.lock --editable . --editable "plugins/bridgekit-clap[test]"
 	touch $@
 
+# Threads that wait must not take CPU time from those that work: the bridgekit command sees to that itself, examples do not.
+demo: export OMP_WAIT_POLICY := passive
 demo: $(VENV)/.installed
 	mkdir -p demo
+	@echo "1 of 7: speak 1,800 words, encode them and their text, and align the two (about a minute)"
 	cd demo && ../$(BIN)/bridgekit align --a audio --b text --overwrite
+	@echo "2 of 7: speak three words in a voice that the bridge has never heard"
 	cd demo && ../$(BIN)/python ../examples/say_words.py penguin "red apple" "fire engine"
+	@echo "3 of 7: find the words"
 	cd demo && ../$(BIN)/bridgekit search penguin.wav red_apple.wav fire_engine.wav -k 3
-	cd demo && ../$(BIN)/bridgekit bind bridges/audio-text --add image --pairs starter:openmoji
-	cd demo && ../$(BIN)/bridgekit search penguin.wav red_apple.wav fire_engine.wav --to image --through text -k 3
+	@echo "4 of 7: draw what was said"
 	cd demo && ../$(BIN)/bridgekit generate --audio penguin.wav
+	@echo "5 of 7: add pictures to the bridge"
+	cd demo && ../$(BIN)/bridgekit bind bridges/audio-text --add image --pairs starter:openmoji
+	@echo "6 of 7: find pictures of the words"
+	cd demo && ../$(BIN)/bridgekit search penguin.wav red_apple.wav fire_engine.wav --to image --through text -k 3
+	@echo "7 of 7: speak six words and draw each"
 	cd demo && ../$(BIN)/python ../examples/say_it_see_it.py
 
 # Pages are tested in a real browser. Where none can be installed, those tests are skipped and say so.
@@ -53,6 +64,7 @@ $(VENV)/.browser: $(VENV)/.installed
 test: $(VENV)/.installed $(VENV)/.browser $(CLAP)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy $(CHECKED)
 	# Two workers of one thread each: small tests gain nothing from threads, and threads that outnumber cores wait on each other.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
@@ -74,14 +86,27 @@ bench: $(VENV)/.installed
 torture: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture
 
+reference: $(VENV)/.installed
+	$(BIN)/python docs/make_reference.py
+
 coverage: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=bridgekit --cov=bridgekit_app --cov=bridgekit_index --cov-report=term:skip-covered
 
 lock: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet uv
-	printf 'torch; sys_platform == "never"\ntorchvision; sys_platform == "never"\n' > $(VENV)/without-torch.txt
+	printf 'bridgekit-core; sys_platform == "never"\ntorch; sys_platform == "never"\ntorchvision; sys_platform == "never"\n' > $(VENV)/without-torch.txt
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml $(PLUGINS:%=%/pyproject.toml) --extra dev --extra ray --extra docs --extra generate --extra test --output-file requirements.lock
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml plugins/bridgekit-clap/pyproject.toml --extra test --output-file requirements-clap.lock
+
+# The environment has nothing of this folder; its folder has no pairs but the starter's, which are spoken and encoded (two minutes).
+dist: $(VENV)/.installed
+	rm -rf dist .venv-dist
+	for project in . $(addprefix plugins/bridgekit-,app clap index starter timm transformers); do \
+	  $(BIN)/python -m build --quiet --outdir dist $$project || exit 1; done
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet --constraint requirements.lock --find-links dist "bridgekit-core[all]"
+	mkdir .venv-dist/try
+	cd .venv-dist/try && BRIDGEKIT_HOME=$(CURDIR)/.venv-dist/home ../bin/bridgekit align --a audio --b text
 
 # --strict: what the database cannot be asked about is a failure, not a silence.
 audit: $(VENV)/.installed
@@ -90,4 +115,4 @@ audit: $(VENV)/.installed
 	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement requirements-clap.lock
 
 clean:
-	rm -rf $(VENV) .venv-* demo
+	rm -rf $(VENV) .venv-* demo dist

@@ -47,14 +47,17 @@ class PairSource:
     Arguments:
         name: `provider:source`.
         description: one line: what is in it, how many pairs, which licence.
-        modalities: its columns. A source is the default table for exactly these modalities if no other one claims them.
+        modalities: its columns.
         build: makes the pairs. It may write files, once, under `bridgekit.storage.cache.cache_folder()`.
+        default: whether this is the table for exactly these modalities where the user names none. Where no source sets it, a
+            source that is the only one for its modalities is their default.
     """
 
     name: str
     description: str
     modalities: tuple[str, ...]
     build: Callable[[], Pairs]
+    default: bool = False
 
 
 @dataclass(frozen=True)

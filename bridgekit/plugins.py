@@ -223,8 +223,9 @@ def default_pair_source(modalities: Iterable[str]) -> PairSource:
     """
     wanted = set(modalities)
     fitting = [source for plugin in installed_plugins() for source in plugin.sources if set(source.modalities) == wanted]
-    if len(fitting) == 1:
-        return fitting[0]
+    chosen = [source for source in fitting if source.default] or fitting
+    if len(chosen) == 1:
+        return chosen[0]
     names = f", or one of {', '.join(source.name for source in fitting)}" if fitting else ""
     raise BridgekitError(
         f"which pairs of {' and '.join(sorted(wanted))}?",

@@ -7,16 +7,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from bridgekit.plain import plain
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 #: Seconds before work is worth a progress bar.
-PATIENCE = 1.0
+PATIENCE = 0.5
 #: Seconds between two lines about the same task, without a terminal.
 LINE_SECONDS = 30.0
 
 #: Progress callback: task name, units done, units in total.
 Report = Callable[[str, int, int], object]
+
+#: The report behind the bars that are on the terminal now.
+_on_terminal: Report | None = None
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -64,6 +71,10 @@ def progress_bars(show: bool = True) -> Iterator[Report]:
     if not sys.stderr.isatty():
         yield _lines()
         return
+    global _on_terminal
+    if _on_terminal is not None:  # part of other work, whose bars are there already
+        yield _on_terminal
+        return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -75,30 +86,33 @@ def progress_bars(show: bool = True) -> Iterator[Report]:
         TimeRemainingColumn,
     )
 
-    bars = Progress(
+    class Bars(Progress):
+        """A bar for each kind of work that is not quick, drawn by a thread: a slow first step shows as well."""
+
+        def get_renderables(self) -> Iterator[RenderableType]:
+            slow = [task for task in self.tasks if (task.finished_time or task.elapsed or 0) >= PATIENCE]
+            yield self.make_tasks_table(slow)
+
+    columns = (
         TextColumn("{task.description:16}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
     )
-    began: dict[str, float] = {}
     tasks: dict[str, TaskID] = {}
+    with Bars(*columns, console=Console(stderr=True)) as bars:
 
-    def report(what: str, done: int, total: int) -> None:
-        if time.monotonic() - began.setdefault(what, time.monotonic()) < PATIENCE and what not in tasks:
-            return
-        if what not in tasks:
-            bars.start()
-            tasks[what] = bars.add_task(what, total=total, rate="")
-        task = tasks[what]
-        speed = bars.tasks[bars.task_ids.index(task)].speed
-        bars.update(task, completed=done, total=total, rate=f"{speed:,.1f}/s" if speed else "")
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total, rate="")
+            task = tasks[what]
+            speed = bars.tasks[bars.task_ids.index(task)].speed
+            bars.update(task, completed=done, total=total, rate=f"{speed:,.1f}/s" if speed else "")
 
-    try:
-        yield report
-    finally:
-        if tasks:
-            bars.stop()
+        _on_terminal = report
+        try:
+            yield report
+        finally:
+            _on_terminal = None

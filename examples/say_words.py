@@ -1,4 +1,4 @@
-"""Speak words into WAV files here, in a voice that training never used: python say_words.py penguin "red apple" """
+"""Speak words into WAV files in a voice held out of training: python say_words.py penguin "red apple" """
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bridgekit_starter.voice import speak
 
 
 def main(words: list[str]) -> None:
-    """Write one file a word."""
+    """Write one file per word."""
     for word in words:
         samples, rate = speak(word, "en-gb-x-gbclan+steph", rate=165)
         name = f"{word.replace(' ', '_')}.wav"

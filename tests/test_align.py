@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bridgekit import PRESETS, Bridge, BridgekitError, align
+from bridgekit import PRESETS, Bridge, BridgekitError, Preset, align
 from bridgekit.recipes.align import AlignOptions, run_alignment
 from tests.toys import NAMES, tone_table
 
@@ -23,9 +23,9 @@ def adapters(folder: Path) -> bytes:
 def test_clips_find_their_names_and_the_bridge_tells_how_well(tmp_path: Path) -> None:
     bridge = align(pairs=tone_table(tmp_path), out=tmp_path / "bridge", preset=QUICK, progress=False)
     figures = {(record["method"], record["direction"]): record for record in bridge.metrics if record["among"] == "split"}
-    assert {method for method, _ in figures} == {"untrained", "linear", "FuseMix"}
+    assert list(dict.fromkeys(method for method, _ in figures)) == ["random", "closed-form start", "linear", "FuseMix"]
     assert figures["FuseMix", "audio → text"]["recall@1"] > 0.8
-    assert figures["untrained", "audio → text"]["recall@1"] < 0.4
+    assert figures["random", "audio → text"]["recall@1"] < 0.4
     assert bridge.provenance["rows"] == {"train": 96, "val": 12, "test": 12}
     names = {path.name for path in (tmp_path / "bridge").iterdir()}
     assert names == {
@@ -37,6 +37,25 @@ def test_clips_find_their_names_and_the_bridge_tells_how_well(tmp_path: Path) ->
         "training.png",
         "similarity-audio-text.png",
     }
+
+
+def test_the_closed_form_start_is_what_training_starts_from_and_random_is_not(tmp_path: Path) -> None:
+    table = tone_table(tmp_path)
+    still = replace(QUICK, lr=0.0, min_lr=0.0, epochs=1)  # ends where it starts
+
+    def measured(preset: Preset) -> dict[str, dict[tuple[str, ...], float]]:
+        bridge = align(pairs=table, out=tmp_path / "bridge", preset=preset, overwrite=True, progress=False, write_report=False)
+        found: dict[str, dict[tuple[str, ...], float]] = {}
+        for record in bridge.metrics:
+            key = (record["split"], record["direction"], record["among"])
+            found.setdefault(record["method"], {})[key] = (record["recall@1"], record["recall@5"], record["median_rank"])
+        return found
+
+    warm = measured(still)
+    assert warm["closed-form start"] == warm["FuseMix"] != warm["random"]
+    cold = measured(replace(still, warm_start=0.0))
+    assert list(cold) == ["random", "linear", "FuseMix"], "a preset without one has no such row"
+    assert cold["random"] == cold["FuseMix"]
 
 
 def test_the_saved_bridge_embeds_compares_and_searches(tmp_path: Path) -> None:

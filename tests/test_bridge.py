@@ -123,6 +123,21 @@ def test_every_kind_of_damage_is_one_clear_message(tmp_path: Path) -> None:
             Bridge.load(place)
 
 
+def test_a_bridge_whose_preset_has_fields_of_earlier_versions_opens_with_the_same_numbers(tmp_path: Path) -> None:
+    untrained().save(tmp_path / "b")
+    file = tmp_path / "b" / "bridge.json"
+    metadata = json.loads(file.read_text())
+    metadata["preset"] |= {"alpha_end": 1.0, "patience": 0, "keep_best": True}
+    del metadata["preset"]["learn_temperature"]  # a field that earlier versions did not have
+    file.write_text(json.dumps(metadata))
+    old = Bridge.load(tmp_path / "b")
+    assert torch.equal(old.embed("text", ["dog", "cup"]), untrained().embed("text", ["dog", "cup"]))
+    assert old.temperature == untrained().temperature
+    old.save(tmp_path / "again")
+    written = json.loads((tmp_path / "again" / "bridge.json").read_text())["preset"]
+    assert not {"alpha_end", "patience", "keep_best"} & set(written)
+
+
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
 import zlib
@@ -23,20 +25,36 @@ from tests.toys import tone_table
 pytestmark = pytest.mark.usefixtures("toy")
 
 
-def test_import_does_not_import_torch_and_neither_does_help() -> None:
+def test_import_does_not_import_torch_and_neither_does_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     script = "\n".join(
         [
-            "import sys, bridgekit, bridgekit.cli",
+            "import os, sys, bridgekit, bridgekit.cli",
             "sys.argv = ['bridgekit', '--help']",
             "try:",
             "    bridgekit.cli.main()",
             "except SystemExit:",
             "    print(sorted(sys.modules))",
+            "    print('threads wait', os.environ['OMP_WAIT_POLICY'])",
         ]
     )
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     for heavy in ("torch", "numpy", "transformers", "timm", "sklearn", "matplotlib", "pyarrow"):
         assert f"'{heavy}'" not in loaded
+    assert "threads wait passive" in loaded  # has to be set before torch loads OpenMP
+
+
+def test_a_terminal_shows_at_once_that_pytorch_is_being_loaded(tmp_path: Path) -> None:
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-m", "bridgekit", "info", "nowhere"]
+    process = subprocess.Popen(command, stdin=end, stdout=end, stderr=end, cwd=tmp_path, env=os.environ | {"TERM": "xterm"})
+    os.close(end)
+    shown = b""
+    while b"nowhere" not in shown:
+        shown += os.read(terminal, 4096)
+    process.wait()
+    os.close(terminal)
+    assert b"loading PyTorch" in shown
 
 
 @pytest.mark.parametrize("verb", ["check", "align", "bind", "eval", "embed", "search", "info", "plugins"])
@@ -52,7 +70,8 @@ def test_align_then_search_then_info_then_eval_then_embed(run: Run, tmp_path: Pa
     code, out, _ = run("align", "--a", "audio", "--b", "text", "--pairs", "pairs.csv")
     assert code == 0
     assert "FuseMix" in out
-    assert "untrained" in out
+    assert "random" in out
+    assert "closed-form start" in out
     assert "linear" in out
     assert "bridges/audio-text" in out
     assert "bridgekit search" in out

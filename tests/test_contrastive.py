@@ -133,20 +133,6 @@ def test_products_in_bfloat16_are_summed_in_float32() -> None:
     assert x.grad.dtype == torch.bfloat16
 
 
-def test_it_stands_in_a_compiled_graph_without_a_break() -> None:
-    def double(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-        return 2 * info_nce(2 * x, y / 2, scale)
-
-    compiled = torch.compile(double, backend="aot_eager", fullgraph=True)
-    inputs, expected_inputs = problem(12, 5, 2), problem(12, 5, 2)
-    loss, expected = compiled(*inputs), double(*expected_inputs)
-    loss.backward()
-    expected.backward()
-    torch.testing.assert_close(loss, expected)
-    for ours, theirs in zip(inputs, expected_inputs, strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad)
-
-
 def test_memory_does_not_grow_with_the_square_of_the_rows() -> None:
     allocated: list[int] = []
 

@@ -326,13 +326,13 @@ def test_what_the_processor_multiplies_fastest_is_asked_once(monkeypatch: pytest
 
 @pytest.mark.usefixtures("toy")
 @pytest.mark.parametrize("damage", ["a flipped bit", "cut short", "of another run", "no safetensors"])
-def test_training_starts_afresh_where_its_checkpoint_cannot_be_used(
+def test_training_starts_again_where_its_checkpoint_cannot_be_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
     table = tone_table(tmp_path, copies=2)
     preset = replace(QUICK, epochs=6)
     align(pairs=table, out=tmp_path / "calm", preset=preset, progress=False)
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr("bridgekit.fusion.checkpoint.CHECKPOINT_SECONDS", -1.0)
 
     def stop(epoch: int, loss: float) -> None:
         if epoch == 4:
@@ -357,7 +357,7 @@ def test_training_starts_afresh_where_its_checkpoint_cannot_be_used(
     capsys.readouterr()
     align(pairs=table, out=tmp_path / "wild", preset=preset, progress=False)
     said = capsys.readouterr().err.splitlines()
-    assert [line for line in said if "training starts afresh" in line] == said
+    assert [line for line in said if "training starts again" in line] == said
     assert len(said) == 1
     assert adapters(tmp_path / "wild") == adapters(tmp_path / "calm")
 
@@ -670,9 +670,9 @@ def test_a_run_goes_on_where_only_its_checkpoints_find_no_room(
     preset = replace(QUICK, epochs=6)
     align(pairs=table, out=tmp_path / "calm", preset=preset, progress=False)
     fill(small_disk, 8_192)
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr("bridgekit.fusion.checkpoint.CHECKPOINT_SECONDS", -1.0)
     align(pairs=table, out=tmp_path / "wild", preset=preset, progress=False)
-    assert capsys.readouterr().err.count("the run goes on without a checkpoint (this cannot be written: No space left") == 1
+    assert capsys.readouterr().err.count("training goes on without a checkpoint (this cannot be written: No space left") == 1
     assert adapters(tmp_path / "wild") == adapters(tmp_path / "calm")
 
 

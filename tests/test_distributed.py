@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from bridgekit.fusion import pieces
-from bridgekit.fusion.distributed import rank, told_by_first, world_size
+from bridgekit.fusion.distributed import broadcast_from_first, rank, world_size
 from tests.test_align import adapters
 from tests.toys import tone_table
 
@@ -32,7 +32,7 @@ def run(tmp_path: Path, *command: str, processes: int) -> None:
 
 
 def test_alone_a_process_is_the_first_of_one() -> None:
-    assert (world_size(), rank(), told_by_first("word")) == (1, 0, "word")
+    assert (world_size(), rank(), broadcast_from_first("word")) == (1, 0, "word")
 
 
 def test_two_processes_give_the_loss_the_gradients_and_the_adapters_of_one(tmp_path: Path) -> None:

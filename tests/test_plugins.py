@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -139,6 +141,12 @@ def test_a_plugin_of_ours_that_does_not_work_is_named_by_its_verb(run: Run, monk
     assert (code, "no lancedb" in err, "pip install" in err) == (2, True, False)
 
 
+def test_the_core_names_neither_the_modules_of_our_verbs_nor_what_they_are_built_on() -> None:
+    for file in Path(bridgekit.__file__).parent.rglob("*.py"):
+        named = re.search(r"(?i)lancedb|fastapi|uvicorn|bridgekit_(app|index)", file.read_text(encoding="utf-8"))
+        assert not named, f"{file}: {named}"
+
+
 def test_names_that_a_plugin_brings_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, ToyPlugin())
     with pytest.raises(BridgekitError, match="pip install plugins/bridgekit-index"):
@@ -186,6 +194,28 @@ def test_pair_sources_are_found_by_name_and_by_modalities(monkeypatch: pytest.Mo
         find_pair_source("toy:pair")
     with pytest.raises(BridgekitError, match="--pairs"):
         default_pair_source(["text", "image"])
+
+
+def test_of_several_sources_for_the_same_modalities_the_one_marked_is_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def source(name: str, default: bool = False) -> PairSource:
+        return PairSource(name, "none", ("audio", "text"), lambda: None, default)  # type: ignore[arg-type, return-value]
+
+    class Plugin:
+        def __init__(self, *sources: PairSource) -> None:
+            self.sources = sources
+
+        @hookimpl
+        def pair_sources(self) -> list[PairSource]:
+            return list(self.sources)
+
+    install(monkeypatch, Plugin(source("toy:all"), source("toy:few", default=True)))
+    assert default_pair_source(["audio", "text"]).name == "toy:few"
+    for rivals in ([source("toy:all"), source("toy:few")], [source("toy:all", True), source("toy:few", True)]):
+        install(monkeypatch, Plugin(*rivals))
+        with pytest.raises(BridgekitError, match="toy:all, toy:few"):
+            default_pair_source(["audio", "text"])
 
 
 class Wrong:

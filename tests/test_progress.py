@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import sys
+import time
+
 import pytest
 
 from bridgekit import progress
@@ -62,3 +66,52 @@ def test_a_moments_work_and_work_that_has_not_moved_tell_no_rate(clock: Clock, c
         clock.now += 2 * PATIENCE
         report("drawing", 0, 5)
     assert capsys.readouterr().err == "drawing: 0 of 5\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+    def shows(self, what: str, within: float = 20) -> bool:
+        """Whether that is printed, be it after some time."""
+        end = time.perf_counter() + within
+        while what not in self.getvalue() and time.perf_counter() < end:
+            time.sleep(0.02)
+        return what in self.getvalue()
+
+
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A terminal in place of standard error. No fixture, since pytest puts a file of its own there before the test begins."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TERM", "xterm")
+    return terminal
+
+
+def test_on_a_terminal_a_slow_first_step_shows_while_it_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_terminal(monkeypatch)
+    with progress_bars() as report:
+        report("opening encoders", 0, 2)
+        assert terminal.shows("0/2")
+
+
+def test_on_a_terminal_quick_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_terminal(monkeypatch)
+    monkeypatch.setattr(progress, "PATIENCE", 60)
+    with progress_bars() as report:
+        report("opening encoders", 0, 2)
+        report("opening encoders", 2, 2)
+    assert "opening" not in terminal.getvalue()
+    assert "\n" not in terminal.getvalue()
+
+
+def test_on_a_terminal_work_within_other_work_shares_its_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = on_terminal(monkeypatch)
+    with progress_bars() as outer:
+        with progress_bars() as inner:
+            assert inner is outer
+        outer("speaking", 1, 9)
+        assert terminal.shows("1/9")
+    with progress_bars() as after:
+        assert after is not outer

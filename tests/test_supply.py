@@ -30,16 +30,19 @@ def test_the_reader_of_this_test_finds_requirements() -> None:
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.parent.name)
-def test_nothing_asks_for_bridgekit_by_name_since_on_pypi_it_is_a_strangers(project: Path) -> None:
-    assert not {name for name in requirements(project) if name.startswith("bridgekit")}
+def test_nothing_asks_for_the_package_named_bridgekit_since_on_pypi_it_is_a_strangers(project: Path) -> None:
+    assert {name for name in requirements(project) if name.startswith("bridgekit")} <= {"bridgekit-core"}
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.parent.name)
 def test_every_requirement_is_pinned_in_the_lock(project: Path) -> None:
     lock = ROOT / ("requirements-clap.lock" if "clap" in project.parent.name else "requirements.lock")
     pinned = set(re.findall(r"^([\w.-]+)==", lock.read_text(encoding="utf-8"), re.MULTILINE))
-    benchmarked = {"faster-whisper", "open-clip-torch", "sentence-transformers"}
-    assert requirements(project) - BY_RANGE - benchmarked - {"setuptools"} <= pinned | {"protobuf", "sentencepiece"}
+    others = {"bridgekit-core", "faster-whisper", "open-clip-torch", "sentence-transformers", "setuptools"}
+    assert requirements(project) - BY_RANGE - others <= pinned | {
+        "protobuf",
+        "sentencepiece",
+    }
 
 
 @pytest.mark.parametrize("lock", sorted(LOCKS))
@@ -55,5 +58,5 @@ def test_no_message_and_no_page_sends_anyone_to_pypi_for_bridgekit() -> None:
     files = [file for folder in ("bridgekit", "plugins", "docs", "examples") for file in (ROOT / folder).rglob("*")]
     for file in [*files, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
         if file.suffix in (".py", ".md", ".toml") and file.is_file():
-            wrong = re.findall(r"pip install (?:[-\w=]+ )*['\"]?bridgekit.*", file.read_text(encoding="utf-8"))
+            wrong = re.findall(r"pip install (?:[-\w=]+ )*['\"]?bridgekit(?!-core).*", file.read_text(encoding="utf-8"))
             assert not wrong, f"{file}: {wrong}"

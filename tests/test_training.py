@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from bridgekit.errors import BridgekitError
-from bridgekit.fusion import pieces, training
-from bridgekit.fusion.adapter import FrozenSide, FusionAdapter
+from bridgekit.fusion import checkpoint, pieces, training
+from bridgekit.fusion.adapter import Adapter, FrozenSide, FusionAdapter
+from bridgekit.fusion.checkpoint import TrainingState
 from bridgekit.fusion.training import PRESETS, Preset, Trained, learning_rate, train
 from bridgekit.latents.encode import encode_items
 from bridgekit.plugins import load_encoder
@@ -83,8 +84,8 @@ def test_training_does_not_touch_the_callers_random_numbers() -> None:
 def test_a_run_that_is_stopped_goes_on_and_ends_as_if_it_had_not_been(
     stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
-    checkpoint = tmp_path / "run.safetensors"
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1.0)
+    file = tmp_path / "run.safetensors"
 
     class Stopped(Exception):
         pass
@@ -94,29 +95,54 @@ def test_a_run_that_is_stopped_goes_on_and_ends_as_if_it_had_not_been(
             raise Stopped
 
     with pytest.raises(Stopped):
-        run(checkpoint=checkpoint, on_epoch=stop_after)
-    assert checkpoint.exists()
+        run(checkpoint=file, on_epoch=stop_after)
+    assert file.exists()
     epochs: list[int] = []
-    resumed = run(checkpoint=checkpoint, on_epoch=lambda epoch, loss: epochs.append(epoch))
-    assert epochs[0] == stop + 1, "it began where it had stopped"
+    resumed = run(checkpoint=file, on_epoch=lambda epoch, loss: epochs.append(epoch))
+    assert epochs[0] == stop + 1, "it resumed where it had stopped"
     whole = run()
     assert all(torch.equal(weights(whole)[key], weights(resumed)[key]) for key in weights(whole))
-    assert whole.history == resumed.history
-    assert not checkpoint.exists(), "a finished run leaves no checkpoint"
+    assert (whole.history, whole.best_epoch) == (resumed.history, resumed.best_epoch)
+    assert not file.exists(), "a finished run leaves no checkpoint"
 
 
-def test_early_stopping_keeps_the_best_epoch_and_ends_soon_after() -> None:
-    calls = iter([0.1, 0.5, 0.9, 0.2, 0.2, 0.2, 0.2])
+def test_the_adapters_are_those_of_the_best_validation_and_the_first_of_equals() -> None:
+    scores = iter([0.1, 0.9, 0.2, 0.9, 0.3])
     latents = two_views()
-    trained = train(
-        latents,
-        {name: torch.arange(200) for name in latents},
-        torch.arange(200)[:, None],
-        validate=lambda adapters: {"score": next(calls)},
-        preset=replace(SMALL, epochs=50, patience=4),
-    )
-    assert trained.best_epoch == 3
-    assert len(trained.history) == 7
+    seen: list[Tensor] = []
+
+    def validate(adapters: Mapping[str, Adapter]) -> dict[str, float]:
+        seen.append(adapters["a"](latents["a"]).clone())
+        return {"score": next(scores)}
+
+    rows = {name: torch.arange(200) for name in latents}
+    trained = train(latents, rows, torch.arange(200)[:, None], validate=validate, preset=replace(SMALL, epochs=5))
+    assert trained.best_epoch == 2
+    assert torch.equal(trained.adapters["a"](latents["a"]), seen[1])
+    assert trained.temperature == trained.history[1]["temperature"]
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_without_alpha_no_epoch_mixes_and_every_row_of_a_batch_takes_part(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    forward = FusionAdapter.forward
+
+    def watched(adapter: FusionAdapter, rows: Tensor) -> Tensor:
+        if adapter.training and rows.shape[1] == 24:
+            seen.append(rows.clone())
+        return forward(adapter, rows)
+
+    monkeypatch.setattr(FusionAdapter, "forward", watched)
+    small = replace(PRESETS[preset], shared_dim=8, blocks=1, batch_size=50, min_steps_per_epoch=1, epochs=6)
+    latents = two_views()
+    run(replace(small, alpha=0), latents)
+    assert [len(rows) for rows in seen] == [50] * 4 * 6
+    for epoch in range(6):
+        rows = torch.cat(seen[4 * epoch : 4 * epoch + 4])
+        assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, latents["a"][:200].tolist())), "the rows themselves"
+    seen.clear()
+    run(small, latents)
+    assert not set(map(tuple, torch.cat(seen).tolist())) & set(map(tuple, latents["a"].tolist())), "otherwise all are mixed"
 
 
 def test_a_frozen_side_does_not_move_and_sets_the_width() -> None:
@@ -137,44 +163,41 @@ def test_a_loss_that_is_never_finite_is_refused_with_advice(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir()), "nothing was written"
 
 
-@pytest.mark.parametrize("keep_best", [True, False])
-def test_training_that_diverges_ends_with_what_was_best_before(keep_best: bool) -> None:
-    wild = replace(SMALL, lr=100.0, warmup_steps=0, keep_best=keep_best)
-    trained = run(wild)
+def test_training_that_diverges_ends_with_what_was_best_before() -> None:
+    trained = run(replace(SMALL, lr=100.0, warmup_steps=0))
     assert trained.diverged == len(trained.history) + 1 > 1
     assert all(tensor.isfinite().all() for tensor in weights(trained).values())
     assert all(math.isfinite(value) for record in trained.history for value in record.values())
     scores = [record["score"] for record in trained.history]
-    kept = scores.index(max(scores)) if keep_best else len(scores) - 1
-    assert trained.best_epoch == trained.history[kept]["epoch"]
+    assert trained.best_epoch == trained.history[scores.index(max(scores))]["epoch"]
     assert run().diverged is None
 
 
 def test_no_checkpoint_is_ever_written_of_a_state_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
-    checkpoint = tmp_path / "run.safetensors"
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1.0)
+    file = tmp_path / "run.safetensors"
     looked: list[bool] = []
 
     def look(epoch: int, loss: float) -> None:
-        if checkpoint.exists():
-            looked.append(all(tensor.isfinite().all() for tensor in load_file(checkpoint).values()))
+        if file.exists():
+            looked.append(all(tensor.isfinite().all() for tensor in load_file(file).values()))
 
-    trained = run(replace(SMALL, lr=60.0, warmup_steps=0), checkpoint=checkpoint, on_epoch=look)
+    trained = run(replace(SMALL, lr=60.0, warmup_steps=0), checkpoint=file, on_epoch=look)
     assert trained.diverged
     assert len(looked) > 1
     assert all(looked)
-    assert not checkpoint.exists()
+    assert not file.exists()
 
 
-def test_weights_that_run_off_in_the_last_step_of_an_epoch_are_never_judged(
+def test_weights_that_diverge_in_the_last_step_of_an_epoch_are_never_validated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1.0)
     # One step an epoch, whose loss is that of the weights before it. Warm-up lets the first one pass.
     wild = replace(SMALL, batch_size=400, lr=1e41, epochs=60, warmup_steps=100)
     written: list[dict[str, Tensor]] = []
     monkeypatch.setattr(
-        training, "write_sealed", lambda path, tensors, told: (written.append(tensors), write_sealed(path, tensors, told))
+        checkpoint, "write_sealed", lambda path, tensors, told: (written.append(tensors), write_sealed(path, tensors, told))
     )
     trained = run(wild, checkpoint=tmp_path / "run.safetensors")
     assert (trained.diverged, trained.best_epoch, len(written)) == (2, 1, 1)
@@ -184,11 +207,11 @@ def test_weights_that_run_off_in_the_last_step_of_an_epoch_are_never_judged(
 
 
 def test_a_state_whose_optimizer_has_overflowed_is_not_written(tmp_path: Path) -> None:
-    model, log_scale = nn.Linear(2, 2), nn.Parameter(torch.zeros(()))
-    optimizer = training._optimizer(model, log_scale, SMALL)
-    state = training._State(model, log_scale, optimizer, keep_best=True)
+    model, temperature = nn.Linear(2, 2), nn.Parameter(torch.ones(()))
+    optimizer = training._optimizer(list(model.parameters()), temperature, SMALL)
+    state = TrainingState(model, temperature, optimizer)
     for size, written in ((1.0, True), (1e30, False)):
-        for parameter in (*model.parameters(), log_scale):
+        for parameter in (*model.parameters(), temperature):
             parameter.grad = torch.full_like(parameter, size)
         optimizer.step()
         assert state.is_finite()
@@ -212,31 +235,29 @@ def test_a_validation_that_gives_no_number_is_never_the_best() -> None:
     lr=st.floats(-4, 38).map(lambda power: 10.0**power),
     scales=st.tuples(*[st.floats(-30, 38).map(lambda power: 10.0**power)] * 2),
     one_large=st.booleans(),
-    keep_best=st.booleans(),
     standardise=st.booleans(),
     ridge=st.sampled_from([0.0, 0.5]),
     seed=st.integers(0, 9),
 )
 def test_whatever_the_latents_and_the_learning_rate_adapters_are_numbers_or_there_are_none(
-    lr: float, scales: tuple[float, float], one_large: bool, keep_best: bool, standardise: bool, ridge: float, seed: int
+    lr: float, scales: tuple[float, float], one_large: bool, standardise: bool, ridge: float, seed: int
 ) -> None:
     latents = two_views()
     for scale, matrix in zip(scales, latents.values(), strict=True):
         matrix[3 if one_large else slice(None)] *= scale
         matrix.clamp_(-3e38, 3e38)  # latents that are not finite never come here
-    preset = replace(SMALL, lr=lr, epochs=6, warmup_steps=0, keep_best=keep_best, standardise=standardise, warm_start=ridge)
+    preset = replace(SMALL, lr=lr, epochs=6, warmup_steps=0, standardise=standardise, warm_start=ridge)
     try:
         trained = run(preset, latents, seed=seed)
     except BridgekitError as refusal:
-        told = refusal.what
-        assert "diverged" in told
+        message = refusal.what
+        assert "diverged" in message
         return
     assert all(tensor.isfinite().all() for tensor in weights(trained).values())
-    scores = [record["score"] for record in trained.history]
     assert all(math.isfinite(record["loss"]) for record in trained.history)
-    assert trained.history[[record["epoch"] for record in trained.history].index(trained.best_epoch)]["score"] == (
-        max(scores) if keep_best else scores[-1]
-    )
+    best = max(trained.history, key=lambda record: record["score"])
+    assert trained.best_epoch == best["epoch"]
+    assert trained.temperature == best["temperature"]
     assert (trained.diverged is None) == (len(trained.history) == preset.epochs)
 
 
@@ -264,13 +285,24 @@ def test_real_latents_and_an_absurd_learning_rate_end_with_adapters_that_are_num
         wild(1e20)
 
 
-def test_the_learning_rate_warms_up_and_comes_down_as_a_cosine() -> None:
+def test_the_learning_rate_warms_up_and_comes_down_as_a_cosine_that_is_set_once_an_epoch() -> None:
     preset = PRESETS["paper"]
-    rates = [learning_rate(step, 10_000, preset) for step in range(10_000)]
+    rates = [[learning_rate(preset, epoch, step, 120) for step in range(120)] for epoch in range(1, 501)]
+    assert rates[0][0] == preset.min_lr
+    assert rates[0][50] == pytest.approx((preset.min_lr + preset.lr) / 2)
+    assert rates[0][100:] == [preset.lr] * 20
+    assert all(len(set(epoch)) == 1 for epoch in rates[1:])
+    assert rates[250][0] == pytest.approx((preset.min_lr + preset.lr) / 2)
+    assert preset.min_lr < rates[499][0] < 1.1e-6
+
+
+def test_warm_up_goes_on_after_a_short_first_epoch_and_takes_a_tenth_of_a_short_run_at_most() -> None:
+    preset = replace(PRESETS["paper"], epochs=20)
+    rates = [learning_rate(preset, epoch, step, 10) for epoch in range(1, 21) for step in range(10)]
     assert rates[0] == preset.min_lr
-    assert rates[100] == max(rates) == preset.lr
-    assert rates[-1] < 1e-5
-    assert abs(rates[5_050] - preset.lr / 2) < 1e-5
+    assert rates.index(max(rates)) == 20
+    assert sorted(rates[:20]) == rates[:20]
+    assert learning_rate(replace(preset, warmup_steps=0), 1, 0, 10) == preset.lr
 
 
 def test_the_paper_preset_is_the_released_configuration() -> None:
@@ -278,12 +310,23 @@ def test_the_paper_preset_is_the_released_configuration() -> None:
     assert (paper.shared_dim, paper.blocks, paper.expansion, paper.dropout) == (512, 4, 4.0, 0.6)
     assert (paper.alpha, paper.pairing, paper.lambda_per, paper.batch_size) == (1.0, "halves", "batch", 40_960)
     assert (paper.lr, paper.min_lr, paper.warmup_steps, paper.weight_decay, paper.epochs) == (1e-3, 1e-6, 100, 0.1, 500)
-    assert paper.temperature == 0.07
+    assert (paper.temperature, paper.learn_temperature) == (0.07, True)
+    assert (paper.min_steps_per_epoch, paper.input_dropout, paper.standardise, paper.warm_start) == (1, 0.0, False, 0.0)
+
+
+def test_a_temperature_that_is_not_learned_stays_as_it_is() -> None:
+    trained = run(replace(SMALL, learn_temperature=False, temperature=0.125, epochs=5))
+    assert {record["temperature"] for record in trained.history} == {trained.temperature} == {0.125}
+    learned = run(replace(SMALL, temperature=0.125, epochs=5))
+    assert learned.temperature != 0.125
+    assert not all(torch.equal(weights(learned)[key], weights(trained)[key]) for key in weights(trained))
 
 
 def test_the_temperature_stays_within_its_bounds() -> None:
     trained = run(replace(SMALL, temperature=0.5, lr=0.5, warmup_steps=0))
-    assert all(0.001 <= record["temperature"] <= 0.5 + 1e-6 for record in trained.history)
+    assert all(0.001 <= record["temperature"] <= 0.5 for record in trained.history)
+    assert {0.5} < {record["temperature"] for record in trained.history}, "it is learned, and reaches a bound"
+    assert run(replace(SMALL, temperature=3.0, lr=0.0, min_lr=0.0, epochs=1)).temperature == 0.5
 
 
 def test_a_batch_that_does_not_fit_is_embedded_twice_and_trains_to_the_same_adapters(monkeypatch: pytest.MonkeyPatch) -> None:

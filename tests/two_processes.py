@@ -60,7 +60,7 @@ def adapters() -> dict[str, Tensor]:
             rows,
             torch.arange(200)[:, None] // 2,
             validate=lambda adapters: {"score": 0.0},
-            preset=replace(SMALL, epochs=12, dropout=0.3, input_dropout=0.1, keep_best=False, pairing="permutation"),
+            preset=replace(SMALL, epochs=12, dropout=0.3, input_dropout=0.1, pairing="permutation"),
         )
         found |= {
             f"{name}/{side}/{key}": value

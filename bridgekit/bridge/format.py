@@ -96,6 +96,9 @@ def read_metadata(folder: Path) -> dict[str, Any]:
             where=str(folder),
             remedy="install a newer bridgekit, from where this one came",
         )
+    if isinstance(metadata.get("preset"), dict):
+        for name in _RETIRED_FIELDS:
+            metadata["preset"].pop(name, None)
     fault = _fault(metadata)
     if fault:
         raise damaged(folder, f"in bridge.json, {fault}")
@@ -273,6 +276,9 @@ _PRESET_BOUNDS: Mapping[str, tuple[float, float]] = {
     "temperature": (1e-6, 1e6),
 }
 
+#: Fields of a preset that earlier versions wrote. They only concerned training: reading drops them.
+_RETIRED_FIELDS = ("alpha_end", "patience", "keep_best")
+
 
 def _preset_rule(name: str, kind: Any) -> Rule:
     if choices := get_args(kind):
@@ -309,7 +315,7 @@ def _schema(modalities: Collection[str]) -> Schema:
         "sides": dict.fromkeys(modalities, _SIDE),
         "preset": _PRESET,
         "dim": _integer(1, MAX_DIM),
-        "temperature": _number(0.99 * low, 1.01 * high),  # a little beyond: the learned one is clamped as a logarithm
+        "temperature": _number(0.99 * low, 1.01 * high),  # a little beyond: earlier versions clamped its logarithm
         "adapters_sha256": Rule("a SHA-256 in hexadecimal", lambda value: bool(_SHA256.fullmatch(str(value)))),
         "provenance": {**table, "bound?": [bound]},
         "metrics": [_METRIC],
@@ -320,7 +326,7 @@ def _fault(metadata: Mapping[str, Any]) -> str | None:
     """What is wrong with a bridge's metadata: the first wrong field and what it must be."""
     sides = metadata.get("sides")
     if not isinstance(sides, dict) or not 1 <= len(sides) <= MAX_SIDES or not all(map(is_modality, sides)):
-        return f"`sides` must be an object of 1 to {MAX_SIDES} sides, each under the name of its modality"
+        return f"`sides` must be an object of 1 to {MAX_SIDES} sides, each under the name of a modality"
     if fault := next(_faults(metadata, _schema(sides)), None):
         return fault
     frozen = [side["dim"] for side in sides.values() if side["frozen"]]

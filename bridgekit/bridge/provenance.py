@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ def trained_on(provenance: Mapping[str, Any], modalities: Sequence[str]) -> list
         )
         for table in (provenance, *provenance.get("bound", ()))
     ]
+
+
+def installed_version() -> str:
+    """The version of bridgekit, to be recorded in the provenance."""
+    return version("bridgekit-core")
 
 
 def command_line() -> str:

@@ -30,6 +30,12 @@ BRIDGES = Path("bridges")
 LARGEST = 16 << 20
 #: Help text of `--outside`.
 OUTSIDE = "Let a table refer to files outside its own folder."
+#: Explanations of the baselines in a recall table. Older bridges have others.
+BASELINES = {
+    "random": "adapters with random weights",
+    "closed-form start": "the closed-form solution that training starts from",
+    "linear": "ridge regression",
+}
 #: Rows set aside that are listed; `--json` has all.
 SHOWN = 10
 
@@ -52,6 +58,7 @@ def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
         main = threading.current_thread() is threading.main_thread()  # no other thread may set signal handlers
         before = signal.signal(signal.SIGTERM, _terminate) if main else None
         try:
+            _import_torch()
             verb(*arguments, **options)
         except KeyboardInterrupt as stop:
             print("\nbridgekit: stopped. Nothing is lost: run the same command again to continue.", file=sys.stderr)
@@ -61,6 +68,15 @@ def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
                 signal.signal(signal.SIGTERM, before)
 
     return run
+
+
+def _import_torch() -> None:
+    """Import PyTorch, which every verb needs and which takes seconds. On a terminal, show a spinner meanwhile."""
+    if sys.stderr.isatty() and "torch" not in sys.modules:
+        from rich.console import Console
+
+        with Console(stderr=True).status("loading PyTorch"):
+            import torch  # noqa: F401
 
 
 def find_bridge(path: Path | None) -> Path:
@@ -188,8 +204,11 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
             style = "bold" if record["method"] == "FuseMix" and len(records) > 1 else None
             table.add_row(*label, Text(plain(record["method"])), *recalls, f"{record['median_rank']:g}", style=style)
     Console().print(table)
-    linear = " linear: ridge regression." if any(record["method"] == "linear" for record in metrics) else ""
-    print(f"among: number of candidates, first the split's own, then the whole table's.{linear}")
+    print("among: number of candidates, first the split's own, then the whole table's.")
+    methods = {record["method"] for record in metrics}
+    baselines = [f"{method}: {what}" for method, what in BASELINES.items() if method in methods]
+    if baselines:
+        print(f"{'; '.join(baselines)}.")
     few = min(record["queries"] for record in metrics)
     if few < 30:
         print(f"The smallest test split has only {few} queries, so these numbers are noisy.")

@@ -133,7 +133,7 @@ def _bridge(modalities: set[str], quiet: bool) -> Path:
             f"there is no bridge for {' and '.join(sorted(modalities))} in ./bridges",
             remedy=f"train one ({train}) or give its folder with --bridge",
         )
-    print("There is no bridge here yet. The starter can train one on 16,000 spoken words (about 10 minutes, 300 MB of cache).")
+    print("There is no bridge here yet. The starter can train one on 1,800 spoken words (1 to 2 minutes, 40 MB of cache).")
     if not typer.confirm(f"Run `{train}` now?", default=True):
         raise typer.Exit(2)
     from bridgekit.recipes.align import AlignOptions, run_alignment

@@ -1,41 +1,43 @@
-"""What FuseMix is measured against: untrained adapters and ridge regression on the same latents."""
+"""What FuseMix is measured against, on the same latents: the adapters before training, and ridge regression."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from bridgekit.evaluation.recall import Embed
-from bridgekit.fusion.adapter import Adapter, FusionAdapter, mean_and_std, project
-from bridgekit.fusion.training import Preset, new_adapters
+from bridgekit.fusion.adapter import Adapter, mean_and_std, project
+from bridgekit.fusion.training import Preset, initial_adapters
 from bridgekit.fusion.warm_start import joining_order
 
-#: Strengths of regularisation that validation chooses from.
+#: Strengths of regularisation; the best on the validation rows is taken.
 RIDGE_ALPHAS = (1.0, 10.0, 100.0, 1_000.0, 10_000.0)
 
 
-def untrained(
+def before_training(
     latents: Mapping[str, Tensor],
     rows: Mapping[str, Tensor],
     preset: Preset,
     seed: int,
     fixed: Mapping[str, Adapter] | None = None,
-) -> Embed:
-    """Adapters as they are before the first step: what chance looks like.
+) -> dict[str, Embed]:
+    """`random` adapters, and where the preset starts training from the closed-form solution, that too: `closed-form start`.
 
     Arguments:
         latents: modality to (m, d).
         rows: modality to the training rows' indices, negative for a hole.
         preset, seed, fixed: as for training.
     """
-    adapters = new_adapters({name: matrix.shape[1] for name, matrix in latents.items()}, preset, seed, fixed)
-    for name, adapter in adapters.items():
-        if isinstance(adapter, FusionAdapter) and name not in (fixed or ()):
-            adapter.standardise(latents[name][rows[name][rows[name] >= 0]])
-        adapter.eval()
-    return lambda modality, matrix: project(adapters[modality], matrix)
+
+    def embed_with(preset: Preset) -> Embed:
+        adapters = initial_adapters(latents, rows, preset, seed, fixed)
+        return lambda modality, matrix: project(adapters[modality].eval(), matrix)
+
+    methods = {"random": embed_with(replace(preset, warm_start=0.0))}
+    return methods | ({"closed-form start": embed_with(preset)} if preset.warm_start else {})
 
 
 def linear(
@@ -46,13 +48,14 @@ def linear(
 ) -> Embed:
     """Ridge regression from standardised latents onto those of the modality that has most rows in common with the others.
 
-    A modality without rows in common with it is regressed onto those that have some. Where sides are fixed, it is onto them.
+    A modality that has no rows in common with it is regressed onto those that have. Where sides are fixed, all others are
+    regressed onto them.
 
     Arguments:
         latents: modality to (m, d).
         rows: modality to the training rows' indices, negative for a hole.
-        score: larger is better, measured on validation rows; it chooses alpha.
-        fixed: modality to an adapter that stays as it is.
+        score: of an embedding on the validation rows, larger is better; chooses alpha.
+        fixed: modality to an adapter that is not trained.
     """
     from sklearn.linear_model import Ridge
 
@@ -63,7 +66,7 @@ def linear(
     else:
         there = torch.stack([ids >= 0 for ids in rows.values()]).long()
         common = (there @ there.T).sum(1) - there.sum(1)
-        # The last of equals: of two modalities, the first is regressed onto the second.
+        # Among equals the last: of two modalities, the first is regressed onto the second.
         anchor = [*rows][max(range(len(common)), key=lambda index: (int(common[index]), index))]
         anchors = {anchor: scale[anchor]}
     best: tuple[float, Embed] | None = None

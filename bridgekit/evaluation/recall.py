@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridgekit.latents.encoded import EncodedPairs
-from bridgekit.retrieval import Recall, Relevance, recall, relevance
+from bridgekit.retrieval import Recall, Relevance, random_recall, recall, relevance
 from bridgekit.tables.splits import test_splits
 
 Embed = Callable[[str, Tensor], Tensor]
@@ -96,6 +96,24 @@ def split_recall(
         used = np.unique(encoded.ids[candidate][encoded.ids[candidate] >= 0])
         return _recall_among(embedded, right, query, candidate, used, everywhere)
     return _recall_among(embedded, right, query, candidate, np.unique(right.candidate), None)
+
+
+def chance(
+    encoded: EncodedPairs, rows: NDArray[np.int64], query: str, candidate: str, among: str, ks: Sequence[int]
+) -> dict[int, float]:
+    """The expected recall@k of a random ranking. Arguments are those of `split_recall`, and `ks`, the k of recall@k.
+
+    It is k over the size of the gallery where each query has one correct item, and more where it has several.
+    """
+    correct = correct_items(encoded, rows, query, candidate)
+    queries, answers = np.unique(correct.query, return_counts=True)
+    candidates = np.full(len(queries), len(np.unique(correct.candidate)))
+    if among == "all":  # correct items outside these rows are left out of the ranking
+        everywhere = correct_items(encoded, np.arange(len(encoded.pairs)), query, candidate)
+        ids, known = np.unique(everywhere.query, return_counts=True)
+        candidates[:] = len(np.unique(encoded.ids[candidate][encoded.ids[candidate] >= 0]))
+        candidates -= known[np.searchsorted(ids, queries)] - answers
+    return random_recall(answers, candidates, ks) if len(queries) else dict.fromkeys(ks, 0.0)
 
 
 def correct_items(encoded: EncodedPairs, rows: NDArray[np.int64], query: str, candidate: str) -> Relevance:

@@ -7,19 +7,22 @@ from torch import Tensor, nn
 
 
 def mean_and_std(latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Per dimension, from (n, dim). A near-constant dimension is given more than it has, lest it be blown up into noise."""
+    """Mean and standard deviation per dimension of (n, dim) latents.
+
+    The deviation has a lower bound: dividing a nearly constant dimension by its own would turn it into noise.
+    """
     std = latents.std(0)
     return latents.mean(0), std.clamp_min(1e-3 * std.max().clamp_min(1e-6))
 
 
 class Dropout(nn.Module):
-    """Dropout; on the CPU with masks of random bytes, so that the share dropped is a whole number of 256ths.
+    """Dropout. On the CPU its masks are random bytes, so the rate is rounded to a 256th: 0.6 becomes 0.6016.
 
-    torch's own takes 11 ns a number on some processors, which is more than the products beside it take (measured on 2 cores of
-    an AMD EPYC 9004, torch 2.13); this takes 1.
+    `torch.nn.Dropout` takes 11 ns a number on some CPUs, more than the matrix products around it (measured on 2 cores of an AMD
+    EPYC 9004, torch 2.13); this takes 1 ns.
 
     Arguments:
-        p: the share that is dropped.
+        p: the probability that a number is set to zero.
     """
 
     def __init__(self, p: float) -> None:
@@ -27,20 +30,20 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape into the same, scaled so that its expectation stays. In eval mode the identity."""
+        """Any shape into the same, scaled to keep its expectation. The identity in eval mode."""
         kept = round(256 * (1 - self.p))
         if not self.training or kept == 256:
             return x
         if x.device.type != "cpu":
             return nn.functional.dropout(x, self.p)
-        # Eight bytes a draw. `random_` without bounds would leave the top bit at zero.
+        # Eight bytes a draw. Without bounds, `random_` leaves the top bit at zero.
         draws = torch.empty(x.numel() // 8 + 1, dtype=torch.int64).random_(-(2**63), None)
         mask = draws.view(torch.uint8)[: x.numel()].view(x.shape) < kept
         return x * mask.to(x.dtype).mul_(256 / max(1, kept))
 
 
 class Block(nn.Module):
-    """One residual MLP block: `x + W2 GELU(W1 LayerNorm(x))` with dropout inside."""
+    """One residual MLP block: `x + W2 Dropout(GELU(W1 LayerNorm(x)))`."""
 
     def __init__(self, dim: int, expansion: float, dropout: float) -> None:
         super().__init__()
@@ -52,8 +55,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, dim) into (n, dim)."""
-        hidden = self.dropout(nn.functional.gelu(self.up(self.norm(x))))
-        out: Tensor = x + self.dropout(self.down(hidden))
+        out: Tensor = x + self.down(self.dropout(nn.functional.gelu(self.up(self.norm(x)))))
         return out
 
 
@@ -63,14 +65,15 @@ class FusionAdapter(nn.Module):
     Arguments:
         dim: width of the encoder's latents.
         shared_dim: width of the shared space.
-        blocks: how many residual blocks; 0 leaves LayerNorm and the linear map.
+        blocks: number of residual blocks; 0 leaves LayerNorm and the linear map.
         expansion: hidden width of a block as a multiple of `dim`.
-        dropout: inside the blocks.
-        input_dropout: on the latents, before the blocks.
+        dropout: rate of the dropout in each block, between GELU and the second linear map.
+        input_dropout: rate of a dropout on the latents, before the blocks.
 
-    Source: FuseMix (Vouitsis et al., CVPR 2024, arXiv 2312.10144), section 5 and its released configuration. Two things
-    are added for small tables: `mean` and `std`, by which latents are standardised first (pooled latents of many encoders
-    share a large common part, and a LayerNorm over one vector cannot take it away), and the dropout on the input.
+    Source: FuseMix (Vouitsis et al., CVPR 2024, arXiv 2312.10144), section 5, and its released code and configuration. Two
+    things are added for small tables, and off in the `paper` preset: `mean` and `std`, by which latents are standardised first
+    (the pooled latents of many encoders share a large common component, which a LayerNorm over one vector cannot remove), and
+    dropout on the input.
     """
 
     mean: Tensor
@@ -100,7 +103,7 @@ class FusionAdapter(nn.Module):
         self.std.copy_(std)
 
     def normalised(self, latents: Tensor) -> Tensor:
-        """What the head's linear map sees where the blocks do nothing: (n, dim) standardised, then LayerNorm."""
+        """What the head sees while the blocks are the identity: (n, dim) latents standardised, then LayerNorm."""
         return nn.functional.layer_norm((latents - self.mean) / self.std, self.mean.shape)
 
     @torch.no_grad()
@@ -108,7 +111,7 @@ class FusionAdapter(nn.Module):
         """Become the linear map `weight @ normalised(x) + bias`, up to a positive factor.
 
         Arguments:
-            weight: (k, dim). Where k is less than the shared width, the other outputs start small and random.
+            weight: (k, dim). Where k is less than the shared width, the remaining outputs start small and random.
             bias: (k,).
         """
         for block in self.blocks:
@@ -118,7 +121,7 @@ class FusionAdapter(nn.Module):
         self.norm.reset_parameters()
         own, shift = self.head.weight, self.head.bias
         k = min(len(weight), len(own))
-        # Embeddings are compared at unit length: the factor only sets how large an optimizer's step is beside the weights.
+        # Embeddings are compared at unit length: the factor only sets the size of the weights relative to an optimizer step.
         factor = (own.norm() / len(own) ** 0.5) / (weight[:k].norm() / k**0.5).clamp_min(1e-12)
         own[:k], shift[:k] = (weight[:k] * factor).to(own.dtype), (bias[:k] * factor).to(own.dtype)
         own[k:] *= 0.1
@@ -134,7 +137,7 @@ class FusionAdapter(nn.Module):
 
 
 class FrozenSide(nn.Module):
-    """The identity adapter: the encoder's own latents are the shared space, and the other sides come to them.
+    """The identity adapter: the encoder's own latents are the shared space, and the other sides are trained into it.
 
     Arguments:
         dim: width of the encoder's latents, and so of the shared space.
@@ -154,12 +157,12 @@ Adapter = FusionAdapter | FrozenSide
 
 @torch.inference_mode()
 def project(adapter: nn.Module, latents: Tensor, rows: int = 8_192) -> Tensor:
-    """Latents, (n, dim), into the shared space, (n, shared), at unit length; some rows at a time.
+    """Latents, (n, dim), into the shared space, (n, shared), at unit length, in batches.
 
     Arguments:
         adapter: in eval mode.
-        latents: may lie on another device than the adapter.
-        rows: how many go through at once.
+        latents: may be on another device than the adapter.
+        rows: batch size.
 
     Returns:
         float32 on the CPU.

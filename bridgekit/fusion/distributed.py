@@ -57,8 +57,8 @@ def first_process_first() -> Iterator[None]:
             dist.barrier()
 
 
-def told_by_first(value: Any) -> Any:
-    """The first process's value, plain data, in every process."""
+def broadcast_from_first(value: Any) -> Any:
+    """The first process's value (plain data) in every process."""
     if world_size() == 1:
         return value
     box = [value]

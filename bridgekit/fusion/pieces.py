@@ -1,4 +1,4 @@
-"""A batch of any size in bounded memory: cut into pieces, shared among processes, and embedded again where it must be."""
+"""A batch of any size in bounded memory: cut into pieces, shared among processes, and embedded twice where necessary."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from bridgekit.fusion.adapter import Adapter, FrozenSide
 from bridgekit.fusion.distributed import rank, world_size
 
-#: A batch is cut into as many pieces, so that as many processes can share it and still draw the same dropout as one does.
+#: A batch is cut into this many pieces, so that up to this many processes can share it and draw the same dropout as one.
 PIECES = 8
-#: but into none with fewer rows: smaller products would waste the processor.
+#: No piece has fewer rows than this: smaller products would not use the processor well.
 SMALLEST_PIECE = 512
-#: On the CPU, activations may take this many bytes; on a GPU this share of its memory.
+#: Activations may take this many bytes on the CPU, and this share of the memory on a GPU.
 CPU_ROOM, GPU_SHARE = 1 << 29, 0.4
 
 
@@ -27,9 +27,9 @@ class Pieces:
     """How a batch is cut.
 
     Arguments:
-        rows: the pieces, in order: those of the first process, of the second, and so on.
+        rows: the pieces, in order: those of the first process, then of the second, and so on.
         own: the numbers of this process's pieces.
-        bounds: for each process the first of its rows and the one after its last.
+        bounds: for each process the number of its first row and the one after its last.
     """
 
     rows: Sequence[slice]
@@ -48,14 +48,15 @@ def cut(n: int, most_rows: int) -> Pieces:
 
 
 def activation_bytes(adapters: Sequence[Adapter]) -> int:
-    """About how many bytes one row's activations take while its gradients are still to come."""
+    """About how many bytes the activations of one row take between the forward and the backward pass."""
     numbers = 0
     for adapter in adapters:
         if isinstance(adapter, FrozenSide):
             continue
         dim = adapter.head.in_features
-        # A block keeps, of its inner width, what goes into GELU, what comes out, its mask and what is left of it.
-        numbers += 3 * dim + adapter.shared_dim + len(adapter.blocks) * 4 * (dim + round(dim * adapter.expansion))
+        # A block keeps its input and the normalised input, and at its hidden width GELU's input and output, the dropout mask
+        # and the product of the two.
+        numbers += 3 * dim + adapter.shared_dim + len(adapter.blocks) * (2 * dim + 4 * round(dim * adapter.expansion))
     return 4 * numbers
 
 
@@ -67,10 +68,10 @@ def activation_room(device: str) -> int:
 
 
 def seed_here(*place: int) -> None:
-    """Seed torch by a place in a run (seed, epoch, step, piece): whoever stands there draws the same."""
-    # Torch's generator on the CPU heeds 32 bits.
+    """Seed torch with a place in a run (seed, epoch, step, piece), so that any process draws the same numbers there."""
+    # Torch's generator on the CPU uses 32 bits.
     number = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=4).digest(), "big")
-    # Not torch.manual_seed: where CUDA is not in use, it writes down a stack trace for the day that it will be.
+    # Not torch.manual_seed: where CUDA is not initialized, it stores a stack trace at every call.
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed(number)
@@ -79,24 +80,29 @@ def seed_here(*place: int) -> None:
 
 
 def backward_in_pieces(
-    pieces: Sequence[Callable[[], Sequence[Tensor]]], loss_of: Callable[[Sequence[Tensor]], Tensor], *, keep: bool
+    embed: Callable[[int], Sequence[Tensor]],
+    pieces: Sequence[int],
+    loss_of: Callable[[Sequence[Tensor]], Tensor],
+    *,
+    keep: bool,
 ) -> Tensor:
-    """The loss of a batch that comes in pieces; its gradients are added to those of the parameters.
+    """The loss of a batch that is embedded in pieces; its gradients are added to those of the parameters.
 
     Arguments:
-        pieces: each gives a piece's embeddings, one tensor a side, and the same ones when it is called again.
-        loss_of: from the embeddings of all pieces, a tensor a side, to a scalar.
-        keep: keep the activations of all pieces. Otherwise those of one piece at a time are in memory, and each piece is
-            embedded twice.
+        embed: from a piece's number to its embeddings, one tensor a side; the same ones whenever it is called.
+        pieces: the numbers of the pieces.
+        loss_of: from the embeddings of all pieces, one tensor a side, to a scalar.
+        keep: keep the activations of all pieces. Otherwise only one piece's activations are in memory at a time, and each piece
+            is embedded twice.
 
     Source: GradCache (Gao et al., arXiv 2101.06983).
     """
     if keep:
-        loss = loss_of(_joined([piece() for piece in pieces]))
+        loss = loss_of(_joined([embed(number) for number in pieces]))
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
     with torch.no_grad():
-        parts = [piece() for piece in pieces]
+        parts = [embed(number) for number in pieces]
     embedded = [side.requires_grad_() for side in _joined(parts)]
     loss = loss_of(embedded)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -105,8 +111,8 @@ def backward_in_pieces(
         for number, side in enumerate(embedded)
     ]
     del parts
-    for number, piece in enumerate(pieces):
-        moving = [(side, of[number]) for side, of in zip(piece(), gradients, strict=True) if side.requires_grad]
+    for place, number in enumerate(pieces):
+        moving = [(side, of[place]) for side, of in zip(embed(number), gradients, strict=True) if side.requires_grad]
         if moving:
             torch.autograd.backward([side for side, _ in moving], [gradient for _, gradient in moving])
     return loss.detach()

@@ -154,7 +154,7 @@ def _fuse(
     fingerprint: str,
     report: Report,
 ) -> Bridge:
-    """Train, and measure untrained adapters, ridge regression and FuseMix on the test splits."""
+    """Train, and measure the baselines and FuseMix on the test splits."""
     frozen, seed = options.frozen, options.seed
     checkpoint = checkpoint_of(fingerprint, options.resume)
     fixed: dict[str, Adapter] = {frozen: FrozenSide(encoders[frozen][1].dim)} if frozen else {}

@@ -108,7 +108,7 @@ def run_binding(options: BindOptions) -> Alignment:
         check_free(folder, overwrite)
         old = _without(new, old)
         fixed = {modality: old.adapters[modality] for modality in partners}
-        preset = replace(old.preset, temperature=old.temperature)
+        preset = replace(old.preset, temperature=old.temperature, learn_temperature=False)
         trained = train_encoded(
             encoded,
             split,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bridgekit.bridge.bridge import Bridge
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation.baselines import linear, untrained
+from bridgekit.evaluation.baselines import before_training, linear
 from bridgekit.evaluation.recall import Embed, directions, evaluate_splits, split_recall
 from bridgekit.fusion.adapter import Adapter, project
 from bridgekit.fusion.training import Preset, Trained, train
@@ -114,11 +114,11 @@ def baselines(
     seed: int = 0,
     fixed: Mapping[str, Adapter] | None = None,
 ) -> dict[str, Embed]:
-    """What FuseMix is measured against: untrained adapters and ridge regression on the same rows."""
+    """What FuseMix is measured against, by name: the adapters before training, and ridge regression on the same rows."""
     latents, rows = spread_rows(*training_rows(encoded, split))
     score = validation(encoded, split, fixed or ())
     return {
-        "untrained": untrained(latents, rows, preset, seed, fixed),
+        **before_training(latents, rows, preset, seed, fixed),
         "linear": linear(latents, rows, lambda embed: score(embed)["score"], fixed),
     }
 
@@ -132,7 +132,7 @@ def measure(
     seed: int,
     fixed: Mapping[str, Adapter],
 ) -> list[dict[str, Any]]:
-    """Recall on the test splits of untrained adapters, ridge regression and the bridge, as `evaluate_splits` gives it."""
+    """Recall of the baselines and of the bridge on the test splits, as `evaluate_splits` gives it."""
     methods = {**baselines(encoded, split, preset=preset, seed=seed, fixed=fixed), "FuseMix": bridge.project}
     return [record for method, embed in methods.items() for record in evaluate_splits(encoded, split.tolist(), embed, method)]
 

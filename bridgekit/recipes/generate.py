@@ -6,13 +6,12 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from torch import Tensor
 
 from bridgekit.bridge.bridge import Bridge
-from bridgekit.bridge.provenance import command_line
+from bridgekit.bridge.provenance import command_line, installed_version
 from bridgekit.diffusion.conditioner import GAPS, Conditioner, close_gap
 from bridgekit.diffusion.models import DrawOptions, open_model
 from bridgekit.diffusion.painter import mix, open_painter, paint
@@ -157,7 +156,7 @@ def generate(options: GenerateOptions) -> Generation:
         "prompt": options.prompt,
         "gap": options.gap,
         "command": command_line(),
-        "bridgekit": version("bridgekit"),
+        "bridgekit": installed_version(),
     }
     records = []
     for file, picture, row, found, seed in zip(files, pictures, named, nearest, seeds, strict=True):

@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from bridgekit.bridge.bridge import Bridge
-from bridgekit.bridge.provenance import command_line
+from bridgekit.bridge.provenance import command_line, installed_version
 from bridgekit.encoders import Encoder, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.evaluation.leaks import refuse_leaks
@@ -64,7 +63,7 @@ def provenance_of(encoded: EncodedPairs, split: NDArray[np.str_], seed: int, dev
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command_line(),
         "machine": f"{platform.system()} {platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads",
-        "bridgekit": version("bridgekit"),
+        "bridgekit": installed_version(),
     }
 
 
@@ -139,7 +138,7 @@ def fingerprint_of(encoded: EncodedPairs, split: NDArray[np.str_], **settings: A
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "products": str(product_dtype(settings["device"])),
-        "bridgekit": version("bridgekit"),
+        "bridgekit": installed_version(),
         "split": split.tolist(),
     }
     whole = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())

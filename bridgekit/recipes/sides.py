@@ -102,6 +102,7 @@ def open_encoders(names: Sequence[str], device: str, report: Report) -> dict[str
         if encoder.modality in opened:
             raise BridgekitError(f"two sides are {encoder.modality}", where=", ".join(names), remedy="use different modalities")
         opened[encoder.modality] = (recorded_name(full, encoder), encoder)
+    report("opening encoders", len(names), len(names))
     return opened
 
 

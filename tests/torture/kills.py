@@ -345,9 +345,9 @@ def _look_at_latents(workshop: Path, found: Found) -> None:
             continue
         with safe_open(shards[0], "np") as file:
             revision, dim = file.metadata()["revision"], file.get_slice("latents").get_shape()[1]
-        kept = store.LatentStore(revision, dim, workshop / "home" / "latents")
-        digests = sorted(kept._where)
-        for digest, vector in zip(digests, kept.read(digests).numpy(), strict=True):
+        latents = store.LatentStore(revision, dim, workshop / "home" / "latents")
+        digests = sorted(latents._where)
+        for digest, vector in zip(digests, latents.read(digests).numpy(), strict=True):
             found.latents[revision, digest] = vector.tobytes()
 
 

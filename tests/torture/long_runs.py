@@ -139,7 +139,7 @@ def watch_steps(count: int, keep: Callable[[object], object] = lambda adapters: 
     import torch
 
     from bridgekit import PRESETS
-    from bridgekit.fusion import training
+    from bridgekit.fusion import checkpoint, training
 
     preset = PRESETS["default"]
     per_epoch, rows = preset.min_steps_per_epoch, 384
@@ -151,7 +151,7 @@ def watch_steps(count: int, keep: Callable[[object], object] = lambda adapters: 
         keep(adapters)
         return {"score": 0.0}
 
-    training.CHECKPOINT_SECONDS = 1.0
+    checkpoint.CHECKPOINT_SECONDS = 1.0
     with tempfile.TemporaryDirectory() as folder:
         training.train(
             latents,

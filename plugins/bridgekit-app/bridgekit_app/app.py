@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +26,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from torch import Tensor
 
+from bridgekit.bridge.provenance import installed_version
 from bridgekit.diffusion.models import DrawOptions
 from bridgekit.diffusion.painter import mix
 from bridgekit.encoders import TEXT
@@ -285,7 +285,7 @@ async def healthz(request: Request) -> dict[str, Any]:
     state = _state(request)
     return {
         "status": "ok",
-        "bridgekit": version("bridgekit"),
+        "bridgekit": installed_version(),
         "waiting": {"encoding": state.batcher.waiting(), "pictures": state.pictures.waiting()},
         "encoded": {"items": state.batcher.items, "batches": state.batcher.batches},
     }
@@ -367,7 +367,7 @@ def create_app(
 
     app = FastAPI(
         title="bridgekit",
-        version=version("bridgekit"),
+        version=installed_version(),
         description="One shared space for several modalities: embed, search, and draw pictures of what is in it.",
         lifespan=lifespan,
         docs_url=None,

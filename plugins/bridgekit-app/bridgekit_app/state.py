@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from concurrent.futures import TimeoutError
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bridgekit.bridge.bridge import Bridge
+from bridgekit.bridge.provenance import installed_version
 from bridgekit.diffusion.conditioner import close_gap
 from bridgekit.diffusion.models import DrawOptions, open_model
 from bridgekit.diffusion.painter import Painter, mix, open_painter, paint
@@ -311,7 +311,7 @@ class AppState:
                 {"item": hit.item if texts else Path(hit.item).name, "similarity": round(hit.similarity, 6)} for hit in nearest
             ],
         }
-        data = png(picture, {**metadata, "bridgekit": version("bridgekit")})
+        data = png(picture, {**metadata, "bridgekit": installed_version()})
         seconds = round(time.monotonic() - started, 3)
         return {**metadata, "width": picture.width, "height": picture.height, "seconds": seconds, "picture": _base64(data)}
 

@@ -57,10 +57,10 @@ def encoder_providers() -> Sequence[EncoderProvider]:
 
 @hookimpl
 def pair_sources() -> Sequence[PairSource]:
-    """`starter:openmoji` (pictures and their names), `starter:spoken-openmoji` (the names, spoken), and both in one."""
+    """Pictures and their names, the names spoken, and both in one table; the latter two also with everyday names only."""
     from bridgekit_starter import openmoji, spoken, spoken_pictures
 
-    return [openmoji.SOURCE, spoken.SOURCE, spoken_pictures.SOURCE]
+    return [openmoji.SOURCE, spoken.WORDS, spoken.SOURCE, spoken_pictures.WORDS, spoken_pictures.SOURCE]
 
 
 def open_generator(device: str) -> ImageModel:

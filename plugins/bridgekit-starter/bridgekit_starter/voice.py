@@ -1,4 +1,4 @@
-"""eSpeak NG, from the package espeakng-loader: a text in, samples out, and for the same arguments the same samples, always."""
+"""Text to speech with eSpeak NG, from the package espeakng-loader: the same arguments give the same samples on every run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # From espeak-ng/speak_lib.h.
-SYNCHRONOUS = 2  # espeak_Synth hands over samples in the thread that called it, and returns when all are out
-DO_NOT_EXIT = 0x8000  # where the data are missing, return an error rather than end the process
+SYNCHRONOUS = 2  # espeak_Synth calls back in the thread that called it, and returns after the last sample
+DO_NOT_EXIT = 0x8000  # return an error if the data are missing, instead of ending the process
 UTF8 = 1
 RATE, PITCH, RANGE = 1, 3, 4
 
@@ -28,13 +28,13 @@ _one_at_a_time = threading.Lock()
 def speak(text: str, voice: str, *, rate: int = 175, pitch: int = 50, pitch_range: int = 50) -> tuple[NDArray[np.int16], int]:
     """Speak a text.
 
-    The library is loaded afresh for each call, which takes about a millisecond. eSpeak wavers the pitch by a table whose
-    position lives on from one text to the next, and no function resets it: in a library that stays loaded, a clip would
-    depend on all the clips before it.
+    The library is loaded anew for each call, which takes about a millisecond. eSpeak varies the pitch by a table and keeps
+    its position in it from one text to the next; no function resets it. In a library that stayed loaded, a clip would depend
+    on all clips before it.
 
     Arguments:
         text: what to say.
-        voice: a language of eSpeak's, or a language and a variant: `en-us`, `en-gb-x-rp+f2`.
+        voice: one of eSpeak's languages, with or without a variant: `en-us`, `en-gb-x-rp+f2`.
         rate: words a minute, 80 to 450.
         pitch: 0 to 100.
         pitch_range: 0 (monotone) to 100.
@@ -62,9 +62,7 @@ def _synthesise(library: ctypes.CDLL, text: str, voice: str, rate: int, pitch: i
     data = espeakng_loader.get_data_path()
     samples_a_second = library.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), DO_NOT_EXIT)
     if samples_a_second <= 0:
-        remedy = (
-            "reinstall espeakng-loader; where that path is longer than 150 letters, use a virtual environment nearer the root"
-        )
+        remedy = "reinstall espeakng-loader; if that path has over 150 characters, use a virtual environment with a shorter one"
         raise BridgekitError("eSpeak NG cannot read its data", where=data, remedy=remedy)
     pieces: list[bytes] = []
 
@@ -73,11 +71,11 @@ def _synthesise(library: ctypes.CDLL, text: str, voice: str, rate: int, pitch: i
             pieces.append(ctypes.string_at(samples, 2 * count))
         return 0  # go on
 
-    taker = TakeSamples(take)  # held by a variable, for the library does not keep it alive
+    taker = TakeSamples(take)  # kept in a variable, since the library does not keep it alive
     library.espeak_SetSynthCallback(taker)
-    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # breath is noise, seeded with the time of day if not by this
+    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # breath is noise; its seed is the time of day otherwise
     if library.espeak_SetVoiceByName(voice.encode()) != 0:
-        raise BridgekitError("eSpeak NG has no such voice", where=voice, remedy="name a language and a variant, as en-us+f2")
+        raise BridgekitError("eSpeak NG has no such voice", where=voice, remedy="name a language and a variant, e.g. en-us+f2")
     for parameter, value in ((RATE, rate), (PITCH, pitch), (RANGE, pitch_range)):
         library.espeak_SetParameter(parameter, value, 0)
     letters = text.encode() + b"\0"
@@ -97,7 +95,7 @@ def _load() -> ctypes.CDLL:
 
 
 def _unload(library: ctypes.CDLL) -> None:
-    """End eSpeak and take its library out of memory, global variables and all."""
+    """End eSpeak and unload its library together with its global variables."""
     import _ctypes
 
     library.espeak_Terminate()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bridgekit_starter import openmoji
-from bridgekit_starter.openmoji import Picture, _draw, pictures, plain_name, slug, split_of
+from bridgekit_starter.openmoji import Picture, _draw, everyday_names, make_missing, pictures, plain_name, slug, split_of
 from PIL import Image
 
 DOG, CHERRIES, JAPAN = Picture("dog face", "1F436"), Picture("cherries", "1F352"), Picture("flag of Japan", "1F1EF-1F1F5")
@@ -111,9 +111,24 @@ def test_the_pairs_hold_absolute_paths_names_and_splits(cache: Path, monkeypatch
     assert pairs.rows == (1, 2)
 
 
-def test_progress_goes_to_stderr_and_stdout_stays_clean(capsys: pytest.CaptureFixture[str]) -> None:
-    _draw([DOG])
-    assert capsys.readouterr().out == ""
+def test_every_everyday_name_is_listed_once_and_names_a_picture() -> None:
+    listed = openmoji.EVERYDAY.read_text(encoding="utf-8").replace("\n\n", ",").split(",")
+    assert len(listed) == len(everyday_names()) == len(set(everyday_names()))
+
+
+def test_pictures_of_some_names_alone_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openmoji, "pictures", lambda: (DOG, CHERRIES))
+    assert openmoji.build({"cherries", "dragon"}).columns["text"] == ("cherries",)
+
+
+def test_progress_goes_to_stderr_and_stdout_stays_clean(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridgekit.progress.PATIENCE", 0)
+    make_missing("drawing", [(number, tmp_path / str(number)) for number in range(3)], lambda task: None)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("drawing: 0 of 3\n")
 
 
 def test_importing_the_sources_imports_nothing_heavy() -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from bridgekit_starter import spoken
+from bridgekit_starter import openmoji, spoken
 from bridgekit_starter.openmoji import Picture
 from bridgekit_starter.spoken import (
     HELD_OUT_VOICES,
     SAMPLE_RATE,
     TRAINING_VOICES,
+    WORDS_VOICES,
     Clip,
     _plan,
     _say,
@@ -27,6 +28,7 @@ from bridgekit_starter.voice import speak
 from numpy.typing import NDArray
 
 from bridgekit.errors import BridgekitError
+from bridgekit.plugins import default_pair_source, find_pair_source
 
 VOICES = (*TRAINING_VOICES, *HELD_OUT_VOICES)
 NAMES = ("dog face", "guitar", "cactus")  # a name of each split
@@ -111,7 +113,7 @@ def test_clips_that_are_there_are_kept_and_only_missing_ones_are_spoken() -> Non
 
 
 def test_training_names_get_all_voices_and_held_out_names_are_never_heard_in_training() -> None:
-    clips = _plan(NAMES)
+    clips = _plan(NAMES, TRAINING_VOICES, HELD_OUT_VOICES)
     by_split: dict[str, set[tuple[str, str]]] = {}
     for clip in clips:
         by_split.setdefault(clip.split, set()).add((clip.name, clip.voice))
@@ -132,6 +134,50 @@ def test_the_pairs_hold_absolute_paths_names_splits_and_a_group_a_name(monkeypat
     assert all(isinstance(path, Path) and path.is_absolute() and path.is_file() for path in pairs.columns["audio"])
     assert pairs.columns["text"] == pairs.group == (NAMES[1],) * 2 + (NAMES[2],) * 4
     assert pairs.split == ("val",) * 2 + ("test-names",) * 4
+
+
+def test_the_small_table_is_the_default_and_the_whole_one_keeps_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spoken, "_speak", lambda clips: [f"{clip.voice}/{clip.name}" for clip in clips])
+    assert default_pair_source(["audio", "text"]) is spoken.WORDS
+    small, whole = (find_pair_source(name).build() for name in ("starter:spoken-words", "starter:spoken-openmoji"))
+    assert (len(whole), len(small)) == (16_050, 1_801)
+    assert small.split
+    assert whole.split
+    # Written down, for bridges trained on the whole table are evaluated on the rows that it has today.
+    rows = zip(whole.columns["audio"], whole.columns["text"], whole.split, strict=True)
+    digest = hashlib.sha256("\n".join(map(str, rows)).encode()).hexdigest()
+    assert digest == "ccf4b45c700ffc93dd2e89c78c3bfa482a1b2abbba47785f19dc078f0c7b3f20"
+
+
+def test_the_small_table_has_only_everyday_names_and_tests_with_a_voice_that_training_never_hears(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(spoken, "_speak", lambda clips: [clip.voice for clip in clips])
+    pairs = spoken.build_words()
+    assert pairs.split
+    heard = {
+        split: {voice for voice, of in zip(pairs.columns["audio"], pairs.split, strict=True) if of == split}
+        for split in set(pairs.split)
+    }
+    assert heard["train"] == set(WORDS_VOICES) <= set(TRAINING_VOICES)
+    assert heard["test-voices"] == {HELD_OUT_VOICES[1]}
+    assert {"penguin", "red apple", "fire engine"} <= set(pairs.columns["text"])
+
+
+def test_the_table_of_three_modalities_pairs_clips_with_pictures_in_test_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spoken, "_speak", lambda clips: [clip.voice for clip in clips])
+    monkeypatch.setattr(openmoji, "_draw", lambda chosen: [picture.name for picture in chosen])
+    source = default_pair_source(["audio", "text", "image"])
+    pairs = source.build()
+    assert source.name == pairs.source == "starter:spoken-words-pictures"
+    assert pairs.split
+    both = {
+        split
+        for clip, image, split in zip(pairs.columns["audio"], pairs.columns["image"], pairs.split, strict=True)
+        if clip and image
+    }
+    assert both == {"test-voices", "test-names"}
+    assert all(image in (None, name) for image, name in zip(pairs.columns["image"], pairs.columns["text"], strict=True))
 
 
 def test_a_lone_capital_a_is_said_as_the_letter() -> None:
