@@ -221,7 +221,7 @@ def test_without_any_model_it_is_said_which_package_brings_one(ready: Run, monke
     install(monkeypatch, ToyPlugin())
     code, _, err = ready("generate", "--audio", "clips/owl.wav")
     assert code == 2
-    assert "no installed plugin brings a text-to-image model" in err
+    assert "no installed plugin has a text-to-image model" in err
     assert "bridgekit-starter" in err
 
 

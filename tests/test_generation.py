@@ -491,7 +491,7 @@ def test_a_bridge_without_audio_and_one_without_text_say_so(
     with pytest.raises(BridgekitError, match="no side for 'text'") as caught:
         run(pictured, [Input("text", "owl")], model=str(sd))
     clear(caught.value)
-    with pytest.raises(BridgekitError, match=r"joins audio and image; .* made of text") as caught:
+    with pytest.raises(BridgekitError, match=r"has audio and image, .* made of text") as caught:
         run(pictured, [Input("audio", workshop.clip("owl"))], model=str(sd))
     clear(caught.value)
     with pytest.raises(BridgekitError, match=r"joins audio and text; .* made of image") as caught:
