@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import gc
+import resource
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from threading import Barrier
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,56 +25,59 @@ from bridgekit.latents.encode import encode_items
 from bridgekit.media import content_hash, size_hint
 from bridgekit.plugins import Plugin, encoder_name, installed_plugins, load_encoder, recorded_name
 
-#: How far apart two vectors of one item may be, as a part of their length. 1 % is a cosine of 0.99995.
+#: Largest distance between two vectors of one item, relative to their length. 1 % is a cosine of 0.99995.
 IN_ANY_BATCH = 0.01
-#: 4 % is a cosine of 0.9992: other devices compute in another order, some with fewer bits.
+#: 4 % is a cosine of 0.9992: devices differ in the order of operations, and some in precision.
 ON_ANY_DEVICE = 0.04
 #: Threads that prepare at the same time.
 THREADS = 4
-#: Bytes of resident memory by which a few rounds may grow each time: allocators keep some in hand.
+#: Bytes of resident memory that a round may add every time: allocators keep some in reserve.
 RESIDENT = 2 << 20
 
 
 def check_encoder(
     name: str, items: Sequence[Item], bad: Sequence[Item] = (), *, changed: str | None = None, device: str = "cpu"
 ) -> None:
-    """Check all that `bridgekit.encoders.Encoder` asks of an encoder, and that its plugin is found.
+    """Check an encoder against the whole contract of `bridgekit.encoders.Encoder`, and that its plugin is found.
 
     Arguments:
         name: `provider:model`, of an installed plugin.
-        items: at least three different items, best of different lengths, that the encoder must take.
-        bad: items that it must refuse: for example an empty file, a file cut short, a file of another kind.
+        items: at least three different items, preferably of different lengths, that the encoder must accept.
+        bad: items that it must refuse, for example an empty file, a truncated file, a file of another kind.
         changed: the name of the same model with other weights, which must have another revision.
-        device: the torch device to check on. What it gives is compared with each other kind that this machine has.
+        device: the torch device to check on. The vectors are compared with those of every other kind of device here.
 
     Raises:
-        AssertionError: the encoder breaks rules of its contract. The message has a sentence for each.
-        ValueError: `items` holds fewer than three different items.
+        AssertionError: the encoder breaks rules of its contract. The message has one sentence for each.
+        ValueError: `items` has fewer than three different items.
     """
     if len({content_hash(item) for item in items}) < 3:
         raise ValueError("check_encoder needs at least three different items")
     device = resolve_device(device)
     try:
-        subject, broken = _find(name, items, bad, changed, device)
+        subject = _find(name, items, bad, changed, device)
     except BridgekitError as error:
-        problems = [_has_a_problem(plugin) for plugin in installed_plugins() if plugin.problem]
-        raise AssertionError(_told(name, [_one_line(error), *problems])) from error
-    broken += [*_naming(subject), *_revision(subject), *_bad_items(subject)]
-    usable, refused = _usable_items(subject)
-    broken += refused
-    if usable.items:
+        problems = [_problem(plugin) for plugin in installed_plugins() if plugin.problem]
+        raise AssertionError(_report(name, [_line(error), *problems])) from error
+    broken = [*_provider(subject), *_revision(subject), *_bad_items(subject)]
+    usable = replace(subject, items=[])
+    for item in items:
         try:
+            _prepare(subject.encoder, [item])
+            usable.items.append(item)
+        except _Failed as error:
+            broken.append(str(error))
+    try:
+        if usable.items:
             unfit = list(_output(usable))
             broken += unfit
-            # A vector that is wrong by itself would be told again by every comparison.
-            if not unfit:
-                for rule in (_batches, _threads, _table, _devices):
-                    broken += rule(usable)
-            broken += _memory(usable)
-        except _Unusable as error:
-            broken.append(str(error))
+            # Every comparison would report again a vector that is wrong by itself.
+            for rule in (_memory,) if unfit else (_batches, _threads, _table, _devices, _memory):
+                broken += rule(usable)
+    except _Failed as error:
+        broken.append(str(error))
     if broken:
-        raise AssertionError(_told(f"{subject.name} (plugin {subject.plugin.package})", broken))
+        raise AssertionError(_report(f"{subject.name} (plugin {subject.plugin.package})", broken))
 
 
 @dataclass(frozen=True)
@@ -82,66 +86,69 @@ class _Subject:
     plugin: Plugin
     provider: EncoderProvider
     encoder: Encoder
-    items: Sequence[Item]
+    items: list[Item]
     bad: Sequence[Item]
     changed: str | None
     device: str
 
 
-class _Unusable(Exception):
-    """The encoder gave nothing that the other rules could be asked of. The message is the broken rule."""
+class _Failed(Exception):
+    """The encoder returned nothing that further rules could be checked on. The message is the broken rule."""
 
 
-# ---- the rules: each gives a sentence for whatever is broken
-
-
-def _find(
-    name: str, items: Sequence[Item], bad: Sequence[Item], changed: str | None, device: str
-) -> tuple[_Subject, list[str]]:
-    encoder = load_encoder(name, device)
-    full = encoder_name(name)
-    wanted = full.split(":", 1)[0]
+def _find(name: str, items: Sequence[Item], bad: Sequence[Item], changed: str | None, device: str) -> _Subject:
+    encoder, full = load_encoder(name, device), encoder_name(name)
     owners = ((plugin, provider) for plugin in installed_plugins() for provider in plugin.providers)
-    plugin, provider = next(pair for pair in owners if pair[1].name == wanted)
-    broken = [_has_a_problem(plugin)] if plugin.problem else []
-    return _Subject(full, plugin, provider, encoder, tuple(items), tuple(bad), changed, device), broken
+    plugin, provider = next(pair for pair in owners if pair[1].name == full.split(":", 1)[0])
+    return _Subject(full, plugin, provider, encoder, [*items], bad, changed, device)
 
 
-def _naming(subject: _Subject) -> Iterator[str]:
-    provider = subject.provider
-    if subject.encoder.modality not in provider.modalities:
-        yield f"its modality {subject.encoder.modality!r} is not among its provider's modalities {provider.modalities}"
+# ---- the rules: each yields a sentence for whatever is broken
+
+
+def _provider(subject: _Subject) -> Iterator[str]:
+    provider, modalities = subject.provider, subject.provider.modalities
+    if subject.plugin.problem:
+        yield _problem(subject.plugin)
+    if subject.encoder.modality not in modalities:
+        yield f"its modality {subject.encoder.modality!r} is not among its provider's modalities {modalities}"
     try:
         models = list(provider.models())
     except Exception as error:  # a stranger's code
-        yield f"its provider's models() fails: {_one_line(error)}"
+        yield f"its provider's models() fails: {_line(error)}"
     else:
         if not all(isinstance(model, str) for model in models):
-            yield f"its provider's models() must give names, and gives {models}"
+            yield f"its provider's models() must return names, but returns {models}"
     for modality in provider.defaults:
-        if modality not in provider.modalities:
-            yield f"its provider has a default for {modality!r}, which is not among its modalities {provider.modalities}"
+        if modality not in modalities:
+            yield f"its provider has a default for {modality!r}, which is not among its modalities {modalities}"
 
 
 def _revision(subject: _Subject) -> Iterator[str]:
     revision = subject.encoder.revision
-    again = _revision_of(subject.name, subject.device)
-    if isinstance(again, BridgekitError):
-        yield f"it cannot be opened a second time: {_one_line(again)}"
+    again, error = _reopened(subject.name, subject.device)
+    if error:
+        yield f"it cannot be opened a second time: {error}"
     elif again != revision:
-        yield f"its revision changes from {revision!r} to {again!r} when it is opened again: no latents would be found again"
+        yield f"its revision changes from {revision!r} to {again!r} when it is opened again, so cached latents are never found"
     if (pinned := recorded_name(subject.name, subject.encoder)) != subject.name:
-        found = _revision_of(pinned, subject.device)
+        found, error = _reopened(pinned, subject.device)
         if found != revision:
-            gives = _one_line(found) if isinstance(found, BridgekitError) else found
-            yield f"its pinned name {pinned} does not open the same weights: {gives}"
-    if subject.changed is None:
-        return
-    other = _revision_of(subject.changed, subject.device)
-    if isinstance(other, BridgekitError):
-        yield f"{subject.changed}, which has other weights, cannot be opened: {_one_line(other)}"
-    elif other == revision:
-        yield f"its revision {revision!r} is also that of {subject.changed}, which has other weights"
+            yield f"its pinned name {pinned} does not open the same weights: {error or found}"
+    if subject.changed:
+        other, error = _reopened(subject.changed, subject.device)
+        if error:
+            yield f"{subject.changed}, which has other weights, cannot be opened: {error}"
+        elif other == revision:
+            yield f"its revision {revision!r} is also that of {subject.changed}, which has other weights"
+
+
+def _reopened(name: str, device: str) -> tuple[str, str]:
+    """An encoder's revision, and why it cannot be opened; one of them is empty."""
+    try:
+        return load_encoder(name, device).revision, ""
+    except BridgekitError as error:
+        return "", _line(error)
 
 
 def _bad_items(subject: _Subject) -> Iterator[str]:
@@ -151,126 +158,112 @@ def _bad_items(subject: _Subject) -> Iterator[str]:
         except ItemError:
             continue
         except Exception as error:
-            yield f"prepare must raise an ItemError for the bad item {_called(item)}, and raises {_one_line(error)}"
+            yield f"prepare must raise ItemError for the bad item {_shown(item)}, but raises {_line(error)}"
         else:
-            yield f"prepare must raise an ItemError for the bad item {_called(item)}, and takes it"
-
-
-def _usable_items(subject: _Subject) -> tuple[_Subject, list[str]]:
-    usable: list[Item] = []
-    refused: list[str] = []
-    for item in subject.items:
-        try:
-            subject.encoder.prepare(item)
-            usable.append(item)
-        except Exception as error:
-            refused.append(f"prepare refuses the good item {_called(item)}: {_one_line(error)}")
-    return replace(subject, items=usable), refused
+            yield f"prepare must raise ItemError for the bad item {_shown(item)}, but accepts it"
 
 
 def _output(subject: _Subject) -> Iterator[str]:
-    """What one batch gives. Gradients are enabled, as they are for whoever forgets to disable them."""
+    """One batch by itself. Gradients are enabled, as they are for a caller who forgets to disable them."""
     with torch.enable_grad():
-        raw = _encode_raw(subject.encoder, subject.items)
+        raw = _encode(subject.encoder, _prepare(subject.encoder, subject.items))
     if raw.requires_grad:
-        yield "encode keeps a gradient: run the model under torch.inference_mode() or torch.no_grad()"
+        yield "encode keeps gradients: run the model under torch.inference_mode() or torch.no_grad()"
     if raw.dtype != torch.float32:
-        yield f"encode must give float32, and gives {str(raw.dtype).removeprefix('torch.')}"
+        yield f"encode must return float32, but returns {str(raw.dtype).removeprefix('torch.')}"
     if raw.isnan().any() or raw.isinf().any():
-        yield "encode gives vectors that are not finite numbers"
+        yield "encode returns values that are not finite"
         return
     first = raw.detach().float().cpu()
-    worst = _apart(_encode(subject.encoder, subject.items), first).max().item()
+    worst = _distance(_vectors(subject), first).max().item()
     if worst > IN_ANY_BATCH:
-        yield f"the same batch gives other vectors the second time ({worst:.0%} apart): is dropout on?"
-    elif len(subject.items) > 1 and _apart(first, first[:1]).max().item() < 1e-6:
-        yield "all items, though different, have the same vector"
+        yield f"encoding the same batch twice gives different vectors ({worst:.0%} apart): is dropout on?"
+    elif len(first) > 1 and _distance(first, first[:1]).max().item() < 1e-6:
+        yield "different items all have the same vector"
 
 
 def _batches(subject: _Subject) -> Iterator[str]:
-    alone = torch.cat([_encode(subject.encoder, [item]) for item in subject.items])
-    n = len(subject.items)
+    items, n = subject.items, len(subject.items)
+    alone = torch.cat([_vectors(subject, [item]) for item in items])
     worst, worst_item = 0.0, 0
     for order in ([*range(n)], [*reversed(range(n))], [0, n - 1, *range(n), 0]):
-        found = _encode(subject.encoder, [subject.items[place] for place in order])
-        for row, place in enumerate(order):
-            apart = _apart(alone, found[row])
-            own, nearest = apart[place].item(), int(apart.argmin())
-            # Judged by ratio, since the vectors of some encoders are all near to one another.
-            if apart[nearest] <= IN_ANY_BATCH and own > 10 * apart[nearest].item() + 1e-4:
+        found = _vectors(subject, [items[place] for place in order])
+        for vector, place in zip(found, order, strict=True):
+            distances = _distance(alone, vector)
+            own, nearest = distances[place].item(), int(distances.argmin())
+            # By ratio, since the vectors of some encoders are all close to one another.
+            if distances[nearest] <= IN_ANY_BATCH and own > 10 * distances[nearest].item() + 1e-4:
                 yield (
-                    f"encode does not keep the order of its batch: where {_called(subject.items[place])} was, "
-                    f"the vector of {_called(subject.items[nearest])} comes back"
+                    "encode does not keep the order of its batch: "
+                    f"it returns the vector of {_shown(items[nearest])} in place of that of {_shown(items[place])}"
                 )
                 return
             if own > worst:
                 worst, worst_item = own, place
     if worst > IN_ANY_BATCH:
         yield (
-            f"the vector of {_called(subject.items[worst_item])} depends on its batch: it is {worst:.0%} away from the one "
-            "that the item has alone (padding that is not masked? batch norm in training mode?)"
+            f"the vector of {_shown(items[worst_item])} depends on its batch: it differs by {worst:.0%} from the item's vector "
+            "alone (padding that is not masked? batch norm in training mode?)"
         )
 
 
 def _threads(subject: _Subject) -> Iterator[str]:
-    # As many tasks as threads, each waiting once: were there more, those cancelled after a failure would never arrive.
-    together = Barrier(THREADS)
-    n = len(subject.items)
+    together, n = Barrier(THREADS), len(subject.items)
 
-    def prepare(number: int) -> list[list[Any]]:
+    def prepare(start: int) -> list[Any]:
         together.wait()
-        rounds = []
-        for _ in range(2):
-            order = [(number + step) % n for step in range(n)]  # each thread is at another item
-            prepared = {place: _prepare(subject.encoder, subject.items[place]) for place in order}
-            rounds.append([prepared[place] for place in range(n)])
-        return rounds
+        order = [(start + step) % n for step in range(n)]  # each thread is at another item
+        prepared = dict(zip(order, _prepare(subject.encoder, [subject.items[place] for place in order]), strict=True))
+        return [prepared[place] for place in range(n)]
 
-    expected = _encode(subject.encoder, subject.items)
+    expected = _vectors(subject)
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)  # so that threads interrupt each other in the middle
+    sys.setswitchinterval(1e-5)  # so that threads interrupt each other in mid-call
     try:
         with ThreadPoolExecutor(THREADS) as pool:
-            batches = [batch for rounds in pool.map(prepare, range(THREADS)) for batch in rounds]
-    except _Unusable as error:
-        yield f"prepare is not safe in threads: {error}"
+            batches = [batch for _ in range(2) for batch in pool.map(prepare, range(THREADS))]
+    except _Failed as error:
+        yield f"prepare is not thread-safe: {error}"
         return
     finally:
         sys.setswitchinterval(interval)
     for batch in batches:
-        with torch.inference_mode():
-            found = _fit(subject.encoder, _call(subject.encoder, batch), n)
-        apart = _apart(found, expected)
-        if apart.max() > IN_ANY_BATCH:
-            item = subject.items[int(apart.argmax())]
-            yield f"prepare is not safe in threads: several at once give another result for {_called(item)}"
+        distances = _distance(_vectors(subject, prepared=batch), expected)
+        if distances.max() > IN_ANY_BATCH:
+            item = subject.items[int(distances.argmax())]
+            yield f"prepare is not thread-safe: in several threads at once, its result for {_shown(item)} is different"
             return
 
 
 def _table(subject: _Subject) -> Iterator[str]:
-    """Good and bad items as rows of one table, the way that `align` meets them."""
+    """Good and bad items as rows of one table, as `align` encodes them."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             latents = encode_items(subject.encoder, [*subject.items, *subject.bad], folder=Path(folder))
         except BridgekitError as error:
-            yield f"a table of {'good and bad' if subject.bad else 'good'} items cannot be encoded: {_one_line(error)}"
+            yield f"a table of {'good and bad' if subject.bad else 'good'} items cannot be encoded: {_line(error)}"
             return
     for place, item in enumerate(subject.items):
         if place in latents.failed:
-            yield f"the good item {_called(item)} fails in a table of good and bad items: {latents.failed[place]}"
+            yield f"the good item {_shown(item)} fails in a table of good and bad items: {latents.failed[place]}"
 
 
 def _devices(subject: _Subject) -> Iterator[str]:
-    expected = _encode(subject.encoder, subject.items)
+    expected = _vectors(subject)
     for device in _other_devices(subject.device):
         try:
-            found = _encode(load_encoder(subject.name, device), subject.items)
-        except (BridgekitError, _Unusable) as error:
-            yield f"it does not work on the device {device!r}: {_one_line(error)}"
+            found = _vectors(replace(subject, encoder=load_encoder(subject.name, device)))
+        except (BridgekitError, _Failed) as error:
+            yield f"it does not work on the device {device!r}: {_line(error)}"
             continue
-        worst = _apart(found, expected).max().item()
+        worst = _distance(found, expected).max().item()
         if worst > ON_ANY_DEVICE:
-            yield f"its vectors on the device {device!r} are {worst:.0%} away from those on {subject.device!r}"
+            yield f"its vectors on the device {device!r} differ by {worst:.0%} from those on {subject.device!r}"
+
+
+def _other_devices(device: str) -> list[str]:
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return [kind for kind, here in present.items() if here and kind != torch.device(device).type]
 
 
 def _memory(subject: _Subject) -> Iterator[str]:
@@ -278,110 +271,82 @@ def _memory(subject: _Subject) -> Iterator[str]:
 
     def used() -> tuple[int, int]:
         for _ in range(2):
-            _encode(subject.encoder, items)
+            _vectors(subject, items)
         return _tensor_bytes(), _resident_bytes()
 
-    steps = [(after[0] - before[0], after[1] - before[1]) for before, after in pairwise([used() for _ in range(4)])]
-    tensors, resident = (min(step) for step in zip(*steps, strict=True))  # a leak grows each time, a cache does not
+    growth = [(after[0] - before[0], after[1] - before[1]) for before, after in pairwise([used() for _ in range(4)])]
+    tensors, resident = (min(each) for each in zip(*growth, strict=True))  # a leak grows every time, a cache does not
     if tensors > 0:
-        yield f"memory grows: each two batches leave {tensors:,} more bytes of tensors alive"
+        yield f"memory leaks: every two batches leave {tensors:,} more bytes of tensors alive"
     elif resident > RESIDENT:
-        yield f"memory grows: each two batches take {resident:,} more bytes and keep them"
-
-
-# ---- asking the encoder
-
-
-def _prepare(encoder: Encoder, item: Item) -> Any:
-    try:
-        return encoder.prepare(item)
-    except Exception as error:
-        raise _Unusable(f"prepare fails for the good item {_called(item)}: {_one_line(error)}") from error
-
-
-def _call(encoder: Encoder, batch: Sequence[Any]) -> object:
-    try:
-        return encoder.encode(batch)
-    except Exception as error:
-        raise _Unusable(f"encode fails: {_one_line(error)}") from error
-
-
-def _fit(encoder: Encoder, latents: object, n: int) -> Tensor:
-    if not isinstance(latents, Tensor) or latents.shape != (n, encoder.dim):
-        shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-        raise _Unusable(f"encode must give a tensor of shape {(n, encoder.dim)} for {n} items, and gives {shape}")
-    return latents.detach().float().cpu()
-
-
-def _encode_raw(encoder: Encoder, items: Sequence[Item]) -> Tensor:
-    latents = _call(encoder, [_prepare(encoder, item) for item in items])
-    _fit(encoder, latents, len(items))
-    return cast(Tensor, latents)
-
-
-def _encode(encoder: Encoder, items: Sequence[Item]) -> Tensor:
-    """Vectors of shape (len(items), dim), prepared anew: `encode` may use its input up."""
-    with torch.inference_mode():
-        return _fit(encoder, _encode_raw(encoder, items), len(items))
-
-
-def _revision_of(name: str, device: str) -> str | BridgekitError:
-    try:
-        return load_encoder(name, device).revision
-    except BridgekitError as error:
-        return error
-
-
-def _apart(a: Tensor, b: Tensor) -> Tensor:
-    """The distance between rows, as a part of the longer one's length; b may be one row."""
-    length = torch.maximum(a.norm(dim=-1), b.norm(dim=-1)).clamp(min=1e-30)
-    apart: Tensor = (a - b).norm(dim=-1) / length
-    return apart
-
-
-def _other_devices(device: str) -> list[str]:
-    kinds = ["cpu"]
-    if torch.cuda.is_available():
-        kinds.append("cuda")
-    if torch.backends.mps.is_available():
-        kinds.append("mps")
-    return [kind for kind in kinds if kind != torch.device(device).type]
+        yield f"memory leaks: every two batches take {resident:,} more bytes and keep them"
 
 
 def _tensor_bytes() -> int:
     gc.collect()
-    # `type`, not isinstance: that would wake other libraries' lazy objects.
+    # `type`, not isinstance, which would trigger other libraries' lazy objects.
     tensors = (thing for thing in gc.get_objects() if issubclass(type(thing), Tensor))
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _resident_bytes() -> int:
-    """Memory of this process that is in use, 0 where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return 0
-    import resource
+    """Resident memory of this process, or 0 on a system without `/proc`."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text(encoding="ascii").split()[1]) * resource.getpagesize() if statm.exists() else 0
 
-    return pages * resource.getpagesize()
+
+# ---- calling the encoder
+
+
+def _prepare(encoder: Encoder, items: Sequence[Item]) -> list[Any]:
+    return [_call(f"prepare fails for the good item {_shown(item)}", encoder.prepare, item) for item in items]
+
+
+def _encode(encoder: Encoder, batch: Sequence[Any]) -> Tensor:
+    latents, shape = _call("encode fails", encoder.encode, batch), (len(batch), encoder.dim)
+    if not isinstance(latents, Tensor) or latents.shape != shape:
+        found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+        raise _Failed(f"encode must return a tensor of shape {shape} for {len(batch)} items, but returns {found}")
+    return latents
+
+
+def _call(failure: str, function: Callable[[Any], object], argument: object) -> object:
+    try:
+        return function(argument)
+    except Exception as error:  # a stranger's code
+        raise _Failed(f"{failure}: {_line(error)}") from error
+
+
+def _vectors(subject: _Subject, items: Sequence[Item] | None = None, prepared: Sequence[Any] | None = None) -> Tensor:
+    """Vectors of items, by default all, (n, dim) on the CPU. They are prepared each time, as `encode` may use up its input."""
+    batch = _prepare(subject.encoder, items or subject.items) if prepared is None else prepared
+    with torch.inference_mode():
+        return _encode(subject.encoder, batch).detach().float().cpu()
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    """The distance between rows, relative to the longer one's length; b may be one row."""
+    length = torch.maximum(a.norm(dim=-1), b.norm(dim=-1)).clamp(min=1e-30)
+    distance: Tensor = (a - b).norm(dim=-1) / length
+    return distance
 
 
 # ---- the message
 
 
-def _has_a_problem(plugin: Plugin) -> str:
+def _problem(plugin: Plugin) -> str:
     return f"the plugin {plugin.package} has a problem: {plugin.problem}"
 
 
-def _told(who: str, broken: Sequence[str]) -> str:
+def _report(name: str, broken: Sequence[str]) -> str:
     rules = "a rule" if len(broken) == 1 else f"{len(broken)} rules"
-    return "\n".join([f"{who} breaks {rules} of the encoder contract:", *(f"- {sentence}" for sentence in broken)])
+    return "\n".join([f"{name} breaks {rules} of the encoder contract:", *(f"- {sentence}" for sentence in broken)])
 
 
-def _called(item: Item) -> str:
+def _shown(item: Item) -> str:
     return item.name if isinstance(item, Path) else repr(item[:40])
 
 
-def _one_line(error: Exception) -> str:
+def _line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return text if isinstance(error, _Unusable) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, _Failed) else f"{type(error).__name__}: {text}"

@@ -1,6 +1,6 @@
-"""Encoding on a Ray cluster: workers with the encoder open take planned batches, and latents come back to be stored here.
+"""Encoding on a Ray cluster: workers encode planned batches and return the latents, which are stored on this machine.
 
-bridgekit encode --ray: on the cluster that $RAY_ADDRESS names (`ray start` was run on its machines), or else on this machine
+bridgekit encode --ray: on the cluster at $RAY_ADDRESS (run `ray start` on its machines), or else on this machine
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from bridgekit.encoders import TEXT, Encoder, Item
+from bridgekit.encoders import TEXT, Encoder
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.hardware import resolve_device
 from bridgekit.latents.batches import Batch, Encoded, Run, encode_batches
 from bridgekit.plugins import load_encoder
 
-#: Batches that a worker takes at once: while it encodes one, its threads prepare the next.
+#: Batches per worker task: while one is encoded, threads prepare the next.
 TAKEN_AT_ONCE = 8
 
 
 @contextmanager
 def ray_cluster() -> Iterator[None]:
-    """Join the Ray cluster that `$RAY_ADDRESS` names, or start one of this machine, for as long as this lasts.
+    """Connect to the Ray cluster at `$RAY_ADDRESS`, or start a local one, for the duration of the context.
 
     Raises:
         BridgekitError: Ray is not installed, or the cluster cannot be reached.
@@ -47,7 +47,7 @@ def ray_cluster() -> Iterator[None]:
         raise BridgekitError(
             f"the Ray cluster cannot be reached: {str(error).splitlines()[0]}",
             where=f"$RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')}",
-            remedy="start it (ray start --head), or unset RAY_ADDRESS to use this machine alone",
+            remedy="start it (ray start --head), or unset RAY_ADDRESS to use only this machine",
         ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # bridgekit shows its own
@@ -59,15 +59,15 @@ def ray_cluster() -> Iterator[None]:
 
 
 def on_ray(name: str, encoder: Encoder, workers: int | None = None) -> Run:
-    """A function that encodes batches on the Ray cluster that was joined: one row of a Ray dataset is one planned batch.
+    """A function that encodes batches on the connected Ray cluster. Each row of its Ray dataset is one planned batch.
 
     Arguments:
-        name: the encoder, `provider:model`. Its plugin must be installed on each machine.
-        encoder: the same, opened here. Workers must have the very same revision of it.
-        workers: how many; by default one a GPU, or, where the cluster has none, one for every two cores.
+        name: the encoder, `provider:model`. Its plugin must be installed on every machine.
+        encoder: the same encoder, opened here. Workers must have the same revision.
+        workers: number of workers; the default is one per GPU, or one per two cores if the cluster has no GPUs.
 
-    Files are read where the workers are, under the same paths. The batches are those of one machine, and so are the
-    latents, up to rounding where a worker has another number of threads.
+    Workers read files under the same paths as here. The batches, and so the latents, are those of a single machine, up to
+    rounding if a worker has a different number of threads.
     """
 
     def run(batches: Sequence[Batch]) -> Generator[Encoded, None, None]:
@@ -76,9 +76,14 @@ def on_ray(name: str, encoder: Encoder, workers: int | None = None) -> Run:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         count = max(1, min(workers or gpus or cores // 2, len(batches)))
-        told: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": max(1, min(2, cores // count))}
+        share: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": max(1, min(2, cores // count))}
         rows = [
-            {"number": batch.number, "items": json.dumps([_told(item) for item in batch.items]), "reduced": batch.reduced}
+            {
+                "number": batch.number,
+                # Absolute paths: a worker runs in another folder.
+                "items": json.dumps([item if isinstance(item, str) else str(item.absolute()) for item in batch.items]),
+                "reduced": batch.reduced,
+            }
             for batch in batches
         ]
         taken = max(1, min(TAKEN_AT_ONCE, len(rows) // count))
@@ -87,7 +92,7 @@ def on_ray(name: str, encoder: Encoder, workers: int | None = None) -> Run:
             fn_constructor_kwargs={"name": name, "modality": encoder.modality, "revision": encoder.revision},
             batch_size=taken,
             compute=ray.data.ActorPoolStrategy(size=count),
-            **told,
+            **share,
         )
         try:
             for row in dataset.iter_rows():
@@ -101,14 +106,14 @@ def on_ray(name: str, encoder: Encoder, workers: int | None = None) -> Run:
 
 
 class _Worker:
-    """Lives in a process of its own, somewhere in the cluster."""
+    """An actor that runs in its own process on the cluster."""
 
     def __init__(self, name: str, modality: str, revision: str) -> None:
         self.name, self.modality, self.revision = name, modality, revision
         self.encoder: Encoder | None = None
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """Some planned batches in, what became of each out, as plain columns."""
+        """Encode planned batches; input and output are plain columns."""
         batches = [
             Batch(
                 int(number), [item if self.modality == TEXT else Path(item) for item in json.loads(str(items))], bool(reduced)
@@ -122,25 +127,20 @@ class _Worker:
                 reasons = {str(at): reason for at, reason in encoded.reasons.items()}
                 _append(found, encoded.number, encoded.kept, encoded.latents, reasons, {})
         except BridgekitError as error:
-            # As a row: an exception that crosses processes arrives wrapped in Ray's own.
+            # Returned as a row: Ray wraps exceptions that cross processes in its own.
             fault = {"what": f"a Ray worker: {error.what}", "where": error.where, "remedy": error.remedy}
             _append(found, -1, [], torch.zeros(0, 0), {}, fault)
         return found
 
     def _open(self) -> Encoder:
         encoder = load_encoder(self.name, resolve_device())
-        if encoder.revision != self.revision:  # its latents would be kept as those of another
+        if encoder.revision != self.revision:  # its latents would be stored under the wrong revision
             raise BridgekitError(
-                f"{self.name} is another one there ({encoder.revision}) than here ({self.revision})",
+                f"the revision of {self.name} differs: {encoder.revision} there, {self.revision} here",
                 where=platform.node(),
                 remedy="install the same versions of its plugin and of the model on every machine",
             )
         return encoder
-
-
-def _told(item: Item) -> str:
-    """A text, or a path that means the same to a worker, which runs in another folder."""
-    return item if isinstance(item, str) else str(item.absolute())
 
 
 def _append(

@@ -261,7 +261,7 @@ def modality_that_is_a_path(ground: Ground) -> None:
         story["sides"]["../../x"] = story["sides"].pop("image")
 
     _rewrite(Path("bridge"), change)
-    _refused("info", "bridge", saying="no name of a modality")
+    _refused("info", "bridge", saying="the name of a modality")
 
 
 # ---- sizes
