@@ -30,10 +30,10 @@ BRIDGES = Path("bridges")
 LARGEST = 16 << 20
 #: Help text of `--outside`.
 OUTSIDE = "Let a table refer to files outside its own folder."
-#: What recall is compared with, explained below the table. Bridges of earlier versions have other names.
+#: Explanations of the baselines in a recall table. Older bridges have others.
 BASELINES = {
     "random": "adapters with random weights",
-    "closed-form start": "the solution that training starts from",
+    "closed-form start": "the closed-form solution that training starts from",
     "linear": "ridge regression",
 }
 #: Rows set aside that are listed; `--json` has all.
