@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     import typer
 
 GROUP = "bridgekit"
-#: Each hook that returns a list: its name, the field of `Plugin` for the list, the type of its elements, and their name in messages.
+#: Each hook that returns a list: its name, the field of `Plugin` for it, the type of its elements, and their name.
 HOOKS = (
     ("encoder_providers", "providers", EncoderProvider, "encoder provider"),
     ("pair_sources", "sources", PairSource, "pair source"),
     ("image_generators", "generators", ImageGenerator, "text-to-image model"),
 )
-#: The providers of our own plugins; the package of each is `bridgekit-NAME`.
-OURS = ("starter", "timm", "transformers", "clap")
+#: Our own plugins without a verb; the package of each is `bridgekit-NAME`, and those with encoders name their provider NAME.
+OURS = ("clap", "ray", "starter", "timm", "transformers")
 #: The verbs of our own plugins, and what `bridgekit --help` says of those that are not installed; packages are named likewise.
 VERBS = {
     "app": "Serve a page where you speak and see, and an API for programs.",

@@ -1,7 +1,4 @@
-"""Encoding on a Ray cluster: workers with the encoder open take planned batches, and latents come back to be stored here.
-
-bridgekit encode --ray: on the cluster that $RAY_ADDRESS names (`ray start` was run on its machines), or else on this machine
-"""
+"""Workers on a Ray cluster, each with the encoder open, encode planned batches; the latents are stored by the driver."""
 
 from __future__ import annotations
 
@@ -9,12 +6,14 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
+import ray.data
 import torch
 
 from bridgekit.encoders import TEXT, Encoder, Item
@@ -23,24 +22,21 @@ from bridgekit.hardware import resolve_device
 from bridgekit.latents.batches import Batch, Encoded, Run, encode_batches
 from bridgekit.plugins import load_encoder
 
+#: From an encoder's full name and the encoder, opened here, to a function that encodes batches on the cluster.
+OnCluster = Callable[[str, Encoder], Run]
+
 #: Batches that a worker takes at once: while it encodes one, its threads prepare the next.
 TAKEN_AT_ONCE = 8
 
 
 @contextmanager
-def ray_cluster() -> Iterator[None]:
-    """Join the Ray cluster that `$RAY_ADDRESS` names, or start one of this machine, for as long as this lasts.
+def cluster() -> Iterator[OnCluster]:
+    """Join the Ray cluster that `$RAY_ADDRESS` names, or start one on this machine, until the context ends.
 
     Raises:
-        BridgekitError: Ray is not installed, or the cluster cannot be reached.
+        BridgekitError: the cluster cannot be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        remedy = "in bridgekit's own folder: pip install '.[ray]'"
-        raise BridgekitError("Ray is not installed", remedy=remedy) from None
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False, ignore_reinit_error=True)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -53,32 +49,30 @@ def ray_cluster() -> Iterator[None]:
     context.enable_progress_bars = False  # bridgekit shows its own
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        yield
+        yield on_cluster
     finally:
         ray.shutdown()
 
 
-def on_ray(name: str, encoder: Encoder, workers: int | None = None) -> Run:
+def on_cluster(name: str, encoder: Encoder, workers: int | None = None) -> Run:
     """A function that encodes batches on the Ray cluster that was joined: one row of a Ray dataset is one planned batch.
+
+    Files are read where the workers are, under the same paths. The batches are the same as on one machine, and so are the
+    latents, up to rounding where a worker has another number of threads.
 
     Arguments:
         name: the encoder, `provider:model`. Its plugin must be installed on each machine.
-        encoder: the same, opened here. Workers must have the very same revision of it.
-        workers: how many; by default one a GPU, or, where the cluster has none, one for every two cores.
-
-    Files are read where the workers are, under the same paths. The batches are those of one machine, and so are the
-    latents, up to rounding where a worker has another number of threads.
+        encoder: the same, opened here. Workers must have exactly the same revision of it.
+        workers: how many; by default one per GPU, or, where the cluster has none, one for every two cores.
     """
 
     def run(batches: Sequence[Batch]) -> Generator[Encoded, None, None]:
-        import ray
-
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         count = max(1, min(workers or gpus or cores // 2, len(batches)))
-        told: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": max(1, min(2, cores // count))}
+        share: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": max(1, min(2, cores // count))}
         rows = [
-            {"number": batch.number, "items": json.dumps([_told(item) for item in batch.items]), "reduced": batch.reduced}
+            {"number": batch.number, "items": json.dumps([_absolute(item) for item in batch.items]), "reduced": batch.reduced}
             for batch in batches
         ]
         taken = max(1, min(TAKEN_AT_ONCE, len(rows) // count))
@@ -87,7 +81,7 @@ def on_ray(name: str, encoder: Encoder, workers: int | None = None) -> Run:
             fn_constructor_kwargs={"name": name, "modality": encoder.modality, "revision": encoder.revision},
             batch_size=taken,
             compute=ray.data.ActorPoolStrategy(size=count),
-            **told,
+            **share,
         )
         try:
             for row in dataset.iter_rows():
@@ -108,24 +102,22 @@ class _Worker:
         self.encoder: Encoder | None = None
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """Some planned batches in, what became of each out, as plain columns."""
+        """Some planned batches to their results, as plain columns."""
         batches = [
             Batch(
                 int(number), [item if self.modality == TEXT else Path(item) for item in json.loads(str(items))], bool(reduced)
             )
             for number, items, reduced in zip(rows["number"], rows["items"], rows["reduced"], strict=True)
         ]
-        found: dict[str, list[Any]] = {"number": [], "kept": [], "latents": [], "width": [], "reasons": [], "fault": []}
+        results = []
         try:
             self.encoder = self.encoder or self._open()
-            for encoded in encode_batches(self.encoder, batches):
-                reasons = {str(at): reason for at, reason in encoded.reasons.items()}
-                _append(found, encoded.number, encoded.kept, encoded.latents, reasons, {})
+            results += [_row(encoded) for encoded in encode_batches(self.encoder, batches)]
         except BridgekitError as error:
             # As a row: an exception that crosses processes arrives wrapped in Ray's own.
             fault = {"what": f"a Ray worker: {error.what}", "where": error.where, "remedy": error.remedy}
-            _append(found, -1, [], torch.zeros(0, 0), {}, fault)
-        return found
+            results.append(_row(Encoded(-1, [], torch.zeros(0, 0), {}), fault))
+        return {column: [result[column] for result in results] for column in results[0]}
 
     def _open(self) -> Encoder:
         encoder = load_encoder(self.name, resolve_device())
@@ -138,35 +130,21 @@ class _Worker:
         return encoder
 
 
-def _told(item: Item) -> str:
+def _absolute(item: Item) -> str:
     """A text, or a path that means the same to a worker, which runs in another folder."""
     return item if isinstance(item, str) else str(item.absolute())
 
 
-def _append(
-    found: dict[str, list[Any]],
-    number: int,
-    kept: Sequence[int],
-    latents: torch.Tensor,
-    reasons: dict[str, str],
-    fault: dict[str, str | None],
-) -> None:
-    values = (
-        number,
-        json.dumps(list(kept)),
-        latents.contiguous().numpy().tobytes(),
-        latents.shape[1],
-        *map(json.dumps, (reasons, fault)),
-    )
-    for column, value in zip(found.values(), values, strict=True):
-        column.append(value)
+def _row(encoded: Encoded, fault: dict[str, str | None] | None = None) -> dict[str, Any]:
+    """A result as plain cells."""
+    about = {"kept": list(encoded.kept), "reasons": dict(encoded.reasons), "width": encoded.latents.shape[1], "fault": fault}
+    return {"number": encoded.number, "about": json.dumps(about), "latents": encoded.latents.contiguous().numpy().tobytes()}
 
 
 def _read(row: dict[str, Any]) -> Encoded:
-    fault = json.loads(row["fault"])
-    if fault:
+    about = json.loads(row["about"])
+    if fault := about["fault"]:
         raise PluginError(fault["what"], where=fault["where"], remedy=fault["remedy"])
-    kept = json.loads(row["kept"])
-    latents = torch.from_numpy(np.frombuffer(row["latents"], dtype=np.float32).reshape(len(kept), row["width"]).copy())
-    reasons = {int(at): reason for at, reason in json.loads(row["reasons"]).items()}
-    return Encoded(int(row["number"]), kept, latents, reasons)
+    latents = np.frombuffer(row["latents"], dtype=np.float32).reshape(len(about["kept"]), about["width"])
+    reasons = {int(at): reason for at, reason in about["reasons"].items()}
+    return Encoded(int(row["number"]), about["kept"], torch.from_numpy(latents.copy()), reasons)
