@@ -275,4 +275,4 @@ def test_binding_without_a_bridge_or_a_table_is_one_message(run: Run, workshop: 
     assert (code, err.splitlines()[0]) == (2, "bridgekit: there is no such folder")
     workshop.bridge(tmp_path / "bridges" / "two")
     code, _, err = run("bind", "bridges/two", "--add", "image", "--pairs", "t.csv")
-    assert (code, err.splitlines()[0]) == (2, "bridgekit: there is no such table of pairs")
+    assert (code, err.splitlines()[0]) == (2, "bridgekit: there is no such table")

@@ -36,10 +36,10 @@ def test_warnings_fail_only_where_strict_and_errors_always(run: Run, tmp_path: P
     add(table, *(copy(table, f"owl {number}.wav", f"copy {number}.wav") + ",owl,test" for number in range(4)))
     code, out, _ = run("check", table, "--no-latents")
     assert code == 1
-    assert out.startswith("error 4 rows of validation or test splits that training sees wholly")
-    assert "row 123 (test) as row 86 (train)" in out
+    assert out.startswith("error 4 validation or test rows also seen in training")
+    assert "row 123 (test) = row 86 (train)" in out
     assert "... and 1 more" in out
-    assert "fix: give both the same split" in out
+    assert "fix: put both in the same split" in out
     assert "It cannot be trained on as it is." in out
 
 

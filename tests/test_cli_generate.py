@@ -93,7 +93,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "no input for a named bridge": (["--bridge", "bridges/audio-text"], ["nothing to make a picture of", "--audio"]),
     "a missing clip": (["--audio", "gone.wav"], ["no such file", "gone.wav"]),
     "a missing bridge": (["--audio", "clips/owl.wav", "--bridge", "gone"], ["gone", "bridgekit align"]),
-    "an empty folder": (["--audio", "bridges"], ["no audio in it"]),
+    "an empty folder": (["--audio", "bridges"], ["found no audio items"]),
     "too many weights": (["--audio", "clips/owl.wav", "--weights", "1,2"], ["--weights 1,2", "1 input"]),
     "weights that are none": (["--audio", "clips/owl.wav", "--weights", "loud"], ["--weights loud"]),
     "a weight of nothing": (["--audio", "clips/owl.wav", "--weights", "0"], ["above 0"]),

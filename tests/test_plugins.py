@@ -230,7 +230,7 @@ class Wrong:
 @pytest.mark.parametrize(
     ("latents", "message"),
     [
-        (torch.zeros(2, 5), r"the plugin tests returned \(2, 5\) for 2 items; its contract is \(2, 3\)"),
+        (torch.zeros(2, 5), r"the plugin tests returned \(2, 5\) for 2 items; expected \(2, 3\)"),
         ([1.0, 2.0], "the plugin tests returned list for 2 items"),
         (RuntimeError("no memory"), "the plugin tests failed to encode: RuntimeError: no memory"),
     ],
@@ -256,4 +256,4 @@ def test_latents_that_are_not_numbers_cost_their_items_alone_and_the_plugin_is_n
     encoded = encode_items(Wrong(torch.tensor([[1.0, 2, 3], [1, torch.nan, 3]])), ["a", "b"])  # type: ignore[arg-type]
     assert encoded.matrix.tolist() == [[1, 2, 3]]
     (reason,) = encoded.failed.values()
-    assert "the plugin tests gave NaN or infinity" in reason
+    assert "the plugin tests returned NaN or infinity" in reason

@@ -186,8 +186,8 @@ class Altered(LetterEncoder):
 @pytest.mark.parametrize(
     ("alter", "rule"),
     [
-        (lambda latents: latents[:, :-1], r"returned \(4, 47\) for 4 items; its contract is \(4, 48\)"),
-        (lambda latents: latents[:-1], r"returned \(3, 48\) for 4 items; its contract is \(4, 48\)"),
+        (lambda latents: latents[:, :-1], r"returned \(4, 47\) for 4 items; expected \(4, 48\)"),
+        (lambda latents: latents[:-1], r"returned \(3, 48\) for 4 items; expected \(4, 48\)"),
         (lambda latents: latents.numpy(), "returned ndarray for 4 items"),
         (lambda latents: latents.double(), "must give float32, and gives float64"),
         (lambda latents: latents / 0, "not finite"),
@@ -331,7 +331,7 @@ def test_vectors_of_another_device_are_compared(monkeypatch: pytest.MonkeyPatch)
     assert "on the device 'cuda' are" in broken
     install(monkeypatch, offering(opened(lambda latents: latents[1:])))
     (broken,) = sentences("odd:x")
-    assert re.search("does not work on the device 'cuda': .* its contract is", broken)
+    assert re.search("does not work on the device 'cuda': .* expected", broken)
 
 
 def test_the_devices_that_are_compared_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,7 +196,7 @@ class Bridge:
         """`embed`, which leaves out items that cannot be used, and says which they are."""
         typed = [item if modality == TEXT else Path(item) for item in _as_list(items)]
         encoder = self.encoder(modality)
-        latents = encode_items(encoder, typed, progress=lambda done, total: report(f"encoding {modality}", done, total))
+        latents = encode_items(encoder, typed, report=report)
         usable = latents.ids >= 0
         vectors = self.project(modality, latents.matrix[torch.from_numpy(latents.ids[usable])])
         finite = vectors.isfinite().all(1)

@@ -67,8 +67,8 @@ def encode_table(options: EncodeOptions) -> EncodedTable:
         names = choose_sides((options.a, options.b, *options.more), table)
         opened = open_encoders(names, resolve_device(options.device), report)
         pairs = select_pairs(table, tuple(opened), options.progress)
-        elsewhere = {modality: on_cluster(*side) for modality, side in opened.items()} if options.ray else {}
+        runs = {modality: on_cluster(*side) for modality, side in opened.items()} if options.ray else {}
         encoders = {modality: encoder for modality, (_, encoder) in opened.items()}
-        encoded = encode_pairs(pairs, encoders, report, strict=options.strict, elsewhere=elsewhere)
+        encoded = encode_pairs(pairs, encoders, report, strict=options.strict, runs=runs)
     full_names = {modality: name for modality, (name, _) in opened.items()}
     return EncodedTable(pairs.source, len(encoded.pairs), full_names, encoded.latents, encoded.pairs.set_aside)

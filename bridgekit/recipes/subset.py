@@ -130,7 +130,7 @@ def _encode(
 
     modality = encoder.modality
     items = [table.columns[modality][row] for row in rows]
-    latents = encode_items(encoder, items, progress=lambda done, total: report(f"encoding {modality}", done, total))
+    latents = encode_items(encoder, items, report=report)
     missing = np.flatnonzero(latents.ids < 0).tolist()
     bad = [
         SetAside(

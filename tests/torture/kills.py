@@ -233,7 +233,7 @@ def _command_line(workshop: Path, arguments: Sequence[str], countdown: Countdown
     os.environ["BRIDGEKIT_HOME"] = str(workshop / "home")
     sys.argv = ["bridgekit", *arguments]
     cache._swept.clear()  # what the process that was forked has done is not this one's
-    store._sound.clear()
+    store._verified.clear()
     countdown.watch(exchange)
     code = 0
     try:
@@ -333,7 +333,7 @@ def _look_at_latents(workshop: Path, found: Found) -> None:
     from bridgekit.latents import store
     from bridgekit.storage.sealed import read_sealed
 
-    store._sound.clear()
+    store._verified.clear()
     for folder in sorted((workshop / "home" / "latents").glob("*")):
         shards = sorted(folder.glob("*.safetensors"))
         for shard in shards:

@@ -16,7 +16,7 @@ import ray
 import ray.data
 import torch
 
-from bridgekit.encoders import TEXT, Encoder, Item
+from bridgekit.encoders import TEXT, Encoder
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.hardware import resolve_device
 from bridgekit.latents.batches import Batch, Encoded, Run, encode_batches
@@ -25,13 +25,13 @@ from bridgekit.plugins import load_encoder
 #: From an encoder's full name and the encoder, opened here, to a function that encodes batches on the cluster.
 OnCluster = Callable[[str, Encoder], Run]
 
-#: Batches that a worker takes at once: while it encodes one, its threads prepare the next.
+#: Batches per worker task: while one is encoded, threads prepare the next.
 TAKEN_AT_ONCE = 8
 
 
 @contextmanager
 def cluster() -> Iterator[OnCluster]:
-    """Join the Ray cluster that `$RAY_ADDRESS` names, or start one on this machine, until the context ends.
+    """Connect to the Ray cluster at `$RAY_ADDRESS`, or start a local one, for the duration of the context.
 
     Raises:
         BridgekitError: the cluster cannot be reached.
@@ -43,7 +43,7 @@ def cluster() -> Iterator[OnCluster]:
         raise BridgekitError(
             f"the Ray cluster cannot be reached: {str(error).splitlines()[0]}",
             where=f"$RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')}",
-            remedy="start it (ray start --head), or unset RAY_ADDRESS to use this machine alone",
+            remedy="start it (ray start --head), or unset RAY_ADDRESS to use only this machine",
         ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # bridgekit shows its own
@@ -55,15 +55,15 @@ def cluster() -> Iterator[OnCluster]:
 
 
 def on_cluster(name: str, encoder: Encoder, workers: int | None = None) -> Run:
-    """A function that encodes batches on the Ray cluster that was joined: one row of a Ray dataset is one planned batch.
-
-    Files are read where the workers are, under the same paths. The batches are the same as on one machine, and so are the
-    latents, up to rounding where a worker has another number of threads.
+    """A function that encodes batches on the connected Ray cluster. Each row of its Ray dataset is one planned batch.
 
     Arguments:
-        name: the encoder, `provider:model`. Its plugin must be installed on each machine.
-        encoder: the same, opened here. Workers must have exactly the same revision of it.
-        workers: how many; by default one per GPU, or, where the cluster has none, one for every two cores.
+        name: the encoder, `provider:model`. Its plugin must be installed on every machine.
+        encoder: the same encoder, opened here. Workers must have the same revision.
+        workers: number of workers; the default is one per GPU, or one per two cores if the cluster has no GPUs.
+
+    Workers read files under the same paths as here. The batches, and so the latents, are those of a single machine, up to
+    rounding if a worker has a different number of threads.
     """
 
     def run(batches: Sequence[Batch]) -> Generator[Encoded, None, None]:
@@ -72,7 +72,12 @@ def on_cluster(name: str, encoder: Encoder, workers: int | None = None) -> Run:
         count = max(1, min(workers or gpus or cores // 2, len(batches)))
         share: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": max(1, min(2, cores // count))}
         rows = [
-            {"number": batch.number, "items": json.dumps([_absolute(item) for item in batch.items]), "reduced": batch.reduced}
+            {
+                "number": batch.number,
+                # Absolute paths: a worker runs in another folder.
+                "items": json.dumps([item if isinstance(item, str) else str(item.absolute()) for item in batch.items]),
+                "reduced": batch.reduced,
+            }
             for batch in batches
         ]
         taken = max(1, min(TAKEN_AT_ONCE, len(rows) // count))
@@ -95,14 +100,14 @@ def on_cluster(name: str, encoder: Encoder, workers: int | None = None) -> Run:
 
 
 class _Worker:
-    """Lives in a process of its own, somewhere in the cluster."""
+    """An actor that runs in its own process on the cluster."""
 
     def __init__(self, name: str, modality: str, revision: str) -> None:
         self.name, self.modality, self.revision = name, modality, revision
         self.encoder: Encoder | None = None
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """Some planned batches to their results, as plain columns."""
+        """Encode planned batches; input and output are plain columns."""
         batches = [
             Batch(
                 int(number), [item if self.modality == TEXT else Path(item) for item in json.loads(str(items))], bool(reduced)
@@ -114,25 +119,20 @@ class _Worker:
             self.encoder = self.encoder or self._open()
             results += [_row(encoded) for encoded in encode_batches(self.encoder, batches)]
         except BridgekitError as error:
-            # As a row: an exception that crosses processes arrives wrapped in Ray's own.
+            # Returned as a row: Ray wraps exceptions that cross processes in its own.
             fault = {"what": f"a Ray worker: {error.what}", "where": error.where, "remedy": error.remedy}
             results.append(_row(Encoded(-1, [], torch.zeros(0, 0), {}), fault))
         return {column: [result[column] for result in results] for column in results[0]}
 
     def _open(self) -> Encoder:
         encoder = load_encoder(self.name, resolve_device())
-        if encoder.revision != self.revision:  # its latents would be kept as those of another
+        if encoder.revision != self.revision:  # its latents would be stored under the wrong revision
             raise BridgekitError(
-                f"{self.name} is another one there ({encoder.revision}) than here ({self.revision})",
+                f"the revision of {self.name} differs: {encoder.revision} there, {self.revision} here",
                 where=platform.node(),
                 remedy="install the same versions of its plugin and of the model on every machine",
             )
         return encoder
-
-
-def _absolute(item: Item) -> str:
-    """A text, or a path that means the same to a worker, which runs in another folder."""
-    return item if isinstance(item, str) else str(item.absolute())
 
 
 def _row(encoded: Encoded, fault: dict[str, str | None] | None = None) -> dict[str, Any]:

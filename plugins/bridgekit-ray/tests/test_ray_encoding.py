@@ -56,8 +56,8 @@ def test_two_workers_give_the_latents_of_this_machine_and_name_the_same_failures
         encoder,
         TEXTS,
         folder=tmp_path / "there",
-        elsewhere=on_cluster("starter:text", encoder, workers=2),
-        progress=lambda done, total: seen.append((done, total)),
+        run=on_cluster("starter:text", encoder, workers=2),
+        report=lambda _, done, total: seen.append((done, total)),
     )
     assert there.encoded == here.encoded == len(TEXTS) - 2
     assert there.failed == here.failed
@@ -83,7 +83,7 @@ def test_files_are_named_so_that_workers_in_another_folder_find_them(
     files: list[Item | None] = [Path(f"{number}.txt") for number in range(5)]
     # A text encoder takes files as well; as another modality, so that workers take what they get for paths.
     seen = Seen("image", encoder.dim, encoder.revision)
-    there = encode_items(seen, files, folder=tmp_path / "there", elsewhere=on_cluster("starter:text", seen, workers=1))
+    there = encode_items(seen, files, folder=tmp_path / "there", run=on_cluster("starter:text", seen, workers=1))
     here = encode_items(encoder, files, folder=tmp_path / "here")
     assert (there.encoded, there.failed) == (4, here.failed)
     assert list(there.failed) == [4]
@@ -92,15 +92,15 @@ def test_files_are_named_so_that_workers_in_another_folder_find_them(
 
 def test_a_worker_with_another_revision_is_refused(cluster: None, tmp_path: Path) -> None:
     older = Seen("text", 384, "starter:text@older")
-    with pytest.raises(BridgekitError, match="another one there") as caught:
-        encode_items(older, ["dog"], folder=tmp_path, elsewhere=on_cluster("starter:text", older, workers=1))
+    with pytest.raises(BridgekitError, match="the revision of starter:text differs") as caught:
+        encode_items(older, ["dog"], folder=tmp_path, run=on_cluster("starter:text", older, workers=1))
     assert "same versions" in str(caught.value.remedy)
 
 
 def test_a_worker_that_cannot_open_the_encoder_is_one_clear_message(cluster: None, tmp_path: Path) -> None:
     encoder = load_encoder("starter:text", "cpu")
     with pytest.raises(BridgekitError, match="no model") as caught:
-        encode_items(encoder, ["dog"], folder=tmp_path, elsewhere=on_cluster("starter:nothing", encoder, workers=1))
+        encode_items(encoder, ["dog"], folder=tmp_path, run=on_cluster("starter:nothing", encoder, workers=1))
     assert "a Ray worker" in caught.value.what
     assert "choose one of" in str(caught.value.remedy)
 
