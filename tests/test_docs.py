@@ -496,8 +496,10 @@ def test_numbers_may_differ_a_little_and_words_not_at_all() -> None:
     assert same("3 passed in 0.91s", "3 passed in 7.02s", labels)
     assert not same("3 passed in 0.91s", "2 passed in 0.91s", labels)
     assert not same("80 pairs", "79 pairs", labels)
-    assert same("a.png: heard dog (0.91), cat (0.10)", "a.png: heard dog (0.90), cow (0.80)", labels)
-    assert not same("a.png: heard dog (0.91), cat (0.10)", "a.png: heard cat (0.91), dog (0.10)", labels)
+    assert same("a.png: nearest captions: dog (0.91), cat (0.10)", "a.png: nearest captions: dog (0.90), cow (0.80)", labels)
+    assert not same(
+        "a.png: nearest captions: dog (0.91), cat (0.10)", "a.png: nearest captions: cat (0.91), dog (0.10)", labels
+    )
 
 
 def test_lines_may_be_left_out_only_where_the_page_says_so() -> None:

@@ -141,7 +141,7 @@ def test_models_and_defaults_that_make_no_sense_are_told(monkeypatch: pytest.Mon
     assert "default for 'audio'" in default
     install(monkeypatch, offering(lambda model, device: LetterEncoder(), models=lambda: [1]))
     (broken,) = sentences("odd:x")
-    assert "models() must return names" in broken
+    assert "models() must give names" in broken
 
 
 # ---- the revision
@@ -150,7 +150,7 @@ def test_models_and_defaults_that_make_no_sense_are_told(monkeypatch: pytest.Mon
 def test_a_revision_that_changes_at_every_opening_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = itertools.count()
     (broken,) = broken_rules(monkeypatch, lambda: LetterEncoder(revision=f"toy@{next(numbers)}"))
-    assert "its revision changes from 'toy@0' to 'toy@1'" in broken
+    assert "opened again as odd:x, its revision 'toy@0' is 'toy@1'" in broken
 
 
 def test_a_model_that_opens_only_once_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,18 +186,18 @@ class Altered(LetterEncoder):
 @pytest.mark.parametrize(
     ("alter", "rule"),
     [
-        (lambda latents: latents[:, :-1], r"shape \(4, 48\) for 4 items, but returns \(4, 47\)"),
-        (lambda latents: latents[:-1], r"shape \(4, 48\) for 4 items, but returns \(3, 48\)"),
-        (lambda latents: latents.numpy(), "shape .* returns ndarray"),
-        (lambda latents: latents.double(), "must return float32, but returns float64"),
+        (lambda latents: latents[:, :-1], r"returned \(4, 47\) for 4 items; expected \(4, 48\)"),
+        (lambda latents: latents[:-1], r"returned \(3, 48\) for 4 items; expected \(4, 48\)"),
+        (lambda latents: latents.numpy(), "returned ndarray for 4 items"),
+        (lambda latents: latents.double(), "must give float32, and gives float64"),
         (lambda latents: latents / 0, "not finite"),
-        (lambda latents: latents * torch.ones(48, requires_grad=True), "keeps gradients"),
-        (lambda latents: torch.nn.functional.dropout(latents), "the same batch twice gives different vectors"),
-        (lambda latents: torch.ones_like(latents), "different items all have the same vector"),
+        (lambda latents: latents * torch.ones(48, requires_grad=True), "keeps a gradient"),
+        (lambda latents: torch.nn.functional.dropout(latents), "other vectors the second time"),
+        (lambda latents: torch.ones_like(latents), "all items, though different, have the same vector"),
         (lambda latents: latents[latents.norm(dim=1).argsort()], "does not keep the order of its batch"),
         (lambda latents: latents - latents.mean(0) / 9, "depends on its batch"),
         (lambda latents: latents / latents.norm(), "depends on its batch"),
-        (lambda latents: 1 / 0, "encode fails: ZeroDivisionError"),
+        (lambda latents: 1 / 0, "failed to encode: ZeroDivisionError"),
     ],
 )
 def test_vectors_that_break_one_rule_are_told_with_that_rule_alone(
@@ -236,14 +236,14 @@ def test_a_good_item_that_is_refused_is_told_and_the_others_are_checked(monkeypa
             return super().prepare(item).double()
 
     refused, other = broken_rules(monkeypatch, Picky)
-    assert "prepare fails for the good item 'a much longer text" in refused
+    assert "refuses the good item 'a much longer text" in refused
     assert "this is too long" in refused
     assert "float64" in other
 
 
 def test_a_bad_item_that_is_taken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     (broken,) = broken_rules(monkeypatch, bad=["", "a good text"])
-    assert "ItemError for the bad item 'a good text', but accepts it" in broken
+    assert "ItemError for the bad item 'a good text', and takes it" in broken
 
 
 @pytest.mark.parametrize("failure", [KeyError("lost"), PluginError("the plugin is to blame")])
@@ -255,7 +255,7 @@ def test_a_bad_item_that_raises_something_else_is_told(monkeypatch: pytest.Monke
             return super().prepare(item)
 
     (broken,) = broken_rules(monkeypatch, Rough, bad=["bad"])
-    assert f"bad item 'bad', but raises {type(failure).__name__}" in broken
+    assert f"bad item 'bad', and raises {type(failure).__name__}" in broken
 
 
 def test_a_bad_item_that_spoils_good_ones_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +268,7 @@ def test_a_bad_item_that_spoils_good_ones_is_told(monkeypatch: pytest.MonkeyPatc
             return torch.zeros(48) if item == "bad" else super().prepare(item)
 
     takes, *spoils = broken_rules(monkeypatch, Spoiled, bad=["bad"])
-    assert "accepts it" in takes
+    assert "takes it" in takes
     assert len(spoils) == 4
     assert "the good item 'an owl' fails in a table of good and bad items: its latents are not finite" in spoils[0]
 
@@ -279,7 +279,7 @@ def test_a_table_that_cannot_be_encoded_is_told(monkeypatch: pytest.MonkeyPatch)
             return torch.zeros(3) if item == "bad" else super().prepare(item)
 
     takes, table = broken_rules(monkeypatch, Short, bad=["bad"])
-    assert "accepts it" in takes
+    assert "takes it" in takes
     assert "a table of good and bad items cannot be encoded: PluginError" in table
     assert "stack expects each tensor to be equal size" in table
 
@@ -298,7 +298,7 @@ class Shared(LetterEncoder):
 
 def test_prepare_that_is_not_safe_in_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     (broken,) = broken_rules(monkeypatch, Shared, bad=[])
-    assert "prepare is not thread-safe: in several threads at once, its result for" in broken
+    assert "prepare is not safe in threads: several at once give another result" in broken
 
 
 def test_prepare_that_fails_in_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +309,7 @@ def test_prepare_that_fails_in_threads_is_told(monkeypatch: pytest.MonkeyPatch) 
             return super().prepare(item)
 
     threads, *table = broken_rules(monkeypatch, Bound, bad=[])
-    assert "not thread-safe" in threads
+    assert "not safe in threads" in threads
     assert "no event loop" in threads
     assert all("fails in a table" in sentence for sentence in table)
 
@@ -328,10 +328,10 @@ def test_vectors_of_another_device_are_compared(monkeypatch: pytest.MonkeyPatch)
     assert sentences("odd:x") == []
     install(monkeypatch, offering(opened(lambda latents: latents.flip(1))))
     (broken,) = sentences("odd:x")
-    assert "on the device 'cuda' differ by" in broken
+    assert "on the device 'cuda' are" in broken
     install(monkeypatch, offering(opened(lambda latents: latents[1:])))
     (broken,) = sentences("odd:x")
-    assert "does not work on the device 'cuda': encode must return a tensor of shape" in broken
+    assert re.search("does not work on the device 'cuda': .* expected", broken)
 
 
 def test_the_devices_that_are_compared_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +367,7 @@ def test_other_memory_that_stays_in_use_is_told(monkeypatch: pytest.MonkeyPatch)
         return memory
 
     (broken,) = broken_rules(monkeypatch, lambda: Hoarder(keep=mapped))
-    assert "memory leaks: every two batches take" in broken
+    assert "memory grows: each two batches take" in broken
 
 
 def test_a_cache_that_fills_once_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,12 +115,45 @@ def encode_batches(encoder: Encoder, batches: Sequence[Batch]) -> Generator[Enco
     for batch, prepared in _prepare_ahead(encoder, batches):
         reasons = {at: _reason(value, encoder) for at, value in enumerate(prepared) if isinstance(value, Exception)}
         good = [at for at in range(len(prepared)) if at not in reasons]
-        latents = _encode(encoder, [prepared[at] for at in good], batch.reduced) if good else torch.zeros(0, encoder.dim)
+        latents = encode_batch(encoder, [prepared[at] for at in good], batch.reduced) if good else torch.zeros(0, encoder.dim)
         finite = latents.isfinite().all(1)
         for at, fine in zip(good, finite.tolist(), strict=True):
             if not fine:
                 reasons[at] = f"its latents are not finite ({plugin_of(encoder)} returned NaN or infinity)"
         yield Encoded(batch.number, [at for at in good if at not in reasons], latents[finite], reasons)
+
+
+def encode_batch(encoder: Encoder, inputs: Sequence[Any], reduced: bool = False) -> Tensor:
+    """(n, dim) latents of n prepared items, float32 and on the CPU. They need not be finite.
+
+    Arguments:
+        encoder: the encoder.
+        inputs: what its `prepare` returned.
+        reduced: whether products are to be in bfloat16.
+
+    Raises:
+        PluginError: the encoder fails, or gives something of another shape.
+    """
+    try:
+        with torch.inference_mode(), _products(encoder, reduced):
+            latents = encoder.encode(inputs)
+    except BridgekitError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise PluginError(
+            f"{plugin_of(encoder)} failed to encode: {reason}",
+            where=encoder.revision,
+            remedy="report it to the plugin's author",
+        ) from error
+    if not isinstance(latents, Tensor) or latents.shape != (len(inputs), encoder.dim):
+        shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+        raise PluginError(
+            f"{plugin_of(encoder)} returned {shape} for {len(inputs)} items; expected {(len(inputs), encoder.dim)}",
+            where=encoder.revision,
+            remedy="report it to the plugin's author",
+        )
+    return latents.detach().float().cpu()
 
 
 def bfloat16_is_fast(encoder: Encoder) -> bool:
@@ -194,29 +227,6 @@ def _prepare_ahead(encoder: Encoder, batches: Sequence[Batch]) -> Iterator[tuple
                 yield batch, values
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _encode(encoder: Encoder, inputs: list[Any], reduced: bool) -> Tensor:
-    try:
-        with torch.inference_mode(), _products(encoder, reduced):
-            latents = encoder.encode(inputs)
-    except BridgekitError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise PluginError(
-            f"{plugin_of(encoder)} failed to encode: {reason}",
-            where=encoder.revision,
-            remedy="report it to the plugin's author",
-        ) from error
-    if not isinstance(latents, Tensor) or latents.shape != (len(inputs), encoder.dim):
-        shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-        raise PluginError(
-            f"{plugin_of(encoder)} returned {shape} for {len(inputs)} items; expected {(len(inputs), encoder.dim)}",
-            where=encoder.revision,
-            remedy="report it to the plugin's author",
-        )
-    return latents.detach().float().cpu()
 
 
 def _products(encoder: Encoder, reduced: bool) -> AbstractContextManager[None]:

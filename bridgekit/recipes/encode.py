@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Any
 
 from bridgekit.hardware import resolve_device
 from bridgekit.latents.encoded import encode_pairs
-from bridgekit.latents.on_ray import on_ray, ray_cluster
 from bridgekit.latents.store import Latents
 from bridgekit.pairs import Pairs, SetAside
+from bridgekit.plugins import ours
 from bridgekit.progress import progress_bars
 from bridgekit.recipes.sides import RunOptions, choose_sides, open_encoders, open_pairs, select_pairs, takes
 
@@ -41,7 +42,7 @@ class EncodeOptions(RunOptions):
 
     Arguments:
         a, b, pairs, more: as for `align`.
-        ray: encode on a Ray cluster, see `bridgekit.latents.on_ray`.
+        ray: encode on a Ray cluster; needs the plugin bridgekit-ray.
         device, strict, outside, progress: see `RunOptions`.
     """
 
@@ -60,12 +61,13 @@ def encode_table(options: EncodeOptions) -> EncodedTable:
     Raises:
         BridgekitError: anything the caller can fix; the message says how.
     """
-    with progress_bars(options.progress) as report, ray_cluster() if options.ray else nullcontext():
+    cluster: AbstractContextManager[Any] = ours("ray", "cluster")() if options.ray else nullcontext()
+    with progress_bars(options.progress) as report, cluster as on_cluster:
         table = open_pairs(options.pairs, options.outside)
         names = choose_sides((options.a, options.b, *options.more), table)
         opened = open_encoders(names, resolve_device(options.device), report)
         pairs = select_pairs(table, tuple(opened), options.progress)
-        runs = {modality: on_ray(name, encoder) for modality, (name, encoder) in opened.items()} if options.ray else {}
+        runs = {modality: on_cluster(*side) for modality, side in opened.items()} if options.ray else {}
         encoders = {modality: encoder for modality, (_, encoder) in opened.items()}
         encoded = encode_pairs(pairs, encoders, report, strict=options.strict, runs=runs)
     full_names = {modality: name for modality, (name, _) in opened.items()}

@@ -189,7 +189,7 @@ def absolute_path_in_a_table(ground: Ground) -> None:
     """An absolute path in a table that leads out of its folder."""
     shutil.copyfile("pictures/0.png", "../away.png")
     _table(ground, str(Path("../away.png").resolve()))
-    assert "leads out of the table's folder" in _set_aside(1)[0]
+    assert "leads outside the table's folder" in _set_aside(1)[0]
     assert not _set_aside(0, "--outside"), "the user may allow it"
 
 

@@ -1,7 +1,4 @@
-"""Encoding on a Ray cluster: workers encode planned batches and return the latents, which are stored on this machine.
-
-bridgekit encode --ray: on the cluster at $RAY_ADDRESS (run `ray start` on its machines), or else on this machine
-"""
+"""Workers on a Ray cluster, each with the encoder open, encode planned batches; the latents are stored by the driver."""
 
 from __future__ import annotations
 
@@ -9,12 +6,14 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
+import ray.data
 import torch
 
 from bridgekit.encoders import TEXT, Encoder
@@ -23,24 +22,21 @@ from bridgekit.hardware import resolve_device
 from bridgekit.latents.batches import Batch, Encoded, Run, encode_batches
 from bridgekit.plugins import load_encoder
 
+#: From an encoder's full name and the encoder, opened here, to a function that encodes batches on the cluster.
+OnCluster = Callable[[str, Encoder], Run]
+
 #: Batches per worker task: while one is encoded, threads prepare the next.
 TAKEN_AT_ONCE = 8
 
 
 @contextmanager
-def ray_cluster() -> Iterator[None]:
+def cluster() -> Iterator[OnCluster]:
     """Connect to the Ray cluster at `$RAY_ADDRESS`, or start a local one, for the duration of the context.
 
     Raises:
-        BridgekitError: Ray is not installed, or the cluster cannot be reached.
+        BridgekitError: the cluster cannot be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        remedy = "in bridgekit's own folder: pip install '.[ray]'"
-        raise BridgekitError("Ray is not installed", remedy=remedy) from None
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False, ignore_reinit_error=True)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -53,12 +49,12 @@ def ray_cluster() -> Iterator[None]:
     context.enable_progress_bars = False  # bridgekit shows its own
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        yield
+        yield on_cluster
     finally:
         ray.shutdown()
 
 
-def on_ray(name: str, encoder: Encoder, workers: int | None = None) -> Run:
+def on_cluster(name: str, encoder: Encoder, workers: int | None = None) -> Run:
     """A function that encodes batches on the connected Ray cluster. Each row of its Ray dataset is one planned batch.
 
     Arguments:
@@ -71,8 +67,6 @@ def on_ray(name: str, encoder: Encoder, workers: int | None = None) -> Run:
     """
 
     def run(batches: Sequence[Batch]) -> Generator[Encoded, None, None]:
-        import ray
-
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         count = max(1, min(workers or gpus or cores // 2, len(batches)))
@@ -120,17 +114,15 @@ class _Worker:
             )
             for number, items, reduced in zip(rows["number"], rows["items"], rows["reduced"], strict=True)
         ]
-        found: dict[str, list[Any]] = {"number": [], "kept": [], "latents": [], "width": [], "reasons": [], "fault": []}
+        results = []
         try:
             self.encoder = self.encoder or self._open()
-            for encoded in encode_batches(self.encoder, batches):
-                reasons = {str(at): reason for at, reason in encoded.reasons.items()}
-                _append(found, encoded.number, encoded.kept, encoded.latents, reasons, {})
+            results += [_row(encoded) for encoded in encode_batches(self.encoder, batches)]
         except BridgekitError as error:
             # Returned as a row: Ray wraps exceptions that cross processes in its own.
             fault = {"what": f"a Ray worker: {error.what}", "where": error.where, "remedy": error.remedy}
-            _append(found, -1, [], torch.zeros(0, 0), {}, fault)
-        return found
+            results.append(_row(Encoded(-1, [], torch.zeros(0, 0), {}), fault))
+        return {column: [result[column] for result in results] for column in results[0]}
 
     def _open(self) -> Encoder:
         encoder = load_encoder(self.name, resolve_device())
@@ -143,30 +135,16 @@ class _Worker:
         return encoder
 
 
-def _append(
-    found: dict[str, list[Any]],
-    number: int,
-    kept: Sequence[int],
-    latents: torch.Tensor,
-    reasons: dict[str, str],
-    fault: dict[str, str | None],
-) -> None:
-    values = (
-        number,
-        json.dumps(list(kept)),
-        latents.contiguous().numpy().tobytes(),
-        latents.shape[1],
-        *map(json.dumps, (reasons, fault)),
-    )
-    for column, value in zip(found.values(), values, strict=True):
-        column.append(value)
+def _row(encoded: Encoded, fault: dict[str, str | None] | None = None) -> dict[str, Any]:
+    """A result as plain cells."""
+    about = {"kept": list(encoded.kept), "reasons": dict(encoded.reasons), "width": encoded.latents.shape[1], "fault": fault}
+    return {"number": encoded.number, "about": json.dumps(about), "latents": encoded.latents.contiguous().numpy().tobytes()}
 
 
 def _read(row: dict[str, Any]) -> Encoded:
-    fault = json.loads(row["fault"])
-    if fault:
+    about = json.loads(row["about"])
+    if fault := about["fault"]:
         raise PluginError(fault["what"], where=fault["where"], remedy=fault["remedy"])
-    kept = json.loads(row["kept"])
-    latents = torch.from_numpy(np.frombuffer(row["latents"], dtype=np.float32).reshape(len(kept), row["width"]).copy())
-    reasons = {int(at): reason for at, reason in json.loads(row["reasons"]).items()}
-    return Encoded(int(row["number"]), kept, latents, reasons)
+    latents = np.frombuffer(row["latents"], dtype=np.float32).reshape(len(about["kept"]), about["width"])
+    reasons = {int(at): reason for at, reason in about["reasons"].items()}
+    return Encoded(int(row["number"]), about["kept"], torch.from_numpy(latents.copy()), reasons)
