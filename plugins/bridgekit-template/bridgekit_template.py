@@ -1,4 +1,4 @@
-"""A modality for bridgekit in one module: `motion`, accelerometer traces in CSV files, one column an axis."""
+"""A bridgekit plugin in one module. Adds the modality `motion`: accelerometer traces in CSV files, one column per axis."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 AXES = 3
-WINDOW = 32  # samples that a spectrum is taken of
+WINDOW = 32  # samples per spectrum
 BANDS = 8
 
 
 class StatisticsEncoder:
-    """Statistics and spectrum of a trace: for each axis, and for the length of the acceleration, 4 + 8 numbers.
+    """Statistics and spectrum of a trace: 4 + 8 numbers for each axis and for the magnitude of the acceleration.
 
     Arguments:
         device: the torch device to compute on.
     """
 
-    # Yours: what it encodes, how wide its vectors are, and a name for exactly these numbers. Change `revision` whenever they
-    # change; where there are weights, make it of `bridgekit.hub.content_revision(files)`.
+    # Yours: the modality, the width of the vectors, and an identifier of exactly these vectors. Change `revision` whenever the
+    # vectors change; for a model with weights, use `bridgekit.hub.content_revision(files)`.
     modality = "motion"
     dim = (AXES + 1) * (4 + BANDS)
     revision = "template:statistics@1"
@@ -36,29 +36,29 @@ class StatisticsEncoder:
         self.device = device
 
     def prepare(self, item: Item) -> Tensor:
-        """One file into a trace of shape (samples, AXES). Yours: whatever `encode` takes.
+        """Read a file as a trace of shape (samples, AXES). Yours: return any input for `encode`.
 
         Raises:
-            ItemError: it is no CSV file of numbers, has another number of columns, or is too short.
+            ItemError: the file is not a CSV of numbers, has the wrong number of columns, or is too short.
         """
         import torch
 
         return torch.tensor(read_trace(Path(item)))
 
     def encode(self, batch: Sequence[Tensor]) -> Tensor:
-        """Traces into vectors, (n, dim). Yours: here the model runs, under `torch.inference_mode()`."""
+        """n traces to vectors, (n, dim). Yours: run the model here, under `torch.inference_mode()`."""
         import torch
 
         return torch.stack([describe(trace.to(self.device)) for trace in batch])
 
 
 def read_trace(path: Path) -> list[list[float]]:
-    """The rows of a CSV file with a column for each axis, with or without a header.
+    """The rows of a CSV file with one column per axis, with or without a header.
 
     Raises:
         ItemError: as for `StatisticsEncoder.prepare`.
     """
-    from bridgekit.media import read_text  # here, as it brings numpy, which `bridgekit --help` does without
+    from bridgekit.media import read_text  # imports numpy, which `bridgekit --help` does not need
 
     rows: list[list[float]] = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
@@ -72,20 +72,20 @@ def read_trace(path: Path) -> list[list[float]]:
             raise ItemError(
                 f"line {number} is not {AXES} numbers: {line[:40]!r}",
                 where=str(path),
-                remedy=f"save it as CSV with {AXES} columns of numbers, or remove the row",
+                remedy=f"save it as CSV with {AXES} numeric columns, or remove the row",
             )
         rows.append(row)
     if len(rows) < WINDOW:
         raise ItemError(
-            f"the trace has {len(rows)} samples, and {WINDOW} are the least",
+            f"the trace has {len(rows)} samples; the minimum is {WINDOW}",
             where=str(path),
-            remedy="record for longer, or remove the row",
+            remedy="record a longer trace, or remove the row",
         )
     return rows
 
 
 def describe(trace: Tensor) -> Tensor:
-    """A trace of shape (samples, AXES) as one vector of shape (dim,), whatever its length."""
+    """A trace of shape (samples, AXES) of any length to one vector of shape (dim,)."""
     import torch
 
     signals = torch.cat([trace, trace.norm(dim=1, keepdim=True)], dim=1).T  # (AXES + 1, samples)
@@ -100,10 +100,10 @@ def describe(trace: Tensor) -> Tensor:
 
 
 def open_encoder(model: str, device: str) -> Encoder:
-    """The encoder of that name. Yours: import heavy packages and load weights here, not at the top.
+    """Open an encoder by name. Yours: import heavy packages and load weights here, not at the top of the module.
 
     Raises:
-        PluginError: there is no model of that name.
+        PluginError: there is no such model.
     """
     if model != "statistics":
         raise PluginError(f"there is no model {model!r}", where=f"template:{model}", remedy="use template:statistics")
@@ -112,7 +112,7 @@ def open_encoder(model: str, device: str) -> Encoder:
 
 @hookimpl
 def encoder_providers() -> Sequence[EncoderProvider]:
-    """Yours: `name:model` is what users write; a default is the model that a modality alone means, as in `--a motion`."""
+    """Yours: users write `name:model`; a default is the model for a modality's name alone, as in `--a motion`."""
     return [
         EncoderProvider(
             name="template",

@@ -22,32 +22,32 @@ EXAMPLES = (
 
 
 def open_encoder(model: str, device: str) -> Encoder:
-    """One tower of a LAION-CLAP checkpoint, on that torch device.
+    """Open one tower of a LAION-CLAP checkpoint on a torch device.
 
     Arguments:
-        model: the path of a checkpoint or the name of a published one, then `,modality=audio` (the default) or
-            `,modality=text`, and for text, if need be, `,tokenizer=` and the folder of roberta-base's tokenizer.
+        model: the path of a checkpoint or the name of a published one, followed by `,modality=audio` (the default) or
+            `,modality=text`, and for text optionally `,tokenizer=` with the folder of roberta-base's tokenizer.
         device: a torch device.
 
     Raises:
-        PluginError: the checkpoint or the tokenizer cannot be found or is not what it should be, or a package is missing.
-        BridgekitError: an option is none of these.
+        PluginError: the checkpoint or tokenizer cannot be found or is wrong, or a package is missing.
+        BridgekitError: an option is unknown.
     """
     checkpoint, options = split_options(model, OPTIONS)
     modality = options.get("modality", "audio")
     if modality not in MODALITIES:
         raise PluginError(
-            f"bridgekit-clap has no modality {modality!r}",
+            f"bridgekit-clap does not support modality {modality!r}",
             where=f"clap:{model}",
             remedy=f"choose one of {', '.join(MODALITIES)}",
         )
     if "tokenizer" in options and modality != "text":
         raise PluginError(
-            "bridgekit-clap takes a tokenizer for texts only",
+            "bridgekit-clap uses a tokenizer only for text",
             where=f"clap:{model}",
-            remedy="add modality=text, or leave it out",
+            remedy="add modality=text, or omit tokenizer=",
         )
-    # The imports stand here because each brings torch with it: `bridgekit --help` and `bridgekit plugins` need none of it.
+    # Imported here, since these import torch, which `bridgekit --help` and `bridgekit plugins` do not need.
     if modality == "text":
         from bridgekit_clap.text import TextEncoder
 
@@ -59,5 +59,5 @@ def open_encoder(model: str, device: str) -> Encoder:
 
 @hookimpl
 def encoder_providers() -> Sequence[EncoderProvider]:
-    """`clap:CHECKPOINT`, for audio and for text; the default encoder of neither."""
+    """`clap:CHECKPOINT`, for audio and text; not a default for either."""
     return [EncoderProvider(name="clap", modalities=MODALITIES, open=open_encoder, models=lambda: EXAMPLES)]

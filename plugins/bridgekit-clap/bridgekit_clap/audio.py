@@ -1,4 +1,4 @@
-"""`clap:CHECKPOINT`: the audio tower of LAION-CLAP, in the space that it shares with the text tower."""
+"""`clap:CHECKPOINT`: the audio tower of LAION-CLAP, projected into the space shared with the text tower."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from bridgekit_clap.checkpoints import find_checkpoint, read_weights
 from bridgekit_clap.towers import build_tower, import_laion_clap
 
 SAMPLE_RATE = 48_000
-#: What the tower hears at once: 10 s.
+#: The tower's window: 10 s.
 WINDOW = 10 * SAMPLE_RATE
-#: Windows in one forward pass, so that an hour of sound does not take the memory of an hour.
+#: Maximum windows per forward pass, to limit memory for long clips.
 WINDOWS_AT_ONCE = 16
 
 
 class AudioEncoder:
-    """A clip as `CLAP_Module.get_audio_embedding_from_filelist` of laion_clap encodes it: projected, scaled to length 1.
+    """Encodes clips like laion_clap's `CLAP_Module.get_audio_embedding_from_filelist`: projected, of unit length.
 
-    Of a clip longer than 10 s, laion_clap takes 10 s at random. Here it is heard whole: in as few windows of 10 s as cover it,
-    evenly spaced, whose mean is scaled to length 1 again.
+    laion_clap takes a random 10 s of longer clips. This encoder covers all of them with the fewest evenly spaced windows of
+    10 s, and normalises their mean.
 
     Arguments:
         checkpoint: the path of a checkpoint, or the name of a published one.
         device: a torch device.
 
     Raises:
-        PluginError: there is no such checkpoint, it is not one of LAION-CLAP, or laion_clap cannot be imported.
+        PluginError: there is no such checkpoint, it is not from LAION-CLAP, or laion_clap cannot be imported.
     """
 
     modality = "audio"
@@ -53,7 +53,7 @@ class AudioEncoder:
     def prepare(self, item: Item) -> Tensor:
         """The clip's windows, float32 of shape (windows, 480000): mono, 48 kHz, rounded to 16 bit as in training.
 
-        A clip shorter than 10 s is repeated as often as it fits in whole, then padded with zeros.
+        Clips shorter than 10 s are repeated as often as they fit, then padded with zeros.
 
         Raises:
             ItemError: the file cannot be read as audio.
@@ -64,12 +64,12 @@ class AudioEncoder:
 
     def _filled(self, window: Tensor) -> Tensor:
         features = self._package.get_audio_features({}, window, WINDOW, "rand_trunc", "repeatpad", self._config)
-        filled: Tensor = features["waveform"]  # never longer than 10 s, so nothing is cut at random
+        filled: Tensor = features["waveform"]  # at most 10 s, so there is no random crop
         return filled
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Tensor]) -> Tensor:
-        """n prepared clips into a float32 tensor of shape (n, dim), dim 512 in all published ones; its rows have length 1."""
+        """n prepared clips to a float32 tensor of shape (n, dim) with unit rows; dim is 512 in all published models."""
         if not batch:
             return torch.zeros(0, self.dim)
         windows = torch.split(torch.cat(list(batch)), WINDOWS_AT_ONCE)
@@ -79,9 +79,9 @@ class AudioEncoder:
 
 
 def split_windows(wave: Tensor) -> list[Tensor]:
-    """Samples of shape (n,) as they are, or, beyond 10 s, in as few evenly spaced windows of 10 s as cover them.
+    """Cover samples of shape (n,) with the fewest evenly spaced windows of 10 s; up to 10 s are returned unchanged.
 
-    Windows overlap rather than leave a short rest: that would be padded with zeros, and count as much as 10 s of sound.
+    Windows overlap: a short remainder would be padded with zeros, yet count as much as 10 s of audio.
     """
     if len(wave) <= WINDOW:
         return [wave]

@@ -1,4 +1,4 @@
-"""`clap:CHECKPOINT,modality=text`: the text tower of LAION-CLAP, in the space that it shares with the audio tower."""
+"""`clap:CHECKPOINT,modality=text`: the text tower of LAION-CLAP, projected into the space shared with the audio tower."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from bridgekit.encoders import Item
-from bridgekit.errors import PluginError
+from bridgekit.errors import PluginError, one_line
 from bridgekit.hub import content_revision, model_folder
 from bridgekit.media import read_text
 from bridgekit_clap.checkpoints import find_checkpoint, read_weights
 from bridgekit_clap.towers import VOCABULARY, build_tower
 
-#: What laion_clap cuts texts to; the rest is not seen.
+#: Texts are truncated to this many tokens, as in laion_clap.
 MAX_TOKENS = 77
-#: The ids in roberta-base of a text's first token, of padding, and of a text's last token.
+#: roberta-base's ids of the first token, padding and the last token.
 FIRST, PADDING, LAST = 0, 1, 2
 
-#: Where laion_clap looks for its tokenizer, and so where it may be in the hub's cache; then the place to which it has moved.
+#: The tokenizer's hub id in laion_clap, under which it may be cached, and its new id.
 HUB_IDS = ("roberta-base", "FacebookAI/roberta-base")
 REQUIRED = ("vocab.json", "merges.txt")
-#: What else may be in its folder and have a say in the tokens.
+#: Further files in its folder that affect the tokens.
 OPTIONAL = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 class TextEncoder:
-    """A text as `CLAP_Module.get_text_embedding` of laion_clap encodes it: RoBERTa's pooled state, projected, of length 1.
+    """Encodes texts like laion_clap's `CLAP_Module.get_text_embedding`: RoBERTa's pooled state, projected, of unit length.
 
     Arguments:
         checkpoint: the path of a checkpoint, or the name of a published one.
         device: a torch device.
-        tokenizer: the folder or hub id of roberta-base's tokenizer; None looks in the hub's cache, then on the hub.
+        tokenizer: the folder or hub id of roberta-base's tokenizer; None for the hub cache, or else the hub.
 
     Raises:
-        PluginError: the checkpoint or the tokenizer cannot be found or is not the right one, or laion_clap cannot be imported.
+        PluginError: the checkpoint or tokenizer cannot be found or is wrong, or laion_clap cannot be imported.
     """
 
     modality = "text"
@@ -59,15 +59,15 @@ class TextEncoder:
         """The text's token ids, int64 of shape (tokens,), at most 77.
 
         Raises:
-            ItemError: there is no text.
+            ItemError: the text is empty.
         """
-        # Cut here: a tokenizer that is told to cut changes its state, which is not safe in threads.
+        # Truncated here: the tokenizer's own truncation changes its state, which is not thread-safe.
         ids = self._tokenizer(read_text(item), verbose=False)["input_ids"]
         return torch.tensor(ids if len(ids) <= MAX_TOKENS else [*ids[: MAX_TOKENS - 1], LAST])
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Tensor]) -> Tensor:
-        """n prepared texts into a float32 tensor of shape (n, dim), dim 512 in all published ones; its rows have length 1."""
+        """n prepared texts to a float32 tensor of shape (n, dim) with unit rows; dim is 512 in all published models."""
         if not batch:
             return torch.zeros(0, self.dim)
         longest = max(len(ids) for ids in batch)
@@ -77,10 +77,10 @@ class TextEncoder:
 
 
 def find_tokenizer(given: str | None) -> Path:
-    """The folder with roberta-base's vocabulary and merges: the given one, the hub's cache, or fetched from the hub.
+    """The folder with roberta-base's vocabulary and merges: the given one, the hub cache, or a download from the hub.
 
     Raises:
-        PluginError: it is in none of them. The message says how to get it and how to name it.
+        PluginError: it cannot be found. The message says how to get it and pass it.
     """
     try:
         folder = (None if given else _in_old_cache()) or model_folder(
@@ -103,27 +103,27 @@ def _in_old_cache() -> Path | None:
 
 
 def open_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder.
+    """Open the tokenizer in a folder.
 
     Raises:
-        PluginError: it cannot be read, or is another one than roberta-base's.
+        PluginError: it cannot be read, or is not roberta-base's.
     """
     from transformers import RobertaTokenizer
 
     try:
         tokenizer = RobertaTokenizer.from_pretrained(str(folder), local_files_only=True)
-        nothing = tokenizer("")["input_ids"]
-    except Exception as error:  # whatever a damaged file brings it to
-        raise _needed(f"the one there cannot be read: {' '.join(str(error).split())[:200]}", str(folder)) from error
-    if nothing != [FIRST, LAST] or len(tokenizer) > VOCABULARY:
-        raise _needed("the one there has other tokens", str(folder))
+        empty = tokenizer("")["input_ids"]
+    except Exception as error:  # transformers may raise anything for damaged files
+        raise _needed(f"the given one cannot be read: {one_line(error)}", str(folder)) from error
+    if empty != [FIRST, LAST] or len(tokenizer) > VOCABULARY:
+        raise _needed("the given one has different tokens", str(folder))
     return tokenizer
 
 
 def _needed(why: str, given: str | None) -> PluginError:
     get = f"hf download {HUB_IDS[1]} {' '.join(REQUIRED)} --local-dir roberta-base"
     return PluginError(
-        f"bridgekit-clap needs roberta-base's tokenizer for texts ({why})",
+        f"bridgekit-clap needs roberta-base's tokenizer for text ({why})",
         where=given,
         remedy=f"{get}; then add ,tokenizer=roberta-base to the name",
     )

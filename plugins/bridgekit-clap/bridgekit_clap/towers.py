@@ -1,4 +1,4 @@
-"""Imports laion_clap without its downloads, and builds one tower of its model with a checkpoint's weights and no others."""
+"""Importing laion_clap without its downloads, and building one tower of its model from a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,53 +16,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridgekit.errors import PluginError
+from bridgekit.errors import PluginError, one_line
 
-#: The width of an audio branch's last norm tells which one it is.
+#: Width of the audio branch's last norm to architecture.
 ARCHITECTURES = {768: "HTSAT-tiny", 1024: "HTSAT-base", 2048: "HTSAT-large"}
-#: How many tokens roberta-base knows.
+#: Size of roberta-base's vocabulary.
 VOCABULARY = 50_265
 
 _one_at_a_time = threading.RLock()
 
 
 def import_laion_clap() -> ModuleType:
-    """`laion_clap`, imported without a network.
+    """Import `laion_clap` without a network.
 
-    At its import it makes three tokenizers from the hub, which these towers do not need (LAION-AI/CLAP issue 171). Here it gets
-    stand-ins that make them at their first use. It also adds its own folder to `sys.path`, where packages called `training` and
-    `evaluate` would then be found. Afterwards, `from_pretrained` and `sys.path` are what they were.
+    On import it loads three tokenizers from the hub that these towers do not need (LAION-AI/CLAP issue 171); here they are
+    replaced by proxies that load on first use. It also adds its own folder to `sys.path`, which would expose packages named
+    `training` and `evaluate`. Both `from_pretrained` and `sys.path` are restored afterwards.
 
     Raises:
-        PluginError: laion_clap, or a package that it needs, is not installed or does not work.
+        PluginError: laion_clap or one of its dependencies is not installed or does not work.
     """
     with _one_at_a_time:
         if "laion_clap" in sys.modules:
-            return importlib.import_module("laion_clap")  # which waits for another thread that is still importing it
+            return importlib.import_module("laion_clap")  # waits if another thread is still importing it
         try:
             from transformers import BartTokenizer, BertTokenizer, RobertaTokenizer
 
-            tokenizers = {kind: _makes_later(kind) for kind in (BartTokenizer, BertTokenizer, RobertaTokenizer)}
-            with _instead_of_the_hub(tokenizers), _same_path():
+            tokenizers = {kind: _lazily(kind) for kind in (BartTokenizer, BertTokenizer, RobertaTokenizer)}
+            with _replaced(tokenizers), _same_path():
                 return importlib.import_module("laion_clap")
         except Exception as error:
             raise PluginError(
-                f"bridgekit-clap cannot import laion_clap ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
-                remedy="pip install plugins/bridgekit-clap (in bridgekit's own folder), in an environment of its own "
-                "if others there need numpy 2",
+                f"bridgekit-clap cannot import laion_clap ({type(error).__name__}: {one_line(error)})",
+                remedy="pip install plugins/bridgekit-clap (in bridgekit's own folder), in a separate environment "
+                "if other packages need numpy 2",
             ) from error
 
 
 def build_tower(modality: str, weights: Mapping[str, Tensor], checkpoint: Path) -> tuple[Any, dict[str, Any]]:
-    """laion_clap's model with the branch and the projection of one modality, and its configuration.
+    """laion_clap's model with only the branch and projection of one modality, and its configuration.
 
     Arguments:
         modality: `audio` or `text`.
-        weights: of the whole checkpoint, see `bridgekit_clap.checkpoints.read_weights`.
+        weights: the whole checkpoint's weights, see `bridgekit_clap.checkpoints.read_weights`.
         checkpoint: their file, for messages.
 
     Raises:
-        PluginError: the weights are not those of a CLAP with HTSAT and RoBERTa, or some of the tower's are missing.
+        PluginError: the weights are not of a CLAP model with HTSAT and RoBERTa, or some of the tower's are missing.
     """
     laion_clap = import_laion_clap()
     from transformers import RobertaConfig, RobertaModel
@@ -71,16 +71,16 @@ def build_tower(modality: str, weights: Mapping[str, Tensor], checkpoint: Path) 
     architecture = ARCHITECTURES.get(0 if norm is None else norm.numel())
     if architecture is None:
         raise PluginError(
-            "bridgekit-clap finds no CLAP with an HTSAT audio branch in this file",
+            "bridgekit-clap found no CLAP model with an HTSAT audio branch in this file",
             where=str(checkpoint),
-            remedy="give a checkpoint of LAION-CLAP as its authors publish it (audio_branch.*, text_branch.*)",
+            remedy="give a LAION-CLAP checkpoint as published by its authors (audio_branch.*, text_branch.*)",
         )
-    # Where roberta-base differs from transformers' defaults. Its weights are in the checkpoint.
+    # roberta-base's differences from transformers' defaults. Its weights are in the checkpoint.
     base = RobertaConfig(vocab_size=VOCABULARY, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
     roberta = {RobertaModel: lambda *_, **__: RobertaModel(base)}
-    with _one_at_a_time, _instead_of_the_hub(roberta), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's news about functions that laion_clap calls
-        # For audio, the text branch is to be thrown away: `transformer` is one that is quickly made.
+    with _one_at_a_time, _replaced(roberta), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's deprecation warnings about laion_clap
+        # For audio the text branch is discarded, so the one that is fastest to build is used.
         model, config = laion_clap.hook.create_model(architecture, "roberta" if modality == "text" else "transformer")
     kept = (f"{modality}_branch", f"{modality}_projection")
     for name, _ in list(model.named_children()):
@@ -92,69 +92,69 @@ def build_tower(modality: str, weights: Mapping[str, Tensor], checkpoint: Path) 
 
 
 def _fill(module: torch.nn.Module, prefix: str, weights: Mapping[str, Tensor], checkpoint: Path) -> None:
-    """Give a module the weights whose names begin with a prefix: all that it has, and no others."""
+    """Load the weights with a prefix into a module; they must match exactly."""
     found = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     expected = module.state_dict()
     wrong = [
         *(f"{prefix}{name} is missing" for name in expected if name not in found),
-        *(f"{prefix}{name} is not known" for name in found if name not in expected),
+        *(f"{prefix}{name} is unknown" for name in found if name not in expected),
         *(
-            f"{prefix}{name} has the shape {tuple(found[name].shape)} and not {tuple(tensor.shape)}"
+            f"{prefix}{name} has shape {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
             for name, tensor in expected.items()
             if name in found and found[name].shape != tensor.shape
         ),
     ]
     if wrong:
-        more = f", and {len(wrong) - 1} more such" if len(wrong) > 1 else ""
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise PluginError(
-            f"bridgekit-clap finds other weights than laion_clap's model has: {wrong[0]}{more}",
+            f"bridgekit-clap found weights that do not match laion_clap's model: {wrong[0]}{more}",
             where=str(checkpoint),
-            remedy="give a checkpoint of LAION-CLAP with HTSAT and RoBERTa, whole",
+            remedy="give a complete LAION-CLAP checkpoint with HTSAT and RoBERTa",
         )
     module.load_state_dict(found)
 
 
-class _Later:
-    """A tokenizer that is made at its first use."""
+class _Lazy:
+    """A tokenizer that is loaded on first use."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = cache(make)
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._load = cache(load)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        return self._make()(*args, **options)
+        return self._load()(*args, **options)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # asked by whoever looks at all objects, not by whoever uses this one
+        if name.startswith("__"):  # inspection of the object, not use of the tokenizer
             raise AttributeError(name)
-        return getattr(self._make(), name)
+        return getattr(self._load(), name)
 
 
-def _makes_later(kind: Any) -> Callable[..., _Later]:
-    return lambda *args, **options: _Later(lambda: kind.from_pretrained(*args, **options))
+def _lazily(kind: Any) -> Callable[..., _Lazy]:
+    return lambda *args, **options: _Lazy(lambda: kind.from_pretrained(*args, **options))
 
 
 @contextmanager
-def _instead_of_the_hub(stand_ins: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
-    """Classes of transformers whose `from_pretrained` is another function: for this thread, while the block runs."""
+def _replaced(functions: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
+    """Replace `from_pretrained` of transformers classes, in this thread only, for the duration of the context."""
     thread = threading.get_ident()
 
-    def stand_in(kind: Any, instead: Callable[..., Any]) -> Any:
+    def replacement(kind: Any, function: Callable[..., Any]) -> Any:
         original = kind.from_pretrained.__func__
 
         def from_pretrained(cls: Any, *args: Any, **options: Any) -> Any:
             ours = cls is kind and threading.get_ident() == thread
-            return instead(*args, **options) if ours else original(cls, *args, **options)
+            return function(*args, **options) if ours else original(cls, *args, **options)
 
         return classmethod(from_pretrained)
 
-    own = {kind: vars(kind).get("from_pretrained") for kind in stand_ins}
-    for kind, instead in stand_ins.items():
-        kind.from_pretrained = stand_in(kind, instead)
+    own = {kind: vars(kind).get("from_pretrained") for kind in functions}
+    for kind, function in functions.items():
+        kind.from_pretrained = replacement(kind, function)
     try:
         yield
     finally:
         for kind, before in own.items():
-            if before is None:  # it was, and is again, its parent's
+            if before is None:  # inherited
                 del kind.from_pretrained
             else:
                 kind.from_pretrained = before

@@ -64,7 +64,7 @@ def test_a_checkpoint_with_code_is_refused_and_the_code_does_not_run(zipped: boo
     mark = tmp_path / "it-ran"
     path = tmp_path / "weights.pt"
     torch.save({"state_dict": {"a": WEIGHT}, place: {"a": Attack(mark)}}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(PluginError, match="bridgekit-clap refuses this checkpoint: it holds getattr,"):
+    with pytest.raises(PluginError, match="bridgekit-clap rejected this checkpoint: it contains getattr,"):
         read_weights(path)
     assert not mark.exists()
 
@@ -92,7 +92,7 @@ def test_a_file_that_is_cut_short_or_something_else_is_refused(suffix: str, dama
 
 def test_a_checkpoint_with_fusion_is_refused_under_any_name(tmp_path: Path) -> None:
     torch.save({"module.audio_branch.patch_embed.fusion_model.local_att.0.weight": WEIGHT}, tmp_path / "renamed.pt")
-    with pytest.raises(PluginError, match="does not take fusion checkpoints"):
+    with pytest.raises(PluginError, match="does not support fusion checkpoints"):
         read_weights(tmp_path / "renamed.pt")
 
 

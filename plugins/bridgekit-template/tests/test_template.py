@@ -1,4 +1,4 @@
-"""The plugin keeps bridgekit's contract, and reads traces as they are written in practice."""
+"""The plugin satisfies bridgekit's contract, and reads traces as they occur in practice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def save(path: Path, content: str) -> Path:
 
 
 def trace(path: Path, steps: float, samples: int, header: str = "") -> Path:
-    """A file with three axes that swing so many times in 100 samples."""
+    """A file with three axes that oscillate `steps` times per 100 samples."""
     time = np.arange(samples)[:, None]
     swing = np.sin(2 * np.pi * steps / 100 * time + [0, 1, 2]) * [1.0, 0.5, 2.0]
     return save(path, header + "\n".join(",".join(f"{value:.5f}" for value in row) for row in swing) + "\n")

@@ -10,7 +10,7 @@ from bridgekit.hookspecs import EncoderProvider, hookimpl
 if TYPE_CHECKING:
     from bridgekit.encoders import Encoder
 
-#: A few to start from, small ones of each kind; `timm.list_pretrained()` has them all.
+#: Some small models of each kind to start with; `timm.list_pretrained()` lists all.
 MODELS = (
     "vit_small_patch14_dinov2.lvd142m,size=224",
     "vit_base_patch32_clip_224.openai",
@@ -22,12 +22,12 @@ MODELS = (
 
 
 def open_encoder(model: str, device: str) -> Encoder:
-    """The timm model of that name, on that torch device, with its weights.
+    """Open a pre-trained timm model on a torch device.
 
     Raises:
-        PluginError: there is no such model, or its weights cannot be found, fetched or loaded.
+        PluginError: there is no such model, or its weights cannot be found, downloaded or loaded.
     """
-    # Here, because timm brings torch and torchvision with it: `bridgekit --help` needs neither.
+    # Imported here, since timm imports torch and torchvision, which `bridgekit --help` does not need.
     from bridgekit_timm.image import ImageEncoder
 
     return ImageEncoder(model, device)
@@ -35,5 +35,5 @@ def open_encoder(model: str, device: str) -> Encoder:
 
 @hookimpl
 def encoder_providers() -> Sequence[EncoderProvider]:
-    """`timm:MODEL` for every image model that timm has. None of them is a default: the starter's is."""
+    """`timm:MODEL` for every image model of timm. None is a default: the starter kit has that."""
     return [EncoderProvider(name="timm", modalities=("image",), open=open_encoder, models=lambda: MODELS)]

@@ -1,4 +1,4 @@
-"""`timm:MODEL[,pooling=avg|max|cls][,size=PIXELS][,checkpoint=FILE]`: a frozen timm model, read before its classifier."""
+"""`timm:MODEL[,pooling=avg|max|cls][,size=PIXELS][,checkpoint=FILE]`: a frozen timm model without its classifier."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from bridgekit.encoders import Item, split_options
-from bridgekit.errors import ItemError, PluginError
+from bridgekit.errors import ItemError, PluginError, one_line
 from bridgekit.hub import content_revision
 from bridgekit.media import read_image
-from bridgekit_timm.models import PLUGIN, open_model, reason
+from bridgekit_timm.models import PLUGIN, open_model
 
 OPTIONS = ("pooling", "size", "checkpoint")
 POOLINGS = ("avg", "max", "cls")
 
-#: The longest side of a picture over its shortest, of what is resized. No model looks at a longer middle.
+#: Maximum aspect ratio of images to resize; longer ones are cropped first. No model uses a longer crop.
 LONGEST = 8
 
 
 class ImageEncoder:
-    """A timm model: what its own classifier reads, or, where a pooling is asked for, its last features pooled so.
+    """A timm model. The latents are the input of its own classifier, or its last features with another pooling.
 
     Arguments:
-        name: what stands after `timm:`, a model and its options. `pooling` is `avg` or `max`, over the last feature map or
-            the patch tokens, or `cls`, the class token; without it, it is whatever the model was trained with.
+        name: the part after `timm:`, a model and its options. `pooling` is `avg` or `max`, over the last feature map or the
+            patch tokens, or `cls`, the class token; the default is the pooling the model was trained with.
         device: a torch device.
 
     Raises:
-        PluginError: there is no such model, its weights cannot be found, fetched or loaded, or it has no such pooling or size.
+        PluginError: there is no such model, its weights cannot be found, downloaded or loaded, or it does not support the
+            pooling or size.
     """
 
     modality = "image"
@@ -53,39 +54,39 @@ class ImageEncoder:
         config = resolve_model_data_config(self._model, args=overrides)  # type: ignore[no-untyped-call]  # timm has no types here
         if config["input_size"][0] != 3:
             raise PluginError(
-                f"{PLUGIN} can use models of pictures in colour; this one takes {config['input_size'][0]} channels",
+                f"{PLUGIN} supports models of RGB images; this one takes {config['input_size'][0]} channels",
                 where=self._name,
             )
-        self._cuts_the_middle = config["crop_mode"] == "center"
+        self._center_crop = config["crop_mode"] == "center"
         self._transform = create_transform(**config, is_training=False)
         try:
             self.dim = self.encode([torch.zeros(config["input_size"])]).shape[1]
         except PluginError:
             raise
-        except Exception as error:  # each architecture has its own way to refuse a size
-            remedy = "give another size=, or none" if size else None
-            raise PluginError(f"{PLUGIN} cannot run this model: {reason(error)}", where=self._name, remedy=remedy) from error
+        except Exception as error:  # architectures raise various errors for an unsupported size
+            remedy = "change or omit size=" if size else None
+            raise PluginError(f"{PLUGIN} cannot run this model: {one_line(error)}", where=self._name, remedy=remedy) from error
         settings = json.dumps([found.arguments, config, self._pooling], sort_keys=True)
         self.revision = f"timm:{found.architecture}@{content_revision([found.weights], found.architecture, settings)}-v1"
 
     def prepare(self, item: Item) -> Tensor:
-        """The picture as this model wants it: resized, cut and normalised. float32, shape (3, height, width).
+        """The image resized, cropped and normalised for this model: float32, shape (3, height, width).
 
         Raises:
-            ItemError: the file cannot be read as a picture, or is too long and narrow for this model.
+            ItemError: the file cannot be read as an image, or is too long and narrow for this model.
         """
-        picture = read_image(Path(item))
-        if self._cuts_the_middle:
-            picture = _middle(picture)
+        image = read_image(Path(item))
+        if self._center_crop:
+            image = _middle(image)
         try:
-            prepared: Tensor = self._transform(picture)
+            prepared: Tensor = self._transform(image)
         except (ValueError, MemoryError) as error:
-            raise ItemError(f"the picture cannot be resized for {self._name} ({reason(error)})", where=str(item)) from None
+            raise ItemError(f"the image cannot be resized for {self._name} ({one_line(error)})", where=str(item)) from None
         return prepared
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Tensor]) -> Tensor:
-        """n tensors of shape (3, height, width) into a float32 tensor of shape (n, dim)."""
+        """n tensors of shape (3, height, width) to a float32 tensor of shape (n, dim)."""
         if not batch:
             return torch.zeros(0, self.dim)
         pixels = torch.stack(list(batch)).to(self._device, memory_format=torch.channels_last)
@@ -98,13 +99,13 @@ class ImageEncoder:
 
 
 def _pool(features: Any, model: Any, pooling: str, name: str) -> Tensor:
-    """The last features of n pictures, as (n, d, h, w), (n, h, w, d) or (n, tokens, d), into shape (n, d)."""
+    """Pool the last features of n images, (n, d, h, w), (n, h, w, d) or (n, tokens, d), to shape (n, d)."""
     width = model.num_features
     shape = tuple(features.shape) if isinstance(features, Tensor) else ()
     has_class_token = len(shape) == 3 and getattr(model, "cls_token", None) is not None
     if pooling == "cls":
         if not has_class_token:
-            raise PluginError("this model has no class token", where=name, remedy="use pooling=avg, or leave it out")
+            raise PluginError("the model has no class token", where=name, remedy="use pooling=avg, or omit it")
         token: Tensor = features[:, 0]
         return token
     if len(shape) == 4 and width in (shape[1], shape[3]):
@@ -113,27 +114,26 @@ def _pool(features: Any, model: Any, pooling: str, name: str) -> Tensor:
         places = features[:, getattr(model, "num_prefix_tokens", int(has_class_token)) :]
     else:
         places = torch.zeros(0, 0)
-    if not places.shape[1]:  # several maps, or class tokens alone
-        raise PluginError(f"{PLUGIN} cannot pool this model's features", where=name, remedy="leave out pooling=")
+    if not places.shape[1]:  # several feature maps, or only class tokens
+        raise PluginError(f"{PLUGIN} cannot pool this model's features", where=name, remedy="omit pooling=")
     pooled: Tensor = places.mean(dim=1) if pooling == "avg" else places.amax(dim=1)
     return pooled
 
 
-def _middle(picture: Image.Image) -> Image.Image:
-    """The middle of a very long picture, the picture itself otherwise.
+def _middle(image: Image.Image) -> Image.Image:
+    """The middle of a very long image; other images unchanged.
 
-    The transform enlarges a picture until its short side fits and only then cuts off its middle: a strip of 8 x 100,000
-    pixels would take gigabytes.
+    The transform enlarges an image until its short side fits before it crops: 8 x 100,000 pixels would take gigabytes.
     """
-    longest = LONGEST * min(picture.size)
-    # As much is cut off on either side, so that the middle stays where it is.
-    left, top = (max(0, (side - longest) // 2) for side in picture.size)
-    return picture.crop((left, top, picture.width - left, picture.height - top)) if left or top else picture
+    longest = LONGEST * min(image.size)
+    # The same amount on both sides, so that the centre stays the same.
+    left, top = (max(0, (side - longest) // 2) for side in image.size)
+    return image.crop((left, top, image.width - left, image.height - top)) if left or top else image
 
 
 def _one_of(pooling: str | None, name: str) -> str | None:
     if pooling not in (None, *POOLINGS):
-        raise PluginError(f"there is no pooling {pooling!r}", where=name, remedy=f"use one of {', '.join(POOLINGS)}, or none")
+        raise PluginError(f"unknown pooling {pooling!r}", where=name, remedy=f"use one of {', '.join(POOLINGS)}, or omit it")
     return pooling
 
 
@@ -142,6 +142,6 @@ def _pixels(size: str | None, name: str) -> int | None:
         return None
     if not (size.isascii() and size.isdigit() and 0 < int(size) <= 4096):
         raise PluginError(
-            f"the size {size!r} is not a number of pixels from 1 to 4096", where=name, remedy="for example size=224"
+            f"invalid size {size!r}: expected a number of pixels from 1 to 4096", where=name, remedy="for example size=224"
         )
     return int(size)

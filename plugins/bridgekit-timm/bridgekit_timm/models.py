@@ -1,4 +1,4 @@
-"""From a name to a timm model with its weights: timm's registry, the hub, a local folder, or a local checkpoint."""
+"""Opening a timm model with weights from timm's registry, the hub, a local folder or a local checkpoint."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ import timm
 import torch
 from timm.models import get_pretrained_cfg
 
-from bridgekit.errors import PluginError
+from bridgekit.errors import PluginError, one_line
 from bridgekit.hub import PATIENCE, model_folder, pinned
 from bridgekit.storage.bounded import read_json
 from bridgekit_timm.checkpoint import load_checkpoint
 
 PLUGIN = "bridgekit-timm"
 
-#: The weights in a repository or folder of timm's, best first: what is read without unpickling.
 MAX_CONFIG = 16 << 20  # bytes of a config.json
+#: Weight files of a timm repository or folder, best first.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
 class Model:
-    """A timm model with its weights loaded, and what its vectors depend on.
+    """A timm model with loaded weights, and everything its vectors depend on.
 
     Arguments:
         model: the torch module.
-        architecture: timm's name for it, without a tag.
-        weights: the file that the weights were read from.
-        arguments: what the architecture was built with, other than its defaults.
-        pinned: the name that opens these very weights on every machine.
+        architecture: timm's name without a tag.
+        weights: the file with the weights.
+        arguments: non-default arguments of the architecture.
+        pinned: the name that opens the same weights on every machine.
     """
 
     model: Any
@@ -49,21 +49,20 @@ def open_model(name: str, *, checkpoint: str | None = None, size: int | None = N
     """Open a timm model.
 
     Arguments:
-        name: a name in timm's registry, with or without a tag, and `@revision` of its repository where not the newest is
-            meant; `org/model`, `org/model@revision` or `hf-hub:org/model`; or the path of a folder
-            with a `config.json` as timm writes it.
+        name: a name in timm's registry, with an optional tag and `@revision` of its repository; `org/model`,
+            `org/model@revision` or `hf-hub:org/model`; or the path of a folder with a `config.json` written by timm.
         checkpoint: the path of a file with other weights for a model of the registry.
-        size: the side in pixels of the pictures that it will get, where that is not the usual one.
+        size: side of the input images in pixels, if not the default.
 
     Raises:
-        PluginError: there is no such model, or its weights cannot be found, fetched or loaded.
+        PluginError: there is no such model, or its weights cannot be found, downloaded or loaded.
     """
     name = name.removeprefix("hf-hub:").removeprefix("local-dir:")
     where = f"timm:{name}"
     if "/" in name or (Path(name).is_dir() and not timm.is_model(name)):
         if checkpoint is not None:
             raise PluginError(
-                "checkpoint= goes with the name of an architecture, not with a folder or a hub model",
+                "checkpoint= requires the name of an architecture, not a folder or hub model",
                 where=where,
                 remedy=f"for example timm:resnet50,checkpoint={checkpoint}",
             )
@@ -83,37 +82,31 @@ def open_model(name: str, *, checkpoint: str | None = None, size: int | None = N
     return Model(model, architecture, path, arguments, name if checkpoint is not None else pinned(name, path.parent))
 
 
-def reason(error: Exception) -> str:
-    """An error's message on one short line, with its type where there is none."""
-    text = " ".join(str(error).split())[:300]
-    return text or type(error).__name__
-
-
 def _from_folder(folder: Path, where: str, size: int | None) -> Model:
     try:
         config = read_json(folder / "config.json", MAX_CONFIG)
     except FileNotFoundError:
         raise PluginError(
-            f"{PLUGIN} finds no config.json in this model's folder",
+            f"{PLUGIN} found no config.json in this model's folder",
             where=str(folder),
-            remedy="name a folder that timm wrote, with config.json and model.safetensors in it",
+            remedy="give a folder written by timm, with config.json and model.safetensors",
         ) from None
     except (OSError, ValueError) as error:
         raise PluginError(
-            f"this config.json cannot be read: {reason(error)}",
+            f"the config.json cannot be read: {one_line(error)}",
             where=str(folder / "config.json"),
             remedy="download the model again",
         ) from None
     architecture = config.get("architecture") if isinstance(config, dict) else None
     if not isinstance(architecture, str):
         raise PluginError(
-            "this config.json names no timm architecture",
+            "the config.json has no timm architecture",
             where=str(folder / "config.json"),
-            remedy="use a folder or hub model that timm wrote; for one in transformers' layout use transformers:MODEL",
+            remedy="use a folder or hub model written by timm; for a transformers model use transformers:MODEL",
         )
     if not timm.is_model(architecture):
         raise _unknown(architecture, str(folder / "config.json"))
-    # Older models have all of it on one level.
+    # Older models have a flat config.
     arguments = _size_arguments(config.get("pretrained_cfg", config), size)
     weights = _weights_in(folder)
     model = _create(f"local-dir:{folder}", where, pretrained=True, pretrained_cfg_overlay=_read_from(weights), **arguments)
@@ -131,13 +124,13 @@ def _weights_in(folder: Path) -> Path:
             raise PluginError(
                 f"{PLUGIN} cannot tell which of {len(found)} files has the weights",
                 where=str(folder),
-                remedy=f"keep {WEIGHTS[0]}",
+                remedy=f"name it {WEIGHTS[0]}",
             )
-    raise PluginError(f"{PLUGIN} finds no weights in this model's folder", where=str(folder), remedy=f"it needs {WEIGHTS[0]}")
+    raise PluginError(f"{PLUGIN} found no weights in this model's folder", where=str(folder), remedy=f"it needs {WEIGHTS[0]}")
 
 
 def _registered(name: str) -> dict[str, Any]:
-    """What timm's registry says of a model of that name: where its weights are, and what pictures they want."""
+    """The registry's configuration of a model: where its weights are, and its input format."""
     if not timm.is_model(name):
         raise _unknown(name, f"timm:{name}")
     try:
@@ -151,17 +144,17 @@ def _unknown(name: str, where: str) -> PluginError:
     architecture = name.partition(".")[0]
     known = timm.list_pretrained(f"{architecture}.*") if timm.is_model(architecture) else timm.list_models()
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[: 3 if timm.is_model(architecture) else 0]
-    hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_pretrained() has all names"
-    return PluginError(f"{PLUGIN} knows no model {name!r} (timm {timm.__version__})", where=where, remedy=hint)
+    hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_pretrained() lists all names"
+    return PluginError(f"{PLUGIN} found no model {name!r} in timm {timm.__version__}", where=where, remedy=hint)
 
 
 def _size_arguments(config: dict[str, Any], size: int | None) -> dict[str, Any]:
-    """What to build an architecture with for pictures of another size: most take any, and are built as ever."""
+    """Arguments to build an architecture for another image size; most accept any size and need none."""
     return {"img_size": size} if size and config.get("fixed_input_size") else {}
 
 
 def _published_weights(config: dict[str, Any], where: str, revision: str) -> Path:
-    """The file with the weights that timm's registry names, fetched where it is not on this machine yet."""
+    """The file with the weights that timm's registry refers to, downloaded if necessary."""
     if hub_id := config.get("hf_hub_id"):
         other = config.get("hf_hub_filename")
         names = (str(Path(other).with_suffix(".safetensors")), other) if other else WEIGHTS
@@ -169,50 +162,46 @@ def _published_weights(config: dict[str, Any], where: str, revision: str) -> Pat
         for name in names:
             if (folder / name).is_file():
                 return folder / name
-        raise PluginError(f"{PLUGIN} finds no weights of this model in {hub_id}", where=where)
+        raise PluginError(f"{PLUGIN} found no weights of this model in {hub_id}", where=where)
     if url := config.get("url"):
         return _download(url, where)
-    raise PluginError(
-        "there are no pre-trained weights for this architecture in timm",
-        where=where,
-        remedy="give some: checkpoint=FILE",
-    )
+    raise PluginError("timm has no pre-trained weights for this architecture", where=where, remedy="add checkpoint=FILE")
 
 
 def _download(url: str, where: str) -> Path:
-    """A file of weights that is on no hub, kept where timm itself would keep it."""
+    """A weight file that is not on the hub, stored where timm itself would store it."""
     from huggingface_hub import constants
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if path.is_file():
         return path
-    remedy = "connect to a network, or give the file: checkpoint=FILE"
+    remedy = "connect to a network, or give the file with checkpoint=FILE"
     if constants.HF_HUB_OFFLINE:
-        raise PluginError(f"HF_HUB_OFFLINE is set, and these weights are not here yet: {url}", where=where, remedy=remedy)
+        raise PluginError(f"HF_HUB_OFFLINE is set and the weights are not cached: {url}", where=where, remedy=remedy)
     path.parent.mkdir(parents=True, exist_ok=True)
-    begins = re.search(r"-([0-9a-f]{8,})\.", path.name)  # the file's SHA-256, by the custom of torch.hub
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)  # torch would wait for ever
+    prefix = re.search(r"-([0-9a-f]{8,})\.", path.name)  # of the file's SHA-256, as is usual for torch.hub
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)  # torch sets no timeout
     try:
-        torch.hub.download_url_to_file(url, str(path), begins and begins[1], progress=False)
+        torch.hub.download_url_to_file(url, str(path), prefix and prefix[1], progress=False)
     except (OSError, RuntimeError) as error:
-        raise PluginError(f"{PLUGIN} cannot fetch {url} ({reason(error)})", where=where, remedy=remedy) from None
+        raise PluginError(f"{PLUGIN} cannot download {url} ({one_line(error)})", where=where, remedy=remedy) from None
     finally:
-        socket.setdefaulttimeout(patience)
+        socket.setdefaulttimeout(timeout)
     return path
 
 
 def _read_from(weights: Path) -> dict[str, Any]:
-    """Tells timm to read this file. Its archives of NumPy arrays are for models that have a reader of their own for them."""
+    """Configuration that makes timm read this file. NumPy archives are read by the model's own loader."""
     return {"file": str(weights), "source": None, "custom_load": weights.suffix == ".npz"}
 
 
 def _create(name: str, where: str, **arguments: Any) -> Any:
     try:
         return timm.create_model(name, **arguments)
-    except Exception as error:  # from timm, torch, safetensors and the architecture itself
+    except Exception as error:  # from timm, torch, safetensors or the architecture itself
         file = arguments.get("pretrained_cfg_overlay", {}).get("file")
-        remedy = "give another size=, or none" if "img_size" in arguments else None
+        remedy = "change or omit size=" if "img_size" in arguments else None
         raise PluginError(
-            f"timm cannot build or load this model: {reason(error)}", where=file or where, remedy=remedy
+            f"timm cannot build or load this model: {one_line(error)}", where=file or where, remedy=remedy
         ) from error

@@ -136,7 +136,9 @@ def test_a_tensor_that_is_missing_is_named(tmp_path: Path) -> None:
     assert "it has no layer2.0.conv1.weight" in the_message(f"timm:test_resnet,checkpoint={tmp_path / 'part.pth'}")
 
 
-@pytest.mark.parametrize(("change", "reason"), [(-5, "it has nothing for the model's layer4"), (1, "nothing for its net.more")])
+@pytest.mark.parametrize(
+    ("change", "reason"), [(-5, "it has no counterpart of the model's layer4"), (1, "no counterpart of its net.more")]
+)
 def test_too_few_or_too_many_tensors_are_not_taken_by_position(change: int, reason: str, tmp_path: Path) -> None:
     tensors = [(f"net.{name}", tensor) for name, tensor in random_model("test_resnet").state_dict().items()]
     torch.save(dict(tensors[:change] if change < 0 else [*tensors, ("net.more", torch.zeros(2))]), tmp_path / "odd.pth")
@@ -193,4 +195,4 @@ def test_a_missing_checkpoint_is_one_message(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_for_a_folder_is_one_message(build_folder: BuildFolder) -> None:
-    assert "checkpoint= goes with the name of an architecture" in the_message(f"timm:{build_folder()},checkpoint=mine.pth")
+    assert "checkpoint= requires the name of an architecture" in the_message(f"timm:{build_folder()},checkpoint=mine.pth")

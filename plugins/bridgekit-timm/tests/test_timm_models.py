@@ -149,7 +149,7 @@ def test_a_name_like_no_other_is_still_one_message() -> None:
 
 
 def test_a_missing_folder_is_one_message() -> None:
-    assert "no folder and no hub model of this name" in the_message("timm:./not-here")
+    assert "found no folder with this name" in the_message("timm:./not-here")
 
 
 @pytest.mark.parametrize("name", ["resnet50.a1_in1k", "someone/unknown"])
@@ -189,7 +189,7 @@ def test_weights_that_are_on_no_hub_are_one_message_without_a_network(tmp_path: 
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     message = the_message("timm:gcvit_xxtiny")
-    assert "bridgekit-timm cannot fetch https://github.com/" in message
+    assert "bridgekit-timm cannot download https://github.com/" in message
     assert "checkpoint=FILE" in message
 
 
@@ -200,7 +200,7 @@ def test_an_architecture_without_weights_asks_for_some() -> None:
 def test_a_model_in_another_librarys_layout_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "vit", "architectures": ["ViTModel"]}')
     message = the_message(f"timm:{tmp_path}")
-    assert "names no timm architecture" in message
+    assert "has no timm architecture" in message
     assert "transformers:MODEL" in message
 
 
@@ -214,7 +214,7 @@ def test_a_folder_of_an_architecture_that_timm_lacks_is_one_message(build_folder
     folder = build_folder()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architecture": "vit_from_the_future"}))
-    assert "knows no model 'vit_from_the_future'" in the_message(f"timm:{folder}")
+    assert "found no model 'vit_from_the_future'" in the_message(f"timm:{folder}")
 
 
 def test_a_folder_with_the_weights_of_another_model_is_one_message(build_folder: BuildFolder) -> None:
@@ -228,7 +228,7 @@ def test_a_folder_with_the_weights_of_another_model_is_one_message(build_folder:
 def test_a_folder_without_weights_is_one_message(build_folder: BuildFolder) -> None:
     folder = build_folder()
     (folder / "model.safetensors").unlink()
-    assert "finds no weights" in the_message(f"timm:{folder}")
+    assert "found no weights" in the_message(f"timm:{folder}")
 
 
 @pytest.mark.parametrize("option", ["pool=avg", "pooling=mean", "size=big", "size=0", "pooling=avg,pooling=max"])

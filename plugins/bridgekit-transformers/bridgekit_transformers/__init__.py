@@ -1,4 +1,4 @@
-"""Encoders from Hugging Face transformers: the model's own config says whether it takes text, audio or images, and how."""
+"""Encoders from Hugging Face transformers. The model's config determines its modality and how it is used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bridgekit.hookspecs import EncoderProvider, hookimpl
 if TYPE_CHECKING:
     from bridgekit.encoders import Encoder
 
-#: Good names to start from.
+#: Some good models to start with.
 MODELS = (
     "sentence-transformers/all-MiniLM-L6-v2",
     "BAAI/bge-base-en-v1.5",
@@ -33,13 +33,13 @@ MODELS = (
 
 
 def open_encoder(model: str, device: str) -> Encoder:
-    """The encoder of `org/model`, `org/model@revision` or `/path/folder`, with options after commas, on that torch device.
+    """Open `org/model`, `org/model@revision` or `/path/folder`, with options after commas, on a torch device.
 
     Raises:
-        PluginError: there is no such model, its files are missing or damaged, or it is of a kind that is not taken.
-        BridgekitError: an option is unknown or has a value that the model does not have.
+        PluginError: there is no such model, its files are missing or damaged, or its kind is not supported.
+        BridgekitError: an option is unknown, or the model does not support its value.
     """
-    # The imports stand here because they bring torch and transformers with them: `bridgekit --help` needs neither.
+    # Imported here, since these import torch and transformers, which `bridgekit --help` does not need.
     from bridgekit_transformers.loading import find_source
 
     source = find_source(model, device)
@@ -62,7 +62,7 @@ def open_encoder(model: str, device: str) -> Encoder:
 
 @hookimpl
 def encoder_providers() -> Sequence[EncoderProvider]:
-    """`transformers:org/model` and `transformers:/path/folder`. It wants to be no modality's default."""
+    """`transformers:org/model` and `transformers:/path/folder`. None is a default."""
     return [
         EncoderProvider(name="transformers", modalities=("text", "audio", "image"), open=open_encoder, models=lambda: MODELS)
     ]

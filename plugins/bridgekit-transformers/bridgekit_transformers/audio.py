@@ -1,4 +1,4 @@
-"""Audio encoders that read samples (wav2vec 2.0, HuBERT, WavLM) or spectrograms of a fixed length (AST, CLAP)."""
+"""Audio encoders of raw waveforms (wav2vec 2.0, HuBERT, WavLM) or fixed-length spectrograms (AST, CLAP)."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from bridgekit_transformers.batching import equal_windows, groups
 from bridgekit_transformers.layers import chosen_layers, layers_setting
 from bridgekit_transformers.loading import Source, load_model, load_part, output_of, vector_width
 
-#: The longest window of a model that reads samples; attention over more would take memory with its square.
-LONGEST = 30  # seconds
-#: The most seconds of sound in one forward pass, padding included.
+#: Maximum window of a waveform model in seconds; attention memory grows quadratically.
+LONGEST = 30
+#: Maximum seconds of audio per forward pass, padding included.
 SECONDS_AT_ONCE = 60
-#: The most spectrograms in one forward pass.
+#: Maximum number of spectrograms per forward pass.
 SPECTROGRAMS_AT_ONCE = 8
-#: The families of which padding can be masked wherever it could leak in.
+#: Families whose padding can be masked everywhere.
 _MASKABLE = ("wav2vec2", "hubert", "wavlm")
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip's windows, ready to be encoded.
+    """A prepared clip.
 
     Arguments:
-        windows: what the model takes of each, by the name of the argument.
-        samples: each one's length.
+        windows: the model's arguments for each window.
+        samples: length of each window.
     """
 
     windows: tuple[dict[str, Tensor], ...]
@@ -42,23 +42,23 @@ class Clip:
 
 
 class WaveEncoder:
-    """Models that read samples: the states after one or more layers, side by side, each the mean over a clip's frames.
+    """Waveform models: the states after one or more layers, averaged over a clip's frames and concatenated.
 
-    A clip of more than 30 s is cut into equal windows, which attend each to itself alone.
+    Clips longer than 30 s are split into equal windows, each encoded on its own.
 
     Arguments:
         source: a model of the kind `waves`.
 
     Raises:
         PluginError: files are missing or damaged.
-        BridgekitError: an option has a value that the model does not have.
+        BridgekitError: the model does not support an option's value.
     """
 
     modality = "audio"
 
     def __init__(self, source: Source) -> None:
         self._source, self.pinned = source, source.pinned
-        # The one vector that stands for masked frames in training.
+        # The embedding of masked frames, used only in training.
         self._model = load_model(source, "AutoModel", unused=("masked_spec_embed",))
         self._extractor = load_part(source, "AutoFeatureExtractor")
         self._rate = int(self._extractor.sampling_rate)
@@ -72,7 +72,7 @@ class WaveEncoder:
         self.revision = source.revision(layers_setting(self._layers, self._count), f"{LONGEST}s")
 
     def prepare(self, item: Item) -> Clip:
-        """The clip's samples at the model's rate, normalised as the repository says, in equal windows of at most 30 s.
+        """The clip's samples at the model's rate, normalised by the repository's preprocessor, in windows of at most 30 s.
 
         Raises:
             ItemError: the file cannot be read as audio.
@@ -80,7 +80,7 @@ class WaveEncoder:
         return self._clip(torch.from_numpy(read_audio(Path(item), self._rate)))
 
     def _clip(self, wave: Tensor) -> Clip:
-        # 25 ms give the first frame: so a very short clip gets silence behind it, up to 0.1 s.
+        # The first frame needs 25 ms: very short clips are padded with silence to 0.1 s.
         wave = pad(wave, (0, max(0, self._rate // 10 - len(wave))))
         windows = [
             {"input_values": _features(self._extractor, piece, padding=False)["input_values"][0]}
@@ -90,7 +90,7 @@ class WaveEncoder:
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Clip]) -> Tensor:
-        """n prepared clips into a float32 tensor of shape (n, dim)."""
+        """n prepared clips to a float32 tensor of shape (n, dim)."""
         windows = [window["input_values"] for clip in batch for window in clip.windows]
         lengths = [samples for clip in batch for samples in clip.samples]
         owners = [place for place, clip in enumerate(batch) for _ in clip.windows]
@@ -104,7 +104,7 @@ class WaveEncoder:
 
     @torch.inference_mode()
     def _states(self, waves: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-        """b windows into states of shape (b, t, dim), and how many of a window's t frames are its own."""
+        """b windows to states of shape (b, t, dim), and the number of each window's frames that are not padding."""
         lengths = [len(wave) for wave in waves]
         longest = max(lengths)
         values = torch.stack([pad(wave, (0, longest - len(wave))) for wave in waves]).to(self._source.device)
@@ -120,7 +120,7 @@ class WaveEncoder:
         return torch.cat(chosen, dim=-1), counts
 
     def _frames(self, samples: int) -> int:
-        """How many frames the convolutions make of so many samples."""
+        """The number of frames that the convolutions compute from this many samples."""
         for kernel, stride in self._strides:
             samples = (samples - kernel) // stride + 1
         return samples
@@ -129,8 +129,8 @@ class WaveEncoder:
 def _takes_mixed_lengths(config: Any) -> bool:
     """Whether clips of different lengths may share a batch.
 
-    Where the first convolution is followed by a norm over time (`feat_extract_norm: group`), the padding counts in that norm,
-    and no mask reaches it. A batch norm before the convolution over positions, or an adapter behind the model, spreads it too.
+    If a norm over time follows the first convolution (`feat_extract_norm: group`), padding affects it and cannot be masked.
+    Padding also leaks through a batch norm before the positional convolution, and through an adapter after the model.
     """
     return (
         config.model_type in _MASKABLE
@@ -141,17 +141,17 @@ def _takes_mixed_lengths(config: Any) -> bool:
 
 
 class SpectrogramEncoder:
-    """Models that look at a spectrogram of a fixed length (AST: 10.24 s, CLAP: 10 s): one vector a window, then their mean.
+    """Models of fixed-length spectrograms (AST: 10.24 s, CLAP: 10 s): the mean of one vector per window.
 
-    A shorter clip is filled up as the repository's preprocessor does it: with silence (AST), by repeating it (CLAP). A longer
-    one is cut into equal windows; neither a random cut nor CLAP's fusion of random cuts is done, so a clip has one vector.
+    Shorter clips are padded as by the repository's preprocessor: with silence (AST), or by repetition (CLAP). Longer clips are
+    split into equal windows, without random crops or CLAP's fusion of them, so the vector is deterministic.
 
     Arguments:
         source: a model of the kind `spectrograms`.
 
     Raises:
         PluginError: files are missing or damaged.
-        BridgekitError: `pooling` has a value that the model does not have.
+        BridgekitError: the model does not support this `pooling`.
     """
 
     modality = "audio"
@@ -175,7 +175,7 @@ class SpectrogramEncoder:
         return self._clip(torch.from_numpy(read_audio(Path(item), self._rate)))
 
     def _clip(self, wave: Tensor) -> Clip:
-        # A spectrogram needs a Fourier window's samples: so a very short clip gets silence behind it, up to 0.1 s.
+        # A spectrogram needs a full Fourier window: very short clips are padded with silence to 0.1 s.
         wave = pad(wave, (0, max(0, self._rate // 10 - len(wave))))
         pieces = equal_windows(wave, self._longest)
         windows = tuple(self._window(piece) for piece in pieces)
@@ -185,12 +185,12 @@ class SpectrogramEncoder:
         features = _features(self._extractor, piece)
         if "input_values" in features:
             return {"input_values": features["input_values"][0]}
-        # CLAP's preprocessor says of one clip at random that it is longer than the model's window. None is.
+        # CLAP's preprocessor marks a random clip as longer than the model's window. None is.
         return {"input_features": features["input_features"][0], "is_longer": torch.zeros(1, dtype=torch.bool)}
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Clip]) -> Tensor:
-        """n prepared clips into a float32 tensor of shape (n, dim)."""
+        """n prepared clips to a float32 tensor of shape (n, dim)."""
         windows = [window for clip in batch for window in clip.windows]
         vectors = [
             self._vectors(windows[start : start + SPECTROGRAMS_AT_ONCE]).cpu()
@@ -217,6 +217,6 @@ def _features(extractor: Any, piece: Tensor, **arguments: Any) -> Any:
 
 
 def _longest(extractor: Any) -> int:
-    """The most samples that fit into one spectrogram: CLAP's preprocessor says so; AST's has frames of 25 ms every 10 ms."""
+    """Maximum samples per spectrogram: stated by CLAP's preprocessor; AST has frames of 25 ms every 10 ms."""
     samples = getattr(extractor, "nb_max_samples", None)
     return int(samples) if samples else int(extractor.sampling_rate) * int(extractor.max_length) // 100

@@ -1,4 +1,4 @@
-"""Which items go through the model together, and how a long clip is cut."""
+"""Grouping items into forward passes, and splitting long clips."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def groups(lengths: Sequence[int], most: int, *, mixed: bool = True) -> Iterator[list[int]]:
-    """Positions of items of like length that are encoded in one forward pass.
+    """Group items of similar length into forward passes. Yields their positions.
 
     Arguments:
-        lengths: each item's.
-        most: what a group's items may have together, padding included; a single item may have more.
-        mixed: whether lengths may differ within a group: only where the model masks padding wherever it could leak in.
+        lengths: the length of each item.
+        most: maximum total length of a group, padding included; a single item may exceed it.
+        mixed: whether lengths may differ within a group, which is only safe if the model masks padding everywhere.
     """
     group: list[int] = []
     for position in sorted(range(len(lengths)), key=lengths.__getitem__):
@@ -29,8 +29,8 @@ def groups(lengths: Sequence[int], most: int, *, mixed: bool = True) -> Iterator
 
 
 def equal_windows(wave: Tensor, longest: int) -> Sequence[Tensor]:
-    """A clip of shape (n,) in as few windows of equal length, up to a sample, as make none longer than `longest` samples.
+    """Split a clip of shape (n,) into the fewest windows of equal length (up to a sample) of at most `longest` samples.
 
-    A window of 30 s and a rest would leave rests that are too short to hear anything in.
+    Full windows plus a remainder would leave remainders that are too short to be useful.
     """
     return torch.split(wave, math.ceil(len(wave) / math.ceil(len(wave) / longest)))

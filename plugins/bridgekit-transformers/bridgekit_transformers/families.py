@@ -1,4 +1,4 @@
-"""Which models this plugin takes: for each model type its modality, and what of the model's output can be the latents."""
+"""The supported models: the modality of each model type, and which of its outputs can be the latents."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Head:
-    """One way to get a vector out of a model.
+    """A way to get a vector from a model.
 
     Arguments:
-        model: the class in transformers that gives it; a class of one tower loads only that tower.
-        output: the model's output that is the vector, or `cls` or `mean`: how to pool `last_hidden_state`.
-        unit: scale it to length 1, as the model's own `get_*_features` does.
+        model: the transformers class to load; the class of a single tower loads only that tower.
+        output: the name of the output vector, or `cls` or `mean` to pool `last_hidden_state`.
+        unit: normalise it to unit length, as the model's own `get_*_features` does.
     """
 
     model: str
@@ -23,14 +23,14 @@ class Head:
 
 @dataclass(frozen=True)
 class Family:
-    """Models that are opened alike.
+    """A family of models that are opened the same way.
 
     Arguments:
         modality: what they encode.
-        kind: which encoder of this plugin opens them: `text`, `whisper`, `waves`, `spectrograms` or `image`.
-        heads: by the name that `pooling=` gives them, the default first.
-        before: how many class tokens stand before an image's patches.
-        fixed_length: texts are padded to the model's full length and not masked, as in its training.
+        kind: the plugin's encoder for them: `text`, `whisper`, `waves`, `spectrograms` or `image`.
+        heads: value of `pooling=` to head, the default first.
+        before: number of class tokens before an image's patches.
+        fixed_length: pad texts to the model's full length without a mask, as in its training.
     """
 
     modality: str
@@ -40,7 +40,7 @@ class Family:
     fixed_length: bool = False
 
 
-#: The options that each kind has besides `modality` and `trust_remote_code`.
+#: The options of each kind, besides `modality` and `trust_remote_code`.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "text": ("pooling", "prompt"),
     "whisper": ("layers", "window"),
@@ -49,7 +49,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "image": ("pooling",),
 }
 
-#: Sentence-transformers' names of poolings; a text model of one tower has them all.
+#: Poolings by their names in sentence-transformers. Single text models support all of them.
 POOLINGS = ("mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean")
 
 TEXT = Family("text", "text")
@@ -98,7 +98,7 @@ _CLAP_AUDIO = Family(
 _AST = Family("audio", "spectrograms", {"pooler": Head("ASTModel", "pooler_output"), "cls": Head("ASTModel", "cls")})
 _WAVES = Family("audio", "waves")
 
-#: Models of two towers, of which the option `modality` picks one.
+#: Models with two towers, selected by the option `modality`.
 TOWERS: dict[str, tuple[Family, ...]] = {
     "clip": (_clip_text("CLIP"), _clip_image("CLIP")),
     "metaclip_2": (_clip_text("MetaClip2"), _clip_image("MetaClip2")),
@@ -107,7 +107,7 @@ TOWERS: dict[str, tuple[Family, ...]] = {
     "clap": (_CLAP_TEXT, _CLAP_AUDIO),
 }
 
-#: Models of one modality other than text, and single towers.
+#: Non-text models of one modality, and single towers.
 FAMILIES: dict[str, Family] = {
     "whisper": Family("audio", "whisper"),
     "wav2vec2": _WAVES,

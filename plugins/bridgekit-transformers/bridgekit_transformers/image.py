@@ -18,17 +18,17 @@ from bridgekit_transformers.loading import Source, load_model, load_part, output
 
 
 class ImageEncoder:
-    """A picture through the repository's own preprocessing and the model, states pooled into one vector.
+    """An image model with its repository's preprocessing, pooled to one vector.
 
-    The preprocessing is done with Pillow where its family has that, so that a picture has the same vector with and without
-    torchvision; DINOv3's exists for torchvision only.
+    Preprocessing uses Pillow if the family supports it, so that vectors do not depend on whether torchvision is installed;
+    DINOv3 requires torchvision.
 
     Arguments:
         source: a model of the kind `image`.
 
     Raises:
         PluginError: files are missing or damaged, or the preprocessing needs a package that is not installed.
-        BridgekitError: `pooling` has a value that the model does not have.
+        BridgekitError: the model does not support this `pooling`.
     """
 
     modality = "image"
@@ -38,28 +38,28 @@ class ImageEncoder:
         pooling, self._head = source.head()
         unused = () if self._head.output == "pooler_output" else ("pooler.",)
         self._model = load_model(source, self._head.model, unused=unused)
-        # Registers are tokens that stand between the class token and the patches and mean nothing.
+        # Register tokens, between the class token and the patches, are not features of the image.
         self._before = source.family.before + int(getattr(self._model.config, "num_register_tokens", 0) or 0)
         self._processor = _processor(source)
         self.dim = vector_width(source, self._vectors([self._inputs(Image.new("RGB", (64, 64)))]))
         self.revision = source.revision(pooling, _backend(self._processor))
 
     def prepare(self, item: Item) -> dict[str, Tensor]:
-        """What the model takes of a picture, by the name of the argument.
+        """The model's arguments for an image.
 
         Raises:
             ItemError: the file cannot be read as an image.
         """
         return self._inputs(read_image(Path(item)))
 
-    def _inputs(self, picture: Image.Image) -> dict[str, Tensor]:
-        return {name: value[0] for name, value in self._processor(images=picture, return_tensors="pt").items()}
+    def _inputs(self, image: Image.Image) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in self._processor(images=image, return_tensors="pt").items()}
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[dict[str, Tensor]]) -> Tensor:
-        """n prepared pictures into a float32 tensor of shape (n, dim)."""
+        """n prepared images to a float32 tensor of shape (n, dim)."""
         vectors = torch.zeros(len(batch), self.dim)
-        by_shape: dict[tuple[torch.Size, ...], list[int]] = {}  # some preprocessors keep a picture's proportions
+        by_shape: dict[tuple[torch.Size, ...], list[int]] = {}  # some preprocessors keep the aspect ratio
         for place, inputs in enumerate(batch):
             by_shape.setdefault(tuple(value.shape for value in inputs.values()), []).append(place)
         for places in by_shape.values():
@@ -68,18 +68,18 @@ class ImageEncoder:
 
     @torch.inference_mode()
     def _vectors(self, batch: Sequence[dict[str, Tensor]]) -> Tensor:
-        """Pictures of one shape into vectors of shape (n, dim)."""
+        """Images of one shape to vectors of shape (n, dim)."""
         inputs = {name: torch.stack([one[name] for one in batch]).to(self._source.device) for name in batch[0]}
         outputs = self._model(**inputs)
         if self._head.output not in ("cls", "mean"):
-            # Convolutional models keep the pooled map's height and width of 1.
+            # Convolutional models keep a height and width of 1 after pooling.
             return output_of(self._source, outputs, self._head.output).flatten(1)
         states = output_of(self._source, outputs, "last_hidden_state")
         if states.ndim == 4:
             return states.mean((2, 3))
         if self._head.output == "cls":
             return states[:, 0]
-        own = inputs.get("pixel_attention_mask")  # of models that take pictures of any shape as a list of patches
+        own = inputs.get("pixel_attention_mask")  # of models that take images of any shape as a padded list of patches
         if own is not None:
             return (states * own[..., None]).sum(1) / own.sum(1, keepdim=True)
         return states[:, self._before :].mean(1)
@@ -87,8 +87,8 @@ class ImageEncoder:
 
 def _processor(source: Source) -> Any:
     if find_spec("transformers.image_processing_backends") is not None:
-        return load_part(source, "AutoImageProcessor", backend="pil")  # or torchvision, where there is nothing else
-    # Before transformers gave the setting another name, it insisted on it.
+        return load_part(source, "AutoImageProcessor", backend="pil")  # falls back to torchvision if that is all there is
+    # Older transformers: `use_fast` instead of `backend`, without the fallback.
     try:
         return load_part(source, "AutoImageProcessor", use_fast=False)
     except PluginError as error:
@@ -98,5 +98,5 @@ def _processor(source: Source) -> Any:
 
 
 def _backend(processor: Any) -> str:
-    """The library that resizes the pictures: each does it a little differently."""
+    """The library that resizes images; results differ slightly between libraries."""
     return str(getattr(processor, "backend", "torchvision" if type(processor).__name__.endswith("Fast") else "pil"))

@@ -1,4 +1,4 @@
-"""From a name to a model that is ready to run: its folder, its config, its weights, and the revision that names all of them."""
+"""Loading a model by name: its folder, config and weights, and the revision that identifies them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 import transformers
 
 from bridgekit.encoders import split_options
-from bridgekit.errors import BridgekitError, PluginError
+from bridgekit.errors import BridgekitError, PluginError, one_line
 from bridgekit.hub import content_revision, model_folder, pinned
 from bridgekit.storage import bounded
 from bridgekit_transformers.families import FAMILIES, OPTIONS, TEXT, TOWERS, Family, Head
 
 PLUGIN = "bridgekit-transformers"
-MAX_JSON = 64 << 20  # bytes of one file of JSON: a config, or the list of which weights are in which file
-#: The files of a repository that are fetched. Weights under other names are copies in other formats or precisions.
+MAX_JSON = 64 << 20  # bytes of a JSON file: a config or a weight index
+#: The repository files to download. Weights under other names are copies in other formats or precisions.
 PATTERNS = (
     "*.json",
     "*.txt",
@@ -45,25 +45,25 @@ _TOKENIZER_FILES = (
     "tokenizer.model",
 )
 _PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-#: What some tokenizers and some preprocessing are written with. transformers does not always say so where it is missing.
+#: Optional packages that some tokenizers and preprocessors need; transformers does not always report them missing.
 _PACKAGES = {"AutoTokenizer": "sentencepiece", "AutoImageProcessor": "torchvision"}
 _KNOWN_OPTIONS = ("modality", "pooling", "layers", "window", "prompt", "trust_remote_code")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model that was found, and how it is to be opened.
+    """A located model, and how to open it.
 
     Arguments:
-        name: what the user gave after `transformers:`, for messages.
-        folder: where its files are.
+        name: the user's name after `transformers:`, for messages.
+        folder: the folder with its files.
         config: its config.json.
-        family: the family that it is of.
-        options: the options given, without `modality` and `trust_remote_code`.
+        family: its family.
+        options: the user's options, without `modality` and `trust_remote_code`.
         device: a torch device.
-        trusted: whether the user lets the repository's own code run.
-        code: that code.
-        pinned: the full name that opens these very files on every machine.
+        trusted: whether the repository's own code may run.
+        code: the files of that code.
+        pinned: the full name that opens the same files on every machine.
     """
 
     name: str
@@ -82,39 +82,39 @@ class Source:
         return str(self.config["model_type"])
 
     def choose(self, option: str, known: Sequence[str]) -> str:
-        """The value of an option that has a few values, the first of which is the default.
+        """The value of an option among known values, of which the first is the default.
 
         Raises:
-            BridgekitError: the option has another value.
+            BridgekitError: the value is not known.
         """
         value = self.options.get(option, known[0])
         if value not in known:
             raise BridgekitError(
-                f"{option}={value} is nothing that a model of type {self.model_type} has",
+                f"models of type {self.model_type} do not support {option}={value}",
                 where=f"transformers:{self.name}",
                 remedy=f"choose one of: {', '.join(known)}",
             )
         return value
 
     def head(self) -> tuple[str, Head]:
-        """The head that `pooling=` names, or the family's default, and its name."""
+        """Name and head selected by `pooling=`, or the family's default."""
         heads = self.family.heads
         name = self.choose("pooling", self._own_first(tuple(heads)))
         return name, heads[name]
 
     def _own_first(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """A single tower of CLIP's was saved with or without its projection; its config says which."""
+        """The default first: a single CLIP tower may be saved without its projection, according to its config."""
         classes = str(self.config.get("architectures"))
         if names[0] == "projection" and self.model_type.startswith("clip_") and "WithProjection" not in classes:
             return ("pooler", *(name for name in names if name != "pooler"))
         return names
 
     def error(self, what: str, remedy: str | None = None) -> PluginError:
-        """An error about this model that names the plugin."""
+        """An error about this model, starting with the plugin's name."""
         return PluginError(f"{PLUGIN} {what}", where=f"transformers:{self.name}", remedy=remedy)
 
     def revision(self, *settings: str) -> str:
-        """Names the weights, the files that preprocessing depends on, and the settings, wherever the folder lies."""
+        """Identifies the weights, preprocessing files and settings, independent of the folder's path."""
         names = _TOKENIZER_FILES if self.family.kind == "text" else _PREPROCESSOR_FILES
         files = [self.folder / name for name in ("config.json", *names) if (self.folder / name).is_file()]
         dense = sorted(
@@ -126,24 +126,24 @@ class Source:
 
 
 def find_source(model: str, device: str) -> Source:
-    """The folder, family and options of `org/model`, `org/model@revision` or `/path/folder`, with options after commas.
+    """Locate `org/model`, `org/model@revision` or `/path/folder`, with options after commas.
 
     Raises:
-        PluginError: there is no such model, or it is of a kind that this plugin does not take.
-        BridgekitError: an option is unknown, is not one of this model's, or is missing.
+        PluginError: there is no such model, or its kind is not supported.
+        BridgekitError: an option is unknown, not supported by the model, or missing.
     """
     name, options = split_options(model, _KNOWN_OPTIONS)
     trusted = options.pop("trust_remote_code", "no")
     if trusted not in ("yes", "no"):
-        raise BridgekitError(f"trust_remote_code={trusted} is neither yes nor no", where=f"transformers:{model}")
+        raise BridgekitError(f"trust_remote_code={trusted} must be yes or no", where=f"transformers:{model}")
     patterns = (*PATTERNS, "*.py") if trusted == "yes" else PATTERNS
     folder = model_folder(name, patterns, plugin=PLUGIN)
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not config.get("model_type"):
         raise PluginError(
-            f"{PLUGIN} finds no config.json that says what kind of model this is",
+            f"{PLUGIN} found no config.json with a model_type",
             where=str(folder),
-            remedy="give a repository in the hub's layout: config.json, weights, and tokenizer or preprocessor files",
+            remedy="give a transformers model folder: config.json, weights, and tokenizer or preprocessor files",
         )
     _check_code(config, model, trusted == "yes")
     family = _family(config, folder, options.pop("modality", None), model)
@@ -152,7 +152,7 @@ def find_source(model: str, device: str) -> Source:
             raise BridgekitError(
                 f"models of type {config['model_type']} have no option {option!r} for {family.modality}",
                 where=f"transformers:{model}",
-                remedy=f"their options are: {', '.join(OPTIONS[family.kind])}",
+                remedy=f"available options: {', '.join(OPTIONS[family.kind])}",
             )
     code = tuple(_code_files(config, folder)) if trusted == "yes" else ()
     full = f"transformers:{pinned(name, folder)}{model[len(name) :]}"
@@ -165,51 +165,51 @@ def _check_code(config: Mapping[str, Any], model: str, trusted: bool) -> None:
         return
     if "auto_map" in config:
         raise PluginError(
-            f"{PLUGIN} does not run the code that this model brings with it (type {model_type})",
+            f"{PLUGIN} does not run this model's own code (type {model_type})",
             where=f"transformers:{model}",
             remedy="if you have read that code and trust it, add ,trust_remote_code=yes to the name",
         )
     raise PluginError(
-        f"{PLUGIN} does not take models of type {model_type}: transformers {transformers.__version__} does not know them",
+        f"{PLUGIN} does not support models of type {model_type}, unknown to transformers {transformers.__version__}",
         where=f"transformers:{model}",
         remedy="pip install --upgrade transformers, or choose another model",
     )
 
 
 def _family(config: Mapping[str, Any], folder: Path, modality: str | None, model: str) -> Family:
-    """The model's family, with the tower that `modality` asks for."""
+    """The model's family, for the tower selected by `modality`."""
     model_type, where = config["model_type"], f"transformers:{model}"
     if model_type in TOWERS:
         towers = {family.modality: family for family in TOWERS[model_type]}
         if modality in towers:
             return towers[modality]
-        wrong = f"has no tower for {modality!r}" if modality else "has two towers: say which one is meant"
+        wrong = f"have no tower for {modality!r}" if modality else "have two towers: choose one"
         remedy = " or ".join(f"add ,modality={known}" for known in towers)
-        raise BridgekitError(f"a model of type {model_type} {wrong}", where=where, remedy=remedy)
+        raise BridgekitError(f"models of type {model_type} {wrong}", where=where, remedy=remedy)
     family = FAMILIES.get(model_type)
     if family is None and _is_text(config, folder):
         family = TEXT
     if family is None:
         known = ", ".join(sorted({*FAMILIES, *TOWERS}))
         raise PluginError(
-            f"{PLUGIN} does not take models of type {model_type}",
+            f"{PLUGIN} does not support models of type {model_type}",
             where=where,
-            remedy=f"it takes text models that have a tokenizer, and the types {known}",
+            remedy=f"it supports text models with a tokenizer, and the types {known}",
         )
     if modality not in (None, family.modality):
-        raise BridgekitError(f"this model encodes {family.modality}, not {modality}", where=where, remedy="leave modality= out")
+        raise BridgekitError(f"the model encodes {family.modality}, not {modality}", where=where, remedy="omit modality=")
     return family
 
 
 def _is_text(config: Mapping[str, Any], folder: Path) -> bool:
-    """Whether a model of no other family reads text alone."""
+    """Whether a model that is in no other family takes only text."""
     others = any((folder / name).is_file() for name in _PREPROCESSOR_FILES)
     others = others or any(key in config for key in ("vision_config", "audio_config"))
     return not others and any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def _code_files(config: Mapping[str, Any], folder: Path) -> Iterator[Path]:
-    """The code that a trusted model runs: its own, and that of the repositories which its config points to."""
+    """The code files of a trusted model: its own, and those of repositories that its config refers to."""
     yield from sorted(folder.glob("*.py"))
     references = [
         reference for value in config["auto_map"].values() for reference in (value if isinstance(value, list) else [value])
@@ -219,7 +219,7 @@ def _code_files(config: Mapping[str, Any], folder: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds, None where there is no such file.
+    """The content of a JSON file; None if it does not exist.
 
     Raises:
         PluginError: the file is damaged.
@@ -229,11 +229,11 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise PluginError(f"{PLUGIN} cannot read a file of this model: {_one_line(error)}", where=str(path)) from None
+        raise PluginError(f"{PLUGIN} cannot read a file of this model: {one_line(error)}", where=str(path)) from None
 
 
 def weight_files(source: Source) -> list[Path]:
-    """The weights that transformers will load: safetensors where there are some, or else a `.bin`; whole or in shards.
+    """The weight files that transformers will load: safetensors if present, else `.bin`; a single file or shards.
 
     Raises:
         PluginError: there are none, or some are missing.
@@ -245,14 +245,14 @@ def weight_files(source: Source) -> list[Path]:
         if index is not None:
             shards = sorted({str(shard) for shard in index["weight_map"].values()})
             if any(Path(shard).name != shard for shard in shards):
-                raise source.error("does not follow weights that lie outside this model's folder")
+                raise source.error("does not load weights from outside the model's folder")
             files = [source.folder / shard for shard in shards]
             missing = [file.name for file in files if not file.is_file()]
             if missing:
-                raise source.error(f"misses weights of this model: {', '.join(missing)}", "download the model again")
+                raise source.error(f"found no file {', '.join(missing)} of the model's weights", "download the model again")
             return [_checked(source, file) for file in files]
     raise source.error(
-        f"finds no weights (model.safetensors or pytorch_model.bin) in {source.folder}",
+        f"found no weights (model.safetensors or pytorch_model.bin) in {source.folder}",
         "download the model again, or give a repository with weights for PyTorch",
     )
 
@@ -261,43 +261,43 @@ def _checked(source: Source, file: Path) -> Path:
     try:
         bounded.check_stored(file)
     except (OSError, ValueError) as error:
-        raise source.error(f"does not read {file.name}: {error}", "get it from a source that you trust") from None
+        raise source.error(f"rejected {file.name}: {error}", "get it from a source that you trust") from None
     return file
 
 
 def load_model(source: Source, class_name: str, *, unused: Sequence[str] = ()) -> Any:
-    """The model with its weights: float32, on the source's device, ready to run.
+    """Load a model in float32 on the source's device, in evaluation mode.
 
     Arguments:
-        source: where from.
-        class_name: a class in transformers.
-        unused: beginnings of the names of weights that the latents do not depend on, so that they may be missing.
+        source: the located model.
+        class_name: a transformers class.
+        unused: name prefixes of weights that may be missing, since the latents do not depend on them.
 
     Raises:
-        PluginError: the weights are missing, are damaged, or are those of another model.
+        PluginError: weights are missing, damaged, or of another model.
     """
     weight_files(source)
-    # transformers 4 takes a repository's own precision only if asked; 5 does so unless told otherwise.
+    # transformers 5 loads a repository's own precision by default; 4 does not.
     arguments: dict[str, Any] = {"torch_dtype" if transformers.__version__.startswith("4.") else "dtype": torch.float32}
-    model, told = load_part(source, class_name, output_loading_info=True, **arguments)
-    # Some versions put the prefix of the whole model before the names of a part.
-    names = {name.removeprefix(f"{model.base_model_prefix}.") for name in told["missing_keys"]}
+    model, info = load_part(source, class_name, output_loading_info=True, **arguments)
+    # Some versions add the full model's prefix to the names of a part.
+    names = {name.removeprefix(f"{model.base_model_prefix}.") for name in info["missing_keys"]}
     missing = sorted(name for name in names if not name.startswith(tuple(unused)))
     if missing:
         raise source.error(
-            f"finds no weights for {len(missing)} of this model's tensors, among them {missing[0]}",
-            "the file was saved from another kind of model, or is damaged: download it again, or choose another model",
+            f"found no weights for {len(missing)} of the model's tensors, among them {missing[0]}",
+            "the file is damaged or of another kind of model: download it again, or choose another model",
         )
     return model.float().to(source.device).eval()
 
 
 def load_part(source: Source, class_name: str, **arguments: Any) -> Any:
-    """`from_pretrained` of a class in transformers, from the source's folder alone, without progress bars and warnings.
+    """`from_pretrained` of a transformers class, from the source's folder only, without progress bars and warnings.
 
     Raises:
         PluginError: it fails, or the installed transformers has no such class.
     """
-    # A concrete class runs no code but transformers' own and does not take the argument.
+    # Concrete classes run only transformers' own code and do not take the argument.
     trust = {"trust_remote_code": source.trusted} if class_name.startswith("Auto") else {}
     with _quiet():
         try:
@@ -305,20 +305,18 @@ def load_part(source: Source, class_name: str, **arguments: Any) -> Any:
         except Exception as error:
             package = _PACKAGES.get(class_name)
             absent = package is not None and find_spec(package) is None
-            remedy = f"perhaps it needs another package: pip install {package}" if absent else None
-            raise source.error(f"cannot load this model: {_one_line(error)}", remedy) from error
+            remedy = f"it may need another package: pip install {package}" if absent else None
+            raise source.error(f"cannot load this model: {one_line(error)}", remedy) from error
 
 
 def vector_width(source: Source, vectors: torch.Tensor) -> int:
-    """The d of vectors of shape (1, d).
+    """The width d of vectors of shape (1, d).
 
     Raises:
         PluginError: they have another shape.
     """
     if vectors.ndim != 2:
-        raise source.error(
-            f"got {tuple(vectors.shape)} where it expected one vector: this kind of model is not one that it takes"
-        )
+        raise source.error(f"expected one vector, not shape {tuple(vectors.shape)}: this kind of model is not supported")
     return int(vectors.shape[1])
 
 
@@ -330,13 +328,13 @@ def output_of(source: Source, outputs: Any, name: str) -> torch.Tensor:
     """
     value = getattr(outputs, name, None)
     if not isinstance(value, torch.Tensor):
-        raise source.error(f"gets no `{name}` from a model of type {source.model_type}", "choose another pooling= or model")
+        raise source.error(f"got no `{name}` from a model of type {source.model_type}", "choose another pooling= or model")
     return value
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and no warnings, for what matters in them is checked here. These are settings of the whole process."""
+    """Disable progress bars and warnings, whose relevant cases are checked here. These are process-wide settings."""
     logging: Any = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -347,7 +345,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

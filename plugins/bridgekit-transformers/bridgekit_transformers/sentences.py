@@ -1,4 +1,4 @@
-"""What a repository in sentence-transformers' layout says of itself: pooling, layers behind it, prompts, longest text."""
+"""The settings of a sentence-transformers repository: pooling, further layers, prompts, maximum length."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from bridgekit.errors import one_line
 from bridgekit_transformers.families import POOLINGS
 from bridgekit_transformers.loading import Source, read_json
 
-#: The keys of older pooling configs, in the order in which the vectors of several poolings are joined.
+#: Keys of older pooling configs, in the order in which several poolings are concatenated.
 _FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -34,24 +35,24 @@ _ACTIVATIONS = {
 
 
 class Unit(nn.Module):
-    """Scales rows to length 1."""
+    """Normalises rows to unit length."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Vectors of shape (n, d) into vectors of length 1."""
+        """(n, d) to unit vectors."""
         return nn.functional.normalize(x, dim=-1)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What stands in the files.
+    """The settings of a repository.
 
     Arguments:
-        poolings: names of poolings whose vectors are joined; none where the repository does not say.
-        behind: what a pooled vector goes through.
-        tokens: the most tokens of a text that are read, or None.
-        lower: whether texts are made lower case first.
-        prompts: texts to put before a text, by name.
-        default_prompt: the name of the prompt that is used unless another is asked for.
+        poolings: poolings whose vectors are concatenated; empty if the repository does not define any.
+        behind: layers applied to the pooled vector.
+        tokens: maximum number of tokens, or None.
+        lower: whether texts are converted to lower case.
+        prompts: name to prompt that is prepended to texts.
+        default_prompt: the name of the default prompt.
     """
 
     poolings: tuple[str, ...] = ()
@@ -62,15 +63,15 @@ class Layout:
     default_prompt: str | None = None
 
     def describe(self) -> list[str]:
-        """The layers behind the pooling, for a revision."""
+        """The layers after the pooling, for the revision."""
         return ["unit" if isinstance(layer, Unit) else type(layer).__name__.lower() for layer in self.behind]
 
 
 def read_layout(source: Source) -> Layout:
-    """The layout of a text model's repository: an empty one where it has no files of sentence-transformers.
+    """The layout of a text model's repository; empty if it has no sentence-transformers files.
 
     Raises:
-        PluginError: the repository asks for something that this plugin does not do.
+        PluginError: the repository needs something that this plugin does not support.
     """
     modules = read_json(source.folder / "modules.json") or []
     poolings: tuple[str, ...] = ()
@@ -79,7 +80,7 @@ def read_layout(source: Source) -> Layout:
         package, kind = str(module["type"]).partition(".")[0], str(module["type"]).rpartition(".")[2]
         folder = source.folder / module["path"]
         if package != "sentence_transformers":
-            raise source.error(f"does not take sentence models with modules of their own ({module['type']} in modules.json)")
+            raise source.error(f"does not support sentence models with custom modules ({module['type']} in modules.json)")
         if place == 0 and kind == "Transformer" and not module["path"]:
             continue
         if kind == "Pooling" and not poolings and not behind:
@@ -91,8 +92,8 @@ def read_layout(source: Source) -> Layout:
         else:
             where = f" in {module['path']}" if module["path"] else ""
             raise source.error(
-                f"does not know what to do with the module {kind}{where} that modules.json names at place {place}",
-                "it takes a Transformer at the top, Pooling, and then any of Dense and Normalize",
+                f"does not support module {place} of modules.json, {kind}{where}",
+                "it supports a Transformer, Pooling, and then any of Dense and Normalize",
             )
     lengths = [read_json(file) for file in sorted(source.folder.glob("sentence_*_config.json"))]
     texts: dict[str, Any] = lengths[0] if lengths else {}
@@ -109,12 +110,12 @@ def read_layout(source: Source) -> Layout:
 
 def _poolings(source: Source, config: Mapping[str, Any]) -> tuple[str, ...]:
     if config.get("include_prompt", True) is False:
-        raise source.error("does not do a pooling that leaves the prompt's tokens out (include_prompt: false)")
-    asked = config.get("pooling_mode") or [name for flag, name in _FLAGS.items() if config.get(flag)] or "mean"
-    names = (asked,) if isinstance(asked, str) else tuple(asked)
+        raise source.error("does not support pooling without the prompt's tokens (include_prompt: false)")
+    modes = config.get("pooling_mode") or [name for flag, name in _FLAGS.items() if config.get(flag)] or "mean"
+    names = (modes,) if isinstance(modes, str) else tuple(modes)
     unknown = [name for name in names if name not in POOLINGS]
     if unknown:
-        raise source.error(f"does not know the pooling {unknown[0]!r}", f"it knows {', '.join(POOLINGS)}")
+        raise source.error(f"does not support the pooling {unknown[0]!r}", f"it supports {', '.join(POOLINGS)}")
     return names
 
 
@@ -122,16 +123,16 @@ def _dense(source: Source, folder: Path) -> list[nn.Module]:
     config = read_json(folder / "config.json")
     activation = str(config.get("activation_function", "Tanh")).rpartition(".")[2] if config else ""
     if activation not in _ACTIVATIONS:
-        raise source.error(f"cannot do the layer in {folder.name}: its activation is {activation or 'not told'}")
+        raise source.error(f"does not support the layer in {folder.name}: its activation is {activation or 'not given'}")
     if (folder / "model.safetensors").is_file():
         weights = load_file(folder / "model.safetensors")
     elif (folder / "pytorch_model.bin").is_file():
         weights = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
     else:
-        raise source.error(f"finds no weights in {folder}", "download the model again")
+        raise source.error(f"found no weights in {folder}", "download the model again")
     linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
     try:
         linear.load_state_dict({name.removeprefix("linear."): weight.float() for name, weight in weights.items()})
     except RuntimeError as error:
-        raise source.error(f"cannot load the weights in {folder}: {' '.join(str(error).split())[:200]}") from error
+        raise source.error(f"cannot load the weights in {folder}: {one_line(error)}") from error
     return [linear, _ACTIVATIONS[activation]()]

@@ -1,4 +1,4 @@
-"""Text encoders: BERT and its kin, sentence-transformers, decoder-only models, and the text towers of CLIP, SigLIP and CLAP."""
+"""Text encoders: BERT-like models, sentence-transformers, decoder-only models, and text towers of CLIP, SigLIP and CLAP."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from bridgekit_transformers.families import POOLINGS
 from bridgekit_transformers.loading import Source, load_model, load_part, output_of, vector_width
 from bridgekit_transformers.sentences import Layout, read_layout
 
-#: The most tokens in one forward pass, padding included; a single text may have more.
+#: Maximum tokens per forward pass, padding included; a single text may exceed it.
 TOKENS_AT_ONCE = 16_384
-#: The most tokens of a text where neither tokenizer nor config has a limit.
+#: Maximum tokens of a text if neither tokenizer nor config has a limit.
 NO_LIMIT = 512
-#: Models whose attention changes with the longest text of a batch.
+#: Models whose attention depends on the longest text of a batch.
 _BY_LENGTH = ("big_bird",)
 
 
 class TextEncoder:
-    """A text model: tokens through the model, states pooled into one vector.
+    """A text model whose states are pooled to one vector.
 
-    Which pooling: what `pooling=` says; or else what the repository's sentence-transformers files say, with the layers behind
-    it; or else the projection of a tower, the last token of a decoder-only model, the mean over the tokens of any other.
+    The pooling is given by `pooling=`, or else by the repository's sentence-transformers files, with further layers; otherwise
+    it is the projection of a tower, the last token of a decoder-only model, or the mean over tokens for any other.
 
     Arguments:
         source: a model of the kind `text`.
 
     Raises:
         PluginError: files are missing or damaged, or the model cannot be pooled.
-        BridgekitError: an option has a value that the model does not have.
+        BridgekitError: the model does not support an option's value.
     """
 
     modality = "text"
@@ -66,7 +66,7 @@ class TextEncoder:
         unused = () if source.family.heads else ("pooler.",)
         self._model = load_model(source, class_name, unused=unused)
         config = self._model.config
-        config.use_cache = False  # of a decoder's keys and values, which nobody will ask for
+        config.use_cache = False  # no key-value cache: nothing is generated
         tokenizer = load_part(source, "AutoTokenizer")
         self._limit = _limit(self._model, tokenizer, layout.tokens)
         self._tokenize = Tokenize(tokenizer, self._limit)
@@ -81,24 +81,24 @@ class TextEncoder:
         self.revision = source.revision(*settings)
 
     def prepare(self, item: Item) -> list[int]:
-        """The text's token ids, with the prompt's before them, at most as many as the model reads.
+        """The token ids of the prompt and the text, truncated to the model's limit.
 
         Raises:
-            ItemError: there is no text.
+            ItemError: the text is empty.
         """
         text = self._prompt + read_text(item)
         return self._tokenize(text.lower() if self._lower else text)
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[list[int]]) -> Tensor:
-        """n lists of token ids into a float32 tensor of shape (n, dim)."""
+        """n lists of token ids to a float32 tensor of shape (n, dim)."""
         vectors = torch.zeros(len(batch), self.dim)
         for group in groups([len(ids) for ids in batch], TOKENS_AT_ONCE, mixed=self._mixed):
             vectors[group] = self._vectors([batch[position] for position in group]).cpu()
         return vectors
 
     def _pads_do_not_leak(self) -> bool:
-        """Whether a short text has the same vector beside a longer one: it does in most models, and this asks the model."""
+        """Whether a short text has the same vector when batched with a longer one, checked by running the model."""
         if self._source.model_type in _BY_LENGTH or not (self._masks or self._fixed):
             return False
         short, long = self._tokenize("a"), self._tokenize("a b c d e f g h i j k l m n o p q r s t u v w x y z")
@@ -107,7 +107,7 @@ class TextEncoder:
 
     @torch.inference_mode()
     def _vectors(self, batch: Sequence[list[int]]) -> Tensor:
-        """Token ids of one forward pass into vectors of shape (n, dim)."""
+        """One forward pass: token ids to vectors of shape (n, dim)."""
         device = self._source.device
         lengths = torch.tensor([len(ids) for ids in batch], device=device)
         longest = self._limit if self._fixed else int(lengths.max())
@@ -127,7 +127,7 @@ class TextEncoder:
 
 
 def pool(states: Tensor, own: Tensor, pooling: str) -> Tensor:
-    """States of shape (n, t, d), of which those where `own`, (n, t), is true are a text's own, into vectors of shape (n, d)."""
+    """Pool states of shape (n, t, d) to (n, d); the mask `own`, (n, t), is true for tokens that are not padding."""
     weights = own[..., None].to(states.dtype)
     if pooling == "cls":
         return states[:, 0]
@@ -142,14 +142,14 @@ def pool(states: Tensor, own: Tensor, pooling: str) -> Tensor:
 
 
 class Tokenize:
-    """Texts into token ids, from any number of threads at once.
+    """Thread-safe tokenization.
 
-    transformers sets truncation anew in its tokenizer at every call, which is not safe in threads. So where there is one of
-    the tokenizers library inside, that is used directly, its truncation set once; any other tokenizer serves one at a time.
+    transformers sets a tokenizer's truncation at every call, which is not thread-safe. If the tokenizer is backed by the
+    tokenizers library, that is used directly, with truncation set once; calls to other tokenizers are serialised.
 
     Arguments:
-        tokenizer: transformers' own.
-        limit: the most tokens, special ones included.
+        tokenizer: a transformers tokenizer.
+        limit: maximum number of tokens, including special ones.
     """
 
     def __init__(self, tokenizer: Any, limit: int) -> None:
@@ -160,31 +160,31 @@ class Tokenize:
             self._fast.no_padding()
 
     def __call__(self, text: str) -> list[int]:
-        """The ids of a text's tokens: at least one, at most `limit`."""
+        """The token ids of a text: at least one, at most `limit`."""
         if self._fast is not None:
             ids: list[int] = self._fast.encode(text).ids
         else:
             with self._lock:
                 ids = self._tokenizer(text, truncation=True, max_length=self._limit)["input_ids"]
         if not ids:
-            raise ItemError("the model's tokenizer makes nothing of this text", where=repr(text[:60]))
+            raise ItemError("the model's tokenizer returns no tokens for this text", where=repr(text[:60]))
         return ids
 
 
 def _class_name(source: Source) -> str:
-    """Of models with an encoder and a decoder the encoder alone, which transformers has of T5 and its kin only."""
+    """The class to load; of encoder-decoder models only the encoder, which transformers supports for the T5 family."""
     if not source.config.get("is_encoder_decoder"):
         return "AutoModel"
     if source.model_type not in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:
-        raise source.error(f"does not take models with an encoder and a decoder of type {source.model_type}")
+        raise source.error(f"does not support encoder-decoder models of type {source.model_type}")
     return "AutoModelForTextEncoding"
 
 
 def _pad(config: Any, tokenizer: Any, fixed: bool) -> int:
-    """The token that fills up shorter texts.
+    """The padding token.
 
-    Where it is masked it would not matter, but some models count positions from the first token that is not their config's.
-    Where it is not masked the model reads it, as the tokenizer gave it in training.
+    If it is masked, use the config's, since some models count positions from the first token that differs from it. If not,
+    the model reads it, so use the tokenizer's, as in training.
     """
     known = [getattr(config, "pad_token_id", None), tokenizer.pad_token_id]
     return int(next((token for token in (reversed(known) if fixed else known) if token is not None), 0))
@@ -200,27 +200,27 @@ def _poolings(source: Source, layout: Layout) -> tuple[str, ...]:
 
 
 def _prompt(source: Source, layout: Layout) -> str:
-    """What is put before each text: the prompt of that name, or the value itself if it is a sentence rather than a name."""
-    asked = source.options.get("prompt", layout.default_prompt)
-    if not asked:
+    """The prompt to prepend to texts: the repository's by name, or the option's value itself if it is not a plain name."""
+    prompt = source.options.get("prompt", layout.default_prompt)
+    if not prompt:
         return ""
-    if asked in layout.prompts:
-        return str(layout.prompts[asked])
-    if any(not (letter.isalnum() or letter in "_-.") for letter in asked):
-        return asked
+    if prompt in layout.prompts:
+        return str(layout.prompts[prompt])
+    if any(not (letter.isalnum() or letter in "_-.") for letter in prompt):
+        return prompt
     names = ", ".join(layout.prompts)
     raise BridgekitError(
-        f"this model has no prompt of the name {asked!r}",
+        f"the model has no prompt named {prompt!r}",
         where=f"transformers:{source.name}",
-        remedy=(f"its prompts are {names}; " if names else "it names none; ") + "a prompt of your own has a space or a colon",
+        remedy=(f"its prompts are {names}; " if names else "it has none; ") + "a custom prompt must contain a space or a colon",
     )
 
 
 def _limit(model: Any, tokenizer: Any, stated: int | None) -> int:
-    """The most tokens that a text may have: the least of what the repository, the tokenizer and the positions allow."""
+    """Maximum tokens of a text: the minimum of the limits of repository, tokenizer and position embeddings."""
     limits = [stated, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
     for name, module in model.named_modules():
-        # RoBERTa and its kin count positions from the one behind the padding's.
+        # RoBERTa-like models start positions after the padding index.
         if name.endswith("embeddings.position_embeddings") and getattr(module, "padding_idx", None) is not None:
             limits.append(module.num_embeddings - module.padding_idx - 1)
     known = [int(limit) for limit in limits if limit and 0 < limit < 1_000_000]

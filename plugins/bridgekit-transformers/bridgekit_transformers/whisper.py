@@ -1,4 +1,4 @@
-"""Whisper's encoder, at a clip's own length or padded to 30 s as in its training; the decoder is never loaded."""
+"""Whisper's encoder, at a clip's own length or padded to 30 s as in training. The decoder is not used."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from bridgekit_transformers.batching import equal_windows, groups
 from bridgekit_transformers.layers import chosen_layers, layers_setting
 from bridgekit_transformers.loading import Source, load_model, load_part
 
-#: The most frames of 20 ms in one forward pass, padding included: those of one window of 30 s.
+#: Maximum 20 ms frames per forward pass, padding included: one window of 30 s.
 FRAMES_AT_ONCE = 1_500
 
 
 @dataclass(frozen=True)
 class Window:
-    """A piece of a clip, ready to be encoded.
+    """A prepared window of a clip.
 
     Arguments:
-        mel: log-mel spectrogram, float32 of shape (bands, hops), hops even.
-        frames: how many of the hops // 2 frames that it gives hold the clip's own sound, not the zeros after it.
+        mel: log-mel spectrogram, float32 of shape (bands, hops), with an even number of hops.
+        frames: how many of its hops // 2 frames are not padding.
     """
 
     mel: Tensor
@@ -37,17 +37,17 @@ class Window:
 
 
 class WhisperEncoder:
-    """The states after one or more layers, side by side, each the mean over a clip's own frames.
+    """The states after one or more layers, averaged over a clip's frames and concatenated.
 
-    A clip of more than 30 s is cut into equal windows, which attend each to itself alone; the mean is over all their frames.
+    Clips longer than 30 s are split into equal windows, each encoded on its own; the mean is over all their frames.
 
     Arguments:
-        source: a model of the kind `whisper`. `window=own`, the default, encodes a clip at its own length, with as many of the
-            learned positions as it has frames; `window=30s` pads it to 30 s, in whose silence its frames then take part.
+        source: a model of the kind `whisper`. `window=own`, the default, encodes a clip at its own length, with as many
+            position embeddings as it has frames; `window=30s` pads it to 30 s, so its frames also attend to the silence.
 
     Raises:
         PluginError: files are missing or damaged.
-        BridgekitError: an option has a value that the model does not have.
+        BridgekitError: the model does not support an option's value.
     """
 
     modality = "audio"
@@ -55,11 +55,11 @@ class WhisperEncoder:
     def __init__(self, source: Source) -> None:
         self._padded = source.choose("window", ("own", "30s")) == "30s"
         self._device, self.pinned = source.device, source.pinned
-        # The one class that takes the encoder out of any of Whisper's checkpoints. Its own head is not used.
+        # The only class that loads just the encoder from any Whisper checkpoint. Its head is not used.
         whole = load_model(source, "WhisperForAudioClassification", unused=("projector.", "classifier.", "layer_weights"))
         self._model = whole.encoder
         self._extractor = load_part(source, "WhisperFeatureExtractor")
-        # Older versions of transformers ask for a mask of attention heads.
+        # Older versions of transformers require a mask of attention heads.
         older = "layer_head_mask" in inspect.signature(type(self._model.layers[0]).forward).parameters
         self._arguments = {"layer_head_mask": None} if older else {}
         count = len(self._model.layers)
@@ -78,9 +78,9 @@ class WhisperEncoder:
         return [self._window(piece) for piece in equal_windows(wave, int(self._extractor.n_samples))]
 
     def _window(self, piece: Tensor) -> Window:
-        frame = 2 * int(self._extractor.hop_length)  # the second convolution takes every other hop
+        frame = 2 * int(self._extractor.hop_length)  # the second convolution has a stride of 2
         own = math.ceil(len(piece) / frame)
-        # The Fourier transform needs half a window of samples: so a very short clip gets silence behind it, up to 0.1 s.
+        # The Fourier transform needs half a window of samples: very short clips are padded with silence to 0.1 s.
         shortest = int(self._extractor.sampling_rate) // 10
         size = int(self._extractor.n_samples) if self._padded else max(shortest, own * frame)
         features = self._extractor(
@@ -93,7 +93,7 @@ class WhisperEncoder:
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Sequence[Window]]) -> Tensor:
-        """n prepared clips into a float32 tensor of shape (n, dim)."""
+        """n prepared clips to a float32 tensor of shape (n, dim)."""
         windows = [window for clip in batch for window in clip]
         owners = [place for place, clip in enumerate(batch) for _ in clip]
         sums, frames = torch.zeros(len(batch), self.dim), torch.zeros(len(batch), 1)
@@ -106,7 +106,7 @@ class WhisperEncoder:
         return sums / frames
 
     def _states(self, mels: Sequence[Tensor]) -> Tensor:
-        """b spectrograms into states of shape (b, t, dim), where t is half the most hops. Behind a shorter one's end is noise.
+        """b spectrograms to states of shape (b, t, dim), where t is half the maximum hops. States of padding are meaningless.
 
         This is the forward pass of transformers' WhisperEncoder, for any number of hops and with padding masked.
         """
@@ -114,7 +114,7 @@ class WhisperEncoder:
         longest = int(hops.max())
         own = torch.arange(longest, device=self._device) < hops[:, None]
         x = torch.stack([pad(mel, (0, longest - mel.shape[1])) for mel in mels]).to(self._device)
-        # Each convolution pads with zeros: so must the end of a window look to it, whatever stands behind it.
+        # Zero the padding, so that the convolutions see the end of a shorter window like the end of the input.
         x = gelu(self._model.conv1(x)) * own[:, None]
         x = gelu(self._model.conv2(x)).transpose(1, 2)
         x = x + self._model.embed_positions.weight[: x.shape[1]]

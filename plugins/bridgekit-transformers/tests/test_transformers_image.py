@@ -102,7 +102,7 @@ def test_a_pooler_that_was_never_trained_is_refused_where_it_is_asked_for(tiny: 
     kept = {name: weight for name, weight in weights.items() if not name.startswith("pooler.")}
     save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
     assert load_encoder(f"transformers:{tmp_path}", "cpu").dim == 32
-    with pytest.raises(PluginError, match=r"no weights for 2 of this model's tensors, among them pooler\.dense\.bias"):
+    with pytest.raises(PluginError, match=r"no weights for 2 of the model's tensors, among them pooler\.dense\.bias"):
         load_encoder(f"transformers:{tmp_path},pooling=pooler", "cpu")
 
 

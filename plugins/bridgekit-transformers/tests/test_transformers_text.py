@@ -150,11 +150,11 @@ def test_a_tokenizer_in_python_is_as_safe_in_threads_and_is_cut_at_the_same_limi
 @pytest.mark.parametrize(
     ("modules", "pooling", "match"),
     [
-        (["Transformer", "Pooling", "LSTM"], {}, "the module LSTM"),
+        (["Transformer", "Pooling", "LSTM"], {}, "module 2 of modules.json, LSTM"),
         (["Transformer", "Pooling"], {"pooling_mode": "attention"}, "the pooling 'attention'"),
-        (["Transformer", "Pooling"], {"include_prompt": False}, "leaves the prompt"),
-        (["CLIPModel"], {}, "the module CLIPModel"),
-        (["custom_code.Transformer"], {}, "modules of their own"),
+        (["Transformer", "Pooling"], {"include_prompt": False}, "without the prompt"),
+        (["CLIPModel"], {}, "module 0 of modules.json, CLIPModel"),
+        (["custom_code.Transformer"], {}, "custom modules"),
     ],
 )
 def test_a_layout_that_asks_for_more_is_refused(
