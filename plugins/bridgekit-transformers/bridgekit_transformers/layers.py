@@ -12,12 +12,12 @@ def chosen_layers(source: Source, count: int) -> tuple[int, ...]:
     Raises:
         BridgekitError: there is no such layer.
     """
-    asked = source.options.get("layers", "last")
-    names = asked.split("+")
+    requested = source.options.get("layers", "last")
+    names = requested.split("+")
     layers = tuple(count if name == "last" else int(name) if name.isdecimal() else 0 for name in names)
     if not all(1 <= layer <= count for layer in layers) or len(set(layers)) < len(layers):
         raise BridgekitError(
-            f"layers={asked} does not name layers of this model",
+            f"layers={requested} does not name layers of this model",
             where=f"transformers:{source.name}",
             remedy=f"give different numbers from 1 to {count}, or last, joined by +, as in layers={max(1, count // 2)}+last",
         )

@@ -277,11 +277,11 @@ def load_model(source: Source, class_name: str, *, unused: Sequence[str] = ()) -
         PluginError: the weights are missing, are damaged, or are those of another model.
     """
     weight_files(source)
-    # transformers 4 takes a repository's own precision only if asked; 5 does so unless told otherwise.
+    # transformers 4 takes a repository's own precision only on request; 5 does so by default.
     arguments: dict[str, Any] = {"torch_dtype" if transformers.__version__.startswith("4.") else "dtype": torch.float32}
-    model, told = load_part(source, class_name, output_loading_info=True, **arguments)
+    model, loading = load_part(source, class_name, output_loading_info=True, **arguments)
     # Some versions put the prefix of the whole model before the names of a part.
-    names = {name.removeprefix(f"{model.base_model_prefix}.") for name in told["missing_keys"]}
+    names = {name.removeprefix(f"{model.base_model_prefix}.") for name in loading["missing_keys"]}
     missing = sorted(name for name in names if not name.startswith(tuple(unused)))
     if missing:
         raise source.error(

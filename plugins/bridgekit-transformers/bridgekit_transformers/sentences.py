@@ -51,7 +51,7 @@ class Layout:
         tokens: the most tokens of a text that are read, or None.
         lower: whether texts are made lower case first.
         prompts: texts to put before a text, by name.
-        default_prompt: the name of the prompt that is used unless another is asked for.
+        default_prompt: the name of the prompt that is used unless another is requested.
     """
 
     poolings: tuple[str, ...] = ()
@@ -110,8 +110,8 @@ def read_layout(source: Source) -> Layout:
 def _poolings(source: Source, config: Mapping[str, Any]) -> tuple[str, ...]:
     if config.get("include_prompt", True) is False:
         raise source.error("does not do a pooling that leaves the prompt's tokens out (include_prompt: false)")
-    asked = config.get("pooling_mode") or [name for flag, name in _FLAGS.items() if config.get(flag)] or "mean"
-    names = (asked,) if isinstance(asked, str) else tuple(asked)
+    mode = config.get("pooling_mode") or [name for flag, name in _FLAGS.items() if config.get(flag)] or "mean"
+    names = (mode,) if isinstance(mode, str) else tuple(mode)
     unknown = [name for name in names if name not in POOLINGS]
     if unknown:
         raise source.error(f"does not know the pooling {unknown[0]!r}", f"it knows {', '.join(POOLINGS)}")

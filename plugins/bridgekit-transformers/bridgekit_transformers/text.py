@@ -144,7 +144,7 @@ def pool(states: Tensor, own: Tensor, pooling: str) -> Tensor:
 class Tokenize:
     """Texts into token ids, from any number of threads at once.
 
-    transformers sets truncation anew in its tokenizer at every call, which is not safe in threads. So where there is one of
+    transformers sets truncation in its tokenizer at every call, which is not safe in threads. So where there is one of
     the tokenizers library inside, that is used directly, its truncation set once; any other tokenizer serves one at a time.
 
     Arguments:
@@ -201,16 +201,16 @@ def _poolings(source: Source, layout: Layout) -> tuple[str, ...]:
 
 def _prompt(source: Source, layout: Layout) -> str:
     """What is put before each text: the prompt of that name, or the value itself if it is a sentence rather than a name."""
-    asked = source.options.get("prompt", layout.default_prompt)
-    if not asked:
+    requested = source.options.get("prompt", layout.default_prompt)
+    if not requested:
         return ""
-    if asked in layout.prompts:
-        return str(layout.prompts[asked])
-    if any(not (letter.isalnum() or letter in "_-.") for letter in asked):
-        return asked
+    if requested in layout.prompts:
+        return str(layout.prompts[requested])
+    if any(not (letter.isalnum() or letter in "_-.") for letter in requested):
+        return requested
     names = ", ".join(layout.prompts)
     raise BridgekitError(
-        f"this model has no prompt of the name {asked!r}",
+        f"this model has no prompt of the name {requested!r}",
         where=f"transformers:{source.name}",
         remedy=(f"its prompts are {names}; " if names else "it names none; ") + "a prompt of your own has a space or a colon",
     )
