@@ -3,6 +3,7 @@
 # make bench  the measurements of benchmarks/, printed and written to benchmarks/RESULTS.md
 # make alone  each plugin in an environment of its own with the core and nothing else of ours, and its tests there
 # make torture  the attacks of docs/PROMISES.md at full length, with their counts (under 40 minutes on two cores)
+# make reference  docs/reference/ from docstrings and the command line
 # make coverage  which lines of the core, the page and the index the tests reach
 # make dist   wheels and sdists of the core and the plugins, installed into an empty environment, where `align` runs
 # make lock   what make test installs, pinned anew in requirements.lock (requirements-clap.lock for .venv-clap)
@@ -11,21 +12,21 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PLUGINS := $(addprefix plugins/bridgekit-,app index starter timm transformers template)
-CHECKED := bridgekit docs/hooks.py plugins/bridgekit-starter/training examples benchmarks $(foreach name,app index starter timm transformers clap,plugins/bridgekit-$(name)/bridgekit_$(name)) plugins/bridgekit-template/bridgekit_template.py
+PLUGINS := $(addprefix plugins/bridgekit-,app index ray starter timm transformers template)
+CHECKED := bridgekit docs/hooks.py docs/make_reference.py plugins/bridgekit-starter/training examples benchmarks $(foreach name,app index ray starter timm transformers clap,plugins/bridgekit-$(name)/bridgekit_$(name)) plugins/bridgekit-template/bridgekit_template.py
 # Not in .venv: laion-clap needs numpy below 2.
 CLAP := .venv-clap
 LOCK := --quiet --upgrade --universal --python-version 3.10 --no-annotate --custom-compile-command "make lock" --overrides $(VENV)/without-torch.txt --no-emit-package bridgekit-core --no-emit-package torch --no-emit-package torchvision
 # Offline: any Hugging Face call without a network would retry for minutes.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test bench torture coverage alone dist lock audit clean
+.PHONY: demo test bench torture reference coverage alone dist lock audit clean
 
 # The lock pins all but torch, whose build depends on the machine.
 $(VENV)/.installed: pyproject.toml requirements.lock $(PLUGINS:%=%/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (torch is large; this takes a few minutes the first time)"
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[dev,ray,docs]" $(PLUGINS:%=--editable "%[test]")
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[dev,docs]" $(PLUGINS:%=--editable "%[test]")
 	touch $@
 
 $(CLAP)/.installed: pyproject.toml requirements-clap.lock plugins/bridgekit-clap/pyproject.toml
@@ -85,19 +86,22 @@ bench: $(VENV)/.installed
 torture: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture
 
+reference: $(VENV)/.installed
+	$(BIN)/python docs/make_reference.py
+
 coverage: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=bridgekit --cov=bridgekit_app --cov=bridgekit_index --cov-report=term:skip-covered
 
 lock: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet uv
 	printf 'bridgekit-core; sys_platform == "never"\ntorch; sys_platform == "never"\ntorchvision; sys_platform == "never"\n' > $(VENV)/without-torch.txt
-	$(BIN)/uv pip compile $(LOCK) pyproject.toml $(PLUGINS:%=%/pyproject.toml) --extra dev --extra ray --extra docs --extra generate --extra test --output-file requirements.lock
+	$(BIN)/uv pip compile $(LOCK) pyproject.toml $(PLUGINS:%=%/pyproject.toml) --extra dev --extra docs --extra generate --extra test --output-file requirements.lock
 	$(BIN)/uv pip compile $(LOCK) pyproject.toml plugins/bridgekit-clap/pyproject.toml --extra test --output-file requirements-clap.lock
 
 # The environment has nothing of this folder; its folder has no pairs but the starter's, which are spoken and encoded (two minutes).
 dist: $(VENV)/.installed
 	rm -rf dist .venv-dist
-	for project in . $(addprefix plugins/bridgekit-,app clap index starter timm transformers); do \
+	for project in . $(addprefix plugins/bridgekit-,app clap index ray starter timm transformers); do \
 	  $(BIN)/python -m build --quiet --outdir dist $$project || exit 1; done
 	$(PYTHON) -m venv .venv-dist
 	.venv-dist/bin/python -m pip install --quiet --constraint requirements.lock --find-links dist "bridgekit-core[all]"

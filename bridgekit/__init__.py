@@ -2,7 +2,7 @@
 
     from bridgekit import align, Bridge, load_encoder
 
-Names are imported when first used: `import bridgekit` does not import torch.
+Names are imported on first use: `import bridgekit` does not import torch.
 """
 
 from __future__ import annotations

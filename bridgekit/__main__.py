@@ -1,4 +1,4 @@
-"""`python -m bridgekit`, which is what `torchrun -m bridgekit` needs."""
+"""`python -m bridgekit`, also used by `torchrun -m bridgekit`."""
 
 from bridgekit.cli import main
 

@@ -1,4 +1,4 @@
-"""One family of errors: what is wrong, in which file and row, how to mend it."""
+"""The exceptions users see: what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from bridgekit.plain import plain
 
 
 class BridgekitError(Exception):
-    """Something that the user can mend. The command line prints it without a traceback and exits with 2.
+    """An error the user can fix. The command line prints it without a traceback and exits with code 2.
 
     Arguments:
-        what: one sentence that says what is wrong.
-        where: the file, row, column or name it is about.
-        remedy: what to do about it.
+        what: what is wrong, in one sentence.
+        where: the file, row, column or name concerned.
+        remedy: how to fix it.
     """
 
     def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
@@ -22,7 +22,7 @@ class BridgekitError(Exception):
 
     @property
     def reason(self) -> str:
-        """What is wrong and what to do about it, in a line, for where the place is told beside it."""
+        """What is wrong and how to fix it, on one line, for callers that print the location themselves."""
         return f"{self.what}: {self.remedy}" if self.remedy else self.what
 
     def as_json(self) -> dict[str, dict[str, str | None]]:
@@ -30,7 +30,7 @@ class BridgekitError(Exception):
         return {"error": {"what": self.what, "where": self.where, "fix": self.remedy}}
 
     def __str__(self) -> str:
-        """One to three lines. What stands in them may be a stranger's, so a terminal shows it and does not obey it."""
+        """One to three lines, safe to print: control characters from untrusted input are escaped."""
         lines = [plain(" ".join(self.what.splitlines()))]
         if self.where:
             lines.append(f"  in: {plain(self.where)}")
@@ -40,8 +40,13 @@ class BridgekitError(Exception):
 
 
 class ItemError(BridgekitError):
-    """One item (a file or a text) cannot be used. Its row is set aside; the run goes on unless it is strict."""
+    """One item (a file or a text) cannot be used. Its row is set aside; the run continues unless it is strict."""
 
 
 class PluginError(BridgekitError):
-    """A plugin is missing, broken, or does not keep its contract. The message names the plugin."""
+    """A plugin is missing, broken, or violates its contract. The message names the plugin."""
+
+
+def one_line(error: Exception) -> str:
+    """An exception's message on one line of at most 300 characters, or its type if the message is empty."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Where a named model's files are: a local folder, the hub's cache, or, only if it is in neither, fetched from the hub."""
+"""Finding a model's files: a local folder, the Hugging Face cache, or else a download from the hub."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from bridgekit.errors import PluginError
+from bridgekit.errors import PluginError, one_line
 
 #: Seconds to wait for the hub's first answer.
 PATIENCE = 10.0
-#: Weights that are read without running code first; the others are fetched only where a repository has none of these.
+#: Weights that cannot run code when loaded. Other formats are fetched only if a repository has none of these.
 SAFE = "*.safetensors"
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.npz", "*.h5", "*.msgpack", "*.onnx")
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -22,26 +22,26 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 def model_folder(name: str, patterns: Sequence[str], *, plugin: str) -> Path:
     """The folder with a model's files.
 
-    A model that is in the hub's cache is used as it is, without asking the hub: what a bridge was trained on does not change
-    behind its back. `org/model@revision` takes a branch, tag or commit in place of `main`.
+    A cached model is used without contacting the hub, so the encoder of a bridge does not change unnoticed.
+    `org/model@revision` selects a branch, tag or commit other than `main`.
 
     Arguments:
         name: the path of a folder, or a hub id, `org/model` or `org/model@revision`.
-        patterns: which files are needed, for example `("*.json", "*.safetensors", "*.bin")`. Where the repository has
-            safetensors files among them, weights in other formats are left out.
-        plugin: the package that asks, for messages.
+        patterns: which files are needed, for example `("*.json", "*.safetensors", "*.bin")`. If safetensors files are
+            among them, weights in other formats are skipped.
+        plugin: the calling package, for messages.
 
     Raises:
-        PluginError: there is no such folder or hub model, or there is no network to fetch it with.
+        PluginError: there is no such folder or hub model, or it cannot be downloaded.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.absolute()
     if not _HUB_ID.fullmatch(name) or folder.is_file():
         raise PluginError(
-            f"{plugin} finds no folder and no hub model of this name",
+            f"{plugin} found no folder with this name, and it is not a hub id",
             where=name,
-            remedy="give the path of a folder that holds the model's config, or a hub id like org/model",
+            remedy="give the path of a folder with the model's config, or a hub id like org/model",
         )
     try:
         from huggingface_hub import HfApi, snapshot_download
@@ -62,33 +62,33 @@ def model_folder(name: str, patterns: Sequence[str], *, plugin: str) -> Path:
     except RepositoryNotFoundError:
         why, remedy = "the hub has no such model, or it is private", "check the spelling; for a private one run: hf auth login"
     except HfHubHTTPError as error:
-        why, remedy = f"the hub answered: {_one_line(error)}", "check the name and revision, or try again later"
-    except Exception as error:  # each version of the hub's client has another HTTP library's errors
+        why, remedy = f"the hub answered: {one_line(error)}", "check the name and revision, or try again later"
+    except Exception as error:  # the HTTP library, and so its exceptions, differ between versions of the hub client
         why, remedy = (
-            f"the hub cannot be reached ({type(error).__name__}: {_one_line(error)})",
+            f"the hub cannot be reached ({type(error).__name__}: {one_line(error)})",
             "connect to a network, or give the path of a local folder",
         )
     raise PluginError(f"{plugin} cannot fetch this model: {why}", where=name, remedy=remedy)
 
 
 def pinned(name: str, folder: Path) -> str:
-    """The name by which every machine gets this very model: of one from the hub, `org/model@commit`.
+    """The name that resolves to the same model on every machine: `org/model@commit` for a hub model.
 
-    A branch such as `main` moves. A commit names its files by their content, so a bridge that records it is not led elsewhere.
+    A branch such as `main` moves; a commit identifies its files by content, so bridges record the commit.
 
     Arguments:
-        name: as it was given to `model_folder`.
-        folder: what `model_folder` gave.
+        name: as passed to `model_folder`.
+        folder: the folder that `model_folder` returned.
     """
     from_hub = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name) and not Path(name).expanduser().is_dir()
     return f"{name.partition('@')[0]}@{folder.name}" if from_hub else name
 
 
 def _in_cache(repository: str, revision: str | None, patterns: Sequence[str]) -> Path | None:
-    """The model's folder in the hub's cache, if its weights are there: another program may have fetched its config alone."""
+    """The model's folder in the hub cache if its weights are there: another program may have fetched only its config."""
     from huggingface_hub import snapshot_download
 
-    # First without the other weights: where there are safetensors, these were left out, and the folder is whole without them.
+    # First without other weight formats: with safetensors these were never fetched, and the snapshot is complete without them.
     other = [pattern for pattern in patterns if any(fnmatch(pattern, weights) for weights in _OTHER_WEIGHTS)]
     safe = [pattern for pattern in patterns if pattern not in other]
     wants_weights = bool(other) or any(fnmatch(pattern, SAFE) for pattern in patterns)
@@ -96,7 +96,7 @@ def _in_cache(repository: str, revision: str | None, patterns: Sequence[str]) ->
         try:
             folder = Path(snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=wanted))
         except (OSError, ValueError):
-            continue  # not in the cache, or not whole
+            continue  # not in the cache, or incomplete
         found = needed_files((path.relative_to(folder).as_posix() for path in folder.rglob("*")), wanted)
         if not wants_weights or any(fnmatch(file, pattern) for file in found for pattern in weights):
             return folder
@@ -104,7 +104,7 @@ def _in_cache(repository: str, revision: str | None, patterns: Sequence[str]) ->
 
 
 def needed_files(files: Iterable[str], patterns: Sequence[str]) -> list[str]:
-    """Those files that match a pattern, without weights in other formats where there are some in safetensors."""
+    """The files that match a pattern, without other weight formats if there are safetensors."""
     wanted = [file for file in files if any(fnmatch(file, pattern) for pattern in patterns)]
     if any(fnmatch(file, SAFE) for file in wanted):
         wanted = [file for file in wanted if not any(fnmatch(file, pattern) for pattern in _OTHER_WEIGHTS)]
@@ -112,13 +112,13 @@ def needed_files(files: Iterable[str], patterns: Sequence[str]) -> list[str]:
 
 
 def content_revision(files: Iterable[Path], *settings: str) -> str:
-    """A short hash over the content of files and some settings, for an encoder's `revision`.
+    """A short hash over file contents and settings, for an encoder's `revision`.
 
-    The same weights give the same revision wherever they lie, so latents are found again; changed ones give another.
+    The same weights have the same revision in any folder, so stored latents are found again.
 
     Arguments:
-        files: weights, configuration, vocabulary: whatever the vectors depend on. Their order does not matter, their names do.
-        settings: what else the vectors depend on, for example the pooling.
+        files: everything the vectors depend on: weights, configuration, vocabulary. Names count, order does not.
+        settings: anything else they depend on, for example the pooling.
     """
     whole = hashlib.sha256("\0".join(settings).encode())
     for file in sorted(files, key=lambda file: file.name):
@@ -128,7 +128,3 @@ def content_revision(files: Iterable[Path], *settings: str) -> str:
                 digest.update(block)
         whole.update(file.name.encode() + b"\0" + digest.digest())
     return whole.hexdigest()[:16]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -1,4 +1,4 @@
-"""A loaded text-to-image model, and what it takes in place of a prompt."""
+"""The text-to-image contract: a loaded model, and the conditioning it takes in place of a prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bridgekit.encoders import Encoder
 
-#: What a picture may be given as, and a text.
+#: A text, or an image as a path or in memory.
 ConditioningItem = str | Path | PIL.Image.Image
 
 
@@ -28,39 +28,40 @@ class Conditioning(Protocol):
     made_of: str
 
     def encode(self, items: Sequence[ConditioningItem]) -> dict[str, Tensor]:
-        """The model's own conditioning of n > 0 items.
+        """The model's own conditioning for n > 0 items.
 
         Arguments:
-            items: texts, or pictures and paths of pictures.
+            items: texts, or images and paths of images.
 
         Returns:
-            Argument name to tensor of n rows on the CPU, float32, masks bool. For example `prompt_embeds` (n, L, d),
-            `pooled_prompt_embeds` (n, p), `prompt_attention_mask` (n, L); `image_embeds` (n, d). Where there is a mask and the
-            model heeds it, L is the length of the longest text given: two calls may differ in it. What a mask leaves out holds
-            nothing of worth.
+            Argument name to tensor with n rows on the CPU: float32, or bool for masks. For example `prompt_embeds`
+            (n, L, d), `pooled_prompt_embeds` (n, p), `prompt_attention_mask` (n, L); `image_embeds` (n, d). If the model
+            uses a mask, L is the length of the longest text and may differ between calls; values at masked positions are
+            meaningless.
 
         Raises:
-            BridgekitError: the part of the pipeline that encodes is not there.
+            BridgekitError: the pipeline has no encoder for these items.
             ItemError: an item cannot be read.
         """
         ...
 
     def arguments(self, tensors: Mapping[str, Tensor], *, guided: bool, prompt: str | None = None) -> dict[str, Any]:
-        """Keyword arguments of a pipeline call for n pictures.
+        """Keyword arguments of a pipeline call for n images.
 
         Arguments:
-            tensors: n rows each, named as `encode` names them; any L will do. Negative ones (`negative_...`, of n rows or of
-                one) are used where they are given, in place of the pipeline's own.
-            guided: whether negatives belong to it. The scale is the caller's: see `guidance_argument`.
-            prompt: for conditionings made of images, a text beside them.
+            tensors: n rows each, named as in `encode`, with any L. Negatives (`negative_...`, with n rows or one) replace
+                the pipeline's own.
+            guided: whether to include negatives for classifier-free guidance. The caller sets the scale: see
+                `guidance_argument`.
+            prompt: a text in addition to image conditioning.
 
         Raises:
-            BridgekitError: a prompt is given in vain, or the pipeline's negatives cannot be encoded.
+            BridgekitError: the pipeline ignores prompts, or its negatives cannot be encoded.
         """
         ...
 
     def takes_latents_of(self, encoder: Encoder) -> bool:
-        """Whether that frozen encoder's latents are this conditioning already, so that no map is needed."""
+        """Whether this frozen encoder's latents already are this conditioning, so no map is needed."""
         ...
 
 
@@ -69,12 +70,12 @@ class ImageModel:
     """A loaded text-to-image model.
 
     Arguments:
-        name: what the user called it.
+        name: the name the user gave.
         pipeline: a diffusers pipeline.
         conditionings: what it takes in place of a prompt, best first.
-        steps: how many it wants by default; None leaves it to the pipeline.
-        guidance: likewise; 1 is none.
-        size: the one side in pixels that it can draw, or None where the pipeline may be asked for others.
+        steps: default number of denoising steps; None is the pipeline's default.
+        guidance: default guidance scale, 1 for none; None is the pipeline's default.
+        size: the only side length in pixels that it supports, or None if others work too.
     """
 
     name: str

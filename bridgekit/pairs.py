@@ -1,4 +1,4 @@
-"""A table of pairs in memory: rows of items that belong together, and the rows that were set aside."""
+"""A table of pairs in memory: rows of matching items, and the rows that were set aside."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ import numpy.typing as npt
 
 from bridgekit.encoders import Item
 
-#: Files that a class folder may hold. Formats that cannot be read are listed too: they are then reported, not overlooked.
+#: Extensions recognised in class folders, including formats we cannot read: those are reported rather than skipped silently.
 EXTENSIONS = {
     "audio": ["aac", "aif", "aiff", "au", "caf", "flac", "m4a", "mp3", "oga", "ogg", "opus", "w64", "wav", "wma"],
     "image": ["avif", "bmp", "gif", "heic", "jp2", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"],
 }
 
-
-#: Modality to n ids, one a row of a table: rows with the same id hold the same item. Negative for a hole.
+#: Modality to n ids, one per row: rows with the same id hold the same item. Negative if the item is missing.
 Content = Mapping[str, "Sequence[int] | npt.NDArray[np.int64]"]
 
 
 @dataclass(frozen=True)
 class SetAside:
-    """A row that is left out, and why.
+    """An excluded row and the reason.
 
     Arguments:
-        row: the row's number as a spreadsheet shows it (a CSV's first row of data is 2; blank lines count). The rows of a
-            Parquet table, and the files of class folders, are counted from 1.
-        column: the modality whose item is at fault.
+        row: the row number as a spreadsheet shows it (the first data row of a CSV is 2; blank lines count). Parquet rows and
+            files in class folders are counted from 1.
+        column: the modality of the faulty item.
         item: the path or the beginning of the text.
         reason: one line.
     """
@@ -41,15 +40,15 @@ class SetAside:
 
 @dataclass(frozen=True)
 class Pairs:
-    """A table whose columns are modalities and whose rows hold items that belong together.
+    """A table with one column per modality; the items in a row belong together.
 
     Arguments:
-        columns: modality to its n items, one a row: absolute paths of files, or, for `text`, strings. None is a hole.
-        source: where the table came from: a path, or a plugin's source name.
-        rows: n row numbers for messages, as `SetAside.row`.
-        split: n names (`train`, `val`, and any other name for a test split), or None where the table says nothing.
-        group: n labels, or None. Rows of one group all belong together.
-        set_aside: rows already found unusable while reading.
+        columns: modality to n items, one per row: absolute paths, or strings for `text`. None if the item is missing.
+        source: the table's path or the name of a plugin's source.
+        rows: n row numbers for messages, as in `SetAside.row`.
+        split: n split names (`train`, `val`; any other is a test split), or None if the table defines none.
+        group: n labels, or None. All items of a group match each other.
+        set_aside: rows found unusable while reading.
     """
 
     columns: Mapping[str, tuple[Item | None, ...]]
@@ -68,7 +67,7 @@ class Pairs:
         return tuple(self.columns)
 
     def take(self, indices: Iterable[int]) -> Pairs:
-        """The table of these rows, counted from 0, in this order. It still tells what was set aside while reading."""
+        """A table of the rows with these 0-based indices, in this order. It keeps `set_aside`."""
         chosen = [int(index) for index in indices]
         return Pairs(
             columns={modality: tuple(items[i] for i in chosen) for modality, items in self.columns.items()},

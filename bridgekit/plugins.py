@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     import typer
 
 GROUP = "bridgekit"
-#: Each hook that returns a list: its name, what is in the list, and what people call that.
-HOOKS: tuple[tuple[str, type, str], ...] = (
-    ("encoder_providers", EncoderProvider, "encoder provider"),
-    ("pair_sources", PairSource, "pair source"),
-    ("image_generators", ImageGenerator, "text-to-image model"),
+#: Each hook that returns a list: its name, the field of `Plugin` for it, the type of its elements, and their name.
+HOOKS = (
+    ("encoder_providers", "providers", EncoderProvider, "encoder provider"),
+    ("pair_sources", "sources", PairSource, "pair source"),
+    ("image_generators", "generators", ImageGenerator, "text-to-image model"),
 )
-#: The providers of our own plugins; the package of each is `bridgekit-NAME`.
-OURS = ("starter", "timm", "transformers", "clap")
+#: Our own plugins without a verb; the package of each is `bridgekit-NAME`, and those with encoders name their provider NAME.
+OURS = ("clap", "ray", "starter", "timm", "transformers")
 #: The verbs of our own plugins, and what `bridgekit --help` says of those that are not installed; packages are named likewise.
 VERBS = {
     "app": "Serve a page where you speak and see, and an API for programs.",
@@ -77,39 +77,10 @@ def _loaded() -> tuple[pluggy.PluginManager, tuple[Plugin, ...]]:
 
 @cache
 def installed_plugins() -> tuple[Plugin, ...]:
-    """Every plugin that is installed and what it brings; broken ones with the reason, which touches no other plugin."""
+    """Every plugin that is installed and what it brings; for a broken one, the reason. A broken plugin affects no other."""
     manager, loaded = _loaded()
-    brought: list[dict[type, list[Any]]] = [{kind: [] for _, kind, _ in HOOKS} for _ in loaded]
-    problems: list[list[str]] = [[plugin.problem] if plugin.problem else [] for plugin in loaded]
-    owners: dict[tuple[type, str], list[int]] = {}
-    for number, plugin in enumerate(loaded):
-        for hook, kind, _ in () if plugin.problem else HOOKS:
-            things, trouble = _ask(manager, plugin.name, hook, kind)
-            problems[number] += trouble
-            brought[number][kind] = things
-            for name in dict.fromkeys(thing.name for thing in things):
-                owners.setdefault((kind, name), []).append(number)
-    # Of plugins with one name none may have it: an accident of order should not decide whose encoder a bridge is trained on.
-    doubled = {owned: numbers for owned, numbers in owners.items() if len(numbers) > 1}
-    called = {kind: what for _, kind, what in HOOKS}
-    for (kind, name), numbers in doubled.items():
-        for number in numbers:
-            others = " and ".join(loaded[other].package for other in numbers if other != number)
-            problems[number].append(f"its {called[kind]} {name!r} cannot be used, as {others} brings one of that name too")
-
-    def usable(number: int, kind: type) -> tuple[Any, ...]:
-        return tuple(thing for thing in brought[number][kind] if (kind, thing.name) not in doubled)
-
-    return tuple(
-        replace(
-            plugin,
-            providers=usable(number, EncoderProvider),
-            sources=usable(number, PairSource),
-            generators=usable(number, ImageGenerator),
-            problem="; ".join(problems[number]) or None,
-        )
-        for number, plugin in enumerate(loaded)
-    )
+    plugins = [plugin if plugin.problem else _with_contents(plugin, manager) for plugin in loaded]
+    return tuple(_without_clashes(plugin, [other for other in plugins if other is not plugin]) for plugin in plugins)
 
 
 def forget_plugins() -> None:
@@ -118,22 +89,40 @@ def forget_plugins() -> None:
     installed_plugins.cache_clear()
 
 
-def _ask(manager: pluggy.PluginManager, plugin: str, hook: str, kind: type) -> tuple[list[Any], list[str]]:
-    """What one plugin's hook returns, and what is wrong with it."""
-    things: list[Any] = []
+def _with_contents(plugin: Plugin, manager: pluggy.PluginManager) -> Plugin:
+    """The plugin with what its hooks return, and what is wrong with that."""
+    contents: dict[str, Any] = {}
     problems: list[str] = []
-    for implementation in getattr(manager.hook, hook).get_hookimpls():
-        if implementation.plugin_name != plugin:
-            continue
-        try:
-            answer = list(implementation.function())
-        except Exception as error:
-            problems.append(f"{hook}() failed: {type(error).__name__}: {error}")
-            continue
-        things += [thing for thing in answer if isinstance(thing, kind)]
-        if len(things) < len(answer):
-            problems.append(f"{hook}() must return a list of {kind.__name__}")
-    return things, problems
+    for hook, field, kind, _ in HOOKS:
+        contents[field] = ()
+        for implementation in getattr(manager.hook, hook).get_hookimpls():
+            if implementation.plugin_name != plugin.name:
+                continue
+            try:
+                returned = tuple(implementation.function())
+            except Exception as error:
+                problems.append(f"{hook}() failed: {type(error).__name__}: {error}")
+                continue
+            contents[field] += tuple(thing for thing in returned if isinstance(thing, kind))
+            if not all(isinstance(thing, kind) for thing in returned):
+                problems.append(f"{hook}() must return a list of {kind.__name__}")
+    return replace(plugin, **contents, problem="; ".join(problems) or None)
+
+
+def _without_clashes(plugin: Plugin, others: Sequence[Plugin]) -> Plugin:
+    """The plugin without the names that another one brings too.
+
+    Neither gets the name: an accident of order should not decide whose encoder a bridge is trained on.
+    """
+    contents: dict[str, Any] = {}
+    problems = [plugin.problem] if plugin.problem else []
+    for _, field, _, what in HOOKS:
+        taken = {thing.name: other.package for other in others for thing in getattr(other, field)}
+        things = getattr(plugin, field)
+        contents[field] = tuple(thing for thing in things if thing.name not in taken)
+        for name in dict.fromkeys(thing.name for thing in things if thing.name in taken):
+            problems.append(f"its {what} {name!r} cannot be used, as {taken[name]} brings one of that name too")
+    return replace(plugin, **contents, problem="; ".join(problems) or None)
 
 
 def register_commands(app: typer.Typer) -> None:

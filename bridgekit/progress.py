@@ -1,4 +1,4 @@
-"""Progress bars on standard error, for anything that takes longer than a moment."""
+"""Progress on standard error: bars on a terminal, occasional lines in a log."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from bridgekit.plain import plain
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-#: Seconds that work may take before a bar is worth showing.
+#: Seconds before work is worth a progress bar.
 PATIENCE = 0.5
-#: Seconds between two lines about one kind of work, where there is no terminal to draw a bar on.
+#: Seconds between two lines about the same task, without a terminal.
 LINE_SECONDS = 30.0
 
-#: Called with what is going on, how much is done, and of how much.
+#: Progress callback: task name, units done, units in total.
 Report = Callable[[str, int, int], object]
 
-#: The report behind the bars that are on the terminal now.
+#: The report of the progress bars that are currently shown.
 _on_terminal: Report | None = None
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """A report to nobody."""
+    """A `Report` that does nothing."""
 
 
 def say(line: str) -> None:
-    """One line on standard error that is no error: what went otherwise than expected, and what is done about it."""
+    """Print a notice on standard error: something unexpected, and how it was handled."""
     print(plain(f"bridgekit: {line}"), file=sys.stderr, flush=True)
 
 
 def _lines() -> Report:
-    """A report that prints a line when work goes on for longer than a moment, and again every half minute."""
-    told: dict[str, float] = {}
+    """A `Report` that prints a line once a task has taken `PATIENCE` seconds, then every `LINE_SECONDS`."""
+    printed: dict[str, float] = {}
     began: dict[str, tuple[float, int]] = {}
 
     def report(what: str, done: int, total: int) -> None:
         now = time.monotonic()
         start, before = began[what] = began.get(what, (now, done)) if done else (now, 0)
-        if now - told.setdefault(what, now - LINE_SECONDS + PATIENCE) >= LINE_SECONDS:
-            told[what] = now
+        if now - printed.setdefault(what, now - LINE_SECONDS + PATIENCE) >= LINE_SECONDS:
+            printed[what] = now
             print(
                 f"{what}: {done:,} of {total:,}{_pace(done - before, now - start, total - done)}", file=sys.stderr, flush=True
             )
@@ -53,7 +53,7 @@ def _lines() -> Report:
 
 
 def _pace(done: int, seconds: float, left: int) -> str:
-    """How many a second, and how long the rest takes at that: `, 35.2/s, 0:08:54 left`. Nothing where nothing is done yet."""
+    """Rate and time left: `, 35.2/s, 0:08:54 left`; empty if nothing is done yet."""
     if done <= 0 or seconds <= 0:
         return ""
     return f", {done / seconds:,.1f}/s, {timedelta(seconds=round(left * seconds / done))} left"
@@ -61,9 +61,9 @@ def _pace(done: int, seconds: float, left: int) -> str:
 
 @contextmanager
 def progress_bars(show: bool = True) -> Iterator[Report]:
-    """A report that shows one bar per kind of work, with rate and time left. Quick work shows none.
+    """A `Report` with one bar per task, showing rate and time left. Tasks shorter than `PATIENCE` show none.
 
-    Where standard error is no terminal, a line now and then takes the bars' place: a log should tell that work goes on.
+    Without a terminal on standard error it prints a line every `LINE_SECONDS` instead.
     """
     if not show:
         yield silent
@@ -72,7 +72,7 @@ def progress_bars(show: bool = True) -> Iterator[Report]:
         yield _lines()
         return
     global _on_terminal
-    if _on_terminal is not None:  # part of other work, whose bars are there already
+    if _on_terminal is not None:  # nested call: reuse the bars that are already shown
         yield _on_terminal
         return
     from rich.console import Console
@@ -87,7 +87,7 @@ def progress_bars(show: bool = True) -> Iterator[Report]:
     )
 
     class Bars(Progress):
-        """A bar for each kind of work that is not quick, drawn by a thread: a slow first step shows as well."""
+        """One bar per task that takes a while. Drawn by a thread, so a slow first step also shows."""
 
         def get_renderables(self) -> Iterator[RenderableType]:
             slow = [task for task in self.tasks if (task.finished_time or task.elapsed or 0) >= PATIENCE]

@@ -1,4 +1,4 @@
-"""Recall@k and median rank, search, and zero-shot classification, all in tiles: 100,000 by 100,000 fits in memory."""
+"""Recall@k and median rank, search, and zero-shot classifiers, tiled: 100,000 by 100,000 fits in memory."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor, nn
 
 from bridgekit.encoders import Item
 
-#: A tile of similarities holds about this many numbers (64 MiB in float32).
+#: About how many similarities a tile has (64 MiB in float32).
 TILE_NUMBERS = 16_777_216
 
-#: Sentences for zero-shot classification; `{}` is the class. The mean of their embeddings stands for the class.
+#: Prompt templates for zero-shot classification; `{}` is the class name. A class is the mean of its prompts' embeddings.
 TEMPLATES = ("{}", "a {}", "the sound of a {}", "this is a {}")
 
 
 @dataclass(frozen=True)
 class Recall:
-    """How well queries find their right candidates.
+    """Retrieval metrics.
 
     Arguments:
-        queries: how many queries were asked.
-        candidates: among how many distinct candidates.
-        at: k to the share of queries that have a right candidate among their first k.
-        median_rank: the median over queries of the best right candidate's rank, from 1.
+        queries: number of queries.
+        candidates: number of distinct candidates.
+        at: k to recall@k, the share of queries with a relevant candidate in their top k.
+        median_rank: median over queries of the rank, from 1, of the best relevant candidate.
     """
 
     queries: int
@@ -37,7 +37,7 @@ class Recall:
 
     @property
     def mean(self) -> float:
-        """The mean of the recalls, by which training chooses its best epoch."""
+        """Mean over k of recall@k, by which training selects the best epoch."""
         return sum(self.at.values()) / len(self.at)
 
     def as_json(self) -> dict[str, float]:
@@ -63,18 +63,18 @@ class Hit:
 
 @dataclass(frozen=True)
 class Relevance:
-    """Which candidates are right for which query, as sorted index pairs without repeats.
+    """Which candidates are relevant to which query, as sorted, distinct index pairs.
 
     Arguments:
         query: (m,) indices of queries.
-        candidate: (m,) indices of candidates; candidate[i] is right for query[i].
+        candidate: (m,) indices of candidates; candidate[i] is relevant to query[i].
     """
 
     query: NDArray[np.int64]
     candidate: NDArray[np.int64]
 
     def cells(self, queries: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Rows and columns of these links in a similarity matrix whose rows are `queries`, sorted and without repeats."""
+        """Rows and columns of the relevant pairs in a similarity matrix with rows `queries`, sorted and distinct."""
         starts = np.searchsorted(self.query, queries)
         counts = np.searchsorted(self.query, queries, side="right") - starts
         rows = np.repeat(np.arange(len(queries)), counts)
@@ -83,12 +83,12 @@ class Relevance:
 
 
 def relevance(query: NDArray[np.int64], candidate: NDArray[np.int64], group: NDArray[np.int64] | None = None) -> Relevance:
-    """From rows to right answers.
+    """Relevance from the rows of a table.
 
     Arguments:
-        query: (n,) the query item of each row, negative for a hole.
-        candidate: (n,) the candidate item of each row. An item may stand in several rows: all its partners are right.
-        group: (n,) labels, negative for none: every candidate of a group is right for every query of it.
+        query: (n,) the query item of each row, negative if missing.
+        candidate: (n,) the candidate item of each row. If an item is in several rows, all its partners are relevant.
+        group: (n,) labels, negative for none: all candidates of a group are relevant to all its queries.
     """
     both = (query >= 0) & (candidate >= 0)
     links = [np.stack([query[both], candidate[both]], 1)]
@@ -104,17 +104,17 @@ def relevance(query: NDArray[np.int64], candidate: NDArray[np.int64], group: NDA
 def recall(
     queries: Tensor, candidates: Tensor, right: Relevance, *, skip: Relevance | None = None, ks: Sequence[int] = (1, 5, 10)
 ) -> Recall:
-    """Recall@k and median rank of each query's best right candidate.
+    """Recall@k and median rank of each query's best relevant candidate.
 
     Arguments:
-        queries: (n, d) embeddings of unit length. Those without a right candidate are not asked.
+        queries: (n, d) embeddings of unit length. Queries without a relevant candidate are ignored.
         candidates: (m, d) embeddings of unit length.
-        right: who is right for whom.
-        skip: pairs to leave out of a query's ranking, for example right answers that training has seen.
+        right: which candidates are relevant.
+        skip: pairs to exclude from the rankings, for example relevant ones that were seen in training.
         ks: the k of recall@k.
 
-    Other right candidates never push a right one down. A wrong candidate that ties with the right one counts as before
-    it, so embeddings that have collapsed into one point score nothing.
+    Other relevant candidates never lower a rank. An irrelevant candidate that ties with the relevant one ranks before it, so
+    collapsed embeddings score 0.
     """
     ranks = best_ranks(queries, candidates, right, skip)
     at = {k: float((ranks <= k).float().mean()) for k in ks}
@@ -122,10 +122,10 @@ def recall(
 
 
 def chance_recall(right: Relevance, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
-    """The recall@k that a random order of the candidates is expected to have.
+    """Expected recall@k of a random ranking.
 
     Arguments:
-        right: who is right for whom, one at least; the candidates are those that are right for anybody.
+        right: which candidates are relevant, at least one pair. Candidates are those relevant to any query.
         ks: the k of recall@k.
     """
     rights = np.unique(right.query, return_counts=True)[1]
@@ -133,13 +133,14 @@ def chance_recall(right: Relevance, ks: Sequence[int] = (1, 5, 10)) -> dict[int,
 
 
 def random_recall(rights: NDArray[np.int64], candidates: NDArray[np.int64], ks: Sequence[int]) -> dict[int, float]:
-    """The recall@k that a random order is expected to have, where each query has so many right answers among so many.
+    """Expected recall@k of a random ranking.
 
     Arguments:
-        rights, candidates: (n,) one a query, of one query at least.
+        rights: (n,) number of relevant candidates of each query, n > 0.
+        candidates: (n,) number of candidates of each query.
         ks: the k of recall@k.
     """
-    # A query misses where its first k candidates are all wrong: draws without replacement.
+    # A query misses if its first k candidates, drawn without replacement, are all irrelevant.
     draws = np.arange(max(ks))
     among = candidates[:, None]
     left = np.clip(among - rights[:, None] - draws, 0, None) / np.maximum(among - draws, 1)
@@ -147,44 +148,44 @@ def random_recall(rights: NDArray[np.int64], candidates: NDArray[np.int64], ks: 
     return {k: float(1 - missed[k - 1]) for k in ks}
 
 
-def alike(vectors: Tensor, least: float, most: int) -> list[tuple[int, int, float]]:
-    """Pairs of rows whose cosine similarity is above some value: both indices, the first below the second, and the cosine.
+def similar_pairs(vectors: Tensor, threshold: float, limit: int) -> list[tuple[int, int, float]]:
+    """Pairs of rows with a cosine similarity above a threshold: (i, j, cosine) with i < j.
 
     Arguments:
-        vectors: (n, d); a zero vector is like none.
-        least: the cosine.
-        most: stop at so many pairs: among n rows that are all alike there are n squared.
+        vectors: (n, d); a zero vector is similar to nothing.
+        threshold: exclusive lower bound of the cosine.
+        limit: stop after this many pairs; n identical rows have n (n - 1) / 2.
     """
     found: list[tuple[int, int, float]] = []
     unit = nn.functional.normalize(vectors, dim=-1)
     for tile in _tiles(len(unit), len(unit)):
         scores = unit[tile] @ unit[tile.start :].T
-        for row, column in (scores.triu(1) > least).nonzero()[: most - len(found)].tolist():
+        for row, column in (scores.triu(1) > threshold).nonzero()[: limit - len(found)].tolist():
             found.append((tile.start + row, tile.start + column, float(scores[row, column])))
-        if len(found) == most:
+        if len(found) == limit:
             break
     return found
 
 
 def best_ranks(queries: Tensor, candidates: Tensor, right: Relevance, skip: Relevance | None = None) -> Tensor:
-    """The rank, from 1, of the best right candidate of each query that has one. In tiles: memory does not grow with n m.
+    """The rank, from 1, of the best relevant candidate of each query that has one. Tiled: memory does not grow with n m.
 
     Raises:
-        ValueError: no query has a right candidate.
+        ValueError: no query has a relevant candidate.
     """
-    asked = np.unique(right.query)
-    if not len(asked):
-        raise ValueError("no query has a right candidate")
+    used = np.unique(right.query)
+    if not len(used):
+        raise ValueError("no query has a relevant candidate")
     ranks = []
-    for tile in _tiles(len(asked), len(candidates)):
-        scores = queries[torch.from_numpy(asked[tile]).to(queries.device)] @ candidates.T
-        cells = right.cells(asked[tile], scores.device)
+    for tile in _tiles(len(used), len(candidates)):
+        scores = queries[torch.from_numpy(used[tile]).to(queries.device)] @ candidates.T
+        cells = right.cells(used[tile], scores.device)
         best = torch.full((len(scores),), -torch.inf, dtype=scores.dtype, device=scores.device)
         best.scatter_reduce_(0, cells[0], scores[cells], "amax")
         scores[cells] = -torch.inf
         if skip is not None:
-            scores[skip.cells(asked[tile], scores.device)] = -torch.inf
-        # `~(scores < best)` rather than `>=`: a NaN counts against the query, never for it.
+            scores[skip.cells(used[tile], scores.device)] = -torch.inf
+        # `~(scores < best)` rather than `>=`: a NaN counts against the query.
         ranks.append(1 + (~(scores < best[:, None])).sum(1))
     return torch.cat(ranks).cpu()
 
@@ -195,7 +196,7 @@ def search(queries: Tensor, candidates: Tensor, k: int = 10) -> tuple[Tensor, Te
     Arguments:
         queries: (n, d) embeddings of unit length.
         candidates: (m, d) embeddings of unit length.
-        k: how many; at most m.
+        k: number of results per query.
 
     Returns:
         cosine similarities and indices, both (n, min(k, m)).
@@ -223,12 +224,12 @@ def nearest(queries: Tensor, candidates: Tensor, items: Sequence[Item], k: int =
 def class_embeddings(
     embed_texts: Callable[[list[str]], Tensor], classes: Sequence[str], templates: Sequence[str] = TEMPLATES
 ) -> Tensor:
-    """One embedding per class: the mean over templates of the embedded sentences, at unit length again.
+    """One embedding per class: the mean over prompt templates, normalised to unit length, as in CLIP's zero-shot evaluation.
 
     Arguments:
-        embed_texts: a function from a list of texts to (n, d) embeddings of unit length.
+        embed_texts: maps a list of texts to (n, d) embeddings of unit length.
         classes: class names.
-        templates: sentences with `{}` where the class goes, as in CLIP's zero-shot evaluation.
+        templates: prompts with `{}` in place of the class name.
     """
     sentences = [template.format(name) for name in classes for template in templates]
     embedded = embed_texts(sentences)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +12,6 @@ from torch.nn.functional import cosine_similarity
 
 from bridgekit.encoders import Item
 from bridgekit.latents import batches
-from bridgekit.latents import on_ray as ray_encoding
 from bridgekit.latents.batches import AGREEMENT, BATCH_SIZE, CHECKED, MOST, SMALL, WORTH_CHECKING, agreement, plan_batches
 from bridgekit.latents.encode import encode_items
 from bridgekit.latents.store import LatentStore
@@ -205,27 +202,3 @@ def test_the_check_spreads_over_all_sizes() -> None:
     texts = ["a" * (1 + number) for number in range(320)]
     batches.check_precision(run, texts)  # type: ignore[arg-type]
     assert sorted({len(str(item)) for item in seen}) == list(range(1, 321, 10))
-
-
-def test_latents_that_are_not_finite_cost_their_item_on_a_worker_of_a_cluster_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Sick(LetterEncoder):
-        def encode(self, batch: Sequence[Tensor]) -> Tensor:
-            latents = super().encode(batch)
-            latents[0, 3], latents[2, 0] = torch.nan, torch.inf
-            return latents
-
-    worker = ray_encoding._Worker("toy:sick", "text", Sick.revision)
-    monkeypatch.setattr(worker, "_open", Sick)
-    rows = {
-        "number": np.array([0]),
-        "items": np.array([json.dumps(["ant", "bee", "cat", "dog"])]),
-        "reduced": np.array([False]),
-    }
-    (encoded,) = [
-        ray_encoding._read(dict(zip(found, row, strict=True)))
-        for found in [worker(rows)]
-        for row in zip(*found.values(), strict=True)
-    ]
-    assert list(encoded.kept) == [1, 3]
-    assert encoded.latents.isfinite().all()
-    assert {position: "not finite" in reason for position, reason in encoded.reasons.items()} == {0: True, 2: True}

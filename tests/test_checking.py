@@ -20,7 +20,7 @@ from bridgekit.checks.findings import Finding, TableReport
 from bridgekit.encoders import Item
 from bridgekit.latents.encode import encode_items
 from bridgekit.plugins import load_encoder
-from bridgekit.retrieval import Relevance, alike, chance_recall
+from bridgekit.retrieval import Relevance, chance_recall, similar_pairs
 from tests.test_evaluation import SHORT, with_splits
 from tests.toys import NAMES, LetterEncoder, ToneEncoder, ToyPlugin, install, tone_table
 
@@ -91,7 +91,7 @@ def test_rows_set_aside_are_counted_by_reason(tmp_path: Path) -> None:
 def test_a_table_of_which_no_row_can_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_text("no sound")
     (tmp_path / "pairs.csv").write_text("audio,text\na.wav,owl\n")
-    with pytest.raises(BridgekitError, match="no row of the table can be used"):
+    with pytest.raises(BridgekitError, match="no row of the table is usable"):
         check(tmp_path / "pairs.csv")
 
 
@@ -147,7 +147,7 @@ def test_a_row_of_train_in_the_test_is_an_error_and_align_refuses_it_as_well(tmp
     report = check(table)
     (leak,) = found(report, "leak", "error")
     assert report.findings[0] is leak, "the worst comes first"
-    assert leak.items == ("row 122 (test) as row 86 (train)",)
+    assert leak.items == ("row 122 (test) = row 86 (train)",)
     with pytest.raises(BridgekitError, match="row 122"):
         align(pairs=table, out=tmp_path / "bridge", preset=SHORT, progress=False)
 
@@ -160,13 +160,13 @@ def test_a_file_alone_in_two_splits_is_a_warning_and_a_text_a_note(tmp_path: Pat
     (leak,) = found(report, "file leak", "warning")
     assert leak.items == (f"row 122 (test), audio: {tmp_path}/clips/copy.wav",)
     (text,) = found(report, "text leak", "note")
-    assert f"{len(NAMES)} of the texts" in text.what
+    assert text.what == f"{len(NAMES)} texts of other splits also in train"
 
 
 def test_a_row_whose_very_path_is_in_another_split_is_told_as_such(tmp_path: Path) -> None:
     table = add(with_splits(tone_table(tmp_path)), "clips/owl 0.wav,owl,test", "clips/owl 0.wav,owl,train")
     told = [finding.what for finding in found(check(table), "set aside")]
-    assert [what.endswith("of another split") for what in told] == [True, False]
+    assert [what.endswith("in another split") for what in told] == [True, False]
 
 
 def test_a_group_in_two_splits_is_a_note(tmp_path: Path) -> None:
@@ -216,7 +216,9 @@ def test_items_that_are_the_same_to_a_real_encoder_are_told_and_what_was_encoded
     table = tmp_path / "words.csv"
     table.write_text("\n".join([header, *lines]))
     report = check(table, latents=True)
-    across, within = sorted(found(report, "near-duplicate"), key=lambda finding: "one in train, one not" not in finding.what)
+    across, within = sorted(
+        found(report, "near-duplicate"), key=lambda finding: "between train and another split" not in finding.what
+    )
     assert "grey owl = row 74 (test), text: GREY OWL" in across.items[0]
     assert "hot tea = row 75 (train), text: Hot Tea" in within.items[0]
     assert 0.1 < report.figures["text"]["share of latents in common"] < 0.9
@@ -240,7 +242,7 @@ def test_latents_that_hardly_differ_are_a_warning(tmp_path: Path, toy: object, m
     )
     report = check(tone_table(tmp_path), latents=True)
     (constant,) = [finding for finding in found(report, "latents", "warning") if "text" in finding.what]
-    assert "hardly differ" in constant.what
+    assert "barely differ" in constant.what
 
 
 def test_one_item_whose_latents_dwarf_all_others_is_told(tmp_path: Path, toy: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +254,7 @@ def test_one_item_whose_latents_dwarf_all_others_is_told(tmp_path: Path, toy: ob
         "bridgekit.recipes.check.load_encoder", lambda name, device: Loud(revision="l") if "letters" in name else ToneEncoder()
     )
     (finding,) = found(check(tone_table(tmp_path), latents=True), "latents", "warning")
-    assert "the latents of 2 text items dwarf" in finding.what
+    assert finding.what.startswith("2 text items with latents far from all others")
     assert [item.rsplit(": ")[-1] for item in finding.items] == ["ant", "owl"]
 
 
@@ -267,8 +269,8 @@ def test_an_item_that_cannot_be_encoded_is_told(tmp_path: Path, toy: object, mon
         "bridgekit.recipes.check.load_encoder", lambda name, device: Picky(revision="p") if "letters" in name else ToneEncoder()
     )
     report = check(tone_table(tmp_path), latents=True)
-    (finding,) = [finding for finding in found(report, "set aside") if "not to be encoded" in finding.what]
-    assert "not finite numbers" in finding.items[0]
+    (finding,) = [finding for finding in found(report, "set aside") if "cannot be encoded" in finding.what]
+    assert "not finite" in finding.items[0]
 
 
 def test_without_any_plugin_all_but_the_latents_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +318,6 @@ def test_pairs_that_are_alike_are_found_in_every_tile_and_no_more_than_asked(mon
     vectors[11] = 0
     vectors[12] = 0
     monkeypatch.setattr("bridgekit.retrieval.TILE_NUMBERS", 300)
-    pairs = [(one, other) for one, other, _ in alike(vectors, 0.9999, 100)]
+    pairs = [(one, other) for one, other, _ in similar_pairs(vectors, 0.9999, 100)]
     assert pairs == [(3, 7), (3, 31), (3, 49), (7, 31), (7, 49), (31, 49)]
-    assert len(alike(torch.ones(50, 8), 0.9999, 20)) == 20
+    assert len(similar_pairs(torch.ones(50, 8), 0.9999, 20)) == 20

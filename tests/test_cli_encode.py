@@ -21,9 +21,9 @@ def test_what_was_encoded_is_told_and_align_encodes_nothing_again(
     table = tone_table(tmp_path)
     code, out, _ = run("encode", "--pairs", str(table))
     assert code == 0
-    assert f"audio: {6 * len(NAMES)} different items by toy:tone, {6 * len(NAMES)} of them now" in out
-    assert f"text: {len(NAMES)} different items" in out
-    assert "products in float32" in out, "so few are not worth a check"
+    assert f"audio: {6 * len(NAMES)} distinct items by toy:tone, {6 * len(NAMES)} encoded now" in out
+    assert f"text: {len(NAMES)} distinct items" in out
+    assert "items/s, in float32" in out, "so few are not worth a check"
     code, out, _ = run("encode", "--pairs", str(table), "--json")
     told = json.loads(out)
     assert told["rows"] == 6 * len(NAMES)
@@ -50,10 +50,8 @@ def test_bad_rows_are_told_and_strict_refuses_them(tmp_path: Path, run: Callable
     assert "ant 0.wav" in err
 
 
-def test_without_ray_installed_the_remedy_is_named(
-    tmp_path: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+def test_without_the_plugin_for_ray_the_message_says_what_to_install(
+    tmp_path: Path, run: Callable[..., tuple[int, str, str]]
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
     code, _, err = run("encode", "--pairs", str(tone_table(tmp_path)), "--ray")
-    assert code == 2
-    assert "pip install '.[ray]'" in err
+    assert (code, err.splitlines()[1]) == (2, "  fix: in bridgekit's own folder: pip install plugins/bridgekit-ray")

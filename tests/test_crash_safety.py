@@ -185,7 +185,7 @@ def test_a_shard_with_a_flipped_bit_is_encoded_again_in_the_same_run_and_said(
         again = encode_items(minilm, WORDS)
         assert torch.equal(again.matrix, first.matrix)
         assert again.encoded == len(WORDS)
-        assert capsys.readouterr().err.count("were damaged") == 1
+        assert capsys.readouterr().err.count("removed damaged latents") == 1
         assert encode_items(minilm, WORDS).encoded == 0
         assert not shard.exists()
         for other in first.folder.iterdir():
@@ -725,7 +725,7 @@ def test_a_home_with_spaces_and_letters_of_all_kinds_is_as_good_as_any(
     out = "Brücke nach [Norden]"
     assert run("encode", "--pairs", "pairs.csv")[0] == 0
     assert run("align", "--pairs", "pairs.csv", "--out", out)[0] == 0
-    assert "nothing had to be done again" in run("align", "--pairs", "pairs.csv", "--out", out)[1]
+    assert "Reused the bridge of an earlier run" in run("align", "--pairs", "pairs.csv", "--out", out)[1]
     assert run("align", "--pairs", "pairs.csv", "--out", out, "--seed", "1", "--overwrite")[0] == 0
     assert aside(tmp_path) == []
 
@@ -750,7 +750,7 @@ def test_who_stops_a_run_by_a_signal_is_told_and_loses_nothing(
         main()
     assert stop.value.code == 128 + number
     said = capsys.readouterr().err.split("\n")
-    assert [line for line in said if line] == ["bridgekit: stopped. Nothing is lost: the same command goes on from here."]
+    assert [line for line in said if line] == ["bridgekit: stopped. Nothing is lost: run the same command again to continue."]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert len(LatentStore("toy:tone@1", 64)._where) == 64
     assert aside(cache.cache_folder()) == []

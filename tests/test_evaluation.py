@@ -126,7 +126,7 @@ def test_a_row_whose_bytes_are_in_train_too_is_refused_in_every_other_split(tmp_
     shutil.copyfile(tmp_path / "clips" / "owl 0.wav", tmp_path / "clips" / "copy.wav")
     with table.open("a") as file:
         file.write(f"clips/copy.wav, owl ,{split}\n")
-    with pytest.raises(BridgekitError, match=rf"1 row holds .* row 122 \({split}\) as row 86 \(train\)") as refusal:
+    with pytest.raises(BridgekitError, match=rf"1 row duplicates .* row 122 \({split}\) = row 86 \(train\)") as refusal:
         align(pairs=table, out=tmp_path / "bridge", preset=SHORT, progress=False)
     assert "bridgekit check" in str(refusal.value.remedy)
     assert not (tmp_path / "bridge").exists()
@@ -141,7 +141,7 @@ def test_a_test_row_that_chose_the_epoch_is_refused_and_a_text_or_a_file_that_re
     align(pairs=table, out=tmp_path / "bridge", preset=SHORT, progress=False)
     shutil.copyfile(tmp_path / "clips" / "owl 4.wav", tmp_path / "clips" / "chosen.wav")
     table.write_text(plain + "clips/chosen.wav,owl,test\n")
-    with pytest.raises(BridgekitError, match=r"row 122 \(test\) as row 90 \(val\)"):
+    with pytest.raises(BridgekitError, match=r"row 122 \(test\) = row 90 \(val\)"):
         align(pairs=table, out=tmp_path / "other", preset=SHORT, progress=False)
 
 
@@ -170,7 +170,7 @@ def test_what_is_to_be_bound_is_looked_at_too(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bridgekit.recipes.bind.load_encoder", lambda name, device: opened)
         patch.setattr("bridgekit.recipes.bind.encoder_name", lambda name: "toy:other")
-        with pytest.raises(BridgekitError, match=r"row 122 \(test\) as row 86"):
+        with pytest.raises(BridgekitError, match=r"row 122 \(test\) = row 86"):
             bind(tmp_path / "bridge", "other", noise, progress=False)
         noise.write_text(noise.read_text().replace("owl,clips/copy.wav,test\n", ""))
         before = Bridge.load(tmp_path / "bridge").training_rows.marks
@@ -252,10 +252,10 @@ def test_a_table_of_rows_that_training_saw_is_refused_whatever_the_files_are_cal
     align(pairs=table, out=tmp_path / "bridge", preset=SHORT, progress=False)
     bridge = Bridge.load(tmp_path / "bridge")
     for pairs in (table, renamed(table, tmp_path / "same"), renamed(table, tmp_path / "new", {"owl": "a bird of the night"})):
-        with pytest.raises(BridgekitError, match="training saw 108 of these 120 rows") as refusal:
+        with pytest.raises(BridgekitError, match="108 of 120 rows were seen in training") as refusal:
             evaluate_bridge(bridge, EvalOptions(pairs=pairs))
         assert "--unseen" in str(refusal.value.remedy)
-    with pytest.raises(BridgekitError, match="training saw 108 of these 120 rows"):
+    with pytest.raises(BridgekitError, match="108 of 120 rows were seen in training"):
         evaluate_zero_shot(bridge, EvalOptions(pairs=tmp_path / "new" / "renamed.csv"), ("{}",))
 
 
@@ -269,7 +269,7 @@ def test_unseen_asks_the_other_rows_and_counts_those_that_it_sets_aside(
     bridge = Bridge.load(tmp_path / "bridge")
     records, set_aside = evaluate_bridge(bridge, EvalOptions(pairs=renamed(table, tmp_path / "same"), unseen=True))
     assert len(set_aside) == 108
-    assert {row.reason for row in set_aside} == {"training saw it"}
+    assert {row.reason for row in set_aside} == {"seen in training"}
     own = [record for record in trained.metrics if record["method"] == "FuseMix"]
     assert len(own) == len(records)
     for mine, theirs in zip(own, records, strict=True):
@@ -301,7 +301,7 @@ def test_a_table_that_has_grown_since_sets_aside_what_its_new_split_would_ask_of
     with table.open("a") as file:
         file.writelines(f"clips/late {number}.wav,late\n" for number in range(30))
     records, set_aside = evaluate_bridge(bridge, EvalOptions())
-    assert {row.reason for row in set_aside} == {"training saw it"}
+    assert {row.reason for row in set_aside} == {"seen in training"}
     assert len(set_aside) + records[0]["queries"] == 15
 
 
@@ -322,12 +322,12 @@ def test_the_command_line_tells_how_many_rows_training_saw_and_what_to_do(run: R
     run("align", "--pairs", "pairs.csv")
     code, out, err = run("eval", "--pairs", "pairs.csv", "--json")
     assert code == 2
-    assert "training saw 108 of these 120 rows" in err
+    assert "108 of 120 rows were seen in training" in err
     assert "--unseen" in json.loads(out)["error"]["fix"]
     code, out, err = run("eval", "--pairs", "pairs.csv", "--unseen")
     assert code == 0
     assert "108 rows were set aside" in err
-    assert "flatter" not in out
+    assert "inflated" not in out
     (tmp_path / "bridges" / "audio-text" / FILE).unlink()
     code, out, _ = run("eval", "--pairs", "pairs.csv")
     assert code == 0, "a bridge of an older version does not tell"

@@ -131,7 +131,7 @@ def test_a_foreign_table_is_asked_whole_or_by_its_splits(judged: Any, workshop: 
 def test_a_foreign_table_of_clips_that_training_saw_is_refused(judged: Any, workshop: Workshop, tmp_path: Path) -> None:
     clips = [f"{workshop.clip(name)},{name}" for name in NAMES]
     (tmp_path / "seen.csv").write_text("\n".join(["audio,text", *clips]))
-    with pytest.raises(BridgekitError, match="training saw 19 of these 20 rows"):
+    with pytest.raises(BridgekitError, match="19 of 20 rows were seen in training"):
         judged(pairs=str(tmp_path / "seen.csv"), outside=True)
     assert judged(pairs=str(tmp_path / "seen.csv"), outside=True, unseen=True)[0]["pictures"] == 1
 
@@ -175,10 +175,10 @@ def test_a_gallery_that_knows_none_of_the_captions_is_said(judged: Any, workshop
     (tmp_path / "others.csv").write_text(
         f"image,text\n{workshop.folder}/seen/owl.png,heron\n{workshop.folder}/seen/ant.png,bug\n"
     )
-    with pytest.raises(BridgekitError, match="no row to judge") as caught:
+    with pytest.raises(BridgekitError, match="no rows to judge") as caught:
         judged(gallery=str(tmp_path / "others.csv"), outside=True)
     assert "--gallery" in str(caught.value)
-    with pytest.raises(BridgekitError, match="no row to judge"):
+    with pytest.raises(BridgekitError, match="no rows to judge"):
         judged(splits=["later"])
 
 

@@ -174,7 +174,9 @@ def test_a_long_run_does_not_pile_up_small_shards(tmp_path: Path, monkeypatch: p
     counts: list[int] = []
     folder = LatentStore("toy:tone@1", 64).folder
     first = encode_items(
-        ToneEncoder(), clips(tmp_path, 320), progress=lambda done, total: counts.append(len(list(folder.glob("*.safetensors"))))
+        ToneEncoder(),
+        clips(tmp_path, 320),
+        report=lambda _, done, total: counts.append(len(list(folder.glob("*.safetensors")))),
     )
     assert len(counts) == 1 + 320 // BATCH_SIZE
     assert max(counts) == 2
@@ -230,7 +232,7 @@ def test_a_store_whose_shards_another_process_merges_is_read_all_the_same() -> N
     assert here.read([bytes([number] * 32) for number in range(8)])[:, 0].tolist() == list(range(8))
     for path in here.folder.iterdir():
         path.unlink()
-    with pytest.raises(BridgekitError, match="vanished"):
+    with pytest.raises(BridgekitError, match="disappeared"):
         here.read([bytes([3] * 32)])
     assert encode_items(encoder, ["dog"]).encoded == 1
 
@@ -266,7 +268,7 @@ def test_where_neither_memory_nor_disk_have_room_it_is_told(monkeypatch: pytest.
 
     monkeypatch.setattr(store, "free_memory", lambda: 0)
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(BridgekitError, match="no room") as caught:
+    with pytest.raises(BridgekitError, match="fit neither in memory nor on disk") as caught:
         encode_items(LetterEncoder(), ["dog"])
     assert "No space left" in caught.value.what
     assert len(list(LatentStore("toy:letters@1", 48).folder.iterdir())) == 1
@@ -278,6 +280,6 @@ def test_free_memory_is_what_the_system_tells() -> None:
 
 def test_progress_counts_what_has_to_be_encoded() -> None:
     calls: list[tuple[int, int]] = []
-    encode_items(LetterEncoder(), ["a", "b"], progress=lambda done, total: calls.append((done, total)))
-    encode_items(LetterEncoder(), ["a", "b", "c"], progress=lambda done, total: calls.append((done, total)))
+    encode_items(LetterEncoder(), ["a", "b"], report=lambda _, done, total: calls.append((done, total)))
+    encode_items(LetterEncoder(), ["a", "b", "c"], report=lambda _, done, total: calls.append((done, total)))
     assert calls == [(0, 2), (2, 2), (0, 1), (1, 1)]

@@ -105,7 +105,7 @@ def test_every_format_gives_the_same_pairs(folder: Path, save: Callable[..., Pat
     assert "no item" in hole.reason
     assert missing.reason == "there is no such file"
     assert missing.item == str(clips / "missing.wav")
-    assert repeated.reason == f"the same as row {first + 2}, of another split"
+    assert repeated.reason == f"the same as row {first + 2}, in another split"
 
 
 def test_columns_come_in_the_order_asked_for_and_others_are_ignored(folder: Path) -> None:
@@ -200,9 +200,9 @@ def test_columns_split_and_group_that_are_empty_say_nothing(folder: Path) -> Non
 def test_a_missing_column_is_named_with_those_that_are_there(folder: Path) -> None:
     error = refusal(write(folder / "t.csv", "Audio,caption,other\nclips/a.wav,a,b\n"))
     assert error.what == "the table has no column `audio`; its columns are `Audio`, `caption`, `other`"
-    assert error.remedy == "rename the header `Audio` to `audio`"
+    assert error.remedy == "rename the column `Audio` to `audio`"
     error = refusal(write(folder / "t.csv", "audio,caption,other\nclips/a.wav,a,b\n"))
-    assert error.remedy == "rename the header of the column that holds text to `text`"
+    assert error.remedy == "rename the column with the text items to `text`"
     assert "`texts`" in str(refusal(write(folder / "t.jsonl", '{"audio": "clips/a.wav", "texts": "a"}')).remedy)
 
 
@@ -211,7 +211,7 @@ def test_other_separators_are_recognised(folder: Path) -> None:
 
 
 def test_a_column_that_is_there_twice_is_refused(folder: Path) -> None:
-    assert "more than one column `text`" in refusal(write(folder / "t.csv", "audio,text,text\nclips/a.wav,a,b\n")).what
+    assert "several columns named `text`" in refusal(write(folder / "t.csv", "audio,text,text\nclips/a.wav,a,b\n")).what
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "ndjson"])
@@ -601,5 +601,5 @@ def test_items_are_read_from_a_column_a_folder_a_text_file_or_class_folders(tmp_
 
 
 def test_nothing_to_read_is_said(tmp_path: Path) -> None:
-    with pytest.raises(BridgekitError, match="no image in it"):
+    with pytest.raises(BridgekitError, match="found no image items"):
         read_items(tmp_path, "image")

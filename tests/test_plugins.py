@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -139,6 +141,12 @@ def test_a_plugin_of_ours_that_does_not_work_is_named_by_its_verb(run: Run, monk
     assert (code, "no lancedb" in err, "pip install" in err) == (2, True, False)
 
 
+def test_the_core_names_neither_the_modules_of_our_verbs_nor_what_they_are_built_on() -> None:
+    for file in Path(bridgekit.__file__).parent.rglob("*.py"):
+        named = re.search(r"(?i)lancedb|fastapi|uvicorn|bridgekit_(app|index)", file.read_text(encoding="utf-8"))
+        assert not named, f"{file}: {named}"
+
+
 def test_names_that_a_plugin_brings_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, ToyPlugin())
     with pytest.raises(BridgekitError, match="pip install plugins/bridgekit-index"):
@@ -230,7 +238,7 @@ class Wrong:
 @pytest.mark.parametrize(
     ("latents", "message"),
     [
-        (torch.zeros(2, 5), r"the plugin tests returned \(2, 5\) for 2 items; its contract is \(2, 3\)"),
+        (torch.zeros(2, 5), r"the plugin tests returned \(2, 5\) for 2 items; expected \(2, 3\)"),
         ([1.0, 2.0], "the plugin tests returned list for 2 items"),
         (RuntimeError("no memory"), "the plugin tests failed to encode: RuntimeError: no memory"),
     ],
@@ -256,4 +264,4 @@ def test_latents_that_are_not_numbers_cost_their_items_alone_and_the_plugin_is_n
     encoded = encode_items(Wrong(torch.tensor([[1.0, 2, 3], [1, torch.nan, 3]])), ["a", "b"])  # type: ignore[arg-type]
     assert encoded.matrix.tolist() == [[1, 2, 3]]
     (reason,) = encoded.failed.values()
-    assert "the plugin tests gave NaN or infinity" in reason
+    assert "the plugin tests returned NaN or infinity" in reason

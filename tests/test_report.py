@@ -22,13 +22,14 @@ from torch.nn.functional import normalize
 from bridgekit import PRESETS, Bridge, align, write_report
 from bridgekit.bridge.bridge import Side
 from bridgekit.checks.findings import Finding
+from bridgekit.evaluation.recall import chance, split_recall
 from bridgekit.fusion.adapter import Adapter, FusionAdapter
 from bridgekit.latents.encoded import EncodedPairs, encode_pairs
 from bridgekit.progress import silent
 from bridgekit.report import report_page, table_results
 from bridgekit.report.previews import CLIP_SECONDS, make_previews, outline
 from bridgekit.report.space_map import shared_space
-from bridgekit.report.tables import chance, worst_and_best
+from bridgekit.report.tables import worst_and_best
 from bridgekit.tables.reading import read_pairs
 from tests.browser import DESKTOP, PHONE, browser_page, screenshot
 from tests.conftest import Run, tone
@@ -191,7 +192,7 @@ def test_rows_set_aside_and_few_queries_are_said_before_the_figures(tmp_path: Pa
     caveats = page[page.index('id="caveats"') : page.index('id="recall"')]
     assert "1 of 121 rows were set aside" in caveats
     assert "audio → text (test, 12), text → audio (test, 7)" in caveats
-    assert "one query is up to 14.3% of them" in caveats
+    assert "a single query shifts recall by up to 14.3 percentage points" in caveats
     assert "there is no such file" in page[page.index('id="data"') :]
 
 
@@ -337,8 +338,6 @@ def toy_pairs(folder: Path, copies: int) -> EncodedPairs:
 
 
 def test_chance_is_what_random_embeddings_get(tmp_path: Path) -> None:
-    from bridgekit.evaluation.recall import split_recall
-
     encoded = toy_pairs(tmp_path, 4)
     rows = np.arange(24, 80)  # not all clips, all whole names
     found: dict[tuple[str, str, str, int], list[float]] = {}

@@ -17,8 +17,9 @@ from bridgekit.fusion import subsets
 from bridgekit.fusion.subsets import choose_subset, greedy_k_dpp
 from bridgekit.pairs import Pairs
 from bridgekit.recipes.subset import choose_pairs
+from bridgekit.tables.formats import TABLES
 from bridgekit.tables.reading import read_pairs
-from bridgekit.tables.writing import FORMATS, write_pairs
+from bridgekit.tables.writing import write_pairs
 from tests.toys import tone_table
 
 Matrix = NDArray[np.float32]
@@ -267,7 +268,7 @@ def test_what_cannot_be_chosen_from_is_refused(x: NDArray[np.float64], k: int, m
 # ---- tables
 
 
-@pytest.mark.parametrize("ending", FORMATS)
+@pytest.mark.parametrize("ending", TABLES)
 def test_a_written_table_is_read_as_it_was(tmp_path: Path, ending: str) -> None:
     far, near = tmp_path / "far", tmp_path / "here" / "clips"
     for folder in (far, near):
@@ -326,7 +327,7 @@ def test_rows_without_an_item_to_choose_by_are_set_aside_unless_they_are_to_test
     done = choose_pairs(table, 9, progress=False)
     assert done.pairs.columns["text"] == ("owl", "cat", "dog", None)
     assert [(row.row, row.column, row.reason) for row in done.pairs.set_aside] == [
-        (3, "text", "no item in this column to choose by")
+        (3, "text", "no item in the column to choose by")
     ]
 
 

@@ -26,7 +26,7 @@ def requirements(project: Path) -> set[str]:
 
 
 def test_the_reader_of_this_test_finds_requirements() -> None:
-    assert {"torch", "pluggy", "ray", "ruff", "setuptools", "diffusers"} <= requirements(ROOT / "pyproject.toml")
+    assert {"torch", "pluggy", "ruff", "setuptools", "diffusers"} <= requirements(ROOT / "pyproject.toml")
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.parent.name)

@@ -1,4 +1,4 @@
-"""What a check of a table gives: findings, sizes of splits, and the table as all checks see it."""
+"""Data classes of table checks: findings, split summaries, and the inspected table that all checks share."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from bridgekit.encoders import Item
 from bridgekit.pairs import Pairs, SetAside
 from bridgekit.tables.seen import Contents, Ids
 
-#: From the worst. `align` refuses a table with an error; a warning spoils what is learnt or measured; a note is worth knowing.
+#: Worst first. `align` rejects a table with errors; warnings hurt training or evaluation; notes are for information.
 GRADES = ("error", "warning", "note")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with a table, or worth knowing about it.
+    """One result of a check.
 
     Arguments:
-        kind: `set aside`, `leak`, `duplicate`, `silence`, `length`, `latents`, ...: for programs.
+        kind: machine-readable: `set aside`, `leak`, `duplicate`, `silence`, `length`, `latents`, ...
         grade: one of `GRADES`.
         what: one sentence, with counts.
-        remedy: what to do about it.
-        items: the rows and items it is about, a line each.
+        remedy: how to fix it.
+        items: the rows and items concerned, one line each.
     """
 
     kind: str
@@ -38,13 +38,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """How large a split is.
+    """The size of a split.
 
     Arguments:
-        rows: how many.
-        groups: how many different groups they have; None where the table has no groups.
-        distinct: modality to how many different items.
-        chance: for a split to test by, direction to k to the recall@k of a random order; None for the others.
+        rows: number of rows.
+        groups: number of distinct groups; None if the table has no groups.
+        distinct: modality to number of distinct items.
+        chance: direction to k to expected recall@k of a random ranking, for test splits; None for others.
     """
 
     rows: int
@@ -55,16 +55,16 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class TableReport:
-    """What `check_pairs` found.
+    """The result of `check_pairs`.
 
     Arguments:
         source: the table.
-        rows: how many of its rows can be used.
-        set_aside: the others.
-        own_splits: whether the table says which split a row is in. If not, `splits` are what `align` will make of it.
-        splits: name to its size.
-        figures: modality to readable figures about its items: lengths, and how much their latents have in common.
-        findings: the worst first.
+        rows: number of usable rows.
+        set_aside: the other rows.
+        own_splits: whether the table defines splits. If not, `splits` are those that `align` will create.
+        splits: name to summary.
+        figures: modality to statistics of its items: lengths, and how much their latents have in common.
+        findings: worst first.
     """
 
     source: str
@@ -76,7 +76,7 @@ class TableReport:
     findings: Sequence[Finding]
 
     def count(self, grade: str) -> int:
-        """How many findings have a grade."""
+        """The number of findings with this grade."""
         return sum(finding.grade == grade for finding in self.findings)
 
     def as_json(self) -> dict[str, Any]:
@@ -85,14 +85,14 @@ class TableReport:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one item is like.
+class Inspected:
+    """The result of inspecting one item.
 
     Arguments:
-        content: its content hash; None where it cannot be used.
-        failure: why not.
-        length: seconds of sound, or characters of text.
-        faults: kinds of fault, each with a readable figure.
+        content: its content hash; None if it is unusable.
+        failure: why it is unusable.
+        length: seconds of audio, or characters of text.
+        faults: kind of fault to details.
     """
 
     content: bytes | None = None
@@ -103,32 +103,32 @@ class Look:
 
 @dataclass(frozen=True)
 class Checked:
-    """A table whose items were looked at: what all checks start from.
+    """A table with inspected items, the input of all checks.
 
     Arguments:
         pairs: its n usable rows.
         split: each row's split.
         ids, contents: see `bridgekit.tables.seen`.
-        looks: modality to item to what it is like.
+        inspected: modality to item to inspection result.
     """
 
     pairs: Pairs
     split: NDArray[np.str_]
     ids: Ids
     contents: Contents
-    looks: Mapping[str, Mapping[Item, Look]]
+    inspected: Mapping[str, Mapping[Item, Inspected]]
 
-    def told(self, row: int, modality: str, why: str = "") -> str:
-        """One item, for a person."""
+    def describe(self, row: int, modality: str, why: str = "") -> str:
+        """One line about an item."""
         item = str(self.pairs.columns[modality][row] or "")
         return f"row {self.pairs.rows[row]} ({self.split[row]}), {modality}: {item[:100]}{f' ({why})' if why else ''}"
 
     def first_rows(self, modality: str) -> NDArray[np.int64]:
-        """For each content of a modality the first row that has it."""
+        """The first row of each distinct item of a modality."""
         there = np.flatnonzero(self.ids[modality] >= 0)
         return there[np.unique(self.ids[modality][there], return_index=True)[1]]
 
 
 def count_of(count: int, noun: str) -> str:
-    """A count with its noun, in the singular or the plural."""
+    """A count with its noun in singular or plural."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""Checks of rows: duplicates, leaks between splits, rows set aside, and the sizes of splits."""
+"""Checks of rows: duplicates, leaks between splits, rows set aside, and split sizes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bridgekit.tables.splits import test_splits
 
 
 def rows_set_aside(checked: Checked) -> list[Finding]:
-    """A finding for each reason, with numbers in it left out."""
+    """One finding per reason, ignoring numbers in it."""
     reasons: dict[str, list[SetAside]] = {}
     for row in checked.pairs.set_aside:
         reasons.setdefault(re.sub(r"\d[\d,.]*", "…", row.reason), []).append(row)
@@ -28,7 +28,7 @@ def rows_set_aside(checked: Checked) -> list[Finding]:
             "set aside",
             "warning",
             f"{len(rows):,} of {total:,} rows are set aside: {reason if len(rows) > 1 else rows[0].reason}",
-            "mend them, or remove them; training does without them",
+            "fix or remove them; training skips them",
             tuple(f"row {row.row}, {row.column}: {row.item}{f' ({row.reason})' if '…' in reason else ''}" for row in rows),
         )
         for reason, rows in reasons.items()
@@ -36,46 +36,46 @@ def rows_set_aside(checked: Checked) -> list[Finding]:
 
 
 def same_everywhere(checked: Checked) -> list[Finding]:
-    """Columns in which every row has the same item."""
+    """Columns with the same item in every row."""
     return [
-        Finding("variety", "error", f"every row has the same {modality}: there is nothing to tell apart", "add other pairs")
+        Finding("variety", "error", f"every row has the same {modality}: there is nothing to learn", "add other pairs")
         for modality, contents in checked.contents.items()
         if len(contents) < 2
     ]
 
 
 def leaking_rows(checked: Checked) -> list[Finding]:
-    """Rows of a validation or test split that repeat a training row."""
+    """Validation or test rows that duplicate rows of an earlier split."""
     found = leaks(checked.split.tolist(), checked.ids, checked.contents)
-    what = f"{count_of(len(found), 'row')} of validation or test splits that training sees wholly: figures would flatter"
+    what = f"{count_of(len(found), 'validation or test row')} also seen in training: metrics would be inflated"
     items = tuple(
-        f"row {checked.pairs.rows[row]} ({checked.split[row]}) as row {checked.pairs.rows[other]} ({checked.split[other]})"
+        f"row {checked.pairs.rows[row]} ({checked.split[row]}) = row {checked.pairs.rows[other]} ({checked.split[other]})"
         for row, other in found
     )
-    return [Finding("leak", "error", what, "give both the same split, or remove one", items)] if found else []
+    return [Finding("leak", "error", what, "put both in the same split, or remove one", items)] if found else []
 
 
 def leaking_files(checked: Checked) -> list[Finding]:
-    """Items of a test or validation split that training sees too, in rows that are not wholly the same."""
+    """Validation or test items that training sees too, in rows that are not duplicates."""
     whole = {row for row, _ in leaks(checked.split.tolist(), checked.ids, checked.contents)}
     findings = []
     for modality, ids in checked.ids.items():
         seen = set(ids[(checked.split == "train") & (ids >= 0)].tolist())
         rows = [row for row in np.flatnonzero(checked.split != "train").tolist() if int(ids[row]) in seen and row not in whole]
         count = len({int(ids[row]) for row in rows})
-        items = tuple(checked.told(row, modality) for row in rows)
+        items = tuple(checked.describe(row, modality) for row in rows)
         if modality != TEXT and rows:
-            what = f"train also has {count:,} of the {modality} files of other splits, beside something else"
-            remedy = "put all rows of one file into the same split, unless it stands for a class"
+            what = f"{count_of(count, f'{modality} file')} of other splits also in train, in other pairs"
+            remedy = "put all rows of a file in the same split, unless the file represents a class"
             findings.append(Finding("file leak", "warning", what, remedy, items))
         elif rows:
-            what = f"train also has {count:,} of the texts of other splits"
-            findings.append(Finding("text leak", "note", what, "nothing, where texts are names of classes", items))
+            what = f"{count_of(count, 'text')} of other splits also in train"
+            findings.append(Finding("text leak", "note", what, "nothing to do if texts are class names", items))
     return findings
 
 
 def leaking_groups(checked: Checked) -> list[Finding]:
-    """Groups that have rows in train and in another split."""
+    """Groups with rows in train and in another split."""
     groups: dict[str, set[str]] = {}
     for name, split in zip(checked.pairs.group or (), checked.split.tolist(), strict=False):
         if name:
@@ -83,37 +83,37 @@ def leaking_groups(checked: Checked) -> list[Finding]:
     crossing = {name: splits for name, splits in groups.items() if "train" in splits and len(splits) > 1}
     what = f"train shares {count_of(len(crossing), 'group')} with other splits"
     items = tuple(f"group {name}: {', '.join(sorted(splits))}" for name, splits in crossing.items())
-    remedy = "nothing, where groups are classes; where they are speakers or recordings, one split should have all rows of one"
+    remedy = "nothing to do if groups are classes; if they are speakers or recordings, keep each in one split"
     return [Finding("group leak", "note", what, remedy, items)] if crossing else []
 
 
 def duplicate_rows(checked: Checked) -> list[Finding]:
-    """Rows and files with the same content under different names."""
+    """Rows and files with identical content under different names."""
     findings = []
     first: dict[tuple[object, ...], int] = {}
     same = []
     for row in range(len(checked.pairs)):
         key = (checked.split[row], *(int(ids[row]) for ids in checked.ids.values()))
         if (other := first.setdefault(key, row)) != row:
-            same.append(f"row {checked.pairs.rows[row]} ({checked.split[row]}) as row {checked.pairs.rows[other]}")
+            same.append(f"row {checked.pairs.rows[row]} ({checked.split[row]}) = row {checked.pairs.rows[other]}")
     if same:
-        what = f"{count_of(len(same), 'row')} with wholly what another row of the same split holds, under other names"
+        what = f"{count_of(len(same), 'row')} with the same content as another row of the same split, under other names"
         findings.append(Finding("duplicate", "warning", what, "remove them: they count twice", tuple(same)))
-    for modality, looks in checked.looks.items():
+    for modality, inspected in checked.inspected.items():
         names: dict[bytes, list[Item]] = {}
-        for item, look in looks.items():
-            if look.content is not None:
-                names.setdefault(look.content, []).append(item)
+        for item, found in inspected.items():
+            if found.content is not None:
+                names.setdefault(found.content, []).append(item)
         several = [items for items in names.values() if len(items) > 1]
         if modality != TEXT and several:
             what = f"{count_of(len(several), f'{modality} file')} under several names"
             items = tuple(" = ".join(map(str, items)) for items in several)
-            findings.append(Finding("duplicate file", "note", what, "nothing: they count as one item", items))
+            findings.append(Finding("duplicate file", "note", what, "nothing to do: they count as one item", items))
     return findings
 
 
 def split_summary(checked: Checked, name: str) -> SplitSummary:
-    """The size of a split, and what chance reaches on it."""
+    """The size of a split, and its chance recall."""
     rows = np.flatnonzero(checked.split == name)
     group = checked.pairs.group
     labels = None if group is None else [group[row] for row in rows.tolist()]

@@ -1,4 +1,4 @@
-"""Recall of a trained bridge on its own tables or on another, without the rows that training saw."""
+"""Recall@k of a trained bridge on its own tables or another one, excluding rows seen in training."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class EvalOptions:
     """Which rows an evaluation uses.
 
     Arguments:
-        pairs: a table, folder, source or `Pairs`, with two or more of the bridge's modalities; None is the tables that the
-            bridge was trained on, split as they were then.
-        splits: which splits; by default all but `train` and `val`. A foreign table without splits is used whole.
-        unseen: set aside those rows of `pairs` that training saw, instead of refusing them. Splits called `train` or `val` are
-            used as they are.
-        outside: let tables name files outside their own folders.
+        pairs: a table, folder, source or `Pairs` with two or more of the bridge's modalities; None for the tables the bridge
+            was trained on, with the same splits.
+        splits: which splits; by default all but `train` and `val`. Another table without splits is used entirely.
+        unseen: set aside rows of `pairs` that were seen in training, instead of failing. Splits named `train` or `val` are
+            used unchanged.
+        outside: let tables refer to files outside their own folders.
     """
 
     pairs: str | Path | Pairs | None = None
@@ -51,15 +51,15 @@ class EvalOptions:
 def evaluate_bridge(
     bridge: Bridge, options: EvalOptions, report: Report = silent
 ) -> tuple[list[dict[str, Any]], Sequence[SetAside]]:
-    """Recall of a trained bridge on a table.
+    """Recall@k of a trained bridge on a table.
 
     Returns:
-        records as of `evaluate_splits`, and the rows set aside. Of the bridge's own tables these are also rows that were not
-        in a test split when it was trained, but are now.
+        records as in `evaluate_splits`, and the rows set aside. For the bridge's own tables these include test rows that were
+        not in a test split when it was trained.
 
     Raises:
-        BridgekitError: the table cannot be read, has no such split, has rows of a test split in train, or is foreign and has
-            rows that training saw, which `unseen` does not set aside.
+        BridgekitError: the table cannot be read, has no such split, has test rows in train, or is another table with rows
+            seen in training and `unseen` is off.
     """
     if options.pairs is not None:
         table = open_table(options.pairs, outside=options.outside)
@@ -69,7 +69,7 @@ def evaluate_bridge(
     for own in bridge.tables:
         table = open_table(bridge.followed(own.source), outside=options.outside)
         found, left_out = _evaluate_table(bridge, table.pairs(own.modalities), own, options, report)
-        # The table that a modality was bound with counts for that modality; the others may have been trained on its rows.
+        # A table used to bind a modality is evaluated for that modality only: the others may have been trained on its rows.
         records += [record for record in found if not own.bound or own.bound in sides_of(record)]
         set_aside += left_out
     return records, set_aside
@@ -81,7 +81,7 @@ def _evaluate_table(
     sides = [modality for modality in table.modalities if modality in bridge.sides]
     if len(sides) < 2:
         raise BridgekitError(
-            f"the table has fewer than two of this bridge's modalities ({', '.join(bridge.sides)})", where=table.source
+            f"the table has fewer than two of the bridge's modalities ({', '.join(bridge.sides)})", where=table.source
         )
     encoded = encode_pairs(table, {modality: bridge.encoder(modality) for modality in sides}, report)
     if own:
@@ -97,13 +97,13 @@ def _evaluate_table(
         raise BridgekitError(
             f"the table has no split {unknown[0]!r}" if unknown else "the table has no test split",
             where=table.source,
-            remedy=f"name one with --split: {', '.join(dict.fromkeys(split))}",
+            remedy=f"choose one with --split: {', '.join(dict.fromkeys(split))}",
         )
     queried = np.isin(split, [name for name in wanted if name not in NOT_TESTS])
     left_out = set_aside_seen(
         encoded.pairs, np.flatnonzero(queried), np.flatnonzero(queried & seen), refuse=not (own or options.unseen)
     )
-    # For the others they are distractors, like training rows, and not right answers.
+    # For other queries they are distractors, like training rows, never relevant items.
     split = ["train" if queried[row] and seen[row] else name for row, name in enumerate(split)]
     wanted = [name for name in wanted if name in split]
     records = evaluate_splits(encoded, split, bridge.project, "FuseMix", wanted)
@@ -111,29 +111,29 @@ def _evaluate_table(
 
 
 def set_aside_seen(table: Pairs, rows: NDArray[np.int64], seen: NDArray[np.int64], *, refuse: bool) -> list[SetAside]:
-    """Set aside the rows to be asked that training saw.
+    """Set aside the query rows that were seen in training.
 
     Raises:
-        BridgekitError: there are some and they are to be refused, or no other is left.
+        BridgekitError: some were seen and `refuse` is on, or all were.
     """
-    what = f"training saw {len(seen):,} of these {len(rows):,} rows"
+    what = f"{len(seen):,} of {len(rows):,} rows were seen in training"
     if len(seen) and refuse:
         raise BridgekitError(
-            f"{what}, or their files: metrics would be inflated",
+            f"{what}, or their files were: metrics would be inflated",
             where=f"{table.source}, first row {table.rows[seen[0]]}",
-            remedy="set them aside with --unseen, or leave out --pairs to use the test rows of the bridge's own table",
+            remedy="set them aside with --unseen, or omit --pairs to use the test rows of the bridge's own table",
         )
     if len(seen) and len(seen) == len(rows):
-        raise BridgekitError(f"{what}: none is left", where=table.source, remedy="give a table of other rows")
+        raise BridgekitError(f"{what}: none is left", where=table.source, remedy="give a table with other rows")
     column = next((modality for modality in table.modalities if modality != TEXT), TEXT)
     return [
-        SetAside(table.rows[row], column, str(table.columns[column][row] or "")[:200], "training saw it")
+        SetAside(table.rows[row], column, str(table.columns[column][row] or "")[:200], "seen in training")
         for row in seen.tolist()
     ]
 
 
 def sides_in(bridge: Bridge, table: Table) -> tuple[str, ...]:
-    """Those of a bridge's modalities that a table has a column for; all of them where that leaves no pair."""
+    """The bridge's modalities that a table has columns for; all of them if there are fewer than two."""
     there = [modality for modality in table.modalities if modality in bridge.sides]
     return tuple(there if len(there) > 1 else bridge.sides)
 
@@ -141,12 +141,12 @@ def sides_in(bridge: Bridge, table: Table) -> tuple[str, ...]:
 def leave_out_seen(
     bridge: Bridge, table: Pairs, rows: Sequence[int], modality: str, *, refuse: bool
 ) -> tuple[list[int], list[SetAside]]:
-    """Those of some rows whose item of a modality training did not see, whatever stood beside it, and the others set aside.
+    """The rows whose item of a modality was not seen in training, in any pair, and the other rows set aside.
 
-    Rows of splits called `train` or `val` are what they are called, and stay.
+    Rows of splits named `train` or `val` are kept.
 
     Raises:
-        BridgekitError: there are others and they are to be refused, or no row is left.
+        BridgekitError: some were seen and `refuse` is on, or all were.
     """
     if not bridge.training_rows:
         return list(rows), []
@@ -155,9 +155,9 @@ def leave_out_seen(
     for position, row in enumerate(rows):
         item = table.columns[modality][row]
         if item is not None and not (table.split and table.split[row] in NOT_TESTS):
-            with suppress(ItemError):  # what cannot be read is told of later
+            with suppress(ItemError):  # unreadable items are reported later
                 contents.append(content_hash(item))
                 ids[position] = len(contents) - 1
     seen = bridge.training_rows.whole({modality: ids}, {modality: contents})
-    asked = np.asarray(rows)
-    return asked[~seen].tolist(), set_aside_seen(table, asked, asked[seen], refuse=refuse)
+    queries = np.asarray(rows)
+    return queries[~seen].tolist(), set_aside_seen(table, queries, queries[seen], refuse=refuse)

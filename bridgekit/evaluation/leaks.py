@@ -1,4 +1,4 @@
-"""Rows of one split that repeat rows of another."""
+"""Leaks: validation or test rows that duplicate rows of an earlier split."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from bridgekit.tables.splits import NOT_TESTS
 
 
 def leaks(split: Sequence[str], ids: Ids, contents: Contents) -> list[tuple[int, int]]:
-    """Rows that hold wholly the same as a row of an earlier split: of `train`, or, in a test split, of `val`.
+    """Rows whose items are all in one row of an earlier split: of `train`, or, for test rows, of `val`.
 
     Arguments:
         split: each row's split.
         ids, contents: see `bridgekit.tables.seen`.
 
     Returns:
-        (row, earlier row), counted from 0.
+        (row, earlier row) indices from 0.
     """
     names = np.asarray(split)
     found: dict[int, int] = {}
@@ -33,7 +33,7 @@ def leaks(split: Sequence[str], ids: Ids, contents: Contents) -> list[tuple[int,
 
 
 def _same_row(row: int, among: NDArray[np.int64], ids: Ids) -> int:
-    """The first of some rows that holds all items of a row; there is one."""
+    """The first of some rows that has all items of a row; one must exist."""
     same = np.ones(len(among), bool)
     for own in ids.values():
         same &= (own[among] == own[row]) | (own[row] < 0)
@@ -41,15 +41,15 @@ def _same_row(row: int, among: NDArray[np.int64], ids: Ids) -> int:
 
 
 def refuse_leaks(encoded: EncodedPairs, split: NDArray[np.str_]) -> None:
-    """Raise BridgekitError where a row to validate or to test by holds wholly the same as one that training sees."""
+    """Raise BridgekitError if a validation or test row duplicates a row that training sees."""
     found = leaks(split.tolist(), encoded.ids, encoded.contents)
     if found:
         rows = encoded.pairs.rows
-        told = [f"row {rows[row]} ({split[row]}) as row {rows[other]} ({split[other]})" for row, other in found[:5]]
+        listed = [f"row {rows[row]} ({split[row]}) = row {rows[other]} ({split[other]})" for row, other in found[:5]]
         more = f", and {len(found) - 5:,} more" if len(found) > 5 else ""
         raise BridgekitError(
-            f"{len(found):,} {'row holds' if len(found) == 1 else 'rows hold'} the same as a row of another split, "
-            f"and figures would flatter: {', '.join(told)}{more}",
+            f"{len(found):,} {'row duplicates a row' if len(found) == 1 else 'rows duplicate rows'} of another split; "
+            f"metrics would be inflated: {', '.join(listed)}{more}",
             where=encoded.pairs.source,
-            remedy="give both the same split, or remove one; `bridgekit check` tells of all",
+            remedy="put both in the same split, or remove one; `bridgekit check` lists them all",
         )

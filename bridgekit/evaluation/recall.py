@@ -1,4 +1,4 @@
-"""Recall of an encoded table in every direction: which rows are queries, which items are right, and among which candidates."""
+"""Recall@k of an encoded table in every direction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridgekit.latents.encoded import EncodedPairs
-from bridgekit.retrieval import Recall, Relevance, recall, relevance
+from bridgekit.retrieval import Recall, Relevance, random_recall, recall, relevance
 from bridgekit.tables.splits import test_splits
 
 Embed = Callable[[str, Tensor], Tensor]
@@ -21,17 +21,17 @@ Embed = Callable[[str, Tensor], Tensor]
 def evaluate_splits(
     encoded: EncodedPairs, split: Sequence[str], embed: Embed, method: str, splits: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
-    """Recall of every test split in each direction that it has rows for.
+    """Recall@k of each test split in every direction that it has rows for.
 
     Arguments:
         encoded: the table.
         split: each row's split.
-        embed: from a modality and its latents (m, d) to embeddings (m, shared) of unit length.
+        embed: maps a modality and its latents (m, d) to embeddings (m, shared) of unit length.
         method: a name for the records.
-        splits: which splits; the default is every one but `train` and `val`.
+        splits: which splits; the default is all but `train` and `val`.
 
     Returns:
-        flat records: split, direction, among (`split`, or `all` where the rest of the table adds distractors), method,
+        flat records: split, direction, among (`split`, or `all` if the rest of the table adds distractors), method,
         queries, candidates, recall@1, recall@5, recall@10, median_rank.
     """
     names = np.asarray(split)
@@ -58,12 +58,12 @@ def evaluate_splits(
 
 
 def sides_of(record: Mapping[str, Any]) -> frozenset[str]:
-    """The two modalities that a record of `evaluate_splits` is about."""
+    """The two modalities of a record of `evaluate_splits`."""
     return frozenset(record["direction"].split(" → "))
 
 
 def directions(encoded: EncodedPairs, rows: NDArray[np.int64]) -> list[tuple[str, str]]:
-    """(query, candidate) modalities for which some rows say who is right: a row that has both, or a group that does."""
+    """(query, candidate) modalities with relevant pairs: rows with both, or groups with both."""
     found = []
     for a, b in combinations(encoded.ids, 2):
         together = ((encoded.ids[a][rows] >= 0) & (encoded.ids[b][rows] >= 0)).any()
@@ -80,15 +80,15 @@ def split_recall(
     candidate: str,
     among: str = "split",
 ) -> Recall:
-    """Recall of the items in some rows, in one direction.
+    """Recall@k of the items in some rows, in one direction.
 
     Arguments:
         encoded: the table.
         embedded: modality to the embeddings of its distinct items.
-        rows: indices of the rows to ask, one of which at least says who is right (see `directions`).
+        rows: indices of the query rows, with at least one relevant pair (see `directions`).
         query, candidate: modalities.
-        among: `split`: candidates are the rows' own items. `all`: the rest of the table's items are distractors too; right
-            answers from other splits (which training may have seen) neither count nor stand in the way.
+        among: `split`: candidates are the rows' own items. `all`: all other items of the table are distractors; relevant
+            items of other splits, which training may have seen, are excluded.
     """
     right = correct_items(encoded, rows, query, candidate)
     if among == "all":
@@ -98,8 +98,26 @@ def split_recall(
     return _recall_among(embedded, right, query, candidate, np.unique(right.candidate), None)
 
 
+def chance(
+    encoded: EncodedPairs, rows: NDArray[np.int64], query: str, candidate: str, among: str, ks: Sequence[int]
+) -> dict[int, float]:
+    """The expected recall@k of a random ranking. Arguments are those of `split_recall`, and `ks`, the k of recall@k.
+
+    It is k over the size of the gallery where each query has one correct item, and more where it has several.
+    """
+    correct = correct_items(encoded, rows, query, candidate)
+    queries, answers = np.unique(correct.query, return_counts=True)
+    candidates = np.full(len(queries), len(np.unique(correct.candidate)))
+    if among == "all":  # correct items outside these rows are left out of the ranking
+        everywhere = correct_items(encoded, np.arange(len(encoded.pairs)), query, candidate)
+        ids, known = np.unique(everywhere.query, return_counts=True)
+        candidates[:] = len(np.unique(encoded.ids[candidate][encoded.ids[candidate] >= 0]))
+        candidates -= known[np.searchsorted(ids, queries)] - answers
+    return random_recall(answers, candidates, ks) if len(queries) else dict.fromkeys(ks, 0.0)
+
+
 def correct_items(encoded: EncodedPairs, rows: NDArray[np.int64], query: str, candidate: str) -> Relevance:
-    """Which items are correct for which query among some rows, by ids of items."""
+    """Which items of some rows are relevant to which queries, by item ids."""
     group = encoded.group
     return relevance(encoded.ids[query][rows], encoded.ids[candidate][rows], None if group is None else group[rows])
 
@@ -112,7 +130,7 @@ def _recall_among(
     used: NDArray[np.int64],
     skip: Relevance | None,
 ) -> Recall:
-    """Recall with candidates renumbered to those in use."""
+    """Recall with candidates renumbered to the ones used."""
     renumbered = Relevance(right.query, np.searchsorted(used, right.candidate))
     left_out = None if skip is None else Relevance(skip.query, np.searchsorted(used, skip.candidate))
     return recall(embedded[query], embedded[candidate][torch.from_numpy(used)], renumbered, skip=left_out)

@@ -1,4 +1,4 @@
-"""Zero-shot classification: text prompts as classes."""
+"""Zero-shot classification with text prompts."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from bridgekit.tables.splits import test_splits
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Classification by text prompts alone.
+    """Result of zero-shot classification.
 
     Arguments:
-        modality: what was classified.
-        items: how many.
-        accuracy: the share whose class was the most similar one.
-        per_class: class to its items' accuracy.
-        templates: the prompts.
-        set_aside: rows that could not be used.
+        modality: the modality of the classified items.
+        items: number of items.
+        accuracy: top-1 accuracy.
+        per_class: class to accuracy.
+        templates: the prompt templates.
+        set_aside: rows that were not used.
     """
 
     modality: str
@@ -57,16 +57,16 @@ class ZeroShot:
 def evaluate_zero_shot(
     bridge: Bridge, options: EvalOptions, templates: Sequence[str] = TEMPLATES, report: Report = silent
 ) -> ZeroShot:
-    """Classify the items of the side that is not text by prompts made of the texts of the table, taken as class names.
+    """Classify the non-text items of a table, with its texts as class names.
 
     Arguments:
         bridge: a bridge with a text side.
-        options: which rows; of the bridge's own table, rows whose item training saw are always set aside.
-        templates: prompts with `{}` for the class.
+        options: which rows; for the bridge's own table, items seen in training are always set aside.
+        templates: prompts with `{}` in place of the class name.
         report: progress.
 
     Raises:
-        BridgekitError: no text side, no row left, or rows that training saw, which `unseen` does not set aside.
+        BridgekitError: the bridge has no text side, no row is left, or items were seen in training and `unseen` is off.
     """
     bridge.side(TEXT)
     foreign = options.pairs is not None
@@ -77,7 +77,7 @@ def evaluate_zero_shot(
     wanted = list(options.splits or (test_splits(table.split) if table.split else ())) or None
     rows = [row for row in range(len(table)) if names[row] and (not wanted or not table.split or table.split[row] in wanted)]
     if not rows:
-        raise BridgekitError("there is no row to classify", where=table.source, remedy="look at --split")
+        raise BridgekitError("no rows to classify", where=table.source, remedy="check --split")
     rows, left_out = leave_out_seen(bridge, table, rows, modality, refuse=foreign and not options.unseen)
     embedded = bridge.embed_usable(modality, [table.columns[modality][row] or "" for row in rows], report=report)
     failed = [

@@ -1,4 +1,4 @@
-"""Batches of items through an encoder: planned by length, prepared ahead, and in bfloat16 where that agrees with float32."""
+"""Encoding in batches: planned by length, prepared ahead, and in bfloat16 if that agrees with float32."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from bridgekit.plugins import plugin_of
 
 T = TypeVar("T")
 
-#: Items in one batch.
+#: Items per batch.
 BATCH_SIZE = 32
-#: So many small ones: one forward pass over a few words each would leave the cores waiting for the next.
+#: Maximum batch size for small items: 32 short texts per forward pass would not keep the cores busy.
 MOST = 256
-#: Characters of text, or bytes of files, in a batch of more than `BATCH_SIZE` items, each counted as long as the longest.
+#: Maximum size, padding included, of a batch of more than `BATCH_SIZE` items, in characters of text or bytes of files.
 SMALL = 16_384
-#: Batches whose items are decoded ahead of the encoder.
+#: How many batches to decode ahead of the encoder.
 AHEAD = 4
 
-#: Items that are encoded both ways, to see whether bfloat16 will do.
+#: Items that are encoded in both precisions to compare them.
 CHECKED = 32
-#: Fewer items than this are encoded in float32 without a check, which would take longer than it saves.
+#: Runs with fewer items use float32: the comparison would take longer than it saves.
 WORTH_CHECKING = 256
-#: The least cosine to float32 that latents in bfloat16 must have.
+#: Minimum cosine similarity between bfloat16 and float32 latents.
 AGREEMENT = 0.999
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Items that go through an encoder together.
+    """Items to encode together.
 
     Arguments:
-        number: which batch of the run it is.
+        number: index of the batch in its run.
         items: paths or texts.
-        reduced: whether products are to be in bfloat16.
+        reduced: use bfloat16 for matrix products.
     """
 
     number: int
@@ -56,13 +56,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What became of a batch.
+    """The result of encoding a batch.
 
     Arguments:
-        number: the batch's.
-        kept: positions in the batch of the items that have latents.
+        number: the batch's number.
+        kept: positions in the batch of the encoded items.
         latents: (len(kept), d) float32, on the CPU.
-        reasons: position to the reason, for the other items.
+        reasons: position to error message, for the other items.
     """
 
     number: int
@@ -73,11 +73,11 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Precision:
-    """What latents were computed in.
+    """The precision latents were computed in.
 
     Arguments:
         products: `float32` or `bfloat16`.
-        agreement: the least cosine between bfloat16 and float32 that a check found; None where none was made.
+        agreement: minimum cosine similarity between bfloat16 and float32 latents; None if they were not compared.
     """
 
     products: str = "float32"
@@ -86,15 +86,15 @@ class Precision:
 
 FLOAT32 = Precision()
 
-#: Encodes batches, in any order: here, or on other machines.
+#: Encodes batches, on this machine or others. Results may come in any order.
 Run = Callable[[Sequence[Batch]], Generator[Encoded, None, None]]
 
 
 def plan_batches(sizes: Mapping[T, int]) -> list[list[T]]:
-    """Batches of like size, so that little is padded: `BATCH_SIZE` items, of small ones up to `MOST`.
+    """Group items of similar size to limit padding: `BATCH_SIZE` per batch, or up to `MOST` small ones.
 
     Arguments:
-        sizes: item, in the order of its size, to the size in characters or bytes.
+        sizes: item to size in characters or bytes, sorted by size.
     """
     batches: list[list[T]] = []
     for item, size in sizes.items():
@@ -107,49 +107,82 @@ def plan_batches(sizes: Mapping[T, int]) -> list[list[T]]:
 
 
 def encode_batches(encoder: Encoder, batches: Sequence[Batch]) -> Generator[Encoded, None, None]:
-    """Encode batches on this machine, in order. While one is encoded, threads prepare the next.
+    """Encode batches on this machine, in order, while threads prepare the next ones.
 
     Raises:
-        PluginError: the encoder fails, or does not keep its contract.
+        PluginError: the encoder fails or violates its contract.
     """
     for batch, prepared in _prepare_ahead(encoder, batches):
         reasons = {at: _reason(value, encoder) for at, value in enumerate(prepared) if isinstance(value, Exception)}
         good = [at for at in range(len(prepared)) if at not in reasons]
-        latents = _encode(encoder, [prepared[at] for at in good], batch.reduced) if good else torch.zeros(0, encoder.dim)
+        latents = encode_batch(encoder, [prepared[at] for at in good], batch.reduced) if good else torch.zeros(0, encoder.dim)
         finite = latents.isfinite().all(1)
         for at, fine in zip(good, finite.tolist(), strict=True):
             if not fine:
-                reasons[at] = f"its latents are not finite numbers ({plugin_of(encoder)} gave NaN or infinity)"
+                reasons[at] = f"its latents are not finite ({plugin_of(encoder)} returned NaN or infinity)"
         yield Encoded(batch.number, [at for at in good if at not in reasons], latents[finite], reasons)
 
 
+def encode_batch(encoder: Encoder, inputs: Sequence[Any], reduced: bool = False) -> Tensor:
+    """(n, dim) latents of n prepared items, float32 and on the CPU. They need not be finite.
+
+    Arguments:
+        encoder: the encoder.
+        inputs: what its `prepare` returned.
+        reduced: whether products are to be in bfloat16.
+
+    Raises:
+        PluginError: the encoder fails, or gives something of another shape.
+    """
+    try:
+        with torch.inference_mode(), _products(encoder, reduced):
+            latents = encoder.encode(inputs)
+    except BridgekitError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise PluginError(
+            f"{plugin_of(encoder)} failed to encode: {reason}",
+            where=encoder.revision,
+            remedy="report it to the plugin's author",
+        ) from error
+    if not isinstance(latents, Tensor) or latents.shape != (len(inputs), encoder.dim):
+        shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+        raise PluginError(
+            f"{plugin_of(encoder)} returned {shape} for {len(inputs)} items; expected {(len(inputs), encoder.dim)}",
+            where=encoder.revision,
+            remedy="report it to the plugin's author",
+        )
+    return latents.detach().float().cpu()
+
+
 def bfloat16_is_fast(encoder: Encoder) -> bool:
-    """Whether bfloat16 products are faster where an encoder runs, or `$BRIDGEKIT_PRECISION` says so."""
+    """Whether bfloat16 products are faster on the encoder's device, or `$BRIDGEKIT_PRECISION` requests them."""
     return product_dtype(_kind_of_device(encoder)) == torch.bfloat16
 
 
 def bfloat16_is_refused() -> bool:
-    """Whether `$BRIDGEKIT_PRECISION` rules bfloat16 out, wherever the encoder runs."""
+    """Whether `$BRIDGEKIT_PRECISION` rules out bfloat16."""
     return os.environ.get(VARIABLE) == "float32"
 
 
 def check_precision(run: Run, items: Sequence[Item]) -> Precision:
-    """Encode some items both ways and see whether bfloat16 is near enough to float32.
+    """Encode a sample in both precisions and check whether bfloat16 is close enough to float32.
 
-    The cosine counts as latents are and after the items' mean is subtracted, whichever is lower. An encoder's latents may
-    have most of their length in common (97 % for `starter:audio`), and then their cosine says little of what tells them
-    apart, which is all that adapters look at: 0.9995 as they are was 0.996 around the mean, for spoken words.
+    Uses the lower of two cosine similarities, of the latents and of the centred latents. Latents may share a large common
+    component (97 % of the norm for `starter:audio`), which hides differences in the part that distinguishes items: for spoken
+    words, a raw cosine of 0.9995 was 0.996 after centring.
 
     Arguments:
         run: encodes batches.
-        items: what the run is about, in the order of their sizes; `CHECKED` of them, evenly spread, are looked at.
+        items: the items of the run, sorted by size; `CHECKED` of them, evenly spaced, are compared.
     """
     sample = [items[place * len(items) // CHECKED] for place in range(CHECKED)]
     try:
         full, reduced = sorted(run([Batch(0, sample), Batch(1, sample, reduced=True)]), key=lambda encoded: encoded.number)
     except PluginError:
-        return FLOAT32  # what fails in float32 too will fail again, in the run
-    # Where nothing changes, nothing is gained: the encoder computes elsewhere than in torch, or turns it off itself.
+        return FLOAT32  # if float32 fails too, the run will report it
+    # Identical results: the encoder does not use torch, or disables autocast, so bfloat16 gains nothing.
     if full.kept != reduced.kept or not full.kept or torch.equal(full.latents, reduced.latents):
         return FLOAT32
     found = agreement(full.latents, reduced.latents)
@@ -157,14 +190,14 @@ def check_precision(run: Run, items: Sequence[Item]) -> Precision:
 
 
 def agreement(expected: Tensor, found: Tensor) -> float:
-    """The least cosine of rows to those expected, both (n, d), as they are and around the expected rows' mean."""
+    """Minimum cosine similarity between the rows of two (n, d) matrices, raw and after subtracting the expected mean."""
     expected, found = expected.double(), found.double()
     mean = expected.mean(0)
     return torch.cat([cosine_similarity(expected, found), cosine_similarity(expected - mean, found - mean)]).min().item()
 
 
 def _prepare_ahead(encoder: Encoder, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Any]]]:
-    """Each batch with its prepared items, or the exception an item raised, while the next batches are being prepared."""
+    """Each batch with its prepared items, or the exceptions they raised; `AHEAD` batches are prepared ahead."""
 
     def prepare(items: Sequence[Item]) -> list[Any]:
         return [attempt(item) for item in items]
@@ -172,14 +205,14 @@ def _prepare_ahead(encoder: Encoder, batches: Sequence[Batch]) -> Iterator[tuple
     def attempt(item: Item) -> Any:
         try:
             return encoder.prepare(item)
-        except Exception as error:  # a decoder may raise anything; it costs one item
+        except Exception as error:  # a decoder may raise anything; only this item fails
             return error
 
     workers = threads()
     with ThreadPoolExecutor(workers) as pool:
 
         def submit(batch: Batch) -> tuple[Batch, list[Future[list[Any]]]]:
-            # A few items a task: handing over a short text takes longer than preparing it.
+            # Several items per task: dispatching a short text takes longer than preparing it.
             size = math.ceil(len(batch.items) / (2 * workers))
             starts = range(0, len(batch.items), size)
             return batch, [pool.submit(prepare, batch.items[start : start + size]) for start in starts]
@@ -196,42 +229,19 @@ def _prepare_ahead(encoder: Encoder, batches: Sequence[Batch]) -> Iterator[tuple
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _encode(encoder: Encoder, inputs: list[Any], reduced: bool) -> Tensor:
-    try:
-        with torch.inference_mode(), _products(encoder, reduced):
-            latents = encoder.encode(inputs)
-    except BridgekitError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise PluginError(
-            f"{plugin_of(encoder)} failed to encode: {reason}",
-            where=encoder.revision,
-            remedy="report it to the plugin's author",
-        ) from error
-    if not isinstance(latents, Tensor) or latents.shape != (len(inputs), encoder.dim):
-        shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-        raise PluginError(
-            f"{plugin_of(encoder)} returned {shape} for {len(inputs)} items; its contract is {(len(inputs), encoder.dim)}",
-            where=encoder.revision,
-            remedy="report it to the plugin's author",
-        )
-    return latents.detach().float().cpu()
-
-
 def _products(encoder: Encoder, reduced: bool) -> AbstractContextManager[None]:
-    # Weights stay as they are and are cast on the way: they would have to be kept twice, for the check and for float32 queries.
+    # Autocast keeps float32 weights: converting them would need a second copy, for the comparison and for float32 queries.
     return torch.autocast(_kind_of_device(encoder), torch.bfloat16) if reduced else nullcontext()
 
 
 def _kind_of_device(encoder: Encoder) -> str:
-    """Where the encoder's model is. The contract does not ask for it; an encoder without a model in torch has no use for it."""
+    """The device type of the encoder's torch modules; `cpu` if it has none."""
     modules = [value for value in getattr(encoder, "__dict__", {}).values() if isinstance(value, nn.Module)]
     return next((parameter.device.type for module in modules for parameter in module.parameters()), "cpu")
 
 
 def _reason(error: Exception, encoder: Encoder) -> str:
-    """Why an item cannot be used. What is no error of the family is the plugin's own mistake, not the item's."""
+    """Why an item cannot be used. Anything but a BridgekitError is a bug of the plugin."""
     if isinstance(error, BridgekitError):
         return error.reason
     return f"{plugin_of(encoder)} failed on it: {type(error).__name__}: {error}"

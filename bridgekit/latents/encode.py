@@ -1,4 +1,4 @@
-"""Items into latents: from the store where they are kept, by the encoder where they are not."""
+"""Latents of items: read from the store, or encoded and stored."""
 
 from __future__ import annotations
 
@@ -34,43 +34,43 @@ from bridgekit.latents.batches import (
 )
 from bridgekit.latents.store import Latents, LatentStore, LatentsVanished
 from bridgekit.media import content_hash, size_hint
+from bridgekit.progress import Report, silent
 from bridgekit.storage.bounded import parse_json, read_bounded
 from bridgekit.storage.cache import check_writable, write_text_atomically
 
-#: Seconds of work, and rows, that a killed run may lose: latents wait so long for others to be written with.
+#: Latents are buffered for at most this long, or this many rows, before they are written; a killed run loses the buffer.
 FLUSH_SECONDS = 2.0
 FLUSH_ROWS = 8_192
+#: Small shards that accumulate during a run before they are merged.
 MANY_DURING = 64
-#: How often what has vanished from the store is encoded again, in one run.
+#: How many times one run tries to encode what is missing from the store.
 ROUNDS = 3
-
-Progress = Callable[[int, int], object]
 
 
 def encode_items(
     encoder: Encoder,
     items: Sequence[Item | None],
     *,
-    progress: Progress = lambda done, total: None,
+    report: Report = silent,
     folder: Path | None = None,
-    elsewhere: Run | None = None,
+    run: Run | None = None,
 ) -> Latents:
-    """The latents of items, from the store where they are there, encoded and stored where they are not.
+    """The latents of items: read from the store, or encoded and stored.
 
-    Many items are encoded in bfloat16 where that is faster and near enough to float32: see
+    Large numbers of items are encoded in bfloat16 if that is faster and close enough to float32: see
     `bridgekit.latents.batches.check_precision`.
 
     Arguments:
         encoder: an opened encoder.
-        items: paths or texts; None is a hole.
-        progress: called with (done, total) of the items to encode.
+        items: paths or texts; None is a missing item.
+        report: progress of the items to encode.
         folder: the latent store's folder, for tests.
-        elsewhere: encodes batches on other machines, with the same encoder; the default is here.
+        run: encodes batches with the same encoder, for example on other machines; the default is `encode_batches`.
 
-    An item that cannot be read, or whose latents are not finite, fails alone: see `Latents.failed`.
+    An item that cannot be read, or whose latents are not finite, is listed in `Latents.failed`.
 
     Raises:
-        PluginError: the encoder does not keep its contract.
+        PluginError: the encoder violates its contract.
     """
     digests, failed = _hash_all(items)
     first_position: dict[bytes, int] = {}
@@ -79,26 +79,26 @@ def encode_items(
             first_position.setdefault(digest, position)
     store = LatentStore(encoder.revision, encoder.dim, folder)
 
-    # Batches are planned over all items, stored ones too, by length and then content: a run that was killed meets the same
-    # batches when it goes on, so its latents, and the adapters trained on them, are the same to the last bit.
+    # Batches are planned over all items, including stored ones, by length and content: a resumed run has the same batches, so
+    # its latents, and the adapters trained on them, are bit-identical.
     sizes = {digest: size_hint(_item(items, position)) for digest, position in first_position.items()}
     plan = plan_batches(dict(sorted(sizes.items(), key=lambda entry: (entry[1], entry[0]))))
     contents = {digest: _item(items, first_position[digest]) for digest in chain.from_iterable(plan)}
 
+    encode, task = run or partial(encode_batches, encoder), f"encoding {encoder.modality}"
     precision, reasons, encoded, seconds = FLOAT32, dict[bytes, str](), 0, 0.0
-    for left in reversed(range(ROUNDS)):  # that latents are damaged is only seen when they are read
+    for left in reversed(range(ROUNDS)):  # damaged latents are only detected when read
         missing = [[digest for digest in batch if digest not in store and digest not in reasons] for batch in plan]
         missing = [batch for batch in missing if batch]
         total = sum(map(len, missing))
         if total:
             started = time.monotonic()
             check_writable(store.folder)  # before hours of encoding, not after
-            progress(0, total)
             note = store.folder / f"begun-{hashlib.sha256(b''.join(contents)).hexdigest()[:32]}.json"
-            run = elsewhere or partial(encode_batches, encoder)
-            worth_checking = total >= WORTH_CHECKING and (elsewhere is not None or bfloat16_is_fast(encoder))
-            precision = _precision(run, list(contents.values()), note, worth_checking)
-            bad = _encode_missing(run, missing, contents, store, precision, progress)
+            worth_checking = total >= WORTH_CHECKING and (run is not None or bfloat16_is_fast(encoder))
+            report(task, 0, total)
+            precision = _precision(encode, list(contents.values()), note, worth_checking)
+            bad = _encode_missing(encode, missing, contents, store, precision, partial(report, task))
             store.merge_small_shards()
             note.unlink(missing_ok=True)
             reasons |= bad
@@ -120,13 +120,13 @@ def encode_items(
 
 
 def _precision(run: Run, items: Sequence[Item], note: Path, worth_checking: bool) -> Precision:
-    """What a run computes in. One that goes on after it was stopped keeps to what it found at its start, by its note."""
+    """The precision of a run. A resumed run keeps the one recorded in its note."""
     if bfloat16_is_refused():
         return FLOAT32
-    with suppress(OSError, ValueError, TypeError):  # a damaged note is as good as none
-        told, _, seal = read_bounded(note, 1 << 16).rpartition(b"\n")
-        if hashlib.sha256(told).hexdigest() == seal.decode():
-            return Precision(**parse_json(told))
+    with suppress(OSError, ValueError, TypeError):  # a damaged note is ignored
+        recorded, _, seal = read_bounded(note, 1 << 16).rpartition(b"\n")
+        if hashlib.sha256(recorded).hexdigest() == seal.decode():
+            return Precision(**parse_json(recorded))
     if not worth_checking:
         return FLOAT32
     precision = check_precision(run, items)
@@ -141,9 +141,9 @@ def _encode_missing(
     contents: Mapping[bytes, Item],
     store: LatentStore,
     precision: Precision,
-    progress: Progress,
+    progress: Callable[[int, int], object],
 ) -> dict[bytes, str]:
-    """Encode and keep what is missing: the reasons of those that fail. Whatever ends this, what was encoded is kept."""
+    """Encode and store the missing items, even if interrupted. Returns the error messages of those that fail."""
     reasons: dict[bytes, str] = {}
     waiting: list[tuple[list[bytes], Tensor]] = []
     done, total = 0, sum(map(len, missing))
@@ -177,7 +177,7 @@ def _encode_missing(
 
 
 def _hash_all(items: Sequence[Item | None]) -> tuple[list[bytes | None], dict[int, str]]:
-    """Content hashes, None for holes and missing files, and the reasons of the latter."""
+    """Content hashes, None for missing items and unreadable files, and the error messages of the latter."""
 
     def one(item: Item | None) -> bytes | ItemError | None:
         try:
@@ -186,7 +186,7 @@ def _hash_all(items: Sequence[Item | None]) -> tuple[list[bytes | None], dict[in
             return error
 
     pieces = [items[start : start + 64] for start in range(0, len(items), 64)]
-    with ThreadPoolExecutor(threads()) as pool:  # in pieces: handing over a text takes longer than hashing it
+    with ThreadPoolExecutor(threads()) as pool:  # in chunks: dispatching a text takes longer than hashing it
         results = [result for piece in pool.map(lambda piece: [one(item) for item in piece], pieces) for result in piece]
     failed = {position: result.reason for position, result in enumerate(results) if isinstance(result, ItemError)}
     return [result if isinstance(result, bytes) else None for result in results], failed

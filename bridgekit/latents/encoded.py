@@ -22,12 +22,12 @@ from bridgekit.tables.splits import NOT_TESTS, relation_keys
 
 @dataclass(frozen=True)
 class EncodedPairs:
-    """A table with the latents of every row that could be used.
+    """A table with the latents of its usable rows.
 
     Arguments:
-        pairs: the usable rows; its `set_aside` tells of the others.
+        pairs: the usable rows; `set_aside` lists the others.
         latents: modality to its latents.
-        ids: modality to (n,) indices into its latents' matrix; -1 for a hole. A row has two items at least.
+        ids: modality to (n,) indices into its latents' matrix; -1 if missing. Every row has at least two items.
         keys: (n, k), see `bridgekit.tables.splits.relation_keys`.
     """
 
@@ -37,7 +37,7 @@ class EncodedPairs:
     keys: NDArray[np.int64]
 
     def take(self, rows: NDArray[np.int64]) -> EncodedPairs:
-        """Some rows, with the latents of their items alone."""
+        """A subset of the rows, with only the latents of their items."""
         latents, ids = {}, {}
         for modality, own in self.ids.items():
             used = np.unique(own[rows][own[rows] >= 0])
@@ -53,12 +53,12 @@ class EncodedPairs:
         return {modality: latents.contents for modality, latents in self.latents.items()}
 
     def training_rows(self, split: NDArray[np.str_]) -> TrainingRows:
-        """What training sees of the table, in a split: the rows of `train`, and those of `val`, which choose the epoch."""
+        """The rows that training sees: `train`, and `val`, which selects the epoch."""
         return TrainingRows.of(self.ids, self.contents, np.flatnonzero(np.isin(split, NOT_TESTS)))
 
     @property
     def group(self) -> NDArray[np.int64] | None:
-        """(n,) group labels, negative for none, or None where the table has no groups."""
+        """(n,) group labels, negative for none; None if the table has no groups."""
         return self.keys[:, -1] if self.pairs.group is not None else None
 
 
@@ -68,27 +68,22 @@ def encode_pairs(
     report: Report,
     *,
     strict: bool = False,
-    elsewhere: Mapping[str, Run] | None = None,
+    runs: Mapping[str, Run] | None = None,
 ) -> EncodedPairs:
-    """Encode the columns, and set aside the rows that have a bad item, or fewer than two.
+    """Encode the columns, and set aside rows with a bad item or fewer than two items.
 
     Arguments:
         pairs: the table.
         encoders: modality to its encoder.
         report: progress.
-        strict: whether one bad row is fatal.
-        elsewhere: modality to what encodes its batches, where that is not to be done here.
+        strict: fail if a row would be set aside.
+        runs: modality to the function that encodes its batches; the default is on this machine.
 
     Raises:
-        BridgekitError: strict, and a row was set aside.
+        BridgekitError: no row is usable, or strict and a row would be set aside.
     """
     latents = {
-        modality: encode_items(
-            encoder,
-            pairs.columns[modality],
-            progress=lambda done, total, modality=modality: report(f"encoding {modality}", done, total),  # type: ignore[misc]
-            elsewhere=(elsewhere or {}).get(modality),
-        )
+        modality: encode_items(encoder, pairs.columns[modality], report=report, run=(runs or {}).get(modality))
         for modality, encoder in encoders.items()
     }
     bad: dict[int, SetAside] = {}
@@ -97,22 +92,22 @@ def encode_pairs(
             bad.setdefault(row, SetAside(pairs.rows[row], modality, str(pairs.columns[modality][row])[:200], reason))
     items = sum((encoded.ids >= 0).astype(int) for encoded in latents.values())
     for row in np.flatnonzero(items < 2).tolist():
-        hole = next(modality for modality, encoded in latents.items() if encoded.ids[row] < 0)
-        bad.setdefault(row, SetAside(pairs.rows[row], hole, "", "no item in this column, and a pair needs two"))
+        empty = next(modality for modality, encoded in latents.items() if encoded.ids[row] < 0)
+        bad.setdefault(row, SetAside(pairs.rows[row], empty, "", "no item in this column, and a pair needs two"))
     set_aside = (*pairs.set_aside, *bad.values())
     if strict and set_aside:
         first = set_aside[0]
         raise BridgekitError(
             f"{len(set_aside)} of {len(pairs) + len(pairs.set_aside)} rows cannot be used: {first.reason}",
             where=f"{pairs.source}, row {first.row}, column {first.column}: {first.item}",
-            remedy="mend or remove them, or leave out --strict to have them set aside",
+            remedy="fix or remove them, or omit --strict to have them set aside",
         )
     kept = [row for row in range(len(pairs)) if row not in bad]
     if not kept:
         why = f" (row {set_aside[0].row}: {set_aside[0].reason}: {set_aside[0].item})" if set_aside else ""
         blamed = set_aside and "the plugin " in set_aside[0].reason
-        remedy = "report it to the plugin's author" if blamed else "mend the files or the paths"
-        raise BridgekitError(f"no row of the table can be used{why}", where=pairs.source, remedy=remedy)
+        remedy = "report it to the plugin's author" if blamed else "fix the files or paths"
+        raise BridgekitError(f"no row of the table is usable{why}", where=pairs.source, remedy=remedy)
     usable = pairs.take(kept)
     columns = {modality: usable.columns[modality] for modality in encoders}
     usable = Pairs(columns, usable.source, usable.rows, usable.split, usable.group, set_aside)

@@ -1,4 +1,4 @@
-"""Which shard and row holds the latents of a content: 32 bytes an item, where a dictionary takes 190."""
+"""Index from content hashes to shards and rows, at 32 bytes per item; a dictionary takes 190."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 
 class ShardIndex:
-    """From content hashes to shards and rows. Of a content that stands in several shards, the one added last counts.
+    """Maps content hashes to shards and rows. If several shards have the same content, the last one added wins.
 
-    A run adds a shard every few seconds and looks none up meanwhile: what lookups need is made when the first one comes.
+    A run adds a shard every few seconds without looking any up, so the sorted lookup table is built on first use.
     """
 
     def __init__(self) -> None:
@@ -23,16 +23,16 @@ class ShardIndex:
     def add(self, path: Path, digests: NDArray[np.uint8]) -> None:
         """Add a shard with its (n, 32) content hashes."""
         self._paths.append(path)
-        # Compared as bytes; that NumPy takes no account of zeros at their end makes no two of one length equal.
+        # NumPy ignores trailing zeros when comparing bytes, but hashes of equal length still compare correctly.
         self._hashes.append(np.ascontiguousarray(digests).view(f"S{digests.shape[1]}")[:, 0])
         self._sorted = None
 
     def clear(self) -> None:
-        """Forget all shards."""
+        """Remove all shards."""
         self.__init__()  # type: ignore[misc]
 
     def __len__(self) -> int:
-        """How many different contents there are."""
+        """The number of distinct contents."""
         hashes, _, _ = self._lookup()
         return len(np.unique(hashes))
 
@@ -52,7 +52,7 @@ class ShardIndex:
         return self._paths[shard], place - int(starts[shard])
 
     def _place(self, digest: bytes) -> int | None:
-        """Which of all rows of all shards, in the order in which they were added."""
+        """The row in the concatenation of all shards, in the order they were added; None if absent."""
         hashes, order, _ = self._lookup()
         at = int(np.searchsorted(hashes, np.bytes_(digest), side="right")) - 1
         return int(order[at]) if at >= 0 and hashes[at] == digest.rstrip(b"\0") else None

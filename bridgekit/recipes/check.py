@@ -1,4 +1,4 @@
-"""`check`: what is wrong with a table, or worth knowing about it, before anybody trains on it."""
+"""`check`: find problems of a table before training on it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bridgekit.checks.findings import GRADES, Checked, Finding, Look, TableReport
-from bridgekit.checks.items import extreme_lengths, faulty_items, length_figures, look_at_all
+from bridgekit.checks.findings import GRADES, Checked, Finding, Inspected, TableReport
+from bridgekit.checks.items import extreme_lengths, faulty_items, inspect_items, length_figures
 from bridgekit.checks.latents import latent_findings
 from bridgekit.checks.rows import (
     duplicate_rows,
@@ -34,13 +34,13 @@ from bridgekit.tables.splits import NOT_TESTS, split_pairs
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """What `check_pairs` is asked to do.
+    """Options of `check_pairs`.
 
     Arguments:
         pairs: a table, folder, source or `Pairs`, as for `align`.
-        a, b, more: modalities or encoders, as for `align`; by default all columns that are modalities. A modality without an
-            installed encoder is checked without its latents.
-        latents: encode the items and check their latents. They are kept: `align` will not encode them again.
+        a, b, more: modalities or encoders, as for `align`; by default all columns that are modalities. If no encoder for a
+            modality is installed, its latents are not checked.
+        latents: encode the items and check their latents. They are stored, so `align` will not encode them again.
         device, outside, progress: see `RunOptions`.
     """
 
@@ -57,29 +57,29 @@ class CheckOptions:
 
 @takes(CheckOptions)
 def check_pairs(options: CheckOptions) -> TableReport:
-    """Check a table before anybody trains on it: its rows, its files, its splits, and what encoders make of its items.
+    """Check the rows, files, splits and latents of a table before training on it.
 
-    `check_pairs(pairs, a, b, *, ...)`: the arguments are those of `CheckOptions`.
+    `check_pairs(pairs, a, b, *, ...)`: takes the fields of `CheckOptions`.
 
     Raises:
-        BridgekitError: the table cannot be read, none of its rows can be used, or a named encoder is not there.
+        BridgekitError: the table cannot be read, has no usable row, or a named encoder is not installed.
     """
     with progress_bars(options.progress) as report:
         table = open_table(options.pairs, outside=options.outside)
         names = [name for name in (options.a, options.b, *options.more) if name]
         encoders, findings = _open_sides(table, names, options.device if options.latents else None)
         pairs = table.pairs(tuple(encoders))
-        looks = {modality: look_at_all(modality, pairs.columns[modality], report) for modality in encoders}
-        checked, unsplit = _in_splits(_usable(pairs, looks), looks)
+        inspected = {modality: inspect_items(modality, pairs.columns[modality], report) for modality in encoders}
+        checked, unsplit = _in_splits(_usable(pairs, inspected), inspected)
         findings += unsplit
         for check in CHECKS:
             findings += check(checked)
         figures = {modality: length_figures(checked, modality) for modality in encoders}
         for modality, encoder in encoders.items():
             if encoder is not None:
-                found, about = latent_findings(checked, modality, encoder, report)
+                found, statistics = latent_findings(checked, modality, encoder, report)
                 findings += found
-                figures[modality] |= about
+                figures[modality] |= statistics
     findings.sort(key=lambda finding: GRADES.index(finding.grade))
     own = checked.pairs
     names = [name for name in dict.fromkeys((*NOT_TESTS, *checked.split.tolist())) if name in checked.split]
@@ -88,7 +88,7 @@ def check_pairs(options: CheckOptions) -> TableReport:
 
 
 def _open_sides(table: Table, names: Sequence[str], device: str | None) -> tuple[dict[str, Encoder | None], list[Finding]]:
-    """Modality to its encoder, or None where none is installed or, without a device, wanted."""
+    """Modality to its encoder; None if none is installed or no device is given."""
     if not names:
         known = {*EXTENSIONS, TEXT, *default_modalities()}
         names = [name for name in table.modalities if name in known]
@@ -104,15 +104,15 @@ def _open_sides(table: Table, names: Sequence[str], device: str | None) -> tuple
             if ":" in name:
                 raise
             what = f"the latents of {name} were not checked: {error.what}"
-            findings.append(Finding("encoder", "note", what, error.remedy or "install a plugin that has an encoder for it"))
+            findings.append(Finding("encoder", "note", what, error.remedy or "install a plugin with an encoder for it"))
         encoders[encoder.modality if encoder else name] = encoder if device else None
     return encoders, findings
 
 
-def _usable(table: Pairs, looks: Mapping[str, Mapping[Item, Look]]) -> Pairs:
-    """The rows all of whose items can be read; the others join those set aside."""
+def _usable(table: Pairs, inspected: Mapping[str, Mapping[Item, Inspected]]) -> Pairs:
+    """The rows whose items can all be read; the others are added to `set_aside`."""
     bad: dict[int, SetAside] = {}
-    for modality, each in looks.items():
+    for modality, each in inspected.items():
         for row, item in enumerate(table.columns[modality]):
             if item is not None and (why := each[item].failure) is not None:
                 bad.setdefault(row, SetAside(table.rows[row], modality, str(item)[:200], why))
@@ -120,20 +120,18 @@ def _usable(table: Pairs, looks: Mapping[str, Mapping[Item, Look]]) -> Pairs:
     usable = table.take(row for row in range(len(table)) if row not in bad)
     if not len(usable):
         first = f" (row {set_aside[0].row}: {set_aside[0].reason}: {set_aside[0].item})" if set_aside else ""
-        raise BridgekitError(
-            f"no row of the table can be used{first}", where=table.source, remedy="mend the files or the paths"
-        )
-    columns = {modality: usable.columns[modality] for modality in looks}
+        raise BridgekitError(f"no row of the table is usable{first}", where=table.source, remedy="fix the files or paths")
+    columns = {modality: usable.columns[modality] for modality in inspected}
     return Pairs(columns, usable.source, usable.rows, usable.split, usable.group, set_aside)
 
 
-def _in_splits(table: Pairs, looks: Mapping[str, Mapping[Item, Look]]) -> tuple[Checked, list[Finding]]:
-    """The table with the splits that `align` will take, and what stands in the way of that."""
+def _in_splits(table: Pairs, inspected: Mapping[str, Mapping[Item, Inspected]]) -> tuple[Checked, list[Finding]]:
+    """The table with the splits that `align` will use, and a finding if it cannot be split."""
     ids: dict[str, NDArray[np.int64]] = {}
     contents: dict[str, list[bytes]] = {}
     for modality, items in table.columns.items():
         numbers: dict[bytes, int] = {}
-        found = [-1 if item is None else looks[modality][item].content for item in items]
+        found = [-1 if item is None else inspected[modality][item].content for item in items]
         ids[modality] = np.array(
             [-1 if isinstance(one, int) else numbers.setdefault(one or b"", len(numbers)) for one in found]
         )
@@ -144,7 +142,7 @@ def _in_splits(table: Pairs, looks: Mapping[str, Mapping[Item, Look]]) -> tuple[
     except BridgekitError as error:
         split = table.split or ("all",) * len(table)
         trouble = [Finding("split", "error", error.what, error.remedy or "")]
-    return Checked(table, np.asarray(split), ids, contents, looks), trouble
+    return Checked(table, np.asarray(split), ids, contents, inspected), trouble
 
 
 CHECKS = (

@@ -1,31 +1,32 @@
-"""`encode`: a table's items into the latent store, now and perhaps on many machines, to be aligned later."""
+"""`encode`: encode a table into the latent store before aligning it, optionally on a Ray cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Any
 
 from bridgekit.hardware import resolve_device
 from bridgekit.latents.encoded import encode_pairs
-from bridgekit.latents.on_ray import on_ray, ray_cluster
 from bridgekit.latents.store import Latents
 from bridgekit.pairs import Pairs, SetAside
+from bridgekit.plugins import ours
 from bridgekit.progress import progress_bars
 from bridgekit.recipes.sides import RunOptions, choose_sides, open_encoders, open_pairs, select_pairs, takes
 
 
 @dataclass(frozen=True)
 class EncodedTable:
-    """What `encode_table` did.
+    """Summary of an `encode_table` run.
 
     Arguments:
         source: the table.
-        rows: how many of its rows can be used.
+        rows: number of usable rows.
         encoders: modality to `provider:model`.
         latents: modality to its latents, and how they were computed.
-        set_aside: the rows that cannot be used.
+        set_aside: the other rows.
     """
 
     source: str
@@ -37,11 +38,11 @@ class EncodedTable:
 
 @dataclass(frozen=True)
 class EncodeOptions(RunOptions):
-    """What `encode_table` is asked to do.
+    """Options of `encode_table`.
 
     Arguments:
         a, b, pairs, more: as for `align`.
-        ray: encode on a Ray cluster, see `bridgekit.latents.on_ray`.
+        ray: encode on a Ray cluster; needs the plugin bridgekit-ray.
         device, strict, outside, progress: see `RunOptions`.
     """
 
@@ -55,18 +56,19 @@ class EncodeOptions(RunOptions):
 
 @takes(EncodeOptions)
 def encode_table(options: EncodeOptions) -> EncodedTable:
-    """Encode a table's items into the latent store, from where `align` and `bind` take them. Arguments: `EncodeOptions`.
+    """Encode a table's items into the latent store, which `align` and `bind` read. Takes the fields of `EncodeOptions`.
 
     Raises:
-        BridgekitError: anything that the caller can mend; the message says how.
+        BridgekitError: anything the caller can fix; the message says how.
     """
-    with progress_bars(options.progress) as report, ray_cluster() if options.ray else nullcontext():
+    cluster: AbstractContextManager[Any] = ours("ray", "cluster")() if options.ray else nullcontext()
+    with progress_bars(options.progress) as report, cluster as on_cluster:
         table = open_pairs(options.pairs, options.outside)
         names = choose_sides((options.a, options.b, *options.more), table)
         opened = open_encoders(names, resolve_device(options.device), report)
         pairs = select_pairs(table, tuple(opened), options.progress)
-        elsewhere = {modality: on_ray(name, encoder) for modality, (name, encoder) in opened.items()} if options.ray else {}
+        runs = {modality: on_cluster(*side) for modality, side in opened.items()} if options.ray else {}
         encoders = {modality: encoder for modality, (_, encoder) in opened.items()}
-        encoded = encode_pairs(pairs, encoders, report, strict=options.strict, elsewhere=elsewhere)
+        encoded = encode_pairs(pairs, encoders, report, strict=options.strict, runs=runs)
     full_names = {modality: name for modality, (name, _) in opened.items()}
     return EncodedTable(pairs.source, len(encoded.pairs), full_names, encoded.latents, encoded.pairs.set_aside)

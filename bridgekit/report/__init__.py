@@ -1,4 +1,4 @@
-"""The report on a bridge: one self-contained HTML file with recall, mistakes, and a map to explore by eye and ear."""
+"""The report on a bridge: one self-contained HTML file with recall, mistakes, and a map to see and hear."""
 
 from bridgekit.report.page import FILE as FILE
 from bridgekit.report.page import report_or_warning as report_or_warning

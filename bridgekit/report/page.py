@@ -100,7 +100,7 @@ def report_page(
         findings: what is wrong with the tables, the worst first.
         report: progress.
     """
-    report("writing the report", 0, 2)
+    report("writing the report", 0, 1)
     retrievals = [
         (each, *worst_and_best(table.held_out, table.embedded, each.query, each.answer, CASES))
         for table in tables
@@ -109,7 +109,6 @@ def report_page(
     ]
     retrievals.sort(key=lambda each: each[0].records["FuseMix"]["recall@5"])
     points = shared_space([(table.held_out, table.embedded) for table in tables])
-    report("writing the report", 1, 2)
     items = [
         (modality, item)
         for way, worst, best in retrievals
@@ -126,7 +125,7 @@ def report_page(
     ]
     previews = make_previews(items, report=report)
     page = render(Contents(name, bridge, tables, retrievals, points, compared, findings, names, previews))
-    report("writing the report", 2, 2)
+    report("writing the report", 1, 1)
     return page
 
 
@@ -171,7 +170,8 @@ def _interval(share: float, queries: int) -> tuple[float, float]:
     """The 95% confidence interval of a share of some queries (Wilson, 1927)."""
     from scipy.stats import binomtest
 
-    low, high = binomtest(round(share * queries), queries).proportion_ci(method="wilson")
+    count = max(1, queries)  # a stranger's metrics may say 0
+    low, high = binomtest(round(share * count), count).proportion_ci(method="wilson")
     return low, high
 
 

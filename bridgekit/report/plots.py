@@ -53,16 +53,10 @@ def similarities(bridge: Bridge, encoded: EncodedPairs, a: str, b: str, count: i
         count: at most this many pairs.
         names: of the items.
     """
-    chosen: list[int] = []
-    seen: set[tuple[str, int]] = set()
-    rows = np.flatnonzero((encoded.ids[a] >= 0) & (encoded.ids[b] >= 0))
-    for row in np.random.default_rng(0).permutation(rows).tolist():
-        items = {(modality, int(encoded.ids[modality][row])) for modality in (a, b)}
-        if not items & seen:
-            seen |= items
-            chosen.append(row)
-        if len(chosen) == count:
-            break
+    rows = np.random.default_rng(0).permutation(np.flatnonzero((encoded.ids[a] >= 0) & (encoded.ids[b] >= 0)))
+    for modality in (a, b):  # the first row of each item
+        rows = rows[np.sort(np.unique(encoded.ids[modality][rows], return_index=True)[1])]
+    chosen = rows[:count].tolist()
     if not chosen:
         return None
     columns = encoded.pairs.columns
@@ -112,7 +106,10 @@ def cosines(table: TableResults, a: str, b: str) -> Cosines:
 
 def training_curves(history: Sequence[Mapping[str, float]]) -> bytes:
     """Loss, and recall on validation rows, over the epochs."""
-    figure, (left, right) = _figure(10, 4, panels=2)
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display needed, safe in threads
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in history]
     left.plot(epochs, [record["loss"] for record in history], color="#204a87")
     for name in (name for name in history[0] if name.startswith("recall@")):
@@ -141,7 +138,10 @@ def heat_maps(bridge: Bridge, encoded: EncodedPairs, split: NDArray[np.str_]) ->
 
 
 def _heat_map(shown: Similarities) -> bytes:
-    figure, axes = _figure(10, 9)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 9), layout="constrained")
+    axes = figure.subplots()
     image = axes.imshow(shown.matrix, cmap="magma")
     for labels, axis in ((shown.columns, axes.xaxis), (shown.rows, axes.yaxis)):
         # Matplotlib reads a pair of dollar signs as mathematics.
@@ -150,16 +150,6 @@ def _heat_map(shown: Similarities) -> bytes:
     axes.set(xlabel=shown.b, ylabel=shown.a, title=f"Cosine similarity of {len(shown.rows)} held-out pairs")
     figure.colorbar(image, shrink=0.8)
     return _png(figure)
-
-
-def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
-    # The object interface rather than pyplot: no global state, no display needed, safe in threads.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, panels)
 
 
 def _png(figure: Any) -> bytes:

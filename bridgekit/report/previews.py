@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
@@ -43,11 +44,8 @@ class Names:
     """
 
     def __init__(self, items: Iterable[tuple[str, Item | None]]) -> None:
-        folders: dict[str, set[Path]] = {}
-        for modality, item in items:
-            if isinstance(item, Path):
-                folders.setdefault(modality, set()).add(item.parent)
-        self._many_folders = {modality for modality, found in folders.items() if len(found) > 1}
+        folders = {(modality, item.parent) for modality, item in items if isinstance(item, Path)}
+        self._many_folders = {modality for modality, count in Counter(modality for modality, _ in folders).items() if count > 1}
 
     def name(self, modality: str, item: Item) -> str:
         """A file's name, with its folder where folders differ, or the beginning of a text."""

@@ -48,27 +48,22 @@ def shared_space(held_out: Sequence[tuple[EncodedPairs, Mapping[str, Tensor]]], 
     Returns:
         one point an item, items of a row next to each other.
     """
-    at: dict[tuple[str, Item], int] = {}
-    vectors: list[Tensor] = []
-    together: list[set[int]] = []
+    vectors: dict[tuple[str, Item], Tensor] = {}
+    together: dict[tuple[str, Item], set[tuple[str, Item]]] = {}
     for number, (encoded, embedded) in enumerate(held_out, 1):
-        for row in _sample_rows(encoded, limit * number // len(held_out) - len(at)):
-            members = set()
-            for modality, ids in encoded.ids.items():
-                if (item := encoded.pairs.columns[modality][row]) is not None:
-                    if (modality, item) not in at:
-                        at[modality, item] = len(vectors)
-                        vectors.append(embedded[modality][int(ids[row])])
-                        together.append(set())
-                    members.add(at[modality, item])
-            for member in members:
-                together[member] |= members - {member}
+        columns = encoded.pairs.columns
+        for row in _sample_rows(encoded, limit * number // len(held_out) - len(vectors)):
+            members = [(modality, item) for modality in encoded.ids if (item := columns[modality][row]) is not None]
+            for modality, item in members:
+                vectors.setdefault((modality, item), embedded[modality][int(encoded.ids[modality][row])])
+                together.setdefault((modality, item), set()).update(key for key in members if key != (modality, item))
     if not vectors:
         return []
-    whole = torch.stack(vectors).float().cpu()
+    whole = torch.stack(list(vectors.values())).float().cpu()
+    numbers = {key: number for number, key in enumerate(vectors)}
     points = []
-    for index, ((modality, item), (x, y)) in enumerate(zip(at, _layout(whole.numpy()).tolist(), strict=True)):
-        others = sorted(together[index])
+    for (index, (modality, item)), (x, y) in zip(enumerate(vectors), _layout(whole.numpy()).tolist(), strict=True):
+        others = sorted(numbers[other] for other in together[modality, item])
         cosines = zip(others, (whole[others] @ whole[index]).tolist(), strict=True)
         points.append(Point(modality, item, x, y, dict(sorted(cosines, key=lambda pair: -pair[1])[:MAX_PARTNERS])))
     return points

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from bridgekit.bridge.bridge import Bridge
 from bridgekit.encoders import Item
-from bridgekit.evaluation.recall import correct_items
+from bridgekit.evaluation.recall import chance, correct_items
 from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.pairs import Pairs
-from bridgekit.retrieval import Relevance, random_recall
+from bridgekit.retrieval import Relevance
 from bridgekit.tables.splits import test_splits
 
 #: The k of recall@k.
@@ -100,28 +100,10 @@ def table_results(
     directions = []
     for (name, direction, among), methods in groups.items():
         query, answer = direction.split(" → ")
-        by_chance = chance(encoded, np.flatnonzero(names == name), query, answer, among)
+        by_chance = chance(encoded, np.flatnonzero(names == name), query, answer, among, KS)
         directions.append(Direction(name, query, answer, among, methods, by_chance))
     embedded = {modality: bridge.project(modality, latents.matrix).cpu() for modality, latents in held_out.latents.items()}
     return TableResults(replace(encoded.pairs, split=tuple(split)), shown, held_out, embedded, directions, own)
-
-
-def chance(
-    encoded: EncodedPairs, rows: NDArray[np.int64], query: str, answer: str, among: str, ks: Sequence[int] = KS
-) -> dict[int, float]:
-    """The expected recall@k of a random ranking. Arguments are those of `evaluation.split_recall`.
-
-    It is k over the size of the gallery where each query has one correct item, and more where it has several.
-    """
-    correct = correct_items(encoded, rows, query, answer)
-    queries, answers = np.unique(correct.query, return_counts=True)
-    candidates = np.full(len(queries), len(np.unique(correct.candidate)))
-    if among == "all":  # correct items outside these rows are left out of the ranking
-        everywhere = correct_items(encoded, np.arange(len(encoded.pairs)), query, answer)
-        ids, known = np.unique(everywhere.query, return_counts=True)
-        candidates[:] = len(np.unique(encoded.ids[answer][encoded.ids[answer] >= 0]))
-        candidates -= known[np.searchsorted(ids, queries)] - answers
-    return random_recall(answers, candidates, ks) if len(queries) else dict.fromkeys(ks, 0.0)
 
 
 @dataclass(frozen=True)
@@ -165,8 +147,7 @@ def worst_and_best(
     renumbered = Relevance(correct.query, np.searchsorted(gallery, correct.candidate))
     candidates = embedded[answer][torch.from_numpy(gallery)]
     measured = []
-    for start in range(0, len(queries), _TILE):
-        tile = queries[start : start + _TILE]
+    for tile in np.split(queries, range(_TILE, len(queries), _TILE)):
         scores = embedded[query][torch.from_numpy(tile)] @ candidates.T
         cells = renumbered.cells(tile, scores.device)
         own = torch.full_like(scores, -torch.inf)
@@ -188,11 +169,9 @@ def worst_and_best(
         found, right = (item(answer, gallery[int(each)]) for each in (found_place, place))
         return Case(item(query, queries[at]), found, right, found_cosine, cosine, int(rank))
 
-    def distinct(ordered: Iterable[int]) -> list[Case]:
-        chosen: dict[int, int] = {}
-        for at in ordered:
-            chosen.setdefault(int(table[at, 1]), at)
-        return [case(at) for at in list(chosen.values())[:count]]
+    def distinct(ordered: NDArray[np.int64]) -> list[Case]:
+        first = np.sort(np.unique(table[ordered, 1], return_index=True)[1])
+        return [case(at) for at in ordered[first[:count]].tolist()]
 
-    order = np.argsort(table[:, 0] - table[:, 2], kind="stable").tolist()
-    return distinct(order), distinct(reversed(order))
+    order = np.argsort(table[:, 0] - table[:, 2], kind="stable")
+    return distinct(order), distinct(order[::-1])

@@ -1,4 +1,4 @@
-"""The cells of a table file: CSV, TSV, JSON Lines or Parquet, as text, with row numbers for messages."""
+"""Reading table files (CSV, TSV, JSON Lines, Parquet) as text cells, with row numbers for messages."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.storage.bounded import OutOfBounds, open_regular, parse_json, read_bounded, why_no_json
 
 MAX_TABLE = 4 << 30  # bytes
-MAX_ROW = 16 << 20  # characters of a row of JSON Lines, or of a cell of CSV
-FILL = "write a header that names its columns, and rows"  # what to do about an empty table
+MAX_ROW = 16 << 20  # characters in a JSON Lines row or a CSV cell
+FILL = "add a header with column names, and rows"  # remedy for an empty table
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
 @dataclass(frozen=True)
 class Records:
-    """A table file as read.
+    """The contents of a table file.
 
     Arguments:
         names: its columns, in the file's order.
         rows: n row numbers for messages.
-        column: from a name to n cells. Raises BridgekitError where a cell holds neither a text nor a number.
+        column: maps a column name to n cells. Raises BridgekitError if a cell is neither text nor a number.
     """
 
     names: Sequence[str]
@@ -36,16 +36,16 @@ class Records:
 
 
 def read_records(path: Path) -> Records:
-    """Read a table file once, whole.
+    """Read a whole table file.
 
     Raises:
-        BridgekitError: it is of another format, malformed or not in UTF-8.
+        BridgekitError: the format is not supported, or the file is malformed or not UTF-8.
         OSError, OutOfBounds: it cannot be read, or is not a regular file.
     """
     suffix = path.suffix.lower()
     if suffix not in TABLES:
         raise BridgekitError(
-            f"a table of pairs cannot be read from {suffix or 'a file without an extension'}",
+            f"cannot read a table from {suffix or 'a file without an extension'}",
             where=str(path),
             remedy=f"save it as one of {', '.join(TABLES)}",
         )
@@ -57,8 +57,8 @@ def read_records(path: Path) -> Records:
 
 
 def _read_delimited(path: Path, delimiter: str) -> Records:
-    # The csv module, not pyarrow's reader: where a quote is never closed, pyarrow takes all rows after it for one cell and
-    # says nothing. It is no slower either, as the cells are wanted as Python strings.
+    # Not pyarrow's reader, which silently merges all rows after an unclosed quote into one cell. Since the cells become Python
+    # strings, the csv module is no slower.
     csv.field_size_limit(MAX_ROW)
     reader = csv.reader(io.StringIO(read_utf8(path), newline=""), delimiter=delimiter, strict=True)
     names: list[str] = []
@@ -73,22 +73,22 @@ def _read_delimited(path: Path, delimiter: str) -> Records:
                 names = [name or "" for name in record]
             elif len(record) != len(names):
                 raise BridgekitError(
-                    f"the row has another number of cells ({len(record)}) than the header ({len(names)})",
+                    f"the row has {len(record)} cells, but the header has {len(names)}",
                     where=f"{path}, row {row}",
-                    remedy='put cells that contain commas, tabs or line breaks into "double quotes"',
+                    remedy='put cells that contain commas, tabs or line breaks in "double quotes"',
                 )
             else:
                 records.append((row, record))
     except csv.Error as error:
         if "field limit" in str(error):
             raise BridgekitError(
-                f"a cell has over {MAX_ROW:,} characters, or a quote before it is never closed",
+                f"a cell has over {MAX_ROW:,} characters, or an earlier quote is never closed",
                 where=f"{path}, row {row + 1}",
-                remedy='shorten the cell, and look for a stray double quote (")',
+                remedy='shorten the cell, or remove a stray double quote (")',
             ) from None
         reason = 'a double quote (") is never closed' if "end of data" in str(error) else f"the row is malformed ({error})"
         raise BridgekitError(
-            reason, where=f"{path}, row {row + 1}", remedy='put the cell into "double quotes" and double those inside it ("")'
+            reason, where=f"{path}, row {row + 1}", remedy='put the cell in "double quotes", and double quotes inside it ("")'
         ) from None
 
     def column(name: str) -> list[str | None]:
@@ -107,21 +107,21 @@ def _read_json_lines(path: Path) -> Records:
             value = parse_json(line, limit=MAX_ROW, lenient=True)
         except OutOfBounds as error:
             raise BridgekitError(
-                f"the row cannot be used: {error}", where=f"{path}, row {row}", remedy="write one small JSON object a line"
+                f"the row cannot be read: {error}", where=f"{path}, row {row}", remedy="write one small JSON object per line"
             ) from None
         except ValueError as error:
             reason = why_no_json(error)
             raise BridgekitError(
-                f"the row is not JSON ({reason})", where=f"{path}, row {row}", remedy="write one JSON object a line"
+                f"the row is not valid JSON ({reason})", where=f"{path}, row {row}", remedy="write one JSON object per line"
             ) from None
         if not isinstance(value, dict):
             raise BridgekitError(
-                "the row is JSON but no object",
+                "the row is not a JSON object",
                 where=f"{path}, row {row}",
-                remedy='write one JSON object a line, like {"audio": "a.wav", "text": "a dog barks"}',
+                remedy='write one JSON object per line, like {"audio": "a.wav", "text": "a dog barks"}',
             )
         rows.append((row, value))
-    # Cells are made a column at a time: rows that all have other keys would make n columns of n cells.
+    # Columns are built on demand: if every row had its own keys, all of them would be n columns of n cells.
     return Records(
         list(dict.fromkeys(name for _, value in rows for name in value)),
         [row for row, _ in rows],
@@ -145,7 +145,7 @@ def _read_parquet(path: Path) -> Records:
     if not path.stat().st_size:
         raise BridgekitError("the table is empty", where=str(path), remedy=FILL)
     try:
-        answer = decode("parquet", path, gather, remedy="write it anew")
+        answer = decode("parquet", path, gather, remedy="write it again")
     except ItemError as error:
         raise BridgekitError(error.what, where=error.where, remedy=error.remedy) from None
     count = max(map(len, cells.values()), default=0)
@@ -159,7 +159,7 @@ def _read_parquet(path: Path) -> Records:
 
 
 def _as_cell(value: Any, where: str) -> str | None:
-    """A value of JSON or Parquet as the text that it would be in a CSV. Missing values are None."""
+    """A JSON or Parquet value as the text of a CSV cell. Missing values are None."""
     if value is None or value != value:
         return None
     if isinstance(value, str | int | float):
@@ -169,9 +169,7 @@ def _as_cell(value: Any, where: str) -> str | None:
 
 def _no_cell(kind: str, where: str) -> BridgekitError:
     return BridgekitError(
-        f"a cell must be a text or a number, and this is of type {kind}",
-        where=where,
-        remedy="give a text, or the path of a file",
+        f"a cell must be text or a number, not {kind}", where=where, remedy="give a text, or the path of a file"
     )
 
 
@@ -183,5 +181,5 @@ def read_utf8(path: Path) -> str:
     except UnicodeDecodeError as error:
         row = data.count(b"\n" if b"\n" in data else b"\r", 0, error.start) + 1
         raise BridgekitError(
-            "the table is not in UTF-8", where=f"{path}, row {row}", remedy="save the table as UTF-8"
+            "the table is not valid UTF-8", where=f"{path}, row {row}", remedy="save the table as UTF-8"
         ) from None

@@ -1,4 +1,4 @@
-"""From the name of a table to `Pairs`: table files, class folders and plugins' sources, with unusable rows set aside."""
+"""Opening table files, class folders and plugins' sources as `Pairs`, with unusable rows set aside."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from bridgekit.tables.formats import FILL, TABLES, read_records, read_utf8
 from bridgekit.tables.splits import split_name
 
 MAX_PATH = 500  # characters of a path in a message
-MANY, SHOWN = 1_000, 20  # names of columns that are searched for a likely one, and that are told
-LEAVES = "its path leads out of the table's folder: move the file there, or allow it with --outside"
+SEARCHED, SHOWN = 1_000, 20  # column names searched for a close match, and listed in a message
+LEAVES = "its path leads outside the table's folder: move the file there, or allow it with --outside"
 _OPTIONAL = ("split", "group")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table that was opened: read once, then asked for whichever columns are wanted.
+    """An opened table: read once, then queried for any of its columns.
 
     Arguments:
         source: the path of a table or folder, or the name of a plugin's source.
-        modalities: its columns that may be modalities, in its order: all but `split` and `group`. A folder of class folders
-            has `text`, and whichever of audio and image most of its files are.
-        select: from the names of columns to their rows, not yet checked.
-        home: the folder that its files must lie in, all links followed; None where they may lie anywhere.
-        cells: every column as written: its name to the cells by row number, empty ones left out.
-        checked: whether `select` gives rows to be used as they are: the caller's own `Pairs`.
+        modalities: its columns in order, without `split` and `group`. A folder of class folders has `text`, and audio or
+            image, whichever most of its files are.
+        select: maps column names to unchecked rows.
+        home: the folder that must contain its files after resolving links; None if they may be anywhere.
+        cells: returns all columns as written: name to cells by row number, without empty ones.
+        checked: `select` returns rows to use without checks: the caller's own `Pairs`.
     """
 
     source: str
@@ -48,10 +48,10 @@ class Table:
     checked: bool = False
 
     def pairs(self, modalities: Sequence[str]) -> Pairs:
-        """The rows that can be used, in these columns, with the others set aside.
+        """These columns of the usable rows; the other rows are in `set_aside`.
 
         Raises:
-            BridgekitError: a column is missing, or none of the rows can be used.
+            BridgekitError: a column is missing, or no row is usable.
         """
         wanted = tuple(dict.fromkeys(modalities))
         selected = self.select(wanted)
@@ -63,16 +63,16 @@ def open_table(source: str | Path | Pairs | Table, *, outside: bool = False) -> 
 
     Arguments:
         source: the path of a table (.csv, .tsv, .jsonl, .ndjson, .parquet) or of a folder of class folders, the name of a
-            plugin's source, `provider:name`, or `Pairs`. A path wins over a name.
-        outside: whether files may lie outside the table's folder. Those of a plugin's source may lie anywhere.
+            plugin's source, `provider:name`, or `Pairs`. An existing path takes precedence over a name.
+        outside: allow files outside the table's folder. A plugin's source may use any files.
 
     Raises:
-        BridgekitError: there is no such table, or it cannot be read. The message says which row, and how to mend it.
+        BridgekitError: the table does not exist or cannot be read. The message names the row and a fix.
     """
     if isinstance(source, Table):
         return source
     if isinstance(source, Pairs):
-        return _held(source.source, source.modalities, lambda: source, checked=True)
+        return _in_memory(source.source, source.modalities, lambda: source, checked=True)
     path = Path(source)
     with _readable(source):
         if path.is_dir():
@@ -83,31 +83,31 @@ def open_table(source: str | Path | Pairs | Table, *, outside: bool = False) -> 
         from bridgekit.plugins import find_pair_source
 
         named = find_pair_source(str(source))
-        return _held(named.name, named.modalities, cache(named.build))
+        return _in_memory(named.name, named.modalities, cache(named.build))
     raise _missing(source)
 
 
 def read_pairs(source: str | Path, modalities: Sequence[str], *, outside: bool = False) -> Pairs:
-    """Read a table of pairs, and set aside the rows that cannot be used.
+    """Read a table of pairs, setting aside unusable rows.
 
-    A table has a header, and a column for each modality, named like it. Cells hold texts in the column `text` and paths
-    of files, relative to the table's folder, in all others; an empty cell is a hole. The columns `split` and `group` are
-    optional, all others are ignored. In a folder of class folders, a folder's name is the text of all files in it.
+    A table has a header and one column per modality, named after it. The `text` column holds texts; the others hold file
+    paths relative to the table's folder. Empty cells are missing items. The columns `split` and `group` are optional; any
+    others are ignored. In a folder of class folders, a folder's name is the text of all its files.
 
-    Set aside are rows with fewer than two items, with a file that is missing or empty, those that repeat another row, and
-    those with a path that, all links followed, leads out of the table's folder.
+    A row is set aside if it has fewer than two items, refers to a missing or empty file or to one outside the table's folder
+    (after resolving links), or repeats another row.
 
     Arguments:
         source: as for `open_table`.
         modalities: the columns to read.
-        outside: whether files may lie outside the table's folder.
+        outside: allow files outside the table's folder.
 
     Returns:
-        the rows that can be used.
+        the usable rows.
 
     Raises:
-        BridgekitError: there is no such table, it lacks a column, is malformed or not in UTF-8, or none of its rows can
-            be used. The message says which row, and how to mend it.
+        BridgekitError: the table does not exist, lacks a column, is malformed or not UTF-8, or has no usable row. The
+            message names the row and a fix.
     """
     return open_table(source, outside=outside).pairs(modalities)
 
@@ -120,37 +120,35 @@ def _readable(source: str | Path) -> Iterator[None]:
         raise _missing(source) from None
     except (OSError, OutOfBounds) as error:
         reason = getattr(error, "strerror", None) or error
-        # An OSError without a number is not the system's, but that of a library that does not understand the file.
+        # An OSError without an errno comes from a library that cannot parse the file, not from the system.
         refused_by_system = isinstance(error, OSError) and error.errno is not None
-        remedy = "check its name and permissions" if refused_by_system else "write the table again, as one regular file"
+        remedy = "check its name and permissions" if refused_by_system else "write the table again, as a regular file"
         raise BridgekitError(f"the table cannot be read ({reason})", where=str(source)[:MAX_PATH], remedy=remedy) from None
 
 
 def _missing(source: str | Path) -> BridgekitError:
     return BridgekitError(
-        "there is no such table of pairs",
-        where=str(source)[:MAX_PATH],
-        remedy=f"check the path; it is relative to {Path.cwd()}",
+        "there is no such table", where=str(source)[:MAX_PATH], remedy=f"check the path; it is relative to {Path.cwd()}"
     )
 
 
 def read_items(source: str | Path, modality: str, *, outside: bool = False) -> list[Item]:
-    """The distinct items of one modality: a table's or source's column, the files in a folder and below, or a text's lines.
+    """The distinct items of one modality: a table's column, the files in a folder and its subfolders, or a text file's lines.
 
     Arguments:
-        source: as for `open_table`, or any folder, or a .txt file with one text a line.
-        modality: which column; or what the files or lines are.
-        outside: as for `open_table`. Without it, links that leave a folder are ignored.
+        source: as for `open_table`, or any folder, or a .txt file with one text per line.
+        modality: the column to read, or the modality of the files or lines.
+        outside: as for `open_table`. Without it, links that lead outside a folder are ignored.
 
     Raises:
-        BridgekitError: there is no such thing, or there is nothing in it.
+        BridgekitError: the source does not exist, or has no items of this modality.
     """
     with _readable(source):
         items = _items_in(Path(source), source, modality, outside)
     distinct = [item for item in dict.fromkeys(items) if item is not None]
     if not distinct:
         raise BridgekitError(
-            f"there is no {modality} in it", where=str(source), remedy="name a table, folder or file that has some"
+            f"found no {modality} items", where=str(source), remedy="give a table, folder or file that has some"
         )
     return distinct
 
@@ -169,8 +167,8 @@ def _items_in(path: Path, source: str | Path, modality: str, outside: bool) -> I
     return read_pairs(source, (modality,), outside=outside).columns[modality]
 
 
-def _held(source: str, modalities: Sequence[str], build: Callable[[], Pairs], checked: bool = False) -> Table:
-    """A table of pairs that are in memory, or are built when first asked for."""
+def _in_memory(source: str, modalities: Sequence[str], build: Callable[[], Pairs], checked: bool = False) -> Table:
+    """A table of pairs that are in memory or built on first use."""
 
     def select(wanted: tuple[str, ...]) -> Pairs:
         pairs = build()
@@ -189,7 +187,7 @@ def _held(source: str, modalities: Sequence[str], build: Callable[[], Pairs], ch
 
 
 def _table_file(path: Path, home: Path | None) -> Table:
-    """A table file. Cells are stripped, and empty ones are holes."""
+    """A table file. Cells are stripped; empty ones are missing items."""
     records = read_records(path)
     folder = path.parent.absolute()
 
@@ -198,7 +196,7 @@ def _table_file(path: Path, home: Path | None) -> Table:
             raise BridgekitError("the table is empty", where=str(path), remedy=FILL)
         _check_columns(records.names, wanted, str(path))
         if not records.rows:
-            raise BridgekitError("the table has a header and no rows", where=str(path), remedy="add a row for each pair")
+            raise BridgekitError("the table has a header but no rows", where=str(path), remedy="add a row for each pair")
         columns = {
             name: tuple(cell if cell is None or name == TEXT else folder / cell for cell in records.column(name))
             for name in wanted
@@ -211,7 +209,7 @@ def _table_file(path: Path, home: Path | None) -> Table:
     def cells() -> dict[str, dict[int, str]]:
         found: dict[str, dict[int, str]] = {}
         for name in filter(None, records.names):
-            with contextlib.suppress(BridgekitError):  # it holds neither texts nor numbers
+            with contextlib.suppress(BridgekitError):  # cells that are neither text nor numbers
                 found[name] = {row: cell for row, cell in zip(records.rows, records.column(name), strict=True) if cell}
         return found
 
@@ -226,36 +224,34 @@ def _class_folders_in(path: Path, home: Path | None) -> Table:
 
 
 def _check_columns(names: Sequence[str], wanted: Sequence[str], where: str) -> None:
-    """Refuse a table that lacks a column, and name the column that was probably meant."""
+    """Raise BridgekitError if a column is missing, naming the column that was probably meant."""
     for modality in wanted:
         if names.count(modality) > 1:
-            raise BridgekitError(
-                f"the table has more than one column `{modality}`", where=where, remedy="rename the header of all but one"
-            )
+            raise BridgekitError(f"the table has several columns named `{modality}`", where=where, remedy="rename all but one")
         if modality in names:
             continue
-        lowered = {name.lower(): name for name in names[:MANY] if len(name) < 100}
+        lowered = {name.lower(): name for name in names[:SEARCHED] if len(name) < 100}
         close = difflib.get_close_matches(modality, lowered, n=1)
         if len(names) == 1 and any(mark in names[0] for mark in ",;\t|"):
             remedy = "separate the cells with commas (.csv) or tabs (.tsv)"
         elif any("\0" in name for name in names):
-            remedy = "save the table as UTF-8: it holds NUL bytes, as a text in UTF-16 does"
+            remedy = "save the table as UTF-8: it has NUL bytes, so it may be UTF-16"
         elif close:
-            remedy = f"rename the header `{lowered[close[0]]}` to `{modality}`"
+            remedy = f"rename the column `{lowered[close[0]]}` to `{modality}`"
         else:
-            remedy = f"rename the header of the column that holds {modality} to `{modality}`"
+            remedy = f"rename the column with the {modality} items to `{modality}`"
         what = f"the table has no column `{modality}`; its columns are {listed_columns(names)}"
         raise BridgekitError(what, where=where, remedy=remedy)
 
 
 def listed_columns(names: Sequence[str]) -> str:
-    """Names of columns as a message tells them: the first of many, and of a long one its beginning."""
+    """Column names for a message: at most `SHOWN`, with long ones cut."""
     found = ", ".join(f"`{plain(name)[:60]}`" for name in names[:SHOWN])
     return found + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
 
 
 def _class_folders(folder: Path, modalities: Sequence[str]) -> Pairs:
-    """A row for each file of each folder in a folder: the file, and the folder's name as its text."""
+    """One row for each file of each subfolder: the file, and the subfolder's name as its text."""
     files = [modality for modality in modalities if modality != TEXT]
     if TEXT not in modalities or len(files) != 1:
         raise BridgekitError(
@@ -273,18 +269,18 @@ def _class_folders(folder: Path, modalities: Sequence[str]) -> Pairs:
                 texts.append(" ".join(label.name.replace("_", " ").replace("-", " ").split()) or None)
     if not items:
         raise BridgekitError(
-            f"there are no class folders with {files[0]} files in the folder",
+            f"the folder has no class folders with {files[0]} files",
             where=str(folder),
-            remedy=f"arrange the files as FOLDER/name_of_class/file, or give a table ({', '.join(TABLES)})",
+            remedy=f"arrange the files as FOLDER/class_name/file, or give a table ({', '.join(TABLES)})",
         )
     columns = {modality: tuple(texts if modality == TEXT else items) for modality in modalities}
     return Pairs(columns, str(folder), tuple(range(1, len(items) + 1)))
 
 
 class Home:
-    """The folder that a table's files must lie in, all links followed.
+    """The folder that must contain a table's files after resolving links.
 
-    Real folders are looked up once each: a table may name a million files in a few of them.
+    Each parent folder is resolved only once: a table may refer to a million files in a few folders.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -292,7 +288,7 @@ class Home:
         self._known: dict[str, bool] = {}
 
     def holds(self, file: Path) -> bool:
-        """Whether the file, or where it would be, is in it."""
+        """Whether the file's path, existing or not, is inside the folder."""
         parent, name = os.path.split(file)
         if name in ("", ".", "..") or file.is_symlink():
             return is_within(file, self._places)
@@ -302,12 +298,12 @@ class Home:
 
 
 def _usable(pairs: Pairs, modalities: Sequence[str], folder: Path | None = None) -> Pairs:
-    """The rows of a table that can be used, in these columns only; the others join its `set_aside`.
+    """These columns of the usable rows; the other rows are added to `set_aside`.
 
     Arguments:
         pairs: the table.
         modalities: the columns.
-        folder: where its files must lie, if anywhere.
+        folder: the folder that must contain its files; None for no limit.
     """
     home = Home(folder) if folder is not None else None
     columns = {modality: pairs.columns[modality] for modality in modalities}
@@ -319,7 +315,7 @@ def _usable(pairs: Pairs, modalities: Sequence[str], folder: Path | None = None)
         if fault is None and items in first:
             other = first[items]
             leak = pairs.split is not None and split_name(pairs.split[index]) != split_name(pairs.split[other])
-            fault = (modalities[0], f"the same as row {pairs.rows[other]}{', of another split' if leak else ''}")
+            fault = (modalities[0], f"the same as row {pairs.rows[other]}{', in another split' if leak else ''}")
         if fault is None:
             first[items] = index
             kept.append(index)
@@ -328,16 +324,12 @@ def _usable(pairs: Pairs, modalities: Sequence[str], folder: Path | None = None)
             set_aside.append(SetAside(row, column, str(columns[column][index] or "")[:200], reason))
     if not kept:
         why = f" (row {set_aside[0].row}: {set_aside[0].reason}: {set_aside[0].item})" if set_aside else ""
-        remedy = "mend the table; paths in it are relative to its own folder"
+        remedy = "fix the table; its paths are relative to its own folder"
         if set_aside and set_aside[0].reason == LEAVES:
             remedy = (
                 "move the files into the table's folder or, if you trust the table, add --outside (in Python: outside=True)"
             )
-        raise BridgekitError(
-            f"none of the {len(set_aside):,} rows can be used{why}",
-            where=pairs.source,
-            remedy=remedy,
-        )
+        raise BridgekitError(f"none of the {len(set_aside):,} rows is usable{why}", where=pairs.source, remedy=remedy)
     split = pairs.split if pairs.split and any(pairs.split) else None
     group = pairs.group if pairs.group and any(pairs.group) else None
     named = None if split is None else tuple(split_name(cell) for cell in split)
@@ -345,10 +337,10 @@ def _usable(pairs: Pairs, modalities: Sequence[str], folder: Path | None = None)
 
 
 def _fault(items: Mapping[str, Item | None], home: Home | None) -> tuple[str, str] | None:
-    """The column and the reason why a row cannot be used, or None."""
-    holes = [modality for modality, item in items.items() if item is None]
-    if len(items) - len(holes) < min(2, len(items)):
-        return holes[0], f"no item in this column, and a pair needs two of {', '.join(items)}"
+    """The column at fault and the reason if a row is unusable, else None."""
+    empty = [modality for modality, item in items.items() if item is None]
+    if len(items) - len(empty) < min(2, len(items)):
+        return empty[0], f"no item in this column, and a pair needs two of {', '.join(items)}"
     for modality, item in items.items():
         if not isinstance(item, Path):
             continue
@@ -358,6 +350,6 @@ def _fault(items: Mapping[str, Item | None], home: Home | None) -> tuple[str, st
             file_size(item)
         except ItemError as error:
             return modality, error.what
-        except (OSError, ValueError) as error:  # from `holds`, of a name that no file can have
+        except (OSError, ValueError) as error:  # from `holds`, for an invalid name
             return modality, unreadable(item, error).what
     return None

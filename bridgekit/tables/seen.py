@@ -1,4 +1,4 @@
-"""Which rows a bridge was trained on, by what they hold: an evaluation can then tell that it asks one of them."""
+"""Fingerprints of the rows a bridge was trained on, so that an evaluation can detect them."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
 from bridgekit.storage.bounded import open_regular
 
-#: Of 268 million marks.
+#: Enough for 268 million marks.
 MAX_BYTES = 2 << 30
-#: Lies in a bridge's folder.
+#: File in a bridge's folder.
 FILE = "training_rows.safetensors"
 
-#: Modality to (n,) indices into its contents, negative for a hole; and modality to content hashes (`media.content_hash`).
+#: Modality to (n,) indices into its contents, negative if missing; and modality to content hashes (`media.content_hash`).
 Ids = Mapping[str, NDArray[np.int64]]
 Contents = Mapping[str, Sequence[bytes]]
 
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """The rows that a bridge was trained on and those that chose its epoch, a few marks each: 16 bytes for two modalities.
+    """Hashes of the rows used for training and validation: 16 bytes per row with two modalities.
 
     Arguments:
-        marks: (m,) sorted 64-bit hashes of what stands together in a row: all its items, and any of them but texts alone,
-            which repeat in rows that have nothing to do with each other. Two rows share one by chance once in 10^19 pairs.
+        marks: (m,) sorted 64-bit hashes of every combination of a row's items, except texts alone, which repeat in unrelated
+            rows. The chance that two rows share one is about 1 in 10^19.
     """
 
     marks: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
     def of(cls, ids: Ids, contents: Contents, rows: NDArray[np.int64]) -> TrainingRows:
-        """The marks of some rows of a table."""
+        """The marks of these rows of a table."""
         found = b"".join(
             _mark(part)
             for row in rows.tolist()
@@ -53,18 +53,18 @@ class TrainingRows:
         return cls(np.unique(np.frombuffer(found, np.int64)))
 
     def __bool__(self) -> bool:
-        """Whether they are known: bridges of older versions do not tell."""
+        """Whether they are known: older bridges did not record them."""
         return len(self.marks) > 0
 
     def __or__(self, other: TrainingRows) -> TrainingRows:
         return TrainingRows(np.union1d(self.marks, other.marks))
 
     def whole(self, ids: Ids, contents: Contents) -> NDArray[np.bool_]:
-        """(n,) whether all items of a row stand together in one of these."""
+        """(n,) whether a training row contains all items of each row."""
         return self._has([_items(ids, contents, row) for row in range(_count(ids))])
 
     def files(self, ids: Ids, contents: Contents) -> NDArray[np.bool_]:
-        """(n,) whether all items of a row but its text stand together in one of these."""
+        """(n,) whether a training row contains all items of each row except its text."""
         return self.whole({modality: each for modality, each in ids.items() if modality != TEXT}, contents)
 
     def _has(self, rows: Sequence[Sequence[tuple[str, bytes]]]) -> NDArray[np.bool_]:
@@ -73,36 +73,35 @@ class TrainingRows:
         return np.asarray(np.isin(marks, self.marks) & there, np.bool_)
 
     def save(self, folder: Path) -> None:
-        """Write them into a bridge's folder that is being made."""
+        """Write them to the folder of a bridge being saved."""
         if self:
             data = self.marks.astype("<i8")
-            told = {"sha256": hashlib.sha256(data.tobytes()).hexdigest()}
-            (folder / FILE).write_bytes(save({"marks": data}, told))
+            (folder / FILE).write_bytes(save({"marks": data}, {"sha256": hashlib.sha256(data.tobytes()).hexdigest()}))
 
     @classmethod
     def load(cls, folder: Path) -> TrainingRows:
-        """Those of a bridge's folder; none where it does not tell.
+        """The rows recorded in a bridge's folder; empty if there is no record.
 
         Raises:
-            BridgekitError: the file is not what was written.
+            BridgekitError: the file is damaged.
         """
         file = folder / FILE
         try:
-            with open_regular(file) as opened_file:  # a pipe would be waited for without end
+            with open_regular(file) as opened_file:  # opening a named pipe would block
                 if os.fstat(opened_file.fileno()).st_size > MAX_BYTES:
-                    raise ValueError("it is larger than any table's could be")
+                    raise ValueError("it is too large")
             with safe_open(file, "numpy") as opened:
                 marks: NDArray[np.int64] = opened.get_tensor("marks")
-                told = (opened.metadata() or {}).get("sha256")
-            if marks.dtype != np.int64 or hashlib.sha256(marks.tobytes()).hexdigest() != told:
-                raise ValueError("its checksum is another")
+                checksum = (opened.metadata() or {}).get("sha256")
+            if marks.dtype != np.int64 or hashlib.sha256(marks.tobytes()).hexdigest() != checksum:
+                raise ValueError("its checksum does not match")
         except FileNotFoundError:
             return cls()
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise BridgekitError(
-                f"this bridge is damaged: {FILE} cannot be read ({error})",
+                f"the bridge is damaged: {FILE} cannot be read ({error})",
                 where=str(folder),
-                remedy="copy it again, or train it again",
+                remedy="copy the bridge again, or retrain it",
             ) from None
         return cls(marks.reshape(-1))
 
@@ -112,7 +111,7 @@ def _count(ids: Ids) -> int:
 
 
 def _items(ids: Ids, contents: Contents, row: int) -> list[tuple[str, bytes]]:
-    """The items of a row, by modality, in an order that is the same in every table."""
+    """The (modality, content) items of a row, in an order that does not depend on the table."""
     return [(modality, contents[modality][ids[modality][row]]) for modality in sorted(ids) if ids[modality][row] >= 0]
 
 

@@ -27,7 +27,7 @@ def split_pairs(pairs: Pairs, seed: int, content: Content) -> tuple[str, ...]:
     Arguments:
         pairs: the table, n rows.
         seed: random seed. The same seed gives the same splits.
-        content: modality to n ids: rows with the same id hold the same item. Negative for a hole.
+        content: modality to n ids: rows with the same id hold the same item. Negative if missing.
 
     Returns:
         n names: `train`, `val`, and any other name for a test split.
@@ -91,7 +91,7 @@ def relation_keys(pairs: Pairs, content: Content) -> npt.NDArray[np.int64]:
 
     Arguments:
         pairs: the table, n rows.
-        content: modality to n ids: rows with the same id hold the same item. Negative for a hole.
+        content: modality to n ids: rows with the same id hold the same item. Negative if missing.
 
     Returns:
         int64 of shape (n, k): a column for each modality, in the table's order, and a last one if it has groups. Two rows

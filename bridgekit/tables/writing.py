@@ -1,4 +1,4 @@
-"""Writing a table of pairs that `read_pairs` reads."""
+"""Writing tables of pairs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ from bridgekit.encoders import Item
 from bridgekit.errors import BridgekitError
 from bridgekit.pairs import Pairs
 from bridgekit.storage.cache import write_atomically
-
-#: Formats that a chosen table can be written in.
-FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+from bridgekit.tables.formats import TABLES
 
 
 def write_pairs(pairs: Pairs, path: Path) -> None:
-    """Write a table that `read_pairs` reads: a column for each modality, and `split` and `group` where there are such.
+    """Write a table for `read_pairs`: one column per modality, and `split` and `group` if present.
 
     Arguments:
         pairs: the table.
-        path: ends in .csv, .tsv, .jsonl, .ndjson or .parquet. An older file is replaced.
+        path: ends in .csv, .tsv, .jsonl, .ndjson or .parquet. An existing file is replaced.
 
     Raises:
-        BridgekitError: another ending, or the place cannot be written.
+        BridgekitError: the extension is not supported, or the file cannot be written.
     """
     check_place(path, pairs.source)
     folder = path.parent.absolute()
@@ -57,7 +55,7 @@ def _write(columns: Mapping[str, Sequence[str | None]], suffix: str, path: Path)
 
 
 def _cell(item: Item | None, folder: Path) -> str | None:
-    """An item as a table in a folder names it."""
+    """An item as a cell of a table in this folder: paths inside it are relative."""
     if not isinstance(item, Path):
         return item
     path = item.absolute()
@@ -65,14 +63,12 @@ def _cell(item: Item | None, folder: Path) -> str | None:
 
 
 def check_place(path: Path, source: object) -> None:
-    """Raise BridgekitError unless a table can be written to a path and would not replace the one it is made of."""
-    if path.suffix.lower() not in FORMATS:
+    """Raise BridgekitError if a table cannot be written to this path, or would overwrite its own source."""
+    if path.suffix.lower() not in TABLES:
         raise BridgekitError(
-            f"a table cannot be written as {path.suffix or 'a file without an ending'}",
+            f"cannot write a table as {path.suffix or 'a file without an extension'}",
             where=str(path),
-            remedy=f"use {', '.join(FORMATS)}",
+            remedy=f"use {', '.join(TABLES)}",
         )
     if isinstance(source, str | Path) and path.exists() and Path(source).exists() and path.samefile(source):
-        raise BridgekitError(
-            "the chosen rows would replace the table they are from", where=str(path), remedy="give another --out"
-        )
+        raise BridgekitError("the output would overwrite the source table", where=str(path), remedy="give another --out")

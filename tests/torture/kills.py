@@ -172,7 +172,7 @@ def load_all(verbs: Sequence[Verb] = VERBS) -> None:
     from bridgekit import plugins
     from bridgekit.bridge import bridge, card
     from bridgekit.diffusion import conditioner
-    from bridgekit.fusion import checkpoint, training
+    from bridgekit.fusion import training
     from bridgekit.latents import batches, encode, store
     from bridgekit.recipes import bind, generate, sides
     from bridgekit.report import page, plots
@@ -197,7 +197,7 @@ def load_all(verbs: Sequence[Verb] = VERBS) -> None:
     # Without the closed-form start, which is computing and nothing else.
     small = {"epochs": 6, "batch_size": 8, "shared_dim": 16, "warm_start": 0.0}
     training.PRESETS["default"] = replace(training.PRESETS["default"], **small)  # type: ignore[arg-type]
-    checkpoint.CHECKPOINT_SECONDS = -1.0
+    training.CHECKPOINT_SECONDS = -1.0
     batches.BATCH_SIZE = batches.MOST = 6
     encode.FLUSH_SECONDS = 0.0
     store.SMALL_SHARD, store.MERGED_ROWS, encode.MANY_DURING, store.MANY_AFTER = 14, 20, 3, 2
@@ -250,7 +250,7 @@ def _command_line(workshop: Path, arguments: Sequence[str], countdown: Countdown
     os.environ["BRIDGEKIT_HOME"] = str(workshop / "home")
     sys.argv = ["bridgekit", *arguments]
     cache._swept.clear()  # what the process that was forked has done is not this one's
-    store._sound.clear()
+    store._verified.clear()
     countdown.watch(exchange)
     code = 0
     try:
@@ -350,7 +350,7 @@ def _look_at_latents(workshop: Path, found: Found) -> None:
     from bridgekit.latents import store
     from bridgekit.storage.sealed import read_sealed
 
-    store._sound.clear()
+    store._verified.clear()
     for folder in sorted((workshop / "home" / "latents").glob("*")):
         shards = sorted(folder.glob("*.safetensors"))
         for shard in shards:
@@ -362,9 +362,9 @@ def _look_at_latents(workshop: Path, found: Found) -> None:
             continue
         with safe_open(shards[0], "np") as file:
             revision, dim = file.metadata()["revision"], file.get_slice("latents").get_shape()[1]
-        kept = store.LatentStore(revision, dim, workshop / "home" / "latents")
-        digests = sorted(kept._where)
-        for digest, vector in zip(digests, kept.read(digests).numpy(), strict=True):
+        latents = store.LatentStore(revision, dim, workshop / "home" / "latents")
+        digests = sorted(latents._where)
+        for digest, vector in zip(digests, latents.read(digests).numpy(), strict=True):
             found.latents[revision, digest] = vector.tobytes()
 
 

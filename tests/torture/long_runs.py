@@ -89,7 +89,7 @@ def watch_texts(count: int) -> list[Sample]:
     watch = Watch(count)
     with tempfile.TemporaryDirectory() as folder:
         encode_items(
-            load_encoder("starter:text", "cpu"), short_texts(count), progress=lambda done, _: watch(done), folder=Path(folder)
+            load_encoder("starter:text", "cpu"), short_texts(count), report=lambda _, done, __: watch(done), folder=Path(folder)
         )
     return watch.samples
 
@@ -105,7 +105,7 @@ def watch_files(encoder: str, files: Sequence[Path], count: int) -> list[Sample]
     while done < count:
         with tempfile.TemporaryDirectory() as folder:
             some = files[: count - done]
-            encode_items(opened, some, progress=lambda now, _, before=done: watch(before + now), folder=Path(folder))  # type: ignore[misc]
+            encode_items(opened, some, report=lambda _, now, __, before=done: watch(before + now), folder=Path(folder))  # type: ignore[misc]
         done += len(some)
     return watch.samples
 

@@ -56,7 +56,7 @@ def test_a_name_that_leads_nowhere_is_one_message_that_names_the_plugin(
 
 
 def test_an_option_of_another_name_is_refused() -> None:
-    with pytest.raises(BridgekitError, match="the option 'fusion' is none that this provider knows"):
+    with pytest.raises(BridgekitError, match="unknown option 'fusion'"):
         open_encoder("weights.pt,fusion=yes", "cpu")
 
 

@@ -502,7 +502,7 @@ def _embed(
     latents = encode_items(
         bridge.encoder(listing.modality),
         [listing.items[position] for position in positions],
-        progress=lambda some, _: report(f"indexing {listing.modality}", done + some, total),
+        report=lambda _, some, __: report(f"indexing {listing.modality}", done + some, total),
     )
     matrix = latents.matrix[torch.from_numpy(latents.ids[latents.ids >= 0])]
     return bridge.project(listing.modality, matrix).cpu(), latents.failed

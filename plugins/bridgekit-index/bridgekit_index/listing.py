@@ -1,4 +1,4 @@
-"""The items of one modality in a table, a folder or a text file, each once, with the other columns of its row."""
+"""The distinct items of one modality in a table, folder or text file, with the table's other cells."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Listing:
     """Items of one modality.
 
     Arguments:
-        modality: what the items are.
-        items: n paths or texts, no two the same.
-        source: where they come from: the absolute path of a table, folder or text, or a plugin's source name.
-        rows: n row numbers for messages, as `SetAside.row`; empty where the row is the position + 1.
-        cells: name of a column to n cells, "" where the table has none.
-        set_aside: rows that were found unusable while reading.
+        modality: the items' modality.
+        items: n distinct paths or texts.
+        source: where they come from: the absolute path of a table, folder or text file, or the name of a plugin's source.
+        rows: n row numbers for messages, as in `SetAside.row`; if empty, position + 1.
+        cells: column name to n cells, "" if empty.
+        set_aside: rows found unusable while reading.
     """
 
     modality: str
@@ -41,17 +41,17 @@ class Listing:
 
 
 def list_items(source: str | Path | Table, modality: str, *, outside: bool = False) -> Listing:
-    """The items of a table, a plugin's source, a folder of files, or a .txt with a text a line.
+    """The items of a table, a plugin's source, a folder of files, or a .txt file with one item per line.
 
-    An item that is in several rows has the cells of the first one.
+    An item in several rows gets the cells of the first.
 
     Arguments:
-        source: as for `bridgekit.tables.reading.read_items`, or what `open_listed` returned.
-        modality: the column to read; or what the files or lines are.
-        outside: let a table name files outside its own folder.
+        source: as for `bridgekit.tables.reading.read_items`, or the result of `open_listed`.
+        modality: the column to list, or the modality of the files or lines.
+        outside: let a table refer to files outside its own folder.
 
     Raises:
-        BridgekitError: there is no such thing, or there is nothing in it.
+        BridgekitError: the source does not exist, or has no items of this modality.
     """
     table = open_listed(source, outside=outside)
     if not isinstance(table, Table):
@@ -63,14 +63,14 @@ def list_items(source: str | Path | Table, modality: str, *, outside: bool = Fal
             first.setdefault(item, row)
     rows = list(first.values())
     cells = {name: [column.get(row, "") for row in rows] for name, column in table.cells().items()}
-    # An empty cell, or an item that another row has too, is fine in a list of items.
+    # Missing and repeated items are not errors in a listing.
     faulty = [row for row in pairs.set_aside if row.item and not row.reason.startswith("the same as")]
     path = Path(table.source)
     return Listing(modality, list(first), str(path.absolute()) if path.exists() else table.source, rows, cells, faulty)
 
 
 def open_listed(source: str | Path | Table, *, outside: bool = False) -> Table | Path:
-    """The opened table, so that it is read once for all its modalities; or the path of a folder or of a text file."""
+    """The opened table, so that it is read once for all modalities; or the path of a folder or .txt file."""
     if not isinstance(source, Table) and (
         (path := Path(source)).is_dir() or (path.suffix.lower() == ".txt" and path.is_file())
     ):
@@ -79,10 +79,10 @@ def open_listed(source: str | Path | Table, *, outside: bool = False) -> Table |
 
 
 def listed_modalities(source: str | Path | Table, among: Sequence[str]) -> list[str]:
-    """Which of some modalities a table, folder or text has, by its columns or by the extensions of its files.
+    """Which of these modalities a table, folder or text file has, by its columns or by file extensions.
 
     Raises:
-        BridgekitError: there is no such thing, or it has none of these.
+        BridgekitError: the source does not exist, or has none of them.
     """
     opened = open_listed(source)
     if isinstance(opened, Table):
@@ -94,8 +94,8 @@ def listed_modalities(source: str | Path | Table, among: Sequence[str]) -> list[
         found = [modality for modality in among if modality == TEXT]
     if not found:
         raise BridgekitError(
-            f"it has no {' or '.join(among)}",
+            f"found no {' or '.join(among)}",
             where=opened.source if isinstance(opened, Table) else str(opened),
-            remedy="rename its columns, or give the modality of its files with --modality",
+            remedy="rename its columns, or set the modality of its files with --modality",
         )
     return found

@@ -106,7 +106,7 @@ MISTAKES = {
     ),
     "a modality that the bridge lacks": (["index", "clips", "--modality", "image"], "no side for 'image'"),
     "nothing to index": (["index", "nothing.csv"], "no such table"),
-    "a folder without any": (["index", "bridges"], "it has no"),
+    "a folder without any": (["index", "bridges"], "found no text or audio"),
     "the bridge's own folder": (["index", "clips", "--out", "bridges/audio-text"], "not an index"),
     "another bridge": (["search", "owl", "--index", "bridges/audio-text.index", "--bridge", "other"], "another bridge"),
     "another bridge to add": (
