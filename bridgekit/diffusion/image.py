@@ -18,12 +18,9 @@ from bridgekit.diffusion.pipeline import (
     BATCH_SIZE,
     call_filled,
     call_parameters,
-    config_of,
     denoiser_of,
-    free_hooks,
-    negative_of,
+    denoiser_setting,
     placed,
-    prompt_beside,
     rows_of,
     why_more,
 )
@@ -39,30 +36,75 @@ SAME_ENCODER = 0.99
 
 
 @dataclass(frozen=True)
-class ImageConditioning:
-    """A CLIP image embedding, handed to the pipeline as it is."""
+class _FromPictures:
+    """What the two conditionings that are made of pictures share."""
 
     pipeline: Any
-    kind = "image_embeds"
+    kind = ""
     made_of = IMAGE
 
     def encode(self, items: Sequence[ConditioningItem]) -> dict[str, Tensor]:
-        """n pictures to `image_embeds` (n, d), by the pipeline's own CLIP. A decoder without one raises BridgekitError."""
-        if not _has_image_encoder(self.pipeline):
+        """n pictures to one tensor of n rows, by the pipeline's own image encoder. Without one, raises BridgekitError."""
+        if self._processor() is None:
             raise BridgekitError(
                 "this pipeline cannot encode pictures itself: it has no image encoder",
                 where=type(self.pipeline).__name__,
-                remedy="use a bridge with a frozen image side of the CLIP that the pipeline was trained on",
+                remedy="use a bridge with a frozen image side of its CLIP, or load its IP-Adapter with the image_encoder",
             )
-        encoder = self.pipeline.image_encoder
-        pixels = _processor(self.pipeline)(images=[_picture(item) for item in items], return_tensors="pt").pixel_values
+        pictures = [_picture(item) for item in items]
         with torch.no_grad():
-            rows = [
-                encoder(batch.to(self.pipeline._execution_device, encoder.dtype)).image_embeds.float().cpu()
-                for batch in pixels.split(BATCH_SIZE)
-            ]
-        free_hooks(self.pipeline)
+            rows = [self._encoded(pictures[start : start + BATCH_SIZE]) for start in range(0, len(pictures), BATCH_SIZE)]
+        self.pipeline.maybe_free_model_hooks()
         return {self.kind: torch.cat(rows)}
+
+    def takes_latents_of(self, encoder: Encoder) -> bool:
+        """Whether a frozen encoder gives the vectors of the pipeline's own image encoder, up to their length.
+
+        Where the pipeline has none, the width has to do.
+        """
+        if encoder.modality != IMAGE:
+            return False
+        if self._processor() is None:
+            return encoder.dim == self._width()
+        own = self.encode([_probe_picture()])[self.kind]
+        if own.shape != (1, encoder.dim):
+            return False
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "probe.png"
+            _probe_picture().save(path)
+            latents = encoder.encode([encoder.prepare(path)])
+        return float(torch.cosine_similarity(own, latents.float().cpu()).min()) > SAME_ENCODER
+
+    def _processor(self) -> Any:
+        """What prepares a picture for the pipeline's image encoder; None where it has none."""
+        parts = self.pipeline.components
+        return parts.get("image_encoder") and (parts.get("feature_extractor") or parts.get("image_processor"))
+
+    def _encoded(self, pictures: Sequence[PIL.Image.Image]) -> Tensor:
+        """One batch of pictures to n rows, float32 on the CPU."""
+        raise NotImplementedError
+
+    def _width(self) -> int | None:
+        """The width of the vectors that the denoiser takes, as far as that can be told."""
+        raise NotImplementedError
+
+    def _prompt(self, prompt: str | None, n: int) -> dict[str, Any]:
+        """The prompt for n pictures, by default an empty one, where the pipeline takes one."""
+        if "prompt" in call_parameters(self.pipeline):
+            return {"prompt": [prompt or ""] * n}
+        if prompt:
+            raise BridgekitError(
+                "this model takes no prompt beside its image embedding",
+                where=type(self.pipeline).__name__,
+                remedy="leave the prompt out, or load an IP-Adapter on a model that takes prompts",
+            )
+        return {}
+
+
+class ImageConditioning(_FromPictures):
+    """A CLIP image embedding, handed to the pipeline as it is."""
+
+    kind = "image_embeds"
 
     def arguments(self, tensors: Mapping[str, Tensor], *, guided: bool, prompt: str | None = None) -> dict[str, Any]:
         """Image embeddings for n pictures, and a prompt (by default an empty one) where the pipeline takes one.
@@ -73,17 +115,19 @@ class ImageConditioning:
         taken = call_parameters(self.pipeline)
         embeds = tensors[self.kind]
         arguments: dict[str, Any] = {self.kind: placed(self.pipeline, embeds)}
-        name = negative_of(self.kind)
+        name = f"negative_{self.kind}"
         if name in taken and (guided or taken[name].default is inspect.Parameter.empty):
             arguments[name] = placed(self.pipeline, rows_of(tensors.get(name, torch.zeros_like(embeds[:1])), len(embeds)))
-        return arguments | prompt_beside(self.pipeline, prompt, len(embeds))
+        return arguments | self._prompt(prompt, len(embeds))
 
-    def takes_latents_of(self, encoder: Encoder) -> bool:
-        """Whether it is an image encoder of the same width that sees a picture as the pipeline's own does, if it has one."""
-        denoiser = config_of(denoiser_of(self.pipeline))
-        if _has_image_encoder(self.pipeline):
-            return _sees_alike(encoder, self)
-        return encoder.modality == IMAGE and encoder.dim == getattr(denoiser, "encoder_hid_dim", None)
+    def _encoded(self, pictures: Sequence[PIL.Image.Image]) -> Tensor:
+        encoder = self.pipeline.image_encoder
+        pixels = self._processor()(images=list(pictures), return_tensors="pt").pixel_values
+        rows: Tensor = encoder(pixels.to(self.pipeline._execution_device, encoder.dtype)).image_embeds
+        return rows.float().cpu()
+
+    def _width(self) -> Any:
+        return denoiser_setting(self.pipeline, "encoder_hid_dim")
 
 
 def why_no_image_embeds(pipeline: Any) -> str | None:
@@ -93,20 +137,13 @@ def why_no_image_embeds(pipeline: Any) -> str | None:
     return why_more(pipeline, ImageConditioning.kind)
 
 
-@dataclass(frozen=True)
-class AdapterConditioning:
-    """What a loaded IP-Adapter makes of pictures: a pooled CLIP embedding, or, for the "plus" kind, its hidden states."""
+class AdapterConditioning(_FromPictures):
+    """What a loaded IP-Adapter makes of pictures: a pooled CLIP embedding, or, for the "plus" kind, its hidden states.
 
-    pipeline: Any
+    Its tensor is (n, d), or (n, tokens, d) for an adapter that wants hidden states.
+    """
+
     kind = "ip_adapter_image_embeds"
-    made_of = IMAGE
-
-    def encode(self, items: Sequence[ConditioningItem]) -> dict[str, Tensor]:
-        """n pictures to `ip_adapter_image_embeds`: (n, d), or (n, tokens, d) for an adapter that wants hidden states."""
-        pictures = [_picture(item) for item in items]
-        rows = [self._prepared(pictures[start : start + BATCH_SIZE])[1] for start in range(0, len(pictures), BATCH_SIZE)]
-        free_hooks(self.pipeline)
-        return {self.kind: torch.cat(rows)}
 
     def arguments(self, tensors: Mapping[str, Tensor], *, guided: bool, prompt: str | None = None) -> dict[str, Any]:
         """The adapter's embeddings for n pictures, negatives before them or beside them, and a prompt (by default empty).
@@ -117,7 +154,7 @@ class AdapterConditioning:
         if len(embeds) > 1:
             _keep_rows_apart(self.pipeline)
         rows = placed(self.pipeline, embeds)[:, None]
-        name = negative_of(self.kind)
+        name = f"negative_{self.kind}"
         apart = name in call_parameters(self.pipeline)
         arguments: dict[str, Any] = {}
         if guided or apart:  # left to themselves, pipelines that take it apart encode a black picture even if it is not used
@@ -125,47 +162,37 @@ class AdapterConditioning:
             against = placed(self.pipeline, rows_of(negative, len(embeds)))[:, None]
             arguments = {name: [against]} if apart else {}
             rows = rows if apart else torch.cat([against, rows])
-        return arguments | {self.kind: [rows]} | prompt_beside(self.pipeline, prompt, len(embeds))
+        return arguments | {self.kind: [rows]} | self._prompt(prompt, len(embeds))
 
-    def takes_latents_of(self, encoder: Encoder) -> bool:
-        """Whether it is an image encoder whose vectors fit the adapter and match those of the pipeline's own, if it has one."""
-        if _has_image_encoder(self.pipeline):
-            return _sees_alike(encoder, self)
+    def _encoded(self, pictures: Sequence[PIL.Image.Image]) -> Tensor:
+        return self._both(pictures)[-1]
+
+    def _width(self) -> int | None:
         [layer] = _adapters(self.pipeline)
-        width = next((part.in_features for part in layer.modules() if isinstance(part, nn.Linear)), None)
-        return encoder.modality == IMAGE and encoder.dim == width
+        return next((part.in_features for part in layer.modules() if isinstance(part, nn.Linear)), None)
 
-    def _prepared(self, pictures: Sequence[PIL.Image.Image]) -> tuple[Tensor, Tensor]:
-        """Negatives and embeddings of n pictures, (n, d) or (n, tokens, d) each: the pipeline knows what its adapter wants."""
-        if not _has_image_encoder(self.pipeline):
-            raise BridgekitError(
-                "this pipeline cannot encode pictures itself: it has no image encoder",
-                where=type(self.pipeline).__name__,
-                remedy="load the IP-Adapter with its image_encoder, or use a bridge with a frozen image side of that CLIP",
-            )
-        method = self.pipeline.prepare_ip_adapter_image_embeds
-        with torch.no_grad():
-            [both] = call_filled(
-                self.pipeline,
-                method,
-                ip_adapter_image=[list(pictures)],
-                ip_adapter_image_embeds=None,
-                device=self.pipeline._execution_device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=True,
-            )
-        rows = both.detach().float().cpu()
-        if "do_classifier_free_guidance" in inspect.signature(method).parameters:
-            return rows[0], rows[1]
-        return rows[0], rows[0]
+    @torch.no_grad()
+    def _both(self, pictures: Sequence[PIL.Image.Image]) -> Tensor:
+        """(2, n, ...) negatives and embeddings of n pictures, or (1, n, ...) where the pipeline makes no negatives."""
+        [both] = call_filled(
+            self.pipeline,
+            self.pipeline.prepare_ip_adapter_image_embeds,
+            ip_adapter_image=[list(pictures)],
+            ip_adapter_image_embeds=None,
+            device=self.pipeline._execution_device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+        )
+        rows: Tensor = both.float().cpu()
+        return rows
 
     def _nothing(self, embeds: Tensor) -> Tensor:
         """One row that stands for no picture: the pipeline's own negative, or that of a black picture."""
-        if _has_image_encoder(self.pipeline):
-            negative = self._prepared([PIL.Image.new("RGB", (64, 64))])[0]
-            free_hooks(self.pipeline)
-            return negative
-        return torch.zeros_like(embeds[:1])
+        if self._processor() is None:
+            return torch.zeros_like(embeds[:1])
+        negative = self._both([PIL.Image.new("RGB", (64, 64))])[0]
+        self.pipeline.maybe_free_model_hooks()
+        return negative
 
 
 def _keep_rows_apart(pipeline: Any) -> None:
@@ -214,30 +241,6 @@ def _adapters(pipeline: Any) -> list[nn.Module]:
 
 def _picture(item: ConditioningItem) -> PIL.Image.Image:
     return item.convert("RGB") if isinstance(item, PIL.Image.Image) else read_image(Path(item))
-
-
-def _processor(pipeline: Any) -> Any:
-    """What readies a picture for the image encoder."""
-    parts = pipeline.components
-    return parts.get("feature_extractor") or parts.get("image_processor")
-
-
-def _has_image_encoder(pipeline: Any) -> bool:
-    return getattr(pipeline, "image_encoder", None) is not None and _processor(pipeline) is not None
-
-
-def _sees_alike(encoder: Encoder, conditioning: ImageConditioning | AdapterConditioning) -> bool:
-    """Whether a frozen encoder gives the very vectors that the pipeline's own image encoder does, whatever their length."""
-    if encoder.modality != IMAGE:
-        return False
-    own = conditioning.encode([_probe_picture()])[conditioning.kind]
-    if own.shape != (1, encoder.dim):
-        return False
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "probe.png"
-        _probe_picture().save(path)
-        latents = encoder.encode([encoder.prepare(path)])
-    return float(torch.cosine_similarity(own, latents.float().cpu()).min()) > SAME_ENCODER
 
 
 def _probe_picture() -> PIL.Image.Image:

@@ -23,6 +23,7 @@ from bridgekit.diffusion.conditioner import (
     save_conditioner,
 )
 from bridgekit.diffusion.models import DrawOptions, Watch, draw
+from bridgekit.diffusion.pipeline import padded, rows_of
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.image_models import Conditioning, ImageModel
@@ -85,10 +86,13 @@ def open_painter(
         modality = direct[0] if direct else conditioning.made_of
         own = read_items(captions, modality, outside=outside) if captions is not None else None
         kept = load_conditioner(file) if file and not refit else None
-        fits = kept is not None and (kept.net is None) == bool(direct) and (own is None or _fitted_on(kept, own))
-        # The bridge may have been replaced by another while this one was fitted.
-        fits = fits and kept is not None and kept.adapter == bridge.weights_hash([modality])
-        if kept and fits and same_weights(kept, conditioning):
+        if (
+            kept is not None
+            and (kept.net is None) == bool(direct)
+            and (own is None or _fitted_on(kept, own))
+            and kept.adapter == bridge.weights_hash([modality])  # the bridge may have been replaced since
+            and same_weights(kept, conditioning)
+        ):
             return Painter(bridge, model, conditioning, kept, fitted=False)
         items = own or _own_items(bridge, modality, outside)
         if direct:
@@ -170,9 +174,9 @@ def blend(tensors: Mapping[str, Tensor], other: Mapping[str, Tensor], weight: fl
     """
     both: dict[str, tuple[Tensor, Tensor]] = {}
     for name in tensors.keys() & other.keys():
-        this, that = tensors[name], other[name].to(tensors[name].dtype).expand(len(tensors[name]), *other[name].shape[1:])
+        this, that = tensors[name], rows_of(other[name].to(tensors[name].dtype), len(tensors[name]))
         length = max(this.shape[1], that.shape[1])
-        both[name] = (_pad(this, length), _pad(that, length))
+        both[name] = (padded(this, length), padded(that, length))
     blended = dict(tensors)
     masks = [pair for pair in both.values() if pair[0].dtype == torch.bool]
     for name, (this, that) in both.items():
@@ -185,8 +189,3 @@ def blend(tensors: Mapping[str, Tensor], other: Mapping[str, Tensor], weight: fl
                 share = torch.where(mine & theirs, weight, theirs.float())[..., None]
         blended[name] = this.lerp(that, share)
     return blended
-
-
-def _pad(tensor: Tensor, length: int) -> Tensor:
-    missing = length - tensor.shape[1]
-    return torch.cat([tensor, tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], 1) if missing else tensor

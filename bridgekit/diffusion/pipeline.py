@@ -6,9 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
-
-from bridgekit.errors import BridgekitError
 
 #: Items in one forward pass of a pipeline's own encoder.
 BATCH_SIZE = 32
@@ -22,14 +21,9 @@ def guidance_argument(pipeline: Any) -> str | None:
     """
     taken = call_parameters(pipeline)
     negatives = any(name.startswith("negative_") for name in taken)
-    if not negatives or getattr(config_of(denoiser_of(pipeline)), "time_cond_proj_dim", None) is not None:
+    if not negatives or denoiser_setting(pipeline, "time_cond_proj_dim") is not None:
         return None
     return next((name for name in ("true_cfg_scale", "guidance_scale") if name in taken), None)
-
-
-def negative_of(name: str) -> str:
-    """The name of the negative of an argument."""
-    return f"negative_{name}"
 
 
 def call_parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
@@ -39,7 +33,7 @@ def call_parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
 
 def why_more(pipeline: Any, kind: str) -> str | None:
     """What else a call cannot do without, besides one kind of conditioning, its negative and a prompt: a picture, say."""
-    ours = (kind, negative_of(kind), "prompt")
+    ours = (kind, f"negative_{kind}", "prompt")
     needed = [
         name
         for name, parameter in call_parameters(pipeline).items()
@@ -65,9 +59,9 @@ def denoiser_of(pipeline: Any) -> Any:
     return next((part for part in parts if part is not None), None)
 
 
-def config_of(part: Any) -> Any:
-    """The configuration of a part, or None."""
-    return getattr(part, "config", None)
+def denoiser_setting(pipeline: Any, name: str) -> Any:
+    """A value of the denoiser's configuration; None where there is none."""
+    return getattr(getattr(denoiser_of(pipeline), "config", None), name, None)
 
 
 def placed(pipeline: Any, tensor: Tensor) -> Tensor:
@@ -76,24 +70,12 @@ def placed(pipeline: Any, tensor: Tensor) -> Tensor:
     return tensor.to(pipeline._execution_device, pipeline.dtype if denoiser is None else denoiser.dtype)
 
 
-def free_hooks(pipeline: Any) -> None:
-    """Off the accelerator with the encoders, where CPU offload is on: nobody knows when the next call comes."""
-    pipeline.maybe_free_model_hooks()
-
-
 def rows_of(tensor: Tensor, n: int) -> Tensor:
     """n rows from one, or from n."""
     return tensor.expand(n, *tensor.shape[1:])
 
 
-def prompt_beside(pipeline: Any, prompt: str | None, n: int) -> dict[str, Any]:
-    """The prompt for n pictures, where the pipeline takes one."""
-    if "prompt" in call_parameters(pipeline):
-        return {"prompt": [prompt or ""] * n}
-    if prompt:
-        raise BridgekitError(
-            "this model takes no prompt beside its image embedding",
-            where=type(pipeline).__name__,
-            remedy="leave the prompt out, or load an IP-Adapter on a model that takes prompts",
-        )
-    return {}
+def padded(tensor: Tensor, length: int) -> Tensor:
+    """(n, L, ...) cut to a length, or filled up with zeros."""
+    missing = max(0, length - tensor.shape[1])
+    return torch.cat([tensor[:, :length], tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], 1)

@@ -19,10 +19,9 @@ from bridgekit.diffusion.pipeline import (
     BATCH_SIZE,
     call_filled,
     call_parameters,
-    config_of,
     denoiser_of,
-    free_hooks,
-    negative_of,
+    denoiser_setting,
+    padded,
     placed,
     rows_of,
     why_more,
@@ -50,7 +49,7 @@ class PromptConditioning:
         """
         texts = [read_text(_text(item)) for item in items]
         batches = [self._encoded(texts[start : start + BATCH_SIZE]) for start in range(0, len(texts), BATCH_SIZE)]
-        free_hooks(self.pipeline)
+        self.pipeline.maybe_free_model_hooks()
         together = {name: _concatenated([batch[name] for batch in batches]) for name in batches[0]}
         return {name: tensor.bool() if _is_mask(name) else tensor.float() for name, tensor in self._trimmed(together).items()}
 
@@ -66,7 +65,7 @@ class PromptConditioning:
         if not guided:
             return self._handed_over(positive)
         negative = {name: tensor for name, tensor in tensors.items() if name not in positive}
-        wanted = {negative_of(name) for name in positive}
+        wanted = {f"negative_{name}" for name in positive}
         if any(name in self._taken and name not in negative for name in wanted):
             negative = self._nothing | negative
         rows = len(next(iter(positive.values())))
@@ -166,10 +165,10 @@ class PromptConditioning:
     def _nothing(self) -> dict[str, Tensor]:
         """The negatives that the pipeline uses when no negative prompt is given, one row each."""
         encoded = self._encoded([""], negatives=True)
-        free_hooks(self.pipeline)
+        self.pipeline.maybe_free_model_hooks()
         own = {name: tensor[:1] for name, tensor in encoded.items() if name.startswith("negative_")}
         # Where `encode_prompt` knows no negatives, the call itself encodes the negative prompt as it does a prompt.
-        empty = {negative_of(name): tensor for name, tensor in encoded.items() if name not in own}
+        empty = {f"negative_{name}": tensor for name, tensor in encoded.items() if name not in own}
         return empty | own
 
     @functools.cached_property
@@ -192,7 +191,7 @@ def why_no_prompt_embeds(pipeline: Any) -> str | None:
         return "the pipeline has no encode_prompt"
     if "image_embeds" in taken:
         return "the call wants image_embeds with it"
-    if getattr(config_of(denoiser_of(pipeline)), "encoder_hid_dim_type", None) == "ip_image_proj":
+    if denoiser_setting(pipeline, "encoder_hid_dim_type") == "ip_image_proj":
         return "with an IP-Adapter loaded the call wants ip_adapter_image_embeds with it"
     names = _returned_names(pipeline)
     beside = [name for name, parameter in taken.items() if "prompt_embeds" in name and parameter.default is None]
@@ -268,18 +267,17 @@ def _source_of(method: Callable[..., Any]) -> ast.AST:
 
 
 def _equally_long(positive: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Both, with every negative as long as what it stands against: with a mask neither loses anything, without it follows."""
+    """Both, with every negative as long as its positive. With a mask neither is cut; without one the negative follows."""
     both = {**positive, **negative}
-    for name in positive:
-        against = negative_of(name)
-        if positive[name].ndim < 2 or against not in negative:
+    for name, tensor in positive.items():
+        against = f"negative_{name}"
+        if tensor.ndim < 2 or against not in negative:
             continue
-        masks = [other for other in positive if _is_mask(other) and name in (other, _sequence_of(other))]
-        length = positive[name].shape[1]
-        if masks and negative_of(masks[0]) in negative:
-            length = max(length, _longest(negative[negative_of(masks[0])]))
-        both[name] = _padded(positive[name], length)
-        both[against] = _padded(negative[against], length)
+        length = tensor.shape[1]
+        for mask in positive:
+            if _is_mask(mask) and name in (mask, _sequence_of(mask)) and f"negative_{mask}" in negative:
+                length = max(length, _longest(negative[f"negative_{mask}"]))
+        both[name], both[against] = padded(tensor, length), padded(negative[against], length)
     return both
 
 
@@ -299,19 +297,11 @@ def _longest(mask: Tensor) -> int:
     return int(kept[-1]) + 1 if len(kept) else 1
 
 
-def _padded(tensor: Tensor, length: int) -> Tensor:
-    """Cut to a length, or filled up with zeros."""
-    missing = length - tensor.shape[1]
-    if missing <= 0:
-        return tensor[:, :length]
-    return torch.cat([tensor, tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], 1)
-
-
 def _concatenated(parts: Sequence[Tensor]) -> Tensor:
     if parts[0].ndim < 2:
         return torch.cat(list(parts))
     length = max(part.shape[1] for part in parts)
-    return torch.cat([_padded(part, length) for part in parts])
+    return torch.cat([padded(part, length) for part in parts])
 
 
 def _text(item: ConditioningItem) -> str | Path:
