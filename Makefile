@@ -3,6 +3,7 @@
 # make bench  the measurements of benchmarks/, printed and written to benchmarks/RESULTS.md
 # make alone  each plugin in an environment of its own with the core and nothing else of ours, and its tests there
 # make torture  the attacks of docs/PROMISES.md at full length, with their counts (under 40 minutes on two cores)
+# make reference  docs/reference/ from docstrings and the command line
 # make coverage  which lines of the core, the page and the index the tests reach
 # make dist   wheels and sdists of the core and the plugins, installed into an empty environment, where `align` runs
 # make lock   what make test installs, pinned anew in requirements.lock (requirements-clap.lock for .venv-clap)
@@ -12,14 +13,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(addprefix plugins/bridgekit-,app index ray starter timm transformers template)
-CHECKED := bridgekit docs/hooks.py plugins/bridgekit-starter/training examples benchmarks $(foreach name,app index ray starter timm transformers clap,plugins/bridgekit-$(name)/bridgekit_$(name)) plugins/bridgekit-template/bridgekit_template.py
+CHECKED := bridgekit docs/hooks.py docs/make_reference.py plugins/bridgekit-starter/training examples benchmarks $(foreach name,app index ray starter timm transformers clap,plugins/bridgekit-$(name)/bridgekit_$(name)) plugins/bridgekit-template/bridgekit_template.py
 # Not in .venv: laion-clap needs numpy below 2.
 CLAP := .venv-clap
 LOCK := --quiet --upgrade --universal --python-version 3.10 --no-annotate --custom-compile-command "make lock" --overrides $(VENV)/without-torch.txt --no-emit-package bridgekit-core --no-emit-package torch --no-emit-package torchvision
 # Offline: any Hugging Face call without a network would retry for minutes.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test bench torture coverage alone dist lock audit clean
+.PHONY: demo test bench torture reference coverage alone dist lock audit clean
 
 # The lock pins all but torch, whose build depends on the machine.
 $(VENV)/.installed: pyproject.toml requirements.lock $(PLUGINS:%=%/pyproject.toml)
@@ -69,7 +70,7 @@ test: $(VENV)/.installed $(VENV)/.browser $(CLAP)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 	OMP_NUM_THREADS=1 $(CLAP)/bin/python -m pytest plugins/bridgekit-clap
 
-alone: $(foreach name,app index ray starter timm transformers template clap,.venv-$(name)/.tested)
+alone: $(foreach name,app index starter timm transformers template clap,.venv-$(name)/.tested)
 
 .venv-%/.tested: FORCE
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
@@ -84,6 +85,9 @@ bench: $(VENV)/.installed
 
 torture: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture
+
+reference: $(VENV)/.installed
+	$(BIN)/python docs/make_reference.py
 
 coverage: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=bridgekit --cov=bridgekit_app --cov=bridgekit_index --cov-report=term:skip-covered

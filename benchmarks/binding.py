@@ -1,4 +1,4 @@
-"""Speech to picture without a pair of the two: three modalities at once, one bound later, and two steps through the names.
+"""Speech to image without common pairs: three modalities trained together, one bound later, and two bridges via text.
 
 python benchmarks/binding.py
 """
@@ -26,7 +26,7 @@ PRESET = PRESETS["default"]
 
 
 def columns(encoded: EncodedPairs, split: NDArray[np.str_], *modalities: str) -> tuple[EncodedPairs, NDArray[np.str_]]:
-    """The rows of `train` and `val` that have all of some modalities, with those alone."""
+    """The rows of `train` and `val` that have all of these modalities, with only these columns."""
     there = np.all([encoded.ids[modality] >= 0 for modality in modalities], axis=0)
     rows = np.flatnonzero(there & np.isin(split, ("train", "val")))
     chosen = encoded.pairs.take(rows)
@@ -42,14 +42,14 @@ def embeddings(adapters: Mapping[str, Adapter], latents: Mapping[str, Tensor]) -
 
 
 def expected(embedded: Mapping[str, Tensor], query: str, temperature: float, names: Tensor | None = None) -> Tensor:
-    """Queries replaced by the names they are expected to belong to, as `Bridge.expected` does; in `names`' space if given."""
+    """Queries replaced by their expected name, as in `Bridge.expected`; in the space of `names` if given."""
     texts = embedded["text"]
     weights = (embedded[query] @ texts.T / temperature).softmax(1)
     return normalize(weights @ (texts if names is None else names), dim=-1)
 
 
 def main() -> str:
-    """Train and evaluate; gives the table."""
+    """Train and evaluate; return the table."""
     encoded = encoded_source("starter:spoken-pictures", "starter:audio", "starter:text", "starter:image")
     split = np.asarray(encoded.pairs.split)
     latents = {modality: each.matrix for modality, each in encoded.latents.items()}
@@ -66,15 +66,15 @@ def main() -> str:
         for query, answer, first, second in (("audio", "image", heard, seen), ("image", "audio", seen, heard)):
             one, other = embeddings(first.adapters, latents), embeddings(second.adapters, latents)
             ends = {
-                "three at once": joint,
-                "three at once, through the names": {**joint, query: expected(joint, query, both.temperature)},
+                "three together": joint,
+                "three together, via text": {**joint, query: expected(joint, query, both.temperature)},
                 "image bound later": later,
-                "image bound later, through the names": {**later, query: expected(later, query, heard.temperature)},
+                "image bound later, via text": {**later, query: expected(later, query, heard.temperature)},
                 **{
                     f"two bridges, {how}": {query: expected(one, query, temperature, other["text"]), answer: other[answer]}
-                    for how, temperature in (("through the names", first.temperature), ("by the nearest name", 1e-6))
+                    for how, temperature in (("via text", first.temperature), ("via the nearest name", 1e-6))
                 },
-                "ridge regression onto the names": {name: linear(name, latents[name]) for name in (query, answer)},
+                "ridge regression to text": {name: linear(name, latents[name]) for name in (query, answer)},
             }
             for place in ("test-voices", "test-names"):
                 rows = np.flatnonzero(split == place)
@@ -85,7 +85,7 @@ def main() -> str:
                         figures.setdefault(key, {}).setdefault(method, []).append(found.as_json())
         for query, answer in (("audio", "text"), ("text", "audio"), ("image", "text"), ("text", "image")):
             trained = heard if "audio" in (query, answer) else seen
-            for method, alone in (("three at once", both), ("these two alone", trained)):
+            for method, alone in (("three together", both), ("only these two", trained)):
                 embedded = embeddings(alone.adapters, latents)
                 rows = np.flatnonzero(split == "test-names")
                 found = split_recall(encoded, embedded, rows, query, answer)
@@ -103,13 +103,12 @@ def main() -> str:
         for (place, direction, candidates), methods in figures.items()
         for method, records in methods.items()
     ]
-    told = (
-        f"Mean ± deviation over seeds {SEEDS}, in %. No row to train on has both a clip and a picture; "
-        "the names of test-voices were trained with clips of other voices and with their pictures, "
-        "those of test-names with neither. Among all clips, training's clips of the right name count as wrong for a picture, "
-        "since no row pairs them.\n\n"
+    notes = (
+        f"Mean ± standard deviation over seeds {SEEDS}, in %. No training row has both a clip and an image. The names of "
+        "test-voices were trained with clips of other voices and with their images, those of test-names with neither. Among "
+        "all clips, training clips of the correct name count as wrong for an image, because no row pairs them.\n\n"
     )
-    return told + table(["split", "direction", "among", "method", "@1", "@10", "chance @10"], lines)
+    return notes + table(["split", "direction", "among", "method", "@1", "@10", "chance @10"], lines)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: encoding a table once, training, and printing tables."""
+"""Shared by the benchmarks: encoding a table once, training, and printing tables."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from bridgekit.progress import progress_bars
 from bridgekit.recipes.fit import train_encoded
 from bridgekit.tables.splits import split_pairs
 
-#: The recordings lie beside the project and are no part of it.
+#: The recordings are next to the project, not part of it.
 ESC10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "esc10"
 
 
 @cache
 def encoded_source(source: str, *encoders: str) -> EncodedPairs:
-    """A plugin's table with the latents of the named encoders (from the latent store, if they are there)."""
+    """A plugin's table with the latents of the named encoders (from the cache, if there)."""
     opened = [load_encoder(name, "cpu") for name in encoders]
     return encode(read_pairs(source, [encoder.modality for encoder in opened]), *encoders)
 
@@ -42,23 +42,23 @@ def encode(pairs: Pairs, *encoders: str) -> EncodedPairs:
 
 
 def random_split(encoded: EncodedPairs, seed: int) -> NDArray[np.str_]:
-    """80/10/10 by seed, whatever the table's own splits are."""
+    """Split 80/10/10 by random seed, ignoring the table's own splits."""
     return np.asarray(split_pairs(replace(encoded.pairs, split=None), seed, encoded.ids))
 
 
 def fusemix(encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, seed: int) -> Embed:
-    """Train and give the embedding function."""
+    """Train; return the embedding function."""
     trained = train_encoded(encoded, split, preset=preset, seed=seed)
     return lambda modality, matrix: project(trained.adapters[modality], matrix)
 
 
 def without_mixup(preset: Preset) -> Preset:
-    """The same training, mixup off."""
+    """The same preset without mixup."""
     return replace(preset, alpha=0.0)
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation of shares, in percent."""
+    """Mean and standard deviation of fractions, in percent."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
 
@@ -70,7 +70,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def where() -> str:
-    """Machine and versions, for the head of a result."""
+    """The machine and versions."""
     packages = ", ".join(
         f"{name} {version(name)}" for name in ("bridgekit-core", "torch", "scikit-learn", "transformers", "timm")
     )

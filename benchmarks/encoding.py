@@ -1,4 +1,4 @@
-"""Encoding beside the peers' own way, same weights on both sides: items a second as ratios, and how far the vectors agree.
+"""Encoding compared with other libraries on the same weights: items per second, and cosine between the vectors.
 
 python benchmarks/encoding.py (the peers come with `pip install -e ".[bench]"`)
 """
@@ -32,29 +32,29 @@ from bridgekit import load_encoder, read_pairs
 from bridgekit.encoders import Item
 from bridgekit.latents.encode import encode_items
 
-#: From items to one vector each: what is timed.
+#: Encodes items to one vector each; this is what is timed.
 Encode = Callable[[Sequence[Item]], Tensor]
 Padding = Literal["zeros", "silence", "none"]
 
 TEXTS, PICTURES, PHOTOGRAPHS, CLIPS = 1_000, 150, 100, 12
 ROUNDS = 3
-#: Items that every side encodes first, off the clock.
+#: Items to encode first, untimed.
 WARM_UP = 8
-#: The peers' batch: sentence-transformers' default, and bridgekit's.
+#: The peers' batch size: the default of sentence-transformers and of bridgekit.
 BATCH = 32
-#: The middle of the 1,024 numbers of `starter:audio`: from here on they are the last layer's, which is all the peer gives.
+#: Where the last layer starts in the 1,024 dimensions of `starter:audio`. The peer has only that layer.
 LAST_LAYER = 512
-#: Samples at 16 kHz behind one frame of Whisper's encoder.
+#: Samples at 16 kHz per frame of Whisper's encoder.
 FRAME = 320
 
 
 @dataclass(frozen=True)
 class Timed:
-    """What one side took and gave.
+    """Times and vectors of one method.
 
     Arguments:
-        seconds: of each round; none where only the vectors matter.
-        vectors: (n, d), the last round's.
+        seconds: of each round; empty if only the vectors are compared.
+        vectors: (n, d), of the last round.
     """
 
     seconds: Sequence[float]
@@ -62,10 +62,10 @@ class Timed:
 
 
 def alternate(sides: Mapping[str, Encode], items: Sequence[Item], rounds: int = ROUNDS) -> dict[str, Timed]:
-    """Every side in turn, round after round: the machine's speed drifts, and so it drifts for all of them."""
+    """Run the methods in turn, several rounds, so that drift of the machine's speed affects all of them."""
     for encode in sides.values():
         encode(items[:WARM_UP])
-    # faster-whisper collects garbage after every file, and should not pay for all that this program has loaded.
+    # faster-whisper collects garbage after every file; exclude the objects that this program has loaded.
     gc.collect()
     gc.freeze()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -79,7 +79,7 @@ def alternate(sides: Mapping[str, Encode], items: Sequence[Item], rounds: int = 
 
 
 def bridgekit(name: str) -> Encode:
-    """Encoding into an empty store: hashing, decoding, encoding, writing, reading back."""
+    """Encode into an empty cache: hash, decode, encode, write, read back."""
     encoder = load_encoder(name, "cpu")
 
     def encode(items: Sequence[Item]) -> Tensor:
@@ -92,12 +92,12 @@ def bridgekit(name: str) -> Encode:
 
 
 def row(kind: str, name: str, ours: Timed, peer: str, theirs: Timed) -> list[str]:
-    """A line of the table. Of vectors of unequal width the last numbers are compared."""
+    """A row of the table. Vectors of unequal size are compared over their last dimensions."""
     n = len(ours.vectors)
     ratios = [their / our for our, their in zip(ours.seconds, theirs.seconds, strict=False)]
     spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "not timed"
     own = ours.vectors[:, -theirs.vectors.shape[1] :]
-    # One mean for both: with a mean each, a shift between the sides would not be seen.
+    # The same mean for both; separate means would hide a shift between them.
     mean = theirs.vectors.mean(0)
     raw, centred = cosine_similarity(own, theirs.vectors), cosine_similarity(own - mean, theirs.vectors - mean)
     rates = [f"{n / statistics.median(side.seconds):,.1f}" if side.seconds else "not timed" for side in (ours, theirs)]
@@ -108,7 +108,7 @@ def row(kind: str, name: str, ours: Timed, peer: str, theirs: Timed) -> list[str
 
 
 def docstrings(count: int) -> list[str]:
-    """Distinct docstrings of Python's standard library, drawn by a fixed seed: from a few words to several pages."""
+    """Distinct docstrings of Python's standard library, sampled with a fixed seed: from a few words to several pages."""
     library = Path(sysconfig.get_path("stdlib"))
     found = set()
     for path in sorted(library.rglob("*.py")):
@@ -146,7 +146,7 @@ def text_rows() -> list[list[str]]:
 
 
 def photographs(folder: Path, count: int) -> list[Path]:
-    """JPEGs of 1,200 x 900 pixels: parts of scikit-learn's two photographs, scaled up."""
+    """JPEGs of 1,200 x 900 pixels: crops of scikit-learn's two photographs, scaled up."""
     from sklearn.datasets import load_sample_images
 
     photos = [Image.fromarray(pixels) for pixels in load_sample_images().images]
@@ -189,7 +189,7 @@ def timm_loop(workers: int) -> Encode:
 
     model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
     stored = torch.load(EFFICIENTNET_WEIGHTS.locate(), weights_only=True)
-    # The file has timm's tensors in timm's order, under other names; the classifier's two come last.
+    # The file has timm's tensors in timm's order under other names; the classifier's two are last.
     model.load_state_dict(dict(zip(model.state_dict(), stored.values(), strict=False)))
     model.eval()
     transform = create_transform(**resolve_model_data_config(model))  # type: ignore[no-untyped-call]
@@ -293,7 +293,7 @@ def audio_rows() -> list[list[str]]:
 
 
 def main() -> str:
-    """Encode everything on both sides; gives the table, and says what there is none of."""
+    """Encode everything with both methods; return the table, and what was not measured."""
     rows, missing = [], []
     for peer, measure in (("sentence_transformers", text_rows), ("timm", image_rows), ("faster_whisper", audio_rows)):
         if not find_spec(peer):
@@ -302,15 +302,15 @@ def main() -> str:
             missing.append(f"Not measured: the recordings are not in {ESC10}.")
         else:
             rows += measure()
-    head = ["items", "bridgekit", "items/s", "peer", "items/s", "ratio", "cosine: least, mean", "less the mean: least, mean"]
-    told = (
-        f"Opening a model is not timed; hashing, decoding and writing the store are. Sides take turns, {ROUNDS} rounds: the "
-        "medians, and the least and most of the rounds' ratios. Cosines are between the two sides' vectors of an item, as "
-        "they are and less the mean of the peer's vectors; of starter:audio its last layer's half. faster-whisper pads every "
-        "spectrogram to 30 s with zeros, which are no silence: the rows of CTranslate2, its engine, show what its vectors "
-        "are with silence, as Whisper was trained, and what its speed is at a clip's own length."
+    head = ["items", "bridgekit", "items/s", "peer", "items/s", "ratio", "cosine: min, mean", "centred: min, mean"]
+    notes = (
+        "Loading a model is not timed; hashing, decoding and writing the cache are. Bridgekit and the peer alternate over "
+        f"{ROUNDS} rounds: medians, and the minimum and maximum of the rounds' ratios. Cosines are between the two vectors of "
+        "an item, raw and after subtracting the mean of the peer's vectors; for starter:audio, over its last layer's half. "
+        "faster-whisper pads spectrograms to 30 s with zeros, which is not silence. The rows for CTranslate2, its engine, "
+        "show its vectors with silence, as Whisper was trained, and its speed at each clip's own length."
     )
-    return "\n\n".join([told, table(head, rows), *missing])
+    return "\n\n".join([notes, table(head, rows), *missing])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""ESC-10, one fold of five left out: sounds classified by text prompts alone, beside a linear probe on the same latents.
+"""ESC-10, leave one fold out: zero-shot classification from text prompts, compared with a linear probe on the same latents.
 
 python benchmarks/esc10.py
 """
@@ -25,13 +25,13 @@ from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.recipes.fit import training_rows
 from bridgekit.retrieval import class_embeddings, search
 
-#: The captions that clips have in training, one each, and the prompts at test time.
+#: The captions of training clips, one each, and the prompts at test time.
 TEMPLATES = ("the sound of a {}", "{}", "a recording of a {}", "I hear a {}", "this is the sound of {}")
 SEEDS = (0, 1, 2)
 
 
 def clips() -> tuple[Pairs, NDArray[np.str_], NDArray[np.str_]]:
-    """Every clip with one of the captions in turn; the group is the class. Gives the labels and folds too."""
+    """Every clip with one of the captions, cyclically; the group is the class. Also returns labels and folds."""
     with (ESC10 / "clips.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     captions = [TEMPLATES[number % len(TEMPLATES)].format(row["label"]) for number, row in enumerate(rows)]
@@ -45,7 +45,7 @@ def clips() -> tuple[Pairs, NDArray[np.str_], NDArray[np.str_]]:
 
 
 def last_epoch(encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, seed: int) -> Embed:
-    """Train to the last epoch: with ten classes, validation is perfect too early to choose an epoch by."""
+    """Train to the last epoch: recall among ten classes saturates too early to select an epoch."""
     keys, later = torch.from_numpy(encoded.keys[split == "train"]), count()
     validate = lambda _: {"score": float(next(later))}  # noqa: E731
     trained = train(*training_rows(encoded, split), keys, validate=validate, preset=preset, seed=seed)
@@ -53,7 +53,7 @@ def last_epoch(encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, s
 
 
 def zero_shot(encoded: EncodedPairs, embed: Embed, labels: NDArray[np.str_], test: NDArray[np.int64]) -> float:
-    """The share of test clips whose class's prompts are nearest."""
+    """The fraction of test clips whose class's prompts are nearest."""
     text = load_encoder("starter:text", "cpu")
 
     def embed_texts(texts: list[str]) -> object:
@@ -68,14 +68,14 @@ def zero_shot(encoded: EncodedPairs, embed: Embed, labels: NDArray[np.str_], tes
 
 
 def probe(encoded: EncodedPairs, labels: NDArray[np.str_], train: NDArray[np.int64], test: NDArray[np.int64]) -> float:
-    """Logistic regression on standardised latents: what the latents hold, with no text in between."""
+    """Accuracy of logistic regression on standardised latents."""
     latents = encoded.latents["audio"].matrix[encoded.ids["audio"]].numpy()
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(latents[train], labels[train])
     return float(model.score(latents[test], labels[test]))
 
 
 def splits(folds: NDArray[np.str_], left_out: str, seed: int) -> NDArray[np.str_]:
-    """The held-out fold stays out of everything; one clip in ten of the others is for validation."""
+    """The held-out fold is the test split; one clip in ten of the others is for validation."""
     split = np.where(folds == left_out, "test", "train")
     train = np.random.default_rng(seed).permutation(np.flatnonzero(split == "train"))
     split[train[: len(train) // 10]] = "val"
@@ -83,7 +83,7 @@ def splits(folds: NDArray[np.str_], left_out: str, seed: int) -> NDArray[np.str_
 
 
 def main() -> str:
-    """Train and evaluate; gives the table, or says why there is none."""
+    """Train and evaluate; return the table, or why there is none."""
     if not ESC10.is_dir():
         return f"Not measured: the recordings are not in {ESC10}."
     pairs, labels, folds = clips()
@@ -102,8 +102,10 @@ def main() -> str:
                 by_seed.append(float(np.mean(right)))
             rows.append([encoder, name, spread(by_seed)])
         probes = [probe(encoded, labels, np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in "12345"]
-        rows.append([encoder, "linear probe, no text", f"{100 * np.mean(probes):.1f}"])
-    return f"Mean of five folds, in %; ± over seeds {SEEDS}.\n\n" + table(["latents", "method", "accuracy"], rows)
+        rows.append([encoder, "linear probe on latents", f"{100 * np.mean(probes):.1f}"])
+    return f"Mean of five folds, in %; ± standard deviation over seeds {SEEDS}.\n\n" + table(
+        ["latents", "method", "accuracy"], rows
+    )
 
 
 if __name__ == "__main__":

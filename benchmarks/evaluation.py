@@ -1,4 +1,4 @@
-"""Recall beside the plain way: ranks counted in tiles, and every row of the whole similarity matrix sorted.
+"""Computing recall: ranks counted in tiles, compared with sorting each row of the similarity matrix.
 
 python benchmarks/evaluation.py
 """
@@ -20,20 +20,20 @@ from torch.nn.functional import normalize
 from bridgekit.retrieval import recall, relevance
 
 SIZES, WIDTH = (5_000, 20_000), 512
-#: Runs of each way, in turn.
+#: Alternating runs of each method.
 ROUNDS = 3
-#: How near the right candidate is: of 20,000 it comes first for about half of the queries.
+#: Cosine of the correct candidate: among 20,000 it ranks first for about half of the queries.
 COSINE = 0.18
 
 
 def tiled(x: Tensor, y: Tensor) -> dict[str, float]:
-    """bridgekit's."""
+    """Bridgekit's recall."""
     rows = np.arange(len(x))
     return recall(x, y, relevance(rows, rows)).as_json()
 
 
 def sorting(x: Tensor, y: Tensor) -> dict[str, float]:
-    """As open_clip's `get_clip_metrics` does it, in one direction."""
+    """As in open_clip's `get_clip_metrics`, in one direction."""
     ranking = torch.argsort(x @ y.T, descending=True)
     ranks = 1 + torch.where(ranking == torch.arange(len(x))[:, None])[1]
     recalls = {f"recall@{k}": round(float((ranks <= k).float().mean()), 6) for k in (1, 5, 10)}
@@ -44,7 +44,7 @@ WAYS: dict[str, Callable[[Tensor, Tensor], dict[str, float]]] = {"tiled": tiled,
 
 
 def measure(way: str, n: int) -> None:
-    """One way in this process."""
+    """Run one method in this process."""
     torch.manual_seed(0)
     y = normalize(torch.randn(n, WIDTH), dim=1)
     x = normalize(COSINE * y + (1 - COSINE**2) ** 0.5 * normalize(torch.randn(n, WIDTH), dim=1), dim=1)
@@ -53,9 +53,9 @@ def measure(way: str, n: int) -> None:
 
 
 def main() -> str:
-    """Measure each way in processes of its own; gives the table."""
+    """Measure each method in separate processes; return the table."""
     if not can_measure_memory():
-        return "Not measured: the record of a process's memory is Linux's."
+        return "Not measured: peak memory needs Linux."
     rows = []
     for n in SIZES:
         runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
@@ -69,12 +69,12 @@ def main() -> str:
         equal = "equal" if all(each == figures[0] for each in figures) else f"unequal: {figures}"
         cells = [f"{seconds[way]:.2f} s, {held[way]:,.0f} MiB" for way in WAYS]
         rows.append([f"{n:,}", *cells, f"{ratio:.1f}", f"{held['sorting'] / held['tiled']:.0f}", equal])
-    told = (
-        f"n queries among n candidates, d = {WIDTH}, float32; median of {ROUNDS} runs in turn, each in a process of its own; "
-        "memory is the peak beyond the embeddings. Recall@1, @5, @10 and the median rank are compared."
+    notes = (
+        f"n queries among n candidates, d = {WIDTH}, float32; medians of {ROUNDS} alternating runs, each in its own process. "
+        "Memory is the peak in addition to the embeddings. Results are recall@1, @5, @10 and the median rank."
     )
-    head = ["n", "bridgekit", "every row sorted", "times as fast", "times less memory", "results"]
-    return told + "\n\n" + table(head, rows)
+    head = ["n", "bridgekit", "sorting each row", "speed-up", "memory ratio", "results"]
+    return notes + "\n\n" + table(head, rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Pictures from names, from speech and from field recordings, and how many of them an independent judge recognises.
+"""Images generated from names, speech and field recordings, ranked by an independent image encoder (the judge).
 
-python benchmarks/generation.py (needs the speech bridge: it is trained, or found again, by the same call as `make demo`'s)
+python benchmarks/generation.py (trains the speech bridge, or reuses it)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bridgekit.diffusion.models import draw, open_model
 from bridgekit.recipes.judge import open_gallery, shares
 
 NAMES, SEED = 300, 0
-#: Ten kinds of sound and the names of their emoji, as in examples/sounds_to_pictures.py.
+#: Ten classes of sound and the names of their emoji, as in examples/sounds_to_pictures.py.
 EMOJI = {
     "dog bark": "dog face",
     "rain": "cloud with rain",
@@ -37,7 +37,7 @@ GAPS = ("captions", "mean", "none")
 
 
 def from_names() -> str:
-    """The text-to-image model alone: names drawn at random, those it was trained on and those it never saw."""
+    """The text-to-image model alone: names sampled at random, and names that it was not trained on."""
     from bridgekit_starter.openmoji import split_of
 
     gallery = open_gallery(device="cpu")
@@ -46,13 +46,13 @@ def from_names() -> str:
     drawn = random.Random(SEED).sample(list(gallery.names), NAMES)
     unseen = [name for name in gallery.names if split_of(name) == "test"]
     rows = []
-    for label, names in (("drawn at random", drawn), ("never seen in training", unseen)):
+    for label, names in (("random sample", drawn), ("held out", unseen)):
         started = time.monotonic()
         pictures = draw(model, conditioning, conditioning.encode(names), seeds=list(range(len(names))))
         seconds = time.monotonic() - started
         found = shares(gallery.ranks(pictures, names))
         rows.append([label, str(len(names)), percent(found["top1"]), percent(found["top5"]), f"{seconds / len(names):.2f} s"])
-    return table(["names", "pictures", "top-1", "top-5", "a picture"], rows)
+    return table(["names", "images", "top-1", "top-5", "time per image"], rows)
 
 
 def from_speech(work: Path) -> str:
@@ -63,7 +63,7 @@ def from_speech(work: Path) -> str:
 
 @patch.dict(os.environ, BRIDGEKIT_OUTSIDE="yes")  # the tables are written here, beside the bridges
 def from_sounds(work: Path) -> str:
-    """ESC-10: each fold left out in turn, all of its clips drawn; the judge chooses among the ten. Means over the folds."""
+    """ESC-10, each fold held out in turn: images for all its clips, ranked among ten. Means over the folds."""
     with (ESC10 / "clips.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     folds = []
@@ -83,11 +83,11 @@ def from_sounds(work: Path) -> str:
         for same in zip(*folds, strict=True)
     ]
     each = ", ".join(percent(records[0]["top1"]) for records in folds)
-    return f"{records(means)}\n\nTop-1 of the five folds, gap closed by captions: {each}."
+    return f"{records(means)}\n\nTop-1 of the five folds with `--gap captions`: {each}."
 
 
 def records(found: list[dict[str, object]]) -> str:
-    """The records of `judge_generation` as a table."""
+    """Records of `judge_generation` as a table."""
     rows = [
         [
             str(r["made_from"]),
@@ -99,23 +99,23 @@ def records(found: list[dict[str, object]]) -> str:
         ]
         for r in found
     ]
-    return table(["made from", "gap", "pictures", "candidates", "top-1", "top-5"], rows)
+    return table(["made from", "gap", "images", "candidates", "top-1", "top-5"], rows)
 
 
 def percent(share: object) -> str:
-    """A share as people read it."""
+    """A fraction in percent."""
     assert isinstance(share, float)
     return f"{100 * share:.1f} %"
 
 
 def main() -> str:
-    """Measure all three; gives the tables."""
+    """Measure all three; return the tables."""
     with tempfile.TemporaryDirectory() as folder:
         parts = [
-            "From names, by the model alone:\n\n" + from_names(),
+            "From names, text-to-image model only:\n\n" + from_names(),
             "From speech in held-out voices:\n\n" + from_speech(Path(folder)),
         ]
-        parts += ["From ESC-10, one fold left out:\n\n" + from_sounds(Path(folder))] if ESC10.is_dir() else []
+        parts += ["From ESC-10, leave one fold out:\n\n" + from_sounds(Path(folder))] if ESC10.is_dir() else []
     return "\n\n".join(parts)
 
 

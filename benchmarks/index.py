@@ -1,4 +1,4 @@
-"""100,000 embeddings in an index: time, size, a run that is killed, and latency and recall@10 of exact and approximate search.
+"""100,000 embeddings in an index: build time, size, resuming after a kill, latency and recall@10 of searches.
 
 python benchmarks/index.py
 """
@@ -34,13 +34,13 @@ from bridgekit.retrieval import search
 from bridgekit.storage.cache import cache_folder, write_text_atomically
 
 ROWS, QUERIES = 100_000, 200
-#: LanceDB's names of a search's settings.
+#: LanceDB's names of search options.
 SETTERS = {"probes": "nprobes", "refine": "refine_factor", "ef": "ef"}
 K = 10
 
 
 def sentences() -> list[str]:
-    """ROWS + QUERIES different sentences of the docstrings in what is installed here: real, short and many."""
+    """ROWS + QUERIES distinct sentences from docstrings of installed packages."""
     kept = cache_folder() / f"benchmark-sentences-{ROWS + QUERIES}.txt"
     if not kept.exists():
         found: dict[str, None] = {}
@@ -68,14 +68,14 @@ def _sentences(file: Path) -> Iterator[str]:
 
 
 def add(bridge: Path, folder: Path) -> float:
-    """Index the sentences; gives seconds."""
+    """Index the sentences; return seconds."""
     with progress_bars() as report:
         index = Index.create(folder, bridge)
         return index.add(Bridge.load(bridge, "cpu"), Listing("text", sentences()[:ROWS]), report=report).seconds
 
 
 def killed(bridge: Path, folder: Path) -> int:
-    """Index them in a process that is killed when it has added some; gives how many rows were there then."""
+    """Index them in a process that is killed after some rows; return the number of rows."""
     process = subprocess.Popen([sys.executable, __file__, str(bridge), str(folder)])
     while process.poll() is None:
         if folder.exists() and (index := Index.create(folder)).modalities and index.rows("text"):
@@ -89,7 +89,7 @@ def killed(bridge: Path, folder: Path) -> int:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of all rows and vectors, whatever their order."""
+    """SHA-256 of all rows and vectors, independent of their order."""
     import lancedb
 
     rows = lancedb.connect(str(folder)).open_table("text").to_arrow().select(["content", "item", "vector"]).sort_by("content")
@@ -99,7 +99,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def size(folder: Path) -> float:
-    """MB of all files in a folder."""
+    """Total size of a folder in MB."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
 
 
@@ -107,7 +107,7 @@ Way = Callable[[Tensor], Sequence[float]]
 
 
 def measure(way: Way, queries: Tensor, tenth: Sequence[float]) -> list[str]:
-    """recall@10, the median and 95th percentile of a query's milliseconds, and those of all cores, one query at a time.
+    """recall@10, median and 95th percentile of wall-clock ms, and CPU ms, for one query at a time.
 
     A hit counts if it is no less similar than the tenth of the exact ones.
     """
@@ -131,7 +131,7 @@ def torchs(queries: Tensor, matrix: Tensor) -> list[float]:
 
 
 def raw(stored: Any, matrix: Tensor, row_of: dict[str, int], **settings: int) -> Way:
-    """LanceDB's own search with these settings. Similarities are the exact ones of what it finds, not its estimates."""
+    """LanceDB's search with these settings. Similarities are exact, not LanceDB's estimates."""
 
     def way(query: Tensor) -> list[float]:
         found_by = stored.search(query[0].numpy(), vector_column_name="vector").distance_type("cosine").limit(K)
@@ -146,7 +146,7 @@ def raw(stored: Any, matrix: Tensor, row_of: dict[str, int], **settings: int) ->
 
 
 def kinds() -> list[tuple[str, Any, list[dict[str, int]]]]:
-    """Kinds of approximate index, each with the settings to search it by."""
+    """Kinds of approximate index, each with its search settings."""
     from lancedb.index import HnswSq, IvfPq, IvfRq, IvfSq
 
     few, many = [{"probes": 20}, {"probes": 20, "refine": 10}, {"probes": 50, "refine": 10}], [{"refine": 5}]
@@ -159,7 +159,7 @@ def kinds() -> list[tuple[str, Any, list[dict[str, int]]]]:
 
 
 def main() -> str:
-    """Index and search, in one thread; gives the tables."""
+    """Index and search in one thread; return the tables."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -200,7 +200,7 @@ def _measured(place: Path, model: Bridge, bridge: Path, queries: dict[str, Tenso
     tenth = {name: search(vectors, matrix, K)[0][:, -1].tolist() for name, vectors in queries.items()}
 
     def row(name: str, build: str, megabytes: str, way: Way) -> list[str]:
-        figures = [cell for source in queries for cell in measure(way, queries[source], tenth[source])]
+        figures = [cell for name in queries for cell in measure(way, queries[name], tenth[name])]
         print(name, build, megabytes, *figures, sep=" | ", file=sys.stderr, flush=True)
         return [name, build, megabytes, *figures]
 
@@ -223,24 +223,22 @@ def _measured(place: Path, model: Bridge, bridge: Path, queries: dict[str, Tenso
             build = megabytes = ""
     built = index.approximate("text")
     recall = ", ".join(f"{value:.3f} for {name} queries" for name, value in built.recall.items()) if built else "none"
-    text = (
-        f"{ROWS:,} sentences of docstrings by `starter:text` through a bridge of `starter:openmoji`, {matrix.shape[1]} wide; "
-        f"{QUERIES} other sentences, and {QUERIES} pictures, as queries, one at a time. Adding them took {seconds:.0f} s "
-        f"({ROWS / seconds:,.0f} a second), with their latents in the store. Killed (SIGKILL) with {rows_then:,} rows there, "
-        f"the same command went on in {resumed:.0f} s: "
-        f"{'rows and vectors are the same, bit for bit' if same else 'BUT THE ROWS DIFFER'}. "
-        f"recall@10 that is kept with the index: {recall}. Sizes are of the folder, which keeps "
-        f"older versions for {module.CLEAN_AFTER.seconds // 60} minutes; with +, of what is approximate. "
-        "Building, for `Index.search`, is `finish`: merging, building, and measuring recall. "
-        "Times are the wall's, CPU that of all threads."
+    notes = (
+        f"{ROWS:,} sentences from docstrings, encoded by `starter:text` and a bridge of `starter:openmoji` ({matrix.shape[1]} "
+        f"dimensions). Queries: {QUERIES} other sentences and {QUERIES} images, one at a time. Adding took {seconds:.0f} s "
+        f"({ROWS / seconds:,.0f} per second) with cached latents. After SIGKILL at {rows_then:,} rows, the same command "
+        f"finished in {resumed:.0f} s, with {'identical rows and vectors' if same else 'DIFFERENT ROWS'}. recall@10 stored "
+        f"with the index: {recall}. Sizes are of the folder, which keeps old versions for {module.CLEAN_AFTER.seconds // 60} "
+        "minutes; + is the approximate index alone. For `Index.search`, build is `finish`: merging, building and measuring "
+        "recall. Times are wall-clock; CPU is of all threads."
     )
     head = [
-        "way",
+        "method",
         "build, s",
         "MB",
         *(f"{name}: {what}" for name in queries for what in ("recall@10", "median ms", "p95 ms", "CPU ms")),
     ]
-    return text + "\n\n" + table(head, rows)
+    return notes + "\n\n" + table(head, rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Symmetric InfoNCE forward and backward: time and memory beside open_clip's and sentence-transformers', and far beyond them.
+"""Symmetric InfoNCE, forward and backward: time and memory compared with open_clip and sentence-transformers.
 
 python benchmarks/loss.py
 """
@@ -21,14 +21,14 @@ from bridgekit.hardware import fast_products
 
 WIDTH = 512
 SIZES = (1_024, 4_096, 16_384, 65_536)
-#: Beyond this size a way is not measured: ClipLoss would not fit, the others would take minutes that say nothing new.
+#: The largest n measured: above it, ClipLoss does not fit, and the others take minutes without showing anything new.
 MOST = {"ClipLoss": 16_384, "Cached": 65_536, "bridgekit": 16_384, "bridgekit, fast products": 131_072}
-#: Up to this size the ways run in turn several times; larger ones take minutes and run once.
+#: Up to this size there are several alternating runs; larger ones take minutes and run once.
 REPEATED, ROUNDS = 16_384, 2
 
 
 def embeddings(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of unit length that are somewhat alike, and a scale of 1 / 0.07."""
+    """Similar pairs of unit length, and a scale of 1 / 0.07."""
     generator = torch.Generator().manual_seed(0)
     x = normalize(torch.randn(n, WIDTH, generator=generator), dim=1)
     y = normalize(0.5 * x + 0.5 * normalize(torch.randn(n, WIDTH, generator=generator), dim=1), dim=1)
@@ -36,7 +36,7 @@ def embeddings(n: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def clip_loss(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-    """open_clip's."""
+    """open_clip's loss."""
     from open_clip.loss import ClipLoss
 
     loss: Tensor = ClipLoss()(x, y, scale)
@@ -45,7 +45,7 @@ def clip_loss(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
 
 
 def cached(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-    """sentence-transformers', both ways, 1,024 rows at a time (its default, 32, is slower); its scale does not learn."""
+    """sentence-transformers' loss in both directions, 1,024 rows at a time (the default, 32, is slower); its scale is fixed."""
     from sentence_transformers import losses
 
     loss = losses.CachedMultipleNegativesRankingLoss(
@@ -62,14 +62,14 @@ def cached(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
 
 
 def ours(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-    """bridgekit's."""
+    """Bridgekit's loss."""
     loss = info_nce(x, y, scale)
     loss.backward()  # type: ignore[no-untyped-call]
     return loss
 
 
 def ours_fast(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-    """bridgekit's as `train` runs it."""
+    """Bridgekit's loss as `train` runs it."""
     with fast_products():
         return ours(x, y, scale)
 
@@ -95,7 +95,7 @@ def measure(way: str, n: int) -> None:
 
 
 def main() -> str:
-    """Measure each way at each size in processes of their own; gives the table."""
+    """Measure each method at each size in separate processes; return the table."""
     rows = []
     for n in (*SIZES, MOST["bridgekit, fast products"]):
         ways = [way for way in WAYS if n <= MOST[way]]
@@ -115,15 +115,16 @@ def main() -> str:
             first = runs[way][0]
             figures = [f"{seconds:.3g} s", f"{held / 2**20:,.0f} MiB", *ratios, f"{flops:,.0f}"]
             rows.append([f"{n:,}", way, *figures, f"{first['loss']:.6f}", f"{first['gradient']:.6f}"])
-    told = (
-        f"d = {WIDTH}, float32 inputs, temperature 0.07; each run in a process of its own, medians of {ROUNDS} in turn up to "
-        f"n = {REPEATED:,} and single runs beyond. Memory is the peak beyond the embeddings, gradients included. GFLOP/s "
-        "counts the four products that are needed. `Cached` is sentence-transformers' CachedMultipleNegativesRankingLoss; "
-        "it normalises its inputs again, so its gradient lacks the part along them. ClipLoss is not run beyond "
-        f"n = {MOST['ClipLoss']:,}: its memory grows with the square of n, to 65 GiB at 65,536.\n\n"
+    notes = (
+        f"d = {WIDTH}, float32 inputs, temperature 0.07; each run in its own process, medians of {ROUNDS} alternating runs up "
+        f"to n = {REPEATED:,} and single runs above. Memory is the peak in addition to the embeddings, including gradients. "
+        "GFLOP/s counts the four matrix products needed. `Cached` is sentence-transformers' "
+        "CachedMultipleNegativesRankingLoss. It normalises its inputs again, so its gradient has no component along them; "
+        f"its value is the same. ClipLoss is not run above n = {MOST['ClipLoss']:,}: its memory grows with n², to 65 GiB at "
+        "65,536.\n\n"
     )
     head = ["n", "loss", "time", "memory", "time / ClipLoss", "memory / ClipLoss", "GFLOP/s", "value", "norm of x's gradient"]
-    return told + table(head, rows)
+    return notes + table(head, rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Held-out emoji: FuseMix, the same without mixup, and linear methods on the same latents, over five seeds.
+"""Held-out emoji: FuseMix with and without mixup, and linear methods on the same latents, over five seeds.
 
 python benchmarks/openmoji.py
 """
@@ -27,7 +27,7 @@ PRESET = PRESETS["default"]
 
 
 def ridge(encoded: EncodedPairs, split: NDArray[np.str_]) -> Embed:
-    """scikit-learn's Ridge from pictures to names, alpha chosen on validation rows."""
+    """scikit-learn's Ridge from images to names; alpha selected on validation rows."""
     latents = {modality: latents.matrix for modality, latents in encoded.latents.items()}
     rows = {modality: torch.from_numpy(ids[split == "train"]) for modality, ids in encoded.ids.items()}
     score = validation(encoded, split)
@@ -35,7 +35,7 @@ def ridge(encoded: EncodedPairs, split: NDArray[np.str_]) -> Embed:
 
 
 def cca(encoded: EncodedPairs, split: NDArray[np.str_]) -> Embed:
-    """scikit-learn's CCA after PCA, both widths chosen on validation rows."""
+    """scikit-learn's CCA after PCA; both dimensions selected on validation rows."""
     score = validation(encoded, split)
     a, b = encoded.latents
     train = {m: encoded.latents[m].matrix[torch.from_numpy(encoded.ids[m][split == "train"])].double().numpy() for m in (a, b)}
@@ -58,7 +58,7 @@ def cca(encoded: EncodedPairs, split: NDArray[np.str_]) -> Embed:
 
 
 def main() -> str:
-    """Train and evaluate; gives the table."""
+    """Train and evaluate; return the table."""
     encoded = encoded_source("starter:openmoji", "starter:image", "starter:text")
     figures: dict[tuple[str, str], list[dict[str, float]]] = {}
     for seed in SEEDS:
@@ -66,8 +66,8 @@ def main() -> str:
         start = before_training(*training_rows(encoded, split), PRESET, seed)["closed-form start"]
         methods = {
             "FuseMix": fusemix(encoded, split, PRESET, seed),
-            "the same without mixup": fusemix(encoded, split, without_mixup(PRESET), seed),
-            "its start (regularised CCA, closed form)": start,
+            "without mixup": fusemix(encoded, split, without_mixup(PRESET), seed),
+            "closed-form start (regularised CCA)": start,
             "ridge regression (scikit-learn)": ridge(encoded, split),
             "PCA + CCA (scikit-learn)": cca(encoded, split),
         }
@@ -92,7 +92,7 @@ def main() -> str:
     queries = figures["FuseMix", "image → text"][0]
     head = ["method", *(f"{way} @{k}" for way in ("image → text", "text → image") for k in (1, 5, 10)), "mean of the six"]
     about = f"{queries['queries']:.0f} held-out emoji among {queries['candidates']:.0f}"
-    return f"{about}; mean ± deviation over 5 splits and seeds, in %.\n\n" + table(head, rows)
+    return f"{about}; mean ± standard deviation over 5 splits and seeds, in %.\n\n" + table(head, rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The loss and an adapter's training step as shares of the fastest matrix product that this machine was seen to do.
+"""The loss and an adapter's training step as a fraction of the machine's fastest matrix product.
 
 python benchmarks/peak.py
 """
@@ -21,11 +21,11 @@ from bridgekit.fusion.contrastive import info_nce
 from bridgekit.hardware import fast_products
 
 SIDES = (1_024, 2_048, 4_096)
-#: Everything in turn, and of each the best: whatever else the machine does can only slow it down.
+#: Alternating rounds; the best counts, because other processes can only slow it down.
 ROUNDS = 3
 N, WIDTH = 16_384, 512
 ROWS, LATENTS = 2_048, 1_024
-#: What is multiplied, and in which surroundings.
+#: Number format and context of each mode.
 MODES: dict[str, tuple[torch.dtype, Callable[[], AbstractContextManager[None]]]] = {
     "float32": (torch.float32, nullcontext),
     "float32, fast products": (torch.float32, fast_products),
@@ -35,7 +35,7 @@ MODES: dict[str, tuple[torch.dtype, Callable[[], AbstractContextManager[None]]]]
 
 @dataclass(frozen=True)
 class Task:
-    """What is timed.
+    """A timed operation.
 
     Arguments:
         run: once.
@@ -47,7 +47,7 @@ class Task:
 
 
 def product(dtype: torch.dtype, side: int) -> Task:
-    """A product of square matrices."""
+    """A product of two square matrices."""
     a, b, out = torch.randn(3, side, side).to(dtype).unbind()
     return Task(lambda: torch.mm(a, b, out=out), 2.0 * side**3)
 
@@ -60,7 +60,7 @@ def loss(dtype: torch.dtype) -> Task:
 
 
 def adapter(dtype: torch.dtype) -> Task:
-    """A step of the paper's adapter, as `train` takes it: weights in float32, for bfloat16 under autocast."""
+    """A training step of the paper's adapter: float32 weights, autocast for bfloat16."""
     preset = PRESETS["paper"]
     model = FusionAdapter(LATENTS, preset.shared_dim, preset.blocks, preset.expansion, preset.dropout)
     optimizer = torch.optim.AdamW(model.parameters(), lr=preset.lr, fused=True)
@@ -79,7 +79,7 @@ def adapter(dtype: torch.dtype) -> Task:
 
 
 def main() -> str:
-    """Measure; gives the table."""
+    """Measure; return the table."""
     torch.manual_seed(0)
     tasks = {
         mode: {
@@ -113,14 +113,14 @@ def main() -> str:
         ]
         for (mode, name), seconds in best.items()
     ]
-    told = (
-        f"Best of {ROUNDS} rounds in turn, {torch.get_num_threads()} threads; the peak is the best product of a number format. "
-        "`fast products` is what bridgekit trains its loss under: float32 matrices multiplied by oneDNN, in bfloat16 where "
-        "there is AMX; its adapters train as under bfloat16. Of the loss four products are counted (2 n² d operations each); "
-        f"of a step of the `paper` preset's adapter (latents {LATENTS:,} wide) what torch's FlopCounterMode counts, while "
-        "dropout, norms and AdamW take time as well."
+    notes = (
+        f"Best of {ROUNDS} alternating rounds, {torch.get_num_threads()} threads. The peak is the fastest product in a number "
+        "format. `fast products` is the mode in which the loss is trained: float32 matrices multiplied by oneDNN, in "
+        "bfloat16 where there is AMX; adapters train as under bfloat16. For the loss, four products are counted (2 n² d "
+        f"operations each); for a step of the `paper` preset's adapter (latents of {LATENTS:,} dimensions), what torch's "
+        "FlopCounterMode counts, although dropout, norms and AdamW take time as well."
     )
-    return told + "\n\n" + table(["format", "what", "time", "GFLOP/s", "share of the peak"], rows)
+    return notes + "\n\n" + table(["format", "what", "time", "GFLOP/s", "of peak"], rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs of parts of a benchmark in processes of their own, with the most memory that each held."""
+"""Run parts of a benchmark in separate processes, and measure their peak memory."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-#: Linux's own record of the most memory that this process has held. `getrusage` starts with what the parent had held.
+#: Linux's peak memory of this process. `getrusage` would start with the parent's peak.
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def can_measure_memory() -> bool:
-    """Whether the system keeps such a record."""
+    """Whether the system reports peak memory."""
     return CLEAR.exists()
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held since the record was cleared."""
+    """Peak memory in bytes since it was last reset."""
     found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
     assert found
     return 1024 * int(found.group(1))
 
 
 def report(work: Callable[[], dict[str, Any]]) -> None:
-    """Do some work and print, for `in_process`, what it gave, the seconds that it took and the bytes it held beyond before."""
+    """Do some work and print its result, seconds and additional peak memory for `in_process`."""
     CLEAR.write_text("5")
     before, started = peak_memory(), time.perf_counter()
     figures = work()
@@ -37,7 +37,7 @@ def report(work: Callable[[], dict[str, Any]]) -> None:
 
 
 def in_process(file: str, *arguments: object) -> dict[str, Any]:
-    """What `report` prints in a process that runs a file with arguments."""
+    """Run a file with arguments in a process; return what it prints with `report`."""
     command = [sys.executable, file, *map(str, arguments)]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     figures: dict[str, Any] = json.loads(printed.splitlines()[-1])

@@ -1,6 +1,6 @@
 """Run every benchmark and write benchmarks/RESULTS.md: python benchmarks/run.py [NAME ...]
 
-Each result is a section that tells its command, machine and versions. Sections that are not run again stay.
+Each result is a section with its command, machine and versions. Sections of benchmarks that are not run stay.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from common import where
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
+HEAD = "# Measurements\n\nWritten by `make bench`. [Results in brief](../docs/numbers.md) summarises them.\n"
 BENCHMARKS = (
     "openmoji",
     "speech",
@@ -33,10 +34,10 @@ BENCHMARKS = (
 
 
 def write_section(name: str, body: str, seconds: float) -> None:
-    """Put one benchmark's result in its place in RESULTS.md."""
+    """Replace one benchmark's section of RESULTS.md."""
     title = str(importlib.import_module(name).__doc__).splitlines()[0]
     section = f"## {name}\n\n{title}\n\n{body}\n\n`python benchmarks/{name}.py`, {seconds:.0f} s. {where()}.\n"
-    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n\nMade by `make bench`.\n"
+    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else HEAD
     old = re.search(rf"^## {name}\n.*?(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
     text = text.replace(old.group(0), section + "\n") if old else text.rstrip() + "\n\n" + section
     RESULTS.write_text(text.rstrip() + "\n", encoding="utf-8")

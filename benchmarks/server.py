@@ -1,4 +1,4 @@
-"""`bridgekit app` under load: 50 programs at once for a minute, on the same cores as the server. Rates, latencies, memory.
+"""`bridgekit app` under load: 50 concurrent clients for a minute, on the same cores as the server.
 
 python benchmarks/server.py [SECONDS]
 """
@@ -32,19 +32,19 @@ from common import table
 from bridgekit import align
 
 CLIENTS, SECONDS, SEED = 50, 60, 0
-#: How the programs' requests are shared out.
-MIX = {"embed a text": 0.6, "search pictures by words": 0.24, "search words by a clip": 0.12, "draw": 0.04}
+#: How often each kind of request is sent.
+MIX = {"embed a text": 0.6, "search images by text": 0.24, "search text by audio": 0.12, "generate an image": 0.04}
 WORDS, VOICES = 40, ("en-us+m3", "en+f4", "en-gb-x-rp+m1")
 NEW_VOICE = "en-us-nyc+m6"
 
 
 @dataclass
 class Log:
-    """What the clients saw.
+    """What the clients measured.
 
     Arguments:
         seconds: kind of request to how long each took that was served.
-        busy: kind of request to how many were asked to come back later.
+        busy: kind of request to the number of "busy" responses.
         errors: whatever else was answered.
     """
 
@@ -54,7 +54,7 @@ class Log:
 
 
 def make_bridge(folder: Path) -> tuple[Path, list[bytes], list[str]]:
-    """A bridge of 40 spoken words and their pictures; clips of them in a voice that it never heard; the words."""
+    """A bridge of 40 spoken words and their images; clips in a held-out voice; the words."""
     pictures = list(openmoji.pictures())[::46][:WORDS]
     words = [picture.name for picture in pictures]
     files = dict(zip(words, openmoji._draw(pictures), strict=True))
@@ -73,7 +73,7 @@ def make_bridge(folder: Path) -> tuple[Path, list[bytes], list[str]]:
 
 
 def wav(path: Path) -> bytes:
-    """A clip as WAV."""
+    """A clip as WAV bytes."""
     samples, rate = soundfile.read(path, dtype="int16")
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate, format="WAV")
@@ -81,7 +81,7 @@ def wav(path: Path) -> bytes:
 
 
 def client(number: int, port: int, until: float, clips: list[bytes], words: list[str], log: Log) -> None:
-    """One program: a request, its answer, the next. Where the server is busy, it comes back later."""
+    """A client: send a request, read the response, repeat. Retries when the server is busy."""
     draw = random.Random(SEED * 1_000 + number)
     line = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     while time.monotonic() < until:
@@ -91,25 +91,25 @@ def client(number: int, port: int, until: float, clips: list[bytes], words: list
         try:
             line.request("POST", path, body, {**headers, "X-Bridgekit-Client": str(number)})
             answer = line.getresponse()
-            received = answer.read()
+            body = answer.read()
         except (OSError, http.client.HTTPException) as error:
             log.errors[type(error).__name__] += 1
             line.close()
             continue
         if answer.status == 200:
             log.seconds[kind].append(time.monotonic() - started)
-        elif answer.status in (429, 503) and json.loads(received)["error"]["what"].startswith("busy: "):
+        elif answer.status in (429, 503) and json.loads(body)["error"]["what"].startswith("busy: "):
             log.busy[kind] += 1
             time.sleep(min(float(answer.headers["Retry-After"]), max(0.0, until - time.monotonic())))
         else:
-            log.errors[f"{answer.status} {received[:200]!r}"] += 1
+            log.errors[f"{answer.status} {body[:200]!r}"] += 1
     line.close()
 
 
 def request(kind: str, draw: random.Random, clips: list[bytes], words: list[str]) -> tuple[str, bytes, dict[str, str]]:
-    """A request that nobody sent before, so that nothing is remembered: path, body, headers."""
+    """A request that was not sent before, so that no cached response applies: path, body, headers."""
     text = f"{draw.choice(words)} {draw.randrange(10**9)}"
-    if kind == "search words by a clip":
+    if kind == "search text by audio":
         clip = bytearray(draw.choice(clips))
         clip[-4:] = draw.randbytes(4)  # two samples: another clip to the server, the same to the ear
         edge = uuid4().hex
@@ -118,28 +118,28 @@ def request(kind: str, draw: random.Random, clips: list[bytes], words: list[str]
         return "/search", body, {"Content-Type": f"multipart/form-data; boundary={edge}"}
     more: dict[str, dict[str, object]] = {
         "embed a text": {},
-        "search pictures by words": {"to": ["image"]},
-        "draw": {"seed": draw.randrange(10**6)},
+        "search images by text": {"to": ["image"]},
+        "generate an image": {"seed": draw.randrange(10**6)},
     }
-    path = {"embed a text": "/embed", "search pictures by words": "/search", "draw": "/generate"}[kind]
+    path = {"embed a text": "/embed", "search images by text": "/search", "generate an image": "/generate"}[kind]
     return path, json.dumps({"text": text, **more[kind]}).encode(), {"Content-Type": "application/json"}
 
 
 def memory(process: int) -> float:
-    """What a process holds, in MB."""
+    """A process's resident memory in MB."""
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(encoding="ascii"))
     assert found
     return int(found.group(1)) / 1e3
 
 
 def processor(process: int) -> float:
-    """The seconds of processor time that a process has had."""
+    """A process's CPU seconds."""
     fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main(lasting: float = SECONDS) -> str:
-    """Serve, ask for so many seconds, count."""
+    """Start the server, send requests for this many seconds, and count."""
     with tempfile.TemporaryDirectory() as folder:
         bridge, clips, words = make_bridge(Path(folder))
         command = [sys.executable, "-m", "bridgekit", "app", str(bridge), "--port", "0"]
@@ -154,7 +154,7 @@ def main(lasting: float = SECONDS) -> str:
 
 
 def measure(server: int, port: int, clips: list[bytes], words: list[str], lasting: float) -> str:
-    """The load itself."""
+    """Send the requests."""
     client(0, port, time.monotonic() + 20, clips, words, Log())  # until all is open and has been used once
     log, held = Log(), []
     before, had = health(port), processor(server)
@@ -191,11 +191,11 @@ def measure(server: int, port: int, clips: list[bytes], words: list[str], lastin
     items, batches = (after["encoded"][name] - before["encoded"][name] for name in ("items", "batches"))
     half = len(held) // 2
     lines = [
-        table(["request", "served", "busy", "a second", "median, ms", "95 %, ms", "99 %, ms"], rows),
-        f"{CLIENTS} clients for {seconds:.0f} s: {served:,} requests served ({served / seconds:.1f} a second), "
-        f"{sum(log.busy.values()):,} asked to come back later, {sum(log.errors.values())} errors{_listed(log.errors)}.",
-        f"{items:,} inputs were encoded in {batches:,} batches, {items / max(1, batches):.1f} in each. The server had "
-        f"{had / seconds:.2f} of {os.cpu_count()} cores; the clients, and whatever else ran, had the rest.",
+        table(["request", "served", "busy", "per second", "median, ms", "95 %, ms", "99 %, ms"], rows),
+        f"{CLIENTS} clients for {seconds:.0f} s: {served:,} requests served ({served / seconds:.1f} per second), "
+        f"{sum(log.busy.values()):,} rejected as busy, {sum(log.errors.values())} errors{_listed(log.errors)}.",
+        f"{items:,} inputs were encoded in {batches:,} batches, {items / max(1, batches):.1f} per batch. The server used "
+        f"{had / seconds:.2f} of {os.cpu_count()} cores; the clients and other processes used the rest.",
         f"Memory of the server: {held[0]:,.0f} MB at the start, {statistics.mean(held[1:half]):,.0f} MB in the first half, "
         f"{statistics.mean(held[half:]):,.0f} MB in the second, {held[-1]:,.0f} MB at the end.",
     ]
@@ -203,12 +203,12 @@ def measure(server: int, port: int, clips: list[bytes], words: list[str], lastin
 
 
 def health(port: int) -> dict[str, dict[str, int]]:
-    """What the server says of itself."""
+    """The server's health response."""
     line = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     line.request("GET", "/healthz")
-    found: dict[str, dict[str, int]] = json.loads(line.getresponse().read())
+    health: dict[str, dict[str, int]] = json.loads(line.getresponse().read())
     line.close()
-    return found
+    return health
 
 
 def _listed(errors: Counter[str]) -> str:

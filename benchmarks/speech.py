@@ -1,4 +1,4 @@
-"""Starter speech: held-out voices, and held-out names with and without FuseMix, side by side.
+"""Starter speech: held-out voices and held-out names, with and without mixup.
 
 python benchmarks/speech.py
 """
@@ -16,7 +16,7 @@ SEEDS = (0, 1)
 
 
 def main() -> str:
-    """Train and evaluate; gives the table."""
+    """Train and evaluate; return the table."""
     encoded = encoded_source("starter:spoken-openmoji", "starter:audio", "starter:text")
     split = np.asarray(encoded.pairs.split)
     preset = PRESETS["default"]
@@ -43,7 +43,7 @@ def main() -> str:
         for (place, direction, candidates), by_method in figures.items()
         for name, records in by_method.items()
     ]
-    return f"Mean ± deviation over seeds {SEEDS}, in %.\n\n" + table(
+    return f"Mean ± standard deviation over seeds {SEEDS}, in %.\n\n" + table(
         ["split", "direction", "among", "method", "@1", "@5", "@10"], rows
     )
 

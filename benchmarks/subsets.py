@@ -1,4 +1,4 @@
-"""Choosing pairs to train on: the lazy greedy k-DPP beside plain fast greedy, and k-DPP beside a uniform draw, trained on.
+"""Selecting training pairs: lazy compared with fast greedy k-DPP, and training on k-DPP compared with uniform subsets.
 
 python benchmarks/subsets.py
 """
@@ -26,13 +26,13 @@ from bridgekit.evaluation.recall import evaluate_splits
 from bridgekit.fusion.subsets import choose_subset, greedy_k_dpp
 
 WIDTH = 384
-#: Items, and how many of them are chosen.
+#: The number of items, and how many are selected.
 LARGE, SMALL = (200_000, 5_000), (20_000, 1_000)
-#: Runs of each way at the smaller size, in turn.
+#: Alternating runs of each method at the smaller size.
 ROUNDS = 3
 SEEDS = range(5)
 SHARES = (0.1, 0.25, 0.5)
-#: Linux's own record of the most memory that this process has held.
+#: Linux's peak memory of this process.
 STATUS = Path("/proc/self/status")
 
 Matrix = NDArray[np.float32]
@@ -40,7 +40,7 @@ Matrix = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Choice:
-    """What one way chose.
+    """What one method selected.
 
     Arguments:
         items: (k,) in order.
@@ -54,7 +54,7 @@ class Choice:
 
 
 def latents(n: int) -> Matrix:
-    """n / 100 random centres with an item's own noise of half their spread: no data, but neither without structure."""
+    """n / 100 random centres, and noise of half their spread: synthetic data with some structure."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((n // 100, WIDTH), dtype=np.float32)
     x: Matrix = centres[rng.integers(0, len(centres), n)]
@@ -64,13 +64,13 @@ def latents(n: int) -> Matrix:
 
 
 def lazy(x: Matrix, k: int) -> Choice:
-    """bridgekit's."""
+    """Bridgekit's."""
     found = greedy_k_dpp(x, k)
     return Choice(found.items, found.gains, found.evaluations)
 
 
 def plain(x: Matrix, k: int) -> Choice:
-    """Fast greedy MAP inference as Chen et al. (2018) write it: a row of the Cholesky factor for every item, in float64."""
+    """Fast greedy MAP inference as in Chen et al. (2018): a row of the Cholesky factor for every item, in float64."""
     n = len(x)
     unit = x.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
@@ -91,21 +91,21 @@ WAYS: dict[str, Callable[[Matrix, int], Choice]] = {"lazy": lazy, "plain": plain
 
 
 def log_determinant(x: Matrix, items: NDArray[np.int64]) -> float:
-    """Of the kernel of some items."""
+    """Log-determinant of the kernel of some items."""
     unit = x[items].astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     return float(np.linalg.slogdet((unit @ unit.T + 1) ** 2)[1])
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held."""
+    """Peak memory of this process in bytes."""
     found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
     assert found
     return 1024 * int(found.group(1))
 
 
 def measure(way: str, n: int, k: int) -> None:
-    """Run one way in this process and print what it took and gave."""
+    """Run one method in this process and print its result and cost."""
     x = latents(n)
     WAYS[way](x[:2_000], 20)
     started, worked = time.perf_counter(), time.process_time()
@@ -123,7 +123,7 @@ def measure(way: str, n: int, k: int) -> None:
 
 
 def in_a_process(way: str, n: int, k: int, threads: int | None = None) -> dict[str, float]:
-    """`measure` in a process of its own, so that its memory is its own, with so many threads in a product."""
+    """Run `measure` in a separate process, with this many threads."""
     command = [sys.executable, __file__, way, str(n), str(k)]
     environment = os.environ if threads is None else {**os.environ, "OPENBLAS_NUM_THREADS": str(threads)}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
@@ -132,7 +132,7 @@ def in_a_process(way: str, n: int, k: int, threads: int | None = None) -> dict[s
 
 
 def speed() -> str:
-    """The two ways; gives the table."""
+    """Compare both methods; return the table."""
     runs: dict[tuple[str, tuple[int, int]], list[dict[str, float]]] = {}
     for _ in range(ROUNDS):
         runs.setdefault(("lazy", SMALL), []).append(in_a_process("lazy", *SMALL))
@@ -157,21 +157,21 @@ def speed() -> str:
                 f"{measured[0]['uniform']:,.0f}",
             ]
         )
-    told = (
-        f"Synthetic latents (seed 0, {WIDTH} wide): n / 100 random centres, and noise of half their spread. Each run in a "
-        "process of its own; memory is all that it held, the latents and Python among it. At the smaller size medians of "
-        f"{ROUNDS} runs in turn. `lazy` is bridgekit's; `plain` is fast greedy as Chen et al. (2018) write it, in float64, "
-        "which works out every gain at every step, and at the larger size would hold "
-        f"{8 * LARGE[0] * LARGE[1] / 2**30:.1f} GiB. Lazy is {ratio:.1f} times as fast as the faster of the plain ones, with "
-        f"{less:.1f} times less memory, and chooses "
-        f"{'the same items in the same order' if same else 'OTHER ITEMS'}. Log-determinants are of the kernel (cosine + 1)²."
+    notes = (
+        f"Synthetic latents (seed 0, {WIDTH} dimensions): n / 100 random centres, and noise of half their spread. Each run in "
+        "its own process; memory is all that it used, including the latents and Python. At the smaller size, medians of "
+        f"{ROUNDS} alternating runs. `lazy` is bridgekit's; `plain` is fast greedy as in Chen et al. (2018), in float64, "
+        f"which computes every gain at every step and would need {8 * LARGE[0] * LARGE[1] / 2**30:.1f} GiB at the larger "
+        f"size. Lazy is {ratio:.1f} times as fast as the faster of the plain runs, with {less:.1f} times less memory, and "
+        f"selects {'the same items in the same order' if same else 'OTHER ITEMS'}. Log-determinants are of the kernel (cosine "
+        "+ 1)²."
     )
-    head = ["chosen", "way", "time", "CPU time", "peak memory", "gains an item", "log-det, k-DPP", "log-det, uniform draw"]
-    return told + "\n\n" + table(head, rows)
+    head = ["selected", "method", "time", "CPU time", "peak memory", "gains per item", "log-det, k-DPP", "log-det, uniform"]
+    return notes + "\n\n" + table(head, rows)
 
 
 def training() -> str:
-    """Train on subsets of the starter's pictures; gives the table."""
+    """Train on subsets of the starter's images; return the table."""
     encoded = encoded_source("starter:openmoji", "starter:image", "starter:text")
     preset = PRESETS["default"]
     figures: dict[tuple[str, str], list[list[float]]] = {}
@@ -182,7 +182,7 @@ def training() -> str:
         count = len(train)
         for share in (*SHARES, 1.0):
             k = round(share * len(train))
-            ways = {"uniform draw": train[:k]}
+            ways = {"uniform": train[:k]}
             if share < 1:
                 for modality in ("text", "image"):
                     matrix = encoded.latents[modality].matrix[encoded.ids[modality][train]]
@@ -197,25 +197,25 @@ def training() -> str:
                 figures.setdefault(key, []).append([*recalls, statistics.mean(recalls)])
     rows = []
     for (rows_used, way), measured in figures.items():
-        uniform = figures.get((rows_used, "uniform draw"), measured)
+        uniform = figures.get((rows_used, "uniform"), measured)
         differences = [100 * (a[-1] - b[-1]) for a, b in zip(measured, uniform, strict=True)]
         against = (
             f"{statistics.mean(differences):+.1f} ± {statistics.stdev(differences):.1f}" if uniform is not measured else ""
         )
         rows.append([rows_used, way, *(spread(column) for column in zip(*measured, strict=True)), against])
-    told = (
-        f"`starter:openmoji`, FuseMix trained on some of {count:,} rows, {len(SEEDS)} splits and seeds; recall of held-out "
-        "emoji among each other in %, mean ± deviation. The last column is the difference from the uniform draw of the same "
-        "split and seed."
+    notes = (
+        f"`starter:openmoji`, FuseMix trained on subsets of {count:,} rows, {len(SEEDS)} splits and seeds; recall of held-out "
+        "emoji among each other in %, mean ± standard deviation. The last column is the difference from the uniform subset "
+        "of the same split and seed."
     )
-    head = ["rows", "chosen by", *(f"{way} @{k}" for way in ("image → text", "text → image") for k in (1, 5, 10))]
-    return told + "\n\n" + table([*head, "mean of the six", "beside uniform"], rows)
+    head = ["rows", "selected by", *(f"{way} @{k}" for way in ("image → text", "text → image") for k in (1, 5, 10))]
+    return notes + "\n\n" + table([*head, "mean of the six", "minus uniform"], rows)
 
 
 def main() -> str:
-    """Measure and train; gives both tables."""
+    """Measure and train; return both tables."""
     if not STATUS.exists():
-        return "Not measured: the record of a process's memory is Linux's."
+        return "Not measured: peak memory needs Linux."
     return speed() + "\n\n" + training()
 
 

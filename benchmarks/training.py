@@ -1,4 +1,4 @@
-"""Training beside a plain loop written as the FuseMix release describes it: time to the recall it ends with, and memory.
+"""Training compared with a plain loop as the FuseMix release describes it: time to its final recall, and memory.
 
 python benchmarks/training.py
 """
@@ -48,13 +48,13 @@ class PlainBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, dim) into the same."""
+        """(n, dim) to (n, dim)."""
         out: Tensor = x + self.inner(x)
         return out
 
 
 class PairsDataset(Dataset[tuple[Tensor, Tensor]]):
-    """A pair of latents an index."""
+    """One pair of latents per index."""
 
     def __init__(self, one: Tensor, other: Tensor) -> None:
         self.one, self.other = one, other
@@ -69,7 +69,7 @@ class PairsDataset(Dataset[tuple[Tensor, Tensor]]):
 def plain_loop(
     one: Tensor, other: Tensor, preset: Preset, after_epoch: Callable[[int, list[nn.Module], float], object], steps: int = 0
 ) -> None:
-    """What a reader of the paper writes: DataLoader, halves mixed, the whole similarity matrix, AdamW, all in float32.
+    """A plain implementation of the paper: DataLoader, mixed halves, the full similarity matrix, AdamW, float32.
 
     Arguments:
         one, other: (n, d) latents of pairs.
@@ -127,25 +127,25 @@ def plain_loop(
 
 
 def speech() -> tuple[EncodedPairs, Any]:
-    """The starter's clips and names."""
+    """The starter's clips and names, encoded."""
     encoded = encoded_source("starter:spoken-openmoji", "starter:audio", "starter:text")
     return encoded, np.asarray(encoded.pairs.split)
 
 
 def paired(encoded: EncodedPairs, split: Any) -> tuple[Tensor, Tensor]:
-    """The training rows' latents, row by row."""
+    """The latents of the training rows."""
     latents, rows = training_rows(encoded, split)
     one, other = (latents[name][rows[name]] for name in ("audio", "text"))
     return one, other
 
 
 def standardised(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """What `standardise` does to latents, for the loop that does not know it."""
+    """Standardised latents, for the plain loop."""
     return (one - one.mean(0)) / one.std(0), (other - other.mean(0)) / other.std(0)
 
 
 def curve(way: str) -> dict[str, Any]:
-    """Train and give (seconds of training, score on `val`) after each epoch."""
+    """Train; return (seconds of training, score on `val`) after each epoch."""
     encoded, split = speech()
     score = validation(encoded, split)
     points: list[tuple[float, float]] = []
@@ -185,7 +185,7 @@ def curve(way: str) -> dict[str, Any]:
 
 
 def large_step(way: str) -> dict[str, Any]:
-    """Two steps of the `paper` preset at its own batch size, on random numbers, which cost what latents do."""
+    """Two steps of the `paper` preset at its batch size, on random latents."""
     generator = torch.Generator().manual_seed(SEED)
     latents = {name: torch.randn(LARGE_BATCH, dim, generator=generator) for name, dim in (("audio", 1_024), ("text", 384))}
     preset = replace(PRESETS["paper"], epochs=2)
@@ -205,7 +205,7 @@ def large_step(way: str) -> dict[str, Any]:
 
 
 def main() -> str:
-    """Train in processes of their own; gives the tables."""
+    """Train in separate processes; return the tables."""
     ways = ("bridgekit, default", "bridgekit, paper", "plain, paper", "plain, default")
     curves = {way: in_process(__file__, "curve", way)["curve"] for way in ways}
     rows = []
@@ -227,20 +227,20 @@ def main() -> str:
         ]
         for way, run in memory.items()
     ]
-    told = (
-        f"The starter's speech: 11,944 pairs to train on, latents of 1,024 and 384 numbers, seed {SEED}; the score is the mean "
-        "of recall@1, @5, @10 both ways on `val` (names never heard), in %, after each epoch. Seconds are of training, with "
-        "the closed-form start and without anybody's validation; in parentheses as a share of the plain loop's whole time. "
-        "`paper` is 10 epochs of the release's adapters (4 blocks, expansion 4, dropout 0.6) and rates with batches of 1,024; "
-        "`default` is 30 epochs; `plain, default` has the default preset's adapters, batches and rates and standardised "
-        "latents, but no closed-form start, and the release's mixup.\n\n"
+    notes = (
+        f"The starter's speech: 11,944 training pairs, latents of 1,024 and 384 dimensions, seed {SEED}. The score is the "
+        "mean of recall@1, @5, @10 in both directions on `val` (held-out names) after each epoch, in %. Seconds are training "
+        "time, including the closed-form start and excluding validation; in parentheses, as a fraction of the plain loop's "
+        "total time. `paper` is 10 epochs of the release's adapters (4 blocks, expansion 4, dropout 0.6) and learning rates "
+        "with batches of 1,024; `default` is 30 epochs. `plain, default` has the default preset's adapters, batches, "
+        "learning rates and standardised latents, but no closed-form start, and the release's mixup.\n\n"
     )
-    head = ["loop", "whole", "score", "to the score of `plain, paper`", "to the score of `plain, default`"]
+    head = ["loop", "total", "score", "time to the score of `plain, paper`", "time to the score of `plain, default`"]
     return (
-        told
+        notes
         + table(head, rows)
-        + f"\n\nOne step of `paper` at its batch of {LARGE_BATCH:,} (20,480 mixed pairs), peak memory beyond the latents:\n\n"
-        + table(["loop", "memory", "of the plain loop's", "time", "of the plain loop's"], steps)
+        + f"\n\nOne step of `paper`, batch {LARGE_BATCH:,} (20,480 mixed pairs); peak memory excludes the latents:\n\n"
+        + table(["loop", "memory", "relative", "time", "relative"], steps)
     )
 
 

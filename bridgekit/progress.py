@@ -22,7 +22,7 @@ LINE_SECONDS = 30.0
 #: Progress callback: task name, units done, units in total.
 Report = Callable[[str, int, int], object]
 
-#: The report behind the bars that are on the terminal now.
+#: The report of the progress bars that are currently shown.
 _on_terminal: Report | None = None
 
 
@@ -72,7 +72,7 @@ def progress_bars(show: bool = True) -> Iterator[Report]:
         yield _lines()
         return
     global _on_terminal
-    if _on_terminal is not None:  # part of other work, whose bars are there already
+    if _on_terminal is not None:  # nested call: reuse the bars that are already shown
         yield _on_terminal
         return
     from rich.console import Console
@@ -87,7 +87,7 @@ def progress_bars(show: bool = True) -> Iterator[Report]:
     )
 
     class Bars(Progress):
-        """A bar for each kind of work that is not quick, drawn by a thread: a slow first step shows as well."""
+        """One bar per task that takes a while. Drawn by a thread, so a slow first step also shows."""
 
         def get_renderables(self) -> Iterator[RenderableType]:
             slow = [task for task in self.tasks if (task.finished_time or task.elapsed or 0) >= PATIENCE]

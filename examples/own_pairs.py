@@ -11,7 +11,7 @@ from bridgekit import Bridge, align, read_pairs
 
 
 def main(table: str) -> None:
-    """Train a bridge, read it back, and ask it for the captions nearest to the first three clips."""
+    """Train a bridge, load it, and search the captions for the first three clips."""
     bridge = align("audio", "text", table, out="bridges/own-pairs")
     for record in bridge.metrics:
         print(record["split"], record["direction"], record["method"], f"recall@1 {record['recall@1']:.3f}")

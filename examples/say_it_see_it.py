@@ -1,6 +1,6 @@
-"""Speak words and draw what was said: python say_it_see_it.py penguin "red apple" "fire engine"
+"""Speak words and generate images of them: python say_it_see_it.py penguin "red apple" "fire engine"
 
-Needs the starter's bridge (`bridgekit align --a audio --b text`). The voice is not among the training voices.
+Needs the starter's bridge (`bridgekit align --a audio --b text`). The voice is held out of training.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bridgekit import Input, generate
 
 
 def main(words: list[str]) -> None:
-    """Speak each word into a clip. Generate a picture from each clip, and a contact sheet of all."""
+    """Speak each word into a clip; generate an image for each clip, and a contact sheet."""
     clips = Path("said")
     clips.mkdir(exist_ok=True)
     for word in words:
@@ -24,8 +24,8 @@ def main(words: list[str]) -> None:
     inputs = [Input("audio", clips)] if len(words) > 1 else [Input("audio", clips / f"{words[0]}.wav")]
     done = generate("bridges/audio-text", inputs, out="seen")
     for made in done.pictures:
-        print(f"{made.file}: heard {made.nearest[0].item}")
-    print(f"All together: {done.sheet}")
+        print(f"{made.file}: nearest caption {made.nearest[0].item}")
+    print(f"contact sheet: {done.sheet}")
 
 
 if __name__ == "__main__":

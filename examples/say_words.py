@@ -1,4 +1,4 @@
-"""Speak words into WAV files here, in a voice that is not used in training: python say_words.py penguin "red apple" """
+"""Speak words into WAV files in a voice held out of training: python say_words.py penguin "red apple" """
 
 from __future__ import annotations
 

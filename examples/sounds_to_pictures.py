@@ -1,7 +1,7 @@
-"""A dog's bark gives a dog: python sounds_to_pictures.py ../../shared/data/esc10/clips.csv
+"""Generate images from field recordings: python sounds_to_pictures.py ../../shared/data/esc10/clips.csv
 
-The table lists field recordings of ten kinds (ESC-10) in columns `audio`, `label` and `fold`. The caption of each kind is the
-name of an emoji. Four folds train a bridge; clips of the fifth, which it never heard, are drawn.
+The table lists ESC-10, recordings of ten classes, in columns `audio`, `label` and `fold`. The captions are names of emoji.
+Four folds train a bridge; images are generated from clips of the fifth.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BRIDGE = Path("bridges/sounds")
 
 
 def main(table: Path) -> None:
-    """Align, draw three clips of each kind, and let an image encoder say how many pictures of the fold it recognises."""
+    """Align, generate images from three clips of each class, and rank the fold's images with an image encoder."""
     with table.open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["label"] in EMOJI]
     pairs = Path("sounds.csv")
@@ -47,10 +47,12 @@ def main(table: Path) -> None:
     }
     done = generate(BRIDGE, [Input("audio", [clip for clips in test.values() for clip in clips[:SHOWN]])], out="drawn")
     for made in done.pictures:
-        print(f"{made.file}: heard {made.nearest[0].item}")
-    print(f"all together: {done.sheet}")
+        print(f"{made.file}: nearest caption {made.nearest[0].item}")
+    print(f"contact sheet: {done.sheet}")
     for record in judge_generation(BRIDGE, among="queries", outside=True):
-        print(f"made from {record['made_from']}: {100 * record['top1']:.0f} % of {record['pictures']} recognised among the ten")
+        print(
+            f"from {record['made_from']}: top-1 {100 * record['top1']:.0f} % of {record['pictures']} images, among ten classes"
+        )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import permutations
+from itertools import count, permutations
 from pathlib import Path
 
 import pytest
@@ -91,14 +91,14 @@ def test_pairs_of_modalities_that_no_test_row_has_are_told(run: Run, workshop: W
     table.write_text("\n".join(map(",".join, kept)))
     code, out, _ = run("align", "--pairs", "three.csv", "--outside")
     assert code == 0
-    assert "No test row has both audio and image: how well they find each other was not measured." in out
+    assert "No test row has both audio and image, so recall between them was not measured." in out
 
 
 def test_a_table_without_a_column_that_is_a_modality_is_refused_with_its_columns(run: Run, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("caption,photo\na,b.png\n")
     code, _, err = run("align", "--pairs", "t.csv")
     assert code == 2
-    assert "no column of the table is a modality; its columns are `caption`, `photo`" in err
+    assert "no column of the table is named after a modality; its columns are `caption`, `photo`" in err
     assert "audio, image, text" in err
 
 
@@ -169,9 +169,9 @@ def test_binding_again_by_the_same_call_does_nothing_and_by_another_is_refused(w
     assert not run_binding(BindOptions(folder, "image", table, progress=False)).reused
     written = (folder / "adapters.safetensors").read_bytes()
     assert run_binding(BindOptions(folder, "image", table, progress=False)).reused
-    with pytest.raises(BridgekitError, match="image was bound to this bridge before, with other pairs"):
+    with pytest.raises(BridgekitError, match="image was already bound to this bridge, with other pairs"):
         bind(folder, "image", table, seed=1, progress=False)
-    with pytest.raises(BridgekitError, match="has a side for audio already"):
+    with pytest.raises(BridgekitError, match="already has a side for audio"):
         bind(folder, "audio", workshop.folder / "pairs.csv", progress=False)
     assert (folder / "adapters.safetensors").read_bytes() == written
 
@@ -210,7 +210,7 @@ def test_a_bound_bridge_evaluates_each_side_on_the_table_that_it_came_with(works
 
 def test_a_table_that_shares_no_modality_with_the_bridge_is_refused(workshop: Workshop, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("image,caption\na.png,b\n")
-    with pytest.raises(BridgekitError, match="no column for any of this bridge's modalities"):
+    with pytest.raises(BridgekitError, match="no column for any of the bridge's modalities"):
         bind(workshop.bridge(tmp_path / "bridge"), "image", tmp_path / "t.csv", progress=False)
 
 
@@ -219,11 +219,12 @@ def test_the_loss_counts_each_pair_of_items_once_and_ignores_holes() -> None:
     latents = two_views()
     rows = {name: torch.arange(200) for name in latents}
     holes = torch.where(torch.arange(200) < 100, torch.arange(200), torch.tensor(-1))
+    epochs = count()  # the later, the better: the last one's adapters are kept
     trained = train(
         {**latents, "c": latents["b"].flip(1)},
         {**rows, "c": holes},
         torch.arange(200)[:, None],
-        validate=lambda adapters: {"score": 0.0},
+        validate=lambda adapters: {"score": float(next(epochs))},
         preset=SMALL,
     )
     x, y, z = (
@@ -249,7 +250,7 @@ def test_the_command_line_joins_three_binds_and_searches_across(run: Run, worksh
     code, out, _ = run("info", "bridges/two")
     assert "bound later: image\n    pairs: " in out
     code, out, _ = run("bind", "bridges/two", "--add", "image", "--pairs", workshop.folder / "gallery.csv")
-    assert "nothing had to be done again" in out
+    assert "Reused the bridge of an earlier run" in out
     assert "audio → text" not in out
     # A file's ending tells its modality, and text is what is searched unless the user says otherwise.
     code, out, _ = run("search", workshop.folder / "seen" / "owl.png", "--bridge", "bridges/two", "-k", "1", "--json")
@@ -267,7 +268,7 @@ def test_the_command_line_joins_three_binds_and_searches_across(run: Run, worksh
     assert "audio → text" in out
     code, _, err = run("search", "an owl", "--bridge", "bridges/two")
     assert code == 2
-    assert "search audio or image?" in err
+    assert "several modalities to search: audio, image" in err
 
 
 def test_binding_without_a_bridge_or_a_table_is_one_message(run: Run, workshop: Workshop, tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def test_a_run_that_diverges_gives_its_last_good_state_and_says_so(
         epoch = told["provenance"]["diverged"]
         assert 1 <= told["provenance"]["best_epoch"] < epoch
         assert f"Training diverged in epoch {epoch}" in err
-        assert "fix: look for extreme latents" in err
+        assert "fix: check for extreme latents" in err
     tensors = load_file(tmp_path / "bridges" / "audio-text" / "adapters.safetensors")
     assert all(np.isfinite(tensor).all() for tensor in tensors.values())
     assert f"diverged: {epoch}" in (tmp_path / "bridges" / "audio-text" / "README.md").read_text()

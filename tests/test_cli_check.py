@@ -19,7 +19,7 @@ def test_a_sound_table_is_said_to_be_sound_and_what_comes_next(run: Run, tmp_pat
     tone_table(tmp_path)
     code, out, err = run("check", "pairs.csv")
     assert code == 0
-    assert "120 rows can be used, 0 are set aside" in out
+    assert "120 usable rows, 0 set aside" in out
     assert "bridgekit align --pairs pairs.csv" in out
     assert "audio → text" in out
     assert "set aside:" not in err
@@ -40,7 +40,7 @@ def test_warnings_fail_only_where_strict_and_errors_always(run: Run, tmp_path: P
     assert "row 123 (test) = row 86 (train)" in out
     assert "... and 1 more" in out
     assert "fix: put both in the same split" in out
-    assert "It cannot be trained on as it is." in out
+    assert "Fix the errors before training." in out
 
 
 def test_json_has_all(run: Run, tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ def test_what_was_encoded_is_told_and_align_encodes_nothing_again(
     table = tone_table(tmp_path)
     code, out, _ = run("encode", "--pairs", str(table))
     assert code == 0
-    assert f"audio: {6 * len(NAMES)} different items by toy:tone, {6 * len(NAMES)} of them now" in out
-    assert f"text: {len(NAMES)} different items" in out
-    assert "products in float32" in out, "so few are not worth a check"
+    assert f"audio: {6 * len(NAMES)} distinct items by toy:tone, {6 * len(NAMES)} encoded now" in out
+    assert f"text: {len(NAMES)} distinct items" in out
+    assert "items/s, in float32" in out, "so few are not worth a check"
     code, out, _ = run("encode", "--pairs", str(table), "--json")
     told = json.loads(out)
     assert told["rows"] == 6 * len(NAMES)

@@ -57,15 +57,15 @@ def test_people_are_told_what_was_heard_and_where_the_pictures_are(ready: Run, t
     code, out, _ = ready("generate", "--audio", "clips/owl.wav")
     assert code == 0
     assert "Fitted a conditioner on 20 captions" in out
-    assert "Kept in bridges/audio-text/conditioners" in out
-    assert "owl.png: heard owl (" in out
+    assert "Saved in bridges/audio-text/conditioners" in out
+    assert "owl.png: nearest captions: owl (" in out
     (tmp_path / "clips" / "note.wav").write_text("not audio")
     code, out, err = ready("generate", "--audio", "clips", "-n", 2, "--seed", 5, "--out", "seen")
     assert code == 0
     assert "Fitted" not in out
     assert "set aside: " in err
     assert "note.wav" in err
-    assert out.splitlines()[-1] == "All together: seen/sheet.png"
+    assert out.splitlines()[-1] == "Contact sheet: seen/sheet.png"
     assert len(list((tmp_path / "seen").iterdir())) == 7
     assert json.loads(Image.open(tmp_path / "seen" / "owl-1.png").info["bridgekit"])["seed"] == 6
 
@@ -89,18 +89,18 @@ def test_the_newest_bridge_that_has_the_inputs_is_taken(ready: Run, workshop: Wo
 
 
 MISTAKES: dict[str, tuple[list[str], list[str]]] = {
-    "no input": ([], ["nothing to make a picture of", "--audio"]),
-    "no input for a named bridge": (["--bridge", "bridges/audio-text"], ["nothing to make a picture of", "--audio"]),
+    "no input": ([], ["no input given", "--audio"]),
+    "no input for a named bridge": (["--bridge", "bridges/audio-text"], ["no input given", "--audio"]),
     "a missing clip": (["--audio", "gone.wav"], ["no such file", "gone.wav"]),
     "a missing bridge": (["--audio", "clips/owl.wav", "--bridge", "gone"], ["gone", "bridgekit align"]),
     "an empty folder": (["--audio", "bridges"], ["found no audio items"]),
     "too many weights": (["--audio", "clips/owl.wav", "--weights", "1,2"], ["--weights 1,2", "1 input"]),
     "weights that are none": (["--audio", "clips/owl.wav", "--weights", "loud"], ["--weights loud"]),
-    "a weight of nothing": (["--audio", "clips/owl.wav", "--weights", "0"], ["above 0"]),
+    "a weight of nothing": (["--audio", "clips/owl.wav", "--weights", "0"], ["must be positive"]),
     "an unknown gap": (["--audio", "clips/owl.wav", "--gap", "wide"], ["wide", "captions, mean, none"]),
     "an unknown model": (["--audio", "clips/owl.wav", "--model", "toy:patchs"], ["toy:patchs", "toy:patches"]),
     "a modality that no bridge has": (["--image", "clips/owl.wav"], ["no bridge for image"]),
-    "a folder for one file": (["--audio", "clips", "--out", "all.png"], ["3 pictures", "all.png"]),
+    "a folder for one file": (["--audio", "clips", "--out", "all.png"], ["3 images", "all.png"]),
     "captions that are not there": (["--audio", "clips/owl.wav", "--captions", "gone.txt"], ["gone.txt"]),
 }
 
@@ -157,7 +157,7 @@ def test_at_a_terminal_the_starters_bridge_is_offered(
     code, out, _ = run("generate", "--audio", workshop.clip("owl"))
     assert code == (0 if answer else 2)
     assert trained == ([("audio", "text")] if answer else [])
-    assert ("heard owl" in out) == answer
+    assert ("nearest captions: owl" in out) == answer
 
 
 def test_pictures_are_evaluated_between_two_bounds(ready: Run, workshop: Workshop) -> None:
@@ -170,13 +170,13 @@ def test_pictures_are_evaluated_between_two_bounds(ready: Run, workshop: Worksho
     assert records[2]["top1"] == 1.0
     code, out, _ = ready(*arguments)
     assert code == 0
-    assert "6 pictures of each kind; the judge chooses among 20" in out
+    assert "on 6 images each, among 20 candidates" in out
     assert "audio (gap: captions)" in out
     assert "100.0" in next(line for line in out.splitlines() if line.startswith("the true caption"))
 
 
 def test_plugins_lists_text_to_image_models(run: Run) -> None:
-    assert "pictures by toy:patches: eight patches of colour a caption" in run("plugins")[1]
+    assert "text-to-image toy:patches: eight patches of colour a caption" in run("plugins")[1]
     (toy,) = json.loads(run("plugins", "--json")[1])
     assert toy["image_generators"] == [{"name": "toy:patches", "description": "eight patches of colour a caption"}]
 
@@ -221,7 +221,7 @@ def test_without_any_model_it_is_said_which_package_brings_one(ready: Run, monke
     install(monkeypatch, ToyPlugin())
     code, _, err = ready("generate", "--audio", "clips/owl.wav")
     assert code == 2
-    assert "no installed plugin brings a text-to-image model" in err
+    assert "no installed plugin has a text-to-image model" in err
     assert "bridgekit-starter" in err
 
 

@@ -44,12 +44,12 @@ def test_one_row_of_each_text_is_chosen_before_any_text_repeats(run: Run, tmp_pa
     tone_table(tmp_path)
     code, out, _ = run("subset", "--pairs", "pairs.csv", "--k", 20)
     assert code == 0
-    assert "20 of 120 rows were chosen by k-dpp on text (toy:letters)" in out
-    assert "no column `split`" in out
+    assert "Chose 20 of 120 rows by k-dpp on text latents (toy:letters)" in out
+    assert "no `split` column" in out
     assert "bridgekit align --pairs chosen.csv" in out
     assert sorted(row["text"] for row in rows_of(tmp_path / "chosen.csv")) == sorted(NAMES)
     code, out, _ = run("subset", "--pairs", "pairs.csv", "--k", 30)
-    assert "only 20 different items of text" in out
+    assert "only 20 distinct text items" in out
     assert sorted(Counter(row["text"] for row in rows_of(tmp_path / "chosen.csv")).values()) == [1] * 10 + [2] * 10
     run("subset", "--pairs", "pairs.csv", "--k", 30, "--method", "uniform")
     assert len({row["text"] for row in rows_of(tmp_path / "chosen.csv")}) < 20
@@ -60,7 +60,7 @@ def test_only_rows_to_train_on_are_thinned(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("subset", "--pairs", "pairs.csv", "--k", 15, "--on", "audio")
     assert code == 0
     assert "15 of 80 rows" in out
-    assert "Kept as they were: 20 val, 20 test." in out
+    assert "Kept unchanged: 20 val, 20 test." in out
     after = rows_of(tmp_path / "chosen.csv")
     assert Counter(row["split"] for row in after) == {"train": 15, "val": 20, "test": 20}
     known = {row["audio"]: (row["text"], row["group"]) for row in before}
@@ -172,7 +172,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
     "no rows to train on": (only_tests, [], ["train split", "pairs.csv"]),
     "nothing that can be encoded": (only_noise, ["--on", "audio"], ["cannot be used", "row 2", "a.wav"]),
     "an ending that is no table's": (tone_table, ["--out", "chosen.docx"], [".docx", ".csv"]),
-    "the table itself": (tone_table, ["--out", "./pairs.csv"], ["would replace", "pairs.csv"]),
+    "the table itself": (tone_table, ["--out", "./pairs.csv"], ["would overwrite", "pairs.csv"]),
     "a place that cannot be written": (tone_table, ["--out", "/proc/x/chosen.csv"], ["cannot be written", "/proc/x"]),
 }
 

@@ -359,7 +359,7 @@ def test_a_pipeline_of_pictures_takes_embeddings_of_pictures(pictured: Any) -> N
     assert conditioning.kind == ("ip_adapter_image_embeds" if adapter else "image_embeds")
     assert conditioning.made_of == "image"
     if pictured.bridgekit_name == "kandinsky22":
-        with pytest.raises(BridgekitError, match="cannot encode pictures itself"):
+        with pytest.raises(BridgekitError, match="cannot encode images itself"):
             conditioning.encode(pictures(1))
         return
     tensors = conditioning.encode(pictures(3))
@@ -553,7 +553,7 @@ def test_a_pipeline_that_offers_nothing_is_told_what_was_looked_for() -> None:
 
 
 def test_a_pipeline_that_also_needs_the_prompt_itself_is_told_why() -> None:
-    with pytest.raises(BridgekitError, match=r"StableUnCLIPPipeline.*needs the prompt itself.*_encode_prior_prompt"):
+    with pytest.raises(BridgekitError, match=r"StableUnCLIPPipeline.*requires the prompt itself.*_encode_prior_prompt"):
         find_conditionings(build("stable_unclip"))
 
 

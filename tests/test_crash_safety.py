@@ -724,7 +724,7 @@ def test_a_home_with_spaces_and_letters_of_all_kinds_is_as_good_as_any(
     out = "Brücke nach [Norden]"
     assert run("encode", "--pairs", "pairs.csv")[0] == 0
     assert run("align", "--pairs", "pairs.csv", "--out", out)[0] == 0
-    assert "nothing had to be done again" in run("align", "--pairs", "pairs.csv", "--out", out)[1]
+    assert "Reused the bridge of an earlier run" in run("align", "--pairs", "pairs.csv", "--out", out)[1]
     assert run("align", "--pairs", "pairs.csv", "--out", out, "--seed", "1", "--overwrite")[0] == 0
     assert aside(tmp_path) == []
 
@@ -749,7 +749,7 @@ def test_who_stops_a_run_by_a_signal_is_told_and_loses_nothing(
         main()
     assert stop.value.code == 128 + number
     said = capsys.readouterr().err.split("\n")
-    assert [line for line in said if line] == ["bridgekit: stopped. Nothing is lost: the same command goes on from here."]
+    assert [line for line in said if line] == ["bridgekit: stopped. Nothing is lost: run the same command again to continue."]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert len(LatentStore("toy:tone@1", 64)._where) == 64
     assert aside(cache.cache_folder()) == []

@@ -247,7 +247,7 @@ def test_a_broken_clip_is_set_aside_and_the_others_are_drawn(
     assert [made.file.name for made in done.pictures] == ["owl.png"]
     assert [Path(item).name for item in done.set_aside] == ["note.wav"]
     (tmp_path / "clips" / "owl.wav").unlink()
-    with pytest.raises(BridgekitError, match="nothing can be made a picture of") as caught:
+    with pytest.raises(BridgekitError, match="no input is usable") as caught:
         draw([Input("audio", "clips")])
     assert "note.wav" in str(caught.value)
 
@@ -285,7 +285,7 @@ def test_several_pictures_do_not_fit_in_one_file_and_that_is_said_before_drawing
     workshop: Workshop, draw: Callable[..., Generation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridgekit.recipes.generate.paint", None)
-    with pytest.raises(BridgekitError, match="2 pictures do not fit in one file"):
+    with pytest.raises(BridgekitError, match="cannot write 2 images to one file"):
         draw([Input("audio", workshop.clip("owl"))], n=2, out="owl.png")
 
 
@@ -491,7 +491,7 @@ def test_a_bridge_without_audio_and_one_without_text_say_so(
     with pytest.raises(BridgekitError, match="no side for 'text'") as caught:
         run(pictured, [Input("text", "owl")], model=str(sd))
     clear(caught.value)
-    with pytest.raises(BridgekitError, match=r"joins audio and image; .* made of text") as caught:
+    with pytest.raises(BridgekitError, match=r"has audio and image, .* made of text") as caught:
         run(pictured, [Input("audio", workshop.clip("owl"))], model=str(sd))
     clear(caught.value)
     with pytest.raises(BridgekitError, match=r"joins audio and text; .* made of image") as caught:
@@ -520,8 +520,8 @@ def test_a_prompt_in_vain_is_one_clear_message(workshop: Workshop, models: Calla
     ("options", "message"),
     [
         ({"gap": "wide"}, "captions, mean, none"),
-        ({"n": 0}, "at least one picture"),
-        ({"prompt_weight": 1.5}, "at most 1"),
+        ({"n": 0}, "at least 1"),
+        ({"prompt_weight": 1.5}, "between 0 and 1"),
     ],
 )
 def test_options_out_of_range_are_one_message(
@@ -533,7 +533,7 @@ def test_options_out_of_range_are_one_message(
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_weights_are_numbers_above_zero(workshop: Workshop, draw: Callable[..., Generation], weight: float) -> None:
-    with pytest.raises(BridgekitError, match="above 0"):
+    with pytest.raises(BridgekitError, match="must be positive"):
         draw([Input("audio", workshop.clip("owl"), weight), Input("text", "owl")])
 
 

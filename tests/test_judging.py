@@ -175,10 +175,10 @@ def test_a_gallery_that_knows_none_of_the_captions_is_said(judged: Any, workshop
     (tmp_path / "others.csv").write_text(
         f"image,text\n{workshop.folder}/seen/owl.png,heron\n{workshop.folder}/seen/ant.png,bug\n"
     )
-    with pytest.raises(BridgekitError, match="no row to judge") as caught:
+    with pytest.raises(BridgekitError, match="no rows to judge") as caught:
         judged(gallery=str(tmp_path / "others.csv"), outside=True)
     assert "--gallery" in str(caught.value)
-    with pytest.raises(BridgekitError, match="no row to judge"):
+    with pytest.raises(BridgekitError, match="no rows to judge"):
         judged(splits=["later"])
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -137,6 +139,12 @@ def test_a_plugin_of_ours_that_does_not_work_is_named_by_its_verb(run: Run, monk
     install(monkeypatch, ToyPlugin(), ImportError("no lancedb"), names=["toy", "index"])
     code, _, err = run("index", "photos")
     assert (code, "no lancedb" in err, "pip install" in err) == (2, True, False)
+
+
+def test_the_core_names_neither_the_modules_of_our_verbs_nor_what_they_are_built_on() -> None:
+    for file in Path(bridgekit.__file__).parent.rglob("*.py"):
+        named = re.search(r"(?i)lancedb|fastapi|uvicorn|bridgekit_(app|index)", file.read_text(encoding="utf-8"))
+        assert not named, f"{file}: {named}"
 
 
 def test_names_that_a_plugin_brings_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def test_a_name_with_the_word_template_in_it_is_kept_whole(tmp_path: Path) -> No
     "name", ["", "bridgekit", "bridgekit-", "Demo", "my_demo", "a--b", "demo-", "1d", "../demo", "a b", "dé"]
 )
 def test_a_name_that_cannot_be_a_packages_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(BridgekitError, match="cannot be the name of a plugin"):
+    with pytest.raises(BridgekitError, match="is not a valid plugin name"):
         create_plugin(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -127,7 +127,7 @@ def test_what_is_there_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "bridgekit-demo").mkdir()
     (tmp_path / "bridgekit-other").write_text("mine", encoding="utf-8")
     for name in ("demo", "other"):
-        with pytest.raises(BridgekitError, match="something of this name already"):
+        with pytest.raises(BridgekitError, match="the path already exists"):
             create_plugin(name, tmp_path)
     assert list((tmp_path / "bridgekit-demo").iterdir()) == []
 
@@ -180,7 +180,7 @@ def test_plugins_new_writes_here_and_says_what_to_do_next(run: Run, tmp_path: Pa
     assert "pytest bridgekit-demo" in out
     code, _, err = run("plugins", "new", "demo")
     assert code == 2
-    assert err == "bridgekit: there is something of this name already\n  in: bridgekit-demo\n  fix: choose another name\n"
+    assert err == "bridgekit: the path already exists\n  in: bridgekit-demo\n  fix: choose another name\n"
 
 
 def test_plugins_new_has_help_with_an_example(run: Run) -> None:

@@ -327,7 +327,7 @@ def test_rows_without_an_item_to_choose_by_are_set_aside_unless_they_are_to_test
     done = choose_pairs(table, 9, progress=False)
     assert done.pairs.columns["text"] == ("owl", "cat", "dog", None)
     assert [(row.row, row.column, row.reason) for row in done.pairs.set_aside] == [
-        (3, "text", "no item in this column to choose by")
+        (3, "text", "no item in the column to choose by")
     ]
 
 

@@ -142,7 +142,9 @@ def test_without_alpha_no_epoch_mixes_and_every_row_of_a_batch_takes_part(preset
         assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, latents["a"][:200].tolist())), "the rows themselves"
     seen.clear()
     run(small, latents)
-    assert not set(map(tuple, torch.cat(seen).tolist())) & set(map(tuple, latents["a"].tolist())), "otherwise all are mixed"
+    whole, mixed = set(map(tuple, latents["a"].tolist())), list(map(tuple, torch.cat(seen).tolist()))
+    # A permutation leaves one row of a batch in its place on average.
+    assert sum(row in whole for row in mixed) < 0.1 * len(mixed), "otherwise rows are mixed"
 
 
 def test_a_frozen_side_does_not_move_and_sets_the_width() -> None:

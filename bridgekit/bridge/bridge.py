@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bridgekit.bridge.card import model_card
 from bridgekit.bridge.format import FORMAT, read_history, read_metadata, read_tensors
 from bridgekit.bridge.provenance import TrainedOn, trained_on
-from bridgekit.bridge.trust import check_encoder, check_table
+from bridgekit.bridge.trust import refuse_untrusted_encoder, refuse_untrusted_table
 from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.fusion.adapter import Adapter, FrozenSide, FusionAdapter, project
@@ -118,9 +118,9 @@ class Bridge:
         """`source`, a table that the bridge names, if it may be read without asking.
 
         Raises:
-            BridgekitError: it may not, see `bridgekit.bridge.trust.check_table`.
+            BridgekitError: it may not, see `bridgekit.bridge.trust.refuse_untrusted_table`.
         """
-        check_table(source, self.folder)
+        refuse_untrusted_table(source, self.folder)
         return source
 
     def weights_hash(self, modalities: Sequence[str]) -> str:
@@ -148,11 +148,11 @@ class Bridge:
 
         Raises:
             BridgekitError: the installed encoder is not the one that the bridge was trained on, or the user has to allow it
-                first, see `bridgekit.bridge.trust.check_encoder`.
+                first, see `bridgekit.bridge.trust.refuse_untrusted_encoder`.
         """
         side = self.side(modality)
         if modality not in self._encoders:
-            check_encoder(side.encoder, self.folder)
+            refuse_untrusted_encoder(side.encoder, self.folder)
             encoder = load_encoder(side.encoder, self.device)
             if encoder.revision != side.revision:
                 raise BridgekitError(

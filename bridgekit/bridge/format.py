@@ -326,7 +326,7 @@ def _fault(metadata: Mapping[str, Any]) -> str | None:
     """What is wrong with a bridge's metadata: the first wrong field and what it must be."""
     sides = metadata.get("sides")
     if not isinstance(sides, dict) or not 1 <= len(sides) <= MAX_SIDES or not all(map(is_modality, sides)):
-        return f"`sides` must be an object of 1 to {MAX_SIDES} sides, each under the name of its modality"
+        return f"`sides` must be an object of 1 to {MAX_SIDES} sides, each under the name of a modality"
     if fault := next(_faults(metadata, _schema(sides)), None):
         return fault
     frozen = [side["dim"] for side in sides.values() if side["frozen"]]

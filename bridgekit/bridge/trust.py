@@ -15,7 +15,7 @@ REMOTE_CODE = "BRIDGEKIT_TRUST_REMOTE_CODE"
 OUTSIDE = "BRIDGEKIT_OUTSIDE"
 
 
-def check_table(source: str, folder: Path | None) -> None:
+def refuse_untrusted_table(source: str, folder: Path | None) -> None:
     """Refuse a table that a bridge names, unless it lies in the working directory or the bridge's folder, or is a plugin's.
 
     Arguments:
@@ -35,12 +35,12 @@ def check_table(source: str, folder: Path | None) -> None:
         )
 
 
-def check_encoder(encoder: str, folder: Path | None) -> None:
+def refuse_untrusted_encoder(encoder: str, folder: Path | None) -> None:
     """Refuse an encoder that a bridge names, if it would run code from its repository, or is or holds a path that is elsewhere.
 
     Arguments:
         encoder: `provider:model`.
-        folder: as for `check_table`.
+        folder: as for `refuse_untrusted_table`.
 
     Raises:
         BridgekitError: it would, and the user has not allowed it.

@@ -15,27 +15,27 @@ def command(
         str | None,
         typer.Option(
             "--a",
-            help="One side: a modality, or an encoder as [b]provider:model[/b]. [dim]default: as the table says[/dim]",
+            help="First side: a modality, or an encoder as [b]provider:model[/b]. [dim]default: the table's columns[/dim]",
         ),
     ] = None,
-    b: Annotated[str | None, typer.Option("--b", help="The other side. [dim]default: as the table says[/dim]")] = None,
-    c: Annotated[list[str] | None, typer.Option("--c", help="A third side, and more: may be given several times.")] = None,
+    b: Annotated[str | None, typer.Option("--b", help="Second side. [dim]default: the table's columns[/dim]")] = None,
+    c: Annotated[list[str] | None, typer.Option("--c", help="Further sides; may be repeated.")] = None,
     pairs: Annotated[
         str | None,
         typer.Option(
-            help="CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a source's name (bridgekit plugins). "
-            "[dim]default: what a plugin brings for these sides[/dim]"
+            help="CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a plugin's source (see bridgekit plugins). "
+            "[dim]default: a plugin's source for these sides[/dim]"
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The bridge's folder. [dim]default: bridges/A-B[/dim]")] = None,
     preset: Annotated[
-        str, typer.Option(help="Hyperparameters: default (a few thousand pairs) or paper (FuseMix's own).")
+        str, typer.Option(help="Hyperparameters: default (for a few thousand pairs) or paper (as published).")
     ] = "default",
-    freeze: Annotated[str | None, typer.Option(help="A modality whose own latents become the shared space.")] = None,
+    freeze: Annotated[str | None, typer.Option(help="Use this modality's latents as the shared space.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
     outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail where a row would be set aside.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if a row would be set aside.")] = False,
     resume: Annotated[bool, typer.Option(help="Continue an interrupted run of the same command.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another bridge at --out.")] = False,
     write_report: Annotated[
@@ -43,7 +43,7 @@ def command(
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Align modalities in one space: encode once, train, evaluate, save a bridge.
+    """Train a shared space for two or more modalities and save it as a bridge.
 
     Example: [b]bridgekit align --a audio --b text --pairs clips.csv[/b]
     """

@@ -14,24 +14,24 @@ def command(
     bridge: Annotated[Path, typer.Argument(help="The bridge's folder.")],
     add: Annotated[str, typer.Option("--add", help="What to add: a modality, or an encoder as [b]provider:model[/b].")],
     pairs: Annotated[
-        str, typer.Option(help="A table or source with a column for it and one for any of the bridge's modalities.")
+        str, typer.Option(help="A table or source with a column for it and for at least one of the bridge's modalities.")
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Write the larger bridge here and keep the old one. [dim]default: replace it[/dim]")
+        Path | None, typer.Option(help="Folder for the larger bridge. [dim]default: replace the bridge[/dim]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
     outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail where a row would be set aside.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if a row would be set aside.")] = False,
     resume: Annotated[bool, typer.Option(help="Continue an interrupted run of the same command.")] = True,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Bind again what was bound with other pairs, or replace a bridge at --out.")
+        bool, typer.Option("--overwrite", help="Bind a modality again with other pairs, or replace another bridge at --out.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Add a modality to a trained bridge. Its other sides stay as they are.
+    """Add a modality to a trained bridge without changing its other sides.
 
-    Example: [b]bridgekit bind bridges/audio-text --add image --pairs starter:openmoji[/b]
+    Example: [b]bridgekit bind bridges/audio-text --add image --pairs photos.csv[/b]
     """
     from bridgekit.recipes.bind import BindOptions, run_binding
 

@@ -12,7 +12,7 @@ from bridgekit.cli.common import OUTSIDE, print_json
 if TYPE_CHECKING:
     from bridgekit.checks.findings import TableReport
 
-#: Items of a finding that are told; `--json` has all.
+#: Items shown per finding; `--json` has all.
 SHOWN = 3
 
 
@@ -20,26 +20,26 @@ def command(
     pairs: Annotated[
         str,
         typer.Argument(
-            help="CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a source's name (bridgekit plugins)."
+            help="CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a plugin's source (see bridgekit plugins)."
         ),
     ],
     a: Annotated[
         str | None,
         typer.Option(
-            "--a", help="A modality, or an encoder as [b]provider:model[/b]. [dim]default: all columns that are[/dim]"
+            "--a", help="A modality, or an encoder as [b]provider:model[/b]. [dim]default: all modality columns[/dim]"
         ),
     ] = None,
-    b: Annotated[str | None, typer.Option("--b", help="Another.")] = None,
-    c: Annotated[list[str] | None, typer.Option("--c", help="Further ones: may be given several times.")] = None,
-    latents: Annotated[bool, typer.Option(help="Encode the items and look at their latents. They are kept for align.")] = True,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where there are warnings, too.")] = False,
+    b: Annotated[str | None, typer.Option("--b", help="Second modality or encoder.")] = None,
+    c: Annotated[list[str] | None, typer.Option("--c", help="Further ones; may be repeated.")] = None,
+    latents: Annotated[bool, typer.Option(help="Encode the items and check their latents, which align will reuse.")] = True,
+    strict: Annotated[bool, typer.Option("--strict", help="Also exit with 1 if there are warnings.")] = False,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
     outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Look at a table before training on it: leaks between splits, duplicates, silence, extreme lengths, latents alike.
+    """Check a table before training: leaks between splits, duplicates, silence, extreme lengths, near-duplicate latents.
 
-    Exits with 1 where align would refuse the table (an error), with 0 where there are only warnings and notes.
+    Exits with 1 if there are errors, for which align would reject the table, and with 0 if there are only warnings or notes.
 
     Example: [b]bridgekit check clips.csv[/b]
     """
@@ -55,7 +55,7 @@ def command(
 
 
 def _print(found: TableReport, outside: bool) -> None:
-    """What was found, the worst first, and how large the table's splits are."""
+    """Print the findings, worst first, and the split sizes."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
@@ -76,11 +76,11 @@ def _print(found: TableReport, outside: bool) -> None:
         if figures:
             print(f"{modality}: {', '.join(f'{name} {value:g}' for name, value in figures.items())}")
     errors, warnings = found.count("error"), found.count("warning")
-    print(f"{found.source}: {found.rows:,} rows can be used, {len(found.set_aside):,} are set aside.", end=" ")
+    print(f"{found.source}: {found.rows:,} usable rows, {len(found.set_aside):,} set aside.", end=" ")
     if errors:
-        print("It cannot be trained on as it is.")
+        print("Fix the errors before training.")
     else:
-        print(f"{f'{warnings} warnings' if warnings != 1 else '1 warning'}." if warnings else "Nothing is wrong with it.")
+        print(f"{f'{warnings} warnings' if warnings != 1 else '1 warning'}." if warnings else "No problems found.")
         print(f"Next:   bridgekit align --pairs {shlex.quote(found.source)}{' --outside' if outside else ''}")
 
 
@@ -89,12 +89,12 @@ def _print_splits(found: TableReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    title = "Splits of the table" if found.own_splits else "Splits that align will make (with seed 0)"
+    title = "The table's splits" if found.own_splits else "Splits that align will create (with seed 0)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     sizes = list(found.splits.values())
     modalities = list(sizes[0].distinct)
     table.add_column("split", no_wrap=True)
-    for name in ("rows", *(["groups"] if sizes[0].groups is not None else []), *(f"different {each}" for each in modalities)):
+    for name in ("rows", *(["groups"] if sizes[0].groups is not None else []), *(f"distinct {each}" for each in modalities)):
         table.add_column(name, justify="right")
     table.add_column("by chance", no_wrap=True)
     for k in (1, 5, 10):

@@ -1,4 +1,4 @@
-"""What several verbs share: finding the bridge, telling modalities apart, printing, ending on Ctrl-C."""
+"""Helpers shared by the verbs: finding the bridge, guessing modalities, printing, handling Ctrl-C."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from bridgekit.pairs import SetAside
     from bridgekit.recipes.outcome import Alignment
 
-#: Where `align` puts bridges that are given no place.
+#: Default folder of bridges.
 BRIDGES = Path("bridges")
-#: Bytes of a bridge.json that is looked into.
+#: Maximum size in bytes of a bridge.json that is read.
 LARGEST = 16 << 20
-#: What `--outside` says of itself.
-OUTSIDE = "Let a table name files outside its own folder."
-#: What recall is compared with, explained below the table. Bridges of earlier versions have other names.
+#: Help text of `--outside`.
+OUTSIDE = "Let a table refer to files outside its own folder."
+#: Explanations of the baselines in a recall table. Older bridges have others.
 BASELINES = {
     "random": "adapters with random weights",
-    "closed-form start": "the solution that training starts from",
+    "closed-form start": "the closed-form solution that training starts from",
     "linear": "ridge regression",
 }
-#: Rows set aside that are told one by one; `--json` and the count have all.
+#: Rows set aside that are listed; `--json` has all.
 SHOWN = 10
 
 
@@ -61,7 +61,7 @@ def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
             _import_torch()
             verb(*arguments, **options)
         except KeyboardInterrupt as stop:
-            print("\nbridgekit: stopped. Nothing is lost: the same command goes on from here.", file=sys.stderr)
+            print("\nbridgekit: stopped. Nothing is lost: run the same command again to continue.", file=sys.stderr)
             sys.exit(128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT))
         finally:
             if before is not None:
@@ -80,33 +80,33 @@ def _import_torch() -> None:
 
 
 def find_bridge(path: Path | None) -> Path:
-    """The bridge that the user names, or else the newest in `bridges/` here."""
+    """The given bridge, or else the newest in ./bridges."""
     found = path or newest_bridge()
     if found is None:
         raise BridgekitError(
-            "there is no bridge in ./bridges", remedy="train one (bridgekit align --a audio --b text) or name its folder"
+            "there is no bridge in ./bridges", remedy="train one (bridgekit align --a audio --b text) or give its folder"
         )
     return found
 
 
 def newest_bridge(modalities: Set[str] = frozenset()) -> Path | None:
-    """The newest bridge in `bridges/` here that joins these modalities, or None."""
+    """The newest bridge in ./bridges that has these modalities, or None."""
     from bridgekit.storage.bounded import read_json
 
     put_all_back(BRIDGES)
-    # One whose name begins with a dot is being written just now, or was when its process was killed.
+    # A name with a leading dot is a bridge being written, or left behind by a killed process.
     found = [file for file in BRIDGES.glob("[!.]*/bridge.json") if file.is_file()]
     for file in sorted(found, key=lambda file: file.stat().st_mtime, reverse=True):
-        with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is told of when it is asked for by name
+        with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged bridge is reported only if given explicitly
             if modalities <= set(read_json(file, LARGEST)["sides"]):
-                # Said, since the newest may not be the one that was meant.
-                say(f"Bridge: {file.parent} (the newest; name another with its folder or --bridge)", sys.stderr)
+                # Printed, since the newest may not be the intended one.
+                say(f"Bridge: {file.parent} (the newest; choose another by its folder or --bridge)", sys.stderr)
                 return file.parent
     return None
 
 
 def query_modality(bridge: Bridge, queries: Sequence[str], named: str | None) -> str:
-    """The modality of queries: the named one, or else by whether they are files."""
+    """The modality of queries: the given one, or else guessed from whether they are files."""
     if named is not None:
         bridge.side(named)
         return named
@@ -115,61 +115,63 @@ def query_modality(bridge: Bridge, queries: Sequence[str], named: str | None) ->
         if not looks_like_files:
             return "text"
         raise BridgekitError(
-            "there is no such file", where=looks_like_files[0], remedy="give a path, or add --from text to search by words"
+            "there is no such file", where=looks_like_files[0], remedy="check the path, or add --from text for a text query"
         )
     others = [modality for modality in bridge.sides if modality != "text"]
     if len(others) > 1:
-        told = {_modality_of_file(query) for query in queries}
-        others = [modality for modality in others if told == {modality}] or others
+        found = {_modality_of_file(query) for query in queries}
+        others = [modality for modality in others if found == {modality}] or others
     if len(others) == 1:
         return others[0]
-    raise BridgekitError("are these queries " + " or ".join(others) + "?", remedy="say so with --from")
+    raise BridgekitError(f"the queries could be {' or '.join(others)}", remedy=f"choose one, for example --from {others[0]}")
 
 
 def other_modality(modalities: Sequence[str], modality: str) -> str:
-    """What to search where the user does not say: the other modality (or the only one), and text if there are several."""
+    """The default modality to search: the other one (or the only one), or text if there are several."""
     others = [name for name in modalities if name != modality] or modalities
     if len(others) == 1 or "text" in others:
         return others[0] if len(others) == 1 else "text"
-    raise BridgekitError(f"search {' or '.join(others)}?", remedy=f"say so, for example --to {others[0]}")
+    raise BridgekitError(
+        f"several modalities to search: {', '.join(others)}", remedy=f"choose one, for example --to {others[0]}"
+    )
 
 
 def _modality_of_file(query: str) -> str | None:
-    """The modality that a file's ending tells, or None."""
+    """The modality by a file's extension, or None."""
     from bridgekit.pairs import EXTENSIONS
 
-    ending = Path(query).suffix[1:].lower()
-    return next((modality for modality, endings in EXTENSIONS.items() if ending in endings), None)
+    extension = Path(query).suffix[1:].lower()
+    return next((modality for modality, extensions in EXTENSIONS.items() if extension in extensions), None)
 
 
 def say(line: object, file: TextIO | None = None) -> None:
-    """Print one line on standard output, or elsewhere. What stands in it may be a stranger's: see `plain`."""
+    """Print one line, with untrusted text made safe for the terminal."""
     print(plain(line), file=file)
 
 
 def print_json(value: object) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document on standard output."""
     print(plain_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def print_set_aside(rows: Sequence[SetAside]) -> None:
-    """Tell which rows were left out, the first ones singly, and how many there were."""
+    """Print how many rows were set aside, and the first `SHOWN` of them, on standard error."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, markup=False)
     if rows:
         console.print(f"{len(rows)} {'row was' if len(rows) == 1 else 'rows were'} set aside:")
     for row in sorted(rows, key=lambda row: row.row)[:SHOWN]:
-        told = f"row {row.row}, {row.column}: {f'{row.item}: ' if row.item else ''}{row.reason}"
-        console.print(f"  {plain(told)}", soft_wrap=True)
+        line = f"row {row.row}, {row.column}: {f'{row.item}: ' if row.item else ''}{row.reason}"
+        console.print(f"  {plain(line)}", soft_wrap=True)
     if len(rows) > SHOWN:
         console.print(f"  ... and {len(rows) - SHOWN} more")
     if rows:
-        console.print("  fix: mend these rows or remove them, or go on without them")
+        console.print("  fix: correct or remove these rows, or continue without them")
 
 
 def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Recall figures under a title: for each split, direction and set of candidates, one method a line. Fits 80 columns."""
+    """Print a recall table, one line per method for each split, direction and candidate set. Fits 80 columns."""
     if not metrics:
         return
     from rich import box
@@ -196,35 +198,35 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
         groups.setdefault((record["split"], record["direction"], f"{record['candidates']:,}"), []).append(record)
     for key, records in groups.items():
         for number, record in enumerate(records):
-            # As Text: of a plain string rich would obey what stands in brackets.
+            # As Text: rich would interpret brackets in a plain string as markup.
             label = [Text(plain(part)) for part in (key if number == 0 else ("", "", ""))]
             recalls = [f"{100 * record[f'recall@{k}']:.1f}" for k in (1, 5, 10)]
             style = "bold" if record["method"] == "FuseMix" and len(records) > 1 else None
             table.add_row(*label, Text(plain(record["method"])), *recalls, f"{record['median_rank']:g}", style=style)
     Console().print(table)
-    print("among: how many candidates; first the split's own, then all of the table.")
+    print("among: number of candidates, first the split's own, then the whole table's.")
     methods = {record["method"] for record in metrics}
     baselines = [f"{method}: {what}" for method, what in BASELINES.items() if method in methods]
     if baselines:
         print(f"{'; '.join(baselines)}.")
     few = min(record["queries"] for record in metrics)
     if few < 30:
-        print(f"The smallest test has only {few} queries: such figures say little.")
+        print(f"The smallest test split has only {few} queries, so these numbers are noisy.")
 
 
 def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> None:
-    """What a run of `align`, or of `bind`, did, and what to try next."""
+    """Print the summary of an `align` or `bind` run, and what to try next."""
     from bridgekit.evaluation.recall import sides_of
 
     if os.environ.get("RANK", "0") != "0":
-        return  # of the processes that torchrun started, the first speaks for all
+        return  # under torchrun, only the first process prints
     bridge = done.bridge
-    story = bridge.provenance["bound"][-1] if bound else bridge.provenance
-    if "diverged" in story:
+    provenance = bridge.provenance["bound"][-1] if bound else bridge.provenance
+    if "diverged" in provenance:
         print(
-            f"Training diverged in epoch {story['diverged']}: loss or weights were no longer finite. "
-            f"The bridge is that of epoch {story['best_epoch']}, the best before.\n"
-            "  fix: look for extreme latents (bridgekit check), or train with a preset of a lower lr",
+            f"Training diverged in epoch {provenance['diverged']}: the loss or weights became infinite or NaN. "
+            f"The bridge has the weights of epoch {provenance['best_epoch']}, the best before that.\n"
+            "  fix: check for extreme latents (bridgekit check), or use a preset with a lower lr",
             file=sys.stderr,
         )
     if as_json:
@@ -239,20 +241,20 @@ def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> N
         )
         return
     print_set_aside(done.set_aside)
-    sides = story.get("modalities", list(bridge.sides))
+    sides = provenance.get("modalities", list(bridge.sides))
     say(f"Sides: {', '.join(f'{modality} by {bridge.sides[modality].encoder}' for modality in sides)}.")
-    say(f"Rows: {', '.join(f'{count:,} {split}' for split, count in story['rows'].items())}.")
-    pairs = [pair for pair in combinations(sides, 2) if not bound or story["modality"] in pair]
-    asked = {sides_of(record) for record in bridge.metrics}
-    told = [record for record in bridge.metrics if sides_of(record) in map(frozenset, pairs)]
-    print_metrics(told, "Recall on rows that training never saw, in %")
+    say(f"Rows: {', '.join(f'{count:,} {split}' for split, count in provenance['rows'].items())}.")
+    pairs = [pair for pair in combinations(sides, 2) if not bound or provenance["modality"] in pair]
+    measured = {sides_of(record) for record in bridge.metrics}
+    records = [record for record in bridge.metrics if sides_of(record) in map(frozenset, pairs)]
+    print_metrics(records, "Recall@k on held-out rows, in %")
     for a, b in pairs:
-        if frozenset((a, b)) not in asked:
-            say(f"No test row has both {a} and {b}: how well they find each other was not measured.")
-    what = "This bridge was made by the same command before; nothing had to be done again" if done.reused else "Bridge"
+        if frozenset((a, b)) not in measured:
+            say(f"No test row has both {a} and {b}, so recall between them was not measured.")
+    what = "Reused the bridge of an earlier run of the same command" if done.reused else "Bridge"
     say(f"{what}: {done.folder}")
     if bound:
-        say(f"Report: bridgekit report {shlex.quote(str(done.folder))} (writes it anew, on all tables)")
+        say(f"Report: bridgekit report {shlex.quote(str(done.folder))} (rewrites it for all tables)")
     elif (done.folder / "report.html").exists():
-        say(f"Report: {done.folder / 'report.html'} (to look at in a browser)")
+        say(f"Report: {done.folder / 'report.html'} (open it in a browser)")
     say(f"Next:   bridgekit search {shlex.quote(str(done.example))} --bridge {shlex.quote(str(done.folder))}")

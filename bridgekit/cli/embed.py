@@ -12,17 +12,17 @@ from bridgekit.errors import BridgekitError
 
 
 def command(
-    items: Annotated[list[str], typer.Argument(help="Files, or texts.")],
+    items: Annotated[list[str], typer.Argument(help="Files or texts.")],
     bridge: Annotated[
         Path | None, typer.Option(help="The bridge's folder. [dim]default: the newest in ./bridges[/dim]")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where to write: .safetensors, .npy or .parquet.")] = Path("embeddings.safetensors"),
-    modality: Annotated[str | None, typer.Option(help="The items' modality, where it cannot be told.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail where an item would be set aside.")] = False,
+    out: Annotated[Path, typer.Option(help="Output file: .safetensors, .npy or .parquet.")] = Path("embeddings.safetensors"),
+    modality: Annotated[str | None, typer.Option(help="The items' modality, if it is ambiguous.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if an item would be set aside.")] = False,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the embeddings as JSON and write no file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the embeddings as JSON instead of writing a file.")] = False,
 ) -> None:
-    """Files or texts as vectors of the shared space.
+    """Write the embeddings of files or texts in the shared space.
 
     Example: [b]bridgekit embed clips/*.wav --out clips.safetensors[/b]
     """

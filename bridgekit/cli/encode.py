@@ -13,23 +13,25 @@ def command(
     pairs: Annotated[
         str | None,
         typer.Option(
-            help="CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a source's name. [dim]default: as align[/dim]"
+            help="CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a plugin's source. "
+            "[dim]default: as for align[/dim]"
         ),
     ] = None,
     a: Annotated[
-        str | None, typer.Option("--a", help="A modality, or an encoder as [b]provider:model[/b]. [dim]default: as align[/dim]")
+        str | None,
+        typer.Option("--a", help="A modality, or an encoder as [b]provider:model[/b]. [dim]default: as for align[/dim]"),
     ] = None,
-    b: Annotated[str | None, typer.Option("--b", help="Another.")] = None,
-    c: Annotated[list[str] | None, typer.Option("--c", help="Further ones: may be given several times.")] = None,
+    b: Annotated[str | None, typer.Option("--b", help="Second modality or encoder.")] = None,
+    c: Annotated[list[str] | None, typer.Option("--c", help="Further ones; may be repeated.")] = None,
     ray: Annotated[
-        bool, typer.Option("--ray", help="On the Ray cluster that $RAY_ADDRESS names, or Ray's processes on this machine.")
+        bool, typer.Option("--ray", help="Encode on the Ray cluster at $RAY_ADDRESS, or in Ray workers on this machine.")
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail where a row would be set aside.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if a row would be set aside.")] = False,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
     outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Encode a table's items now, to align them later. Each item is encoded once, ever.
+    """Encode a table into the latent store, for a later align. Items are encoded only once.
 
     Example: [b]bridgekit encode --pairs clips.csv[/b]
     """
@@ -55,13 +57,13 @@ def command(
         return
     print_set_aside(done.set_aside)
     for modality, latents in done.latents.items():
-        told = f"{modality}: {len(latents.matrix):,} different items by {done.encoders[modality]}"
+        line = f"{modality}: {len(latents.matrix):,} distinct items by {done.encoders[modality]}"
         if not latents.encoded:
-            say(f"{told}, all encoded before")
+            say(f"{line}, all encoded before")
         else:
             rate = f"{latents.encoded / max(latents.seconds, 1e-9):,.1f} items/s"
             found = latents.precision.agreement
-            checked = "" if found is None else f" (least cosine of bfloat16 to float32: {found:.5f})"
-            say(f"{told}, {latents.encoded:,} of them now: {rate}, products in {latents.precision.products}{checked}")
-        say(f"  kept in {latents.folder}")
-    print(f"{done.rows:,} rows can be used. Next: bridgekit align with the same --pairs, --a and --b")
+            checked = "" if found is None else f" (minimum cosine to float32: {found:.5f})"
+            say(f"{line}, {latents.encoded:,} encoded now: {rate}, in {latents.precision.products}{checked}")
+        say(f"  stored in {latents.folder}")
+    print(f"{done.rows:,} usable rows. Next: bridgekit align with the same --pairs, --a and --b")

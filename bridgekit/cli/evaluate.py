@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bridgekit.evaluation.bridges import EvalOptions
     from bridgekit.progress import Report
 
-UNKNOWN = "This bridge does not record what it was trained on. If this table shares rows with that, metrics are inflated."
+UNKNOWN = "This bridge has no record of its training rows. If the table contains some of them, metrics are inflated."
 
 
 def command(
@@ -25,42 +25,42 @@ def command(
     pairs: Annotated[str | None, typer.Option(help="A table, folder or source. [dim]default: the bridge's own[/dim]")] = None,
     split: Annotated[
         list[str] | None,
-        typer.Option(help="A split to evaluate. [dim]default: all but train and val[/dim]"),
+        typer.Option(help="A split to evaluate; may be repeated. [dim]default: all but train and val[/dim]"),
     ] = None,
     unseen: Annotated[
-        bool, typer.Option("--unseen", help="Set aside the rows of --pairs that training saw, instead of refusing them.")
+        bool, typer.Option("--unseen", help="Set aside rows of --pairs that were seen in training, instead of failing.")
     ] = False,
     zero_shot: Annotated[
-        bool, typer.Option("--zero-shot", help="Classify by text prompts alone; the table's texts are the class names.")
+        bool, typer.Option("--zero-shot", help="Zero-shot classification, with the table's texts as class names.")
     ] = False,
     template: Annotated[
         list[str] | None,
-        typer.Option(help="A prompt for --zero-shot, with {} for the class. May be given several times."),
+        typer.Option(help="Prompt template for --zero-shot, with {} for the class name; may be repeated."),
     ] = None,
     generate: Annotated[
-        bool, typer.Option("--generate", help="Make pictures from test items and have an image encoder recognise them.")
+        bool, typer.Option("--generate", help="Generate images from test items and match them with an image encoder.")
     ] = False,
     model: Annotated[
-        str | None, typer.Option(help="For --generate: the text-to-image model. [dim]default: starter:openmoji-64[/dim]")
+        str | None, typer.Option(help="For --generate: text-to-image model. [dim]default: starter:openmoji-64[/dim]")
     ] = None,
     gallery: Annotated[
-        str | None, typer.Option(help="For --generate: the true pictures and captions. [dim]default: starter:openmoji[/dim]")
+        str | None, typer.Option(help="For --generate: table of reference images. [dim]default: starter:openmoji[/dim]")
     ] = None,
-    judge: Annotated[str, typer.Option(help="For --generate: the image encoder that judges.")] = "image",
+    judge: Annotated[str, typer.Option(help="For --generate: image encoder that matches the images.")] = "image",
     among: Annotated[
-        str, typer.Option(help="For --generate: choose among the whole gallery, or queries: the pictures of the test captions.")
+        str, typer.Option(help="For --generate: candidates, gallery (all images) or queries (those of the test captions).")
     ] = "gallery",
     gap: Annotated[
-        list[str] | None, typer.Option(help="For --generate: captions, mean or none; may be given several times.")
+        list[str] | None, typer.Option(help="For --generate: gap method, captions, mean or none; may be repeated.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="For --generate: the most pictures of each kind.")] = 300,
+    limit: Annotated[int, typer.Option(min=1, help="For --generate: maximum number of test items.")] = 300,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
     outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Recall on test splits in both directions, zero-shot classification, or how many generated pictures are recognised.
+    """Evaluate a bridge: recall@k on test splits, zero-shot classification, or generated images.
 
-    Example: [b]bridgekit eval bridges/audio-text --pairs others.csv --zero-shot --template "the sound of a {}"[/b]
+    Example: [b]bridgekit eval bridges/audio-text --pairs test.csv[/b]
     """
     from bridgekit.bridge.bridge import Bridge
     from bridgekit.evaluation.bridges import EvalOptions
@@ -101,7 +101,7 @@ def _print_recall(bridge: Bridge, options: EvalOptions, report: Report, as_json:
         print_json({"metrics": records, "set_aside": [vars(row) for row in set_aside]})
         return
     print_set_aside(set_aside)
-    print_metrics(records, f"Recall on {options.pairs or ', '.join(table.source for table in bridge.tables)}, in %")
+    print_metrics(records, f"Recall@k on {options.pairs or ', '.join(table.source for table in bridge.tables)}, in %")
     if options.pairs and not bridge.training_rows:
         print(UNKNOWN)
 
@@ -115,7 +115,8 @@ def _print_zero_shot(bridge: Bridge, options: EvalOptions, templates: Sequence[s
         print_json(result.as_json())
         return
     print_set_aside(result.set_aside)
-    say(f"{result.modality} into {len(result.per_class)} classes: {100 * result.accuracy:.1f} % of {result.items} right")
+    counts = f"{result.items} items, {len(result.per_class)} classes"
+    say(f"Zero-shot {result.modality} classification: {100 * result.accuracy:.1f} % top-1 accuracy, {counts}")
     if not bridge.training_rows:
         print(UNKNOWN)
     for name, accuracy in result.per_class.items():
@@ -127,7 +128,7 @@ def _print_judged(records: Sequence[Mapping[str, Any]], as_json: bool) -> None:
         print_json({"generated": records})
         return
     first = records[0]
-    print(f"{first['pictures']} pictures of each kind; the judge chooses among {first['candidates']:,} and is right, in %")
+    print(f"Accuracy of the judge in %, on {first['pictures']} images each, among {first['candidates']:,} candidates")
     print(f"{'made from':28}   top-1  top-5")
     for record in records:
         name = record["made_from"] + (f" (gap: {record['gap']})" if record["gap"] else "")

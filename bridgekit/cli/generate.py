@@ -13,51 +13,51 @@ from bridgekit.errors import BridgekitError
 
 
 def command(
-    audio: Annotated[list[str] | None, typer.Option(help="A clip, or a folder of clips: then a picture for each.")] = None,
-    image: Annotated[list[str] | None, typer.Option(help="A picture, or a folder, where the bridge has images.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="Words, by way of the bridge.")] = None,
+    audio: Annotated[list[str] | None, typer.Option(help="A clip, or a folder of clips for one image each.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="An image or a folder, if the bridge has images.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="Text to condition on, through the bridge.")] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="How much each input counts in a mixture, audio first, then image, then text: 2,1."),
+        typer.Option(help="Weights of the mixed inputs, in the order audio, image, text: 2,1."),
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Words for the model itself that steer the style.")] = None,
-    prompt_weight: Annotated[float, typer.Option(min=0, max=1, help="How much the prompt counts beside the inputs.")] = 0.3,
+    prompt: Annotated[str | None, typer.Option(help="Text prompt for the model itself, for example for the style.")] = None,
+    prompt_weight: Annotated[float, typer.Option(min=0, max=1, help="Weight of the prompt relative to the inputs.")] = 0.3,
     bridge: Annotated[
-        Path | None, typer.Option(help="The bridge's folder. [dim]default: the newest fitting one in ./bridges[/dim]")
+        Path | None, typer.Option(help="The bridge's folder. [dim]default: the newest suitable one in ./bridges[/dim]")
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(help="A plugin's model, a diffusers folder or a hub id. [dim]default: starter:openmoji-64[/dim]"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="A .png, or a folder. [dim]default: named after the input, here or in ./pictures[/dim]")
+        Path | None, typer.Option(help="A .png, or a folder. [dim]default: the input's name, in . or ./pictures[/dim]")
     ] = None,
-    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Pictures of each input, from seeds that follow each other.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, max=2**62, help="The first picture's.")] = 0,
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Images per input, with consecutive seeds.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first image.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [dim]default: the model's[/dim]")] = None,
     guidance: Annotated[
-        float | None, typer.Option(min=0, help="Guidance scale; 1 is none. [dim]default: the model's[/dim]")
+        float | None, typer.Option(min=0, help="Guidance scale; 1 for none. [dim]default: the model's[/dim]")
     ] = None,
     size: Annotated[int | None, typer.Option(min=8, max=4096, help="Side in pixels. [dim]default: the model's[/dim]")] = None,
-    gap: Annotated[str, typer.Option(help="How the gap between modalities is closed: captions, mean or none.")] = "captions",
+    gap: Annotated[str, typer.Option(help="How to close the modality gap: captions, mean or none.")] = "captions",
     captions: Annotated[
-        Path | None, typer.Option(help="Fit the conditioner on these (a table or .txt). [dim]default: the bridge's own[/dim]")
+        Path | None, typer.Option(help="Table or .txt to fit the conditioner on. [dim]default: the bridge's own captions[/dim]")
     ] = None,
-    refit: Annotated[bool, typer.Option("--refit", help="Fit the conditioner anew.")] = False,
+    refit: Annotated[bool, typer.Option("--refit", help="Fit the conditioner again.")] = False,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
     outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Sounds become pictures: hear a clip, draw what was heard.
+    """Generate images from audio, images or text with a text-to-image model.
 
     Example: [b]bridgekit generate --audio clip.wav[/b]
     """
-    given = {"audio": audio or [], "image": image or [], "text": text or []}
-    folder = bridge or _bridge({modality for modality, items in given.items() if items}, as_json)
+    items = {"audio": audio or [], "image": image or [], "text": text or []}
+    folder = bridge or _bridge({modality for modality, each in items.items() if each}, as_json)
     from bridgekit.recipes.generate import Input, generate
 
-    shares = _weights(weights, sum(map(len, given.values())))
-    inputs = [Input(modality, item, shares.pop(0)) for modality, items in given.items() for item in items]
+    shares = _weights(weights, sum(map(len, items.values())))
+    inputs = [Input(modality, item, shares.pop(0)) for modality, each in items.items() for item in each]
     done = generate(
         folder,
         inputs,
@@ -100,14 +100,14 @@ def command(
     if done.fitted and done.conditioner.net is not None:
         kept = folder / "conditioners"
         say(
-            f"Fitted a conditioner on {len(done.conditioner.items):,} captions; it gives their conditioning back to a cosine "
-            f"of {done.conditioner.cosine:.3f}. " + (f"Kept in {kept}." if kept.is_dir() else f"{kept} cannot be written.")
+            f"Fitted a conditioner on {len(done.conditioner.items):,} captions; it reproduces their conditioning with a cosine "
+            f"of {done.conditioner.cosine:.3f}. " + (f"Saved in {kept}." if kept.is_dir() else f"{kept} cannot be written.")
         )
     for made in done.pictures:
-        heard = ", ".join(f"{hit.item} ({hit.similarity:.2f})" for hit in made.nearest)
-        say(f"{made.file}: heard {heard}" if heard else made.file)
+        nearest = ", ".join(f"{hit.item} ({hit.similarity:.2f})" for hit in made.nearest)
+        say(f"{made.file}: nearest captions: {nearest}" if nearest else made.file)
     if done.sheet:
-        say(f"All together: {done.sheet}")
+        say(f"Contact sheet: {done.sheet}")
 
 
 def _weights(text: str | None, inputs: int) -> list[float]:
@@ -116,14 +116,14 @@ def _weights(text: str | None, inputs: int) -> list[float]:
     except ValueError:
         shares = []
     if len(shares) != inputs:
-        raise BridgekitError(f"--weights {text} does not fit {inputs} inputs", remedy="give a number for each, as in 2,1")
+        raise BridgekitError(f"--weights {text} does not match {inputs} inputs", remedy="give one number per input, as in 2,1")
     return shares
 
 
 def _bridge(modalities: set[str], quiet: bool) -> Path:
-    """The newest bridge here that joins these modalities; where there is none, the starter's, if the user wants it trained."""
+    """The newest bridge in ./bridges with these modalities; if there is none, offer to train the starter's."""
     if not modalities:
-        raise BridgekitError("there is nothing to make a picture of", remedy="give --audio clip.wav, --image or --text")
+        raise BridgekitError("no input given", remedy="give --audio clip.wav, --image or --text")
     found = newest_bridge(modalities)
     if found:
         return found
@@ -131,7 +131,7 @@ def _bridge(modalities: set[str], quiet: bool) -> Path:
     if quiet or not sys.stdin.isatty() or not modalities <= {"audio", "text"}:
         raise BridgekitError(
             f"there is no bridge for {' and '.join(sorted(modalities))} in ./bridges",
-            remedy=f"train one ({train}) or name its folder with --bridge",
+            remedy=f"train one ({train}) or give its folder with --bridge",
         )
     print("There is no bridge here yet. The starter can train one on 1,800 spoken words (1 to 2 minutes, 40 MB of cache).")
     if not typer.confirm(f"Run `{train}` now?", default=True):

@@ -16,7 +16,7 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """What a bridge is made of, where it came from and how well it does.
+    """Show a bridge's encoders, provenance and metrics.
 
     Example: [b]bridgekit info bridges/audio-text[/b]
     """
@@ -51,4 +51,4 @@ def command(
         for name, value in provenance_text(bound).items():
             say(f"    {name}: {value}")
     if opened.metrics:
-        print_metrics(opened.metrics, "Recall on rows that training never saw, in %")
+        print_metrics(opened.metrics, "Recall@k on held-out rows, in %")

@@ -18,7 +18,7 @@ app = typer.Typer(invoke_without_command=True)
 def command(
     context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False
 ) -> None:
-    """What is installed, what each plugin brings, and why one failed.
+    """List installed plugins with their encoders, sources and models, and any errors.
 
     Example: [b]bridgekit plugins[/b]
     """
@@ -63,28 +63,28 @@ def command(
         for source in plugin.sources:
             say(f"  pairs {source.name}: {source.description}")
         for generator in plugin.generators:
-            say(f"  pictures by {generator.name}: {generator.description}")
+            say(f"  text-to-image {generator.name}: {generator.description}")
         if problem:
             say(f"  PROBLEM: {problem}")
 
 
 def _models(plugin: Plugin) -> tuple[list[tuple[EncoderProvider, list[str]]], str | None]:
-    """Each provider with the names of its models, and the plugin's problem, with those of a `models()` that fails."""
+    """Each provider with its model names, and the plugin's problem, including failures of `models()`."""
     named: list[tuple[EncoderProvider, list[str]]] = []
     problems = [plugin.problem] if plugin.problem else []
     for provider in plugin.providers:
         names: list[str] = []
         try:
             names += provider.models()
-        except Exception as error:  # a stranger's code
+        except Exception as error:  # third-party code
             problems.append(f"models() of {provider.name!r} failed: {type(error).__name__}: {error}")
         named.append((provider, names))
     return named, "; ".join(problems) or None
 
 
 @app.command("new")
-def new(name: Annotated[str, typer.Argument(help="Of the package, like [b]bridgekit-demo[/b] or [b]demo[/b].")]) -> None:
-    """Write a working plugin of your own, to start from, into a new folder here.
+def new(name: Annotated[str, typer.Argument(help="Package name, such as [b]bridgekit-demo[/b] or [b]demo[/b].")]) -> None:
+    """Create a working plugin in a new folder, as a starting point for your own.
 
     Example: [b]bridgekit plugins new bridgekit-demo[/b]
     """
@@ -92,6 +92,6 @@ def new(name: Annotated[str, typer.Argument(help="Of the package, like [b]bridge
 
     written = create_plugin(name, Path())
     folder, module = written[0].parent, next(path for path in written if path.suffix == ".py")
-    print(f"Written: {', '.join(map(str, written))}")
+    print(f"Created: {', '.join(map(str, written))}")
     print(f"Next:    pip install -e ./{folder} && bridgekit plugins")
-    print(f'Then:    change what is marked "Yours" in {module}; check it with: pytest {folder}')
+    print(f'Then:    edit the parts marked "Yours" in {module}; test with: pytest {folder}')

@@ -14,15 +14,17 @@ def command(
     bridge: Annotated[
         Path | None, typer.Argument(help="The bridge's folder. [dim]default: the newest in ./bridges[/dim]")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The file. [dim]default: report.html in the bridge's folder[/dim]")] = None,
-    pairs: Annotated[
-        str | None, typer.Option(help="Another table, or the bridge's own if it has moved. [dim]default: its own[/dim]")
+    out: Annotated[
+        Path | None, typer.Option(help="Output file. [dim]default: report.html in the bridge's folder[/dim]")
     ] = None,
-    check: Annotated[bool, typer.Option(help="Also check every file of the table, as `bridgekit check` does.")] = True,
+    pairs: Annotated[
+        str | None, typer.Option(help="Another table, or the new path of the bridge's own. [dim]default: its own[/dim]")
+    ] = None,
+    check: Annotated[bool, typer.Option(help="Also check every file of the table, as bridgekit check does.")] = True,
     outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
-    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Write a report on a bridge, one HTML file: recall, mistakes, and a map of the space to see and hear.
+    """Write an HTML report about a bridge: metrics, errors, and a map of the space with images and sound.
 
     Example: [b]bridgekit report bridges/audio-text --open[/b]
     """

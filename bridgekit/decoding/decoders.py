@@ -1,9 +1,8 @@
-"""Decoding sounds, pictures and tables, in the calling process. `isolation` runs it in separate processes."""
+"""Decodes audio, images and Parquet tables in the calling process. `isolation` runs it in separate processes."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -23,22 +22,22 @@ from bridgekit.decoding.files import AGAIN, opened
 from bridgekit.errors import ItemError
 
 MAX_HOURS = 4
-RATES = (100, 1_000_000)  # samples a second
+RATES = (100, 1_000_000)  # Hz
 MAX_MEGAPIXELS = 100
 MIN_SIDE = 8  # pixels
-MAX_TABLE_GB = 2  # of the wanted columns, unpacked
+MAX_TABLE_GB = 2  # of the columns that are read, unpacked
 MAX_ROWS = 20_000_000
 
 _BLOCK = 1 << 18  # samples of all channels decoded at a time
-_UNKNOWN_FRAMES = 1 << 62  # libsndfile gives a streamed file, which does not say how long it is, 2^63 - 1 frames
-_UNKNOWN_BYTES = 0x7FFF0000  # what writers to a pipe put for a WAV's length lies above: 0x7ffff000, 0x7fffffff, 0xffffffff
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile reports 2^63 - 1 frames for a streamed file, which does not know its length
+_UNKNOWN_BYTES = 0x7FFF0000  # writers to a pipe give a WAV a length above this: 0x7ffff000, 0x7fffffff or 0xffffffff
 _MPEG_FRAME = 1152  # samples
 _CUT_SHORT = "the file is cut short"
-# Bitmaps only. Pillow also opens EPS, for which it would start Ghostscript, and TGA, which it takes other files for.
+# Bitmaps only. Pillow also opens EPS, for which it would start Ghostscript, and TGA, for which it mistakes other files.
 _FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
-# What libraries say when they have nothing to say, or of what is none of the user's doing.
+# Library messages that tell the user nothing.
 _SAYS_NOTHING = re.compile(
     r"internal error|unknown error|unspecified|decoder error|decoder object|possibly a pipe|cannot load this image|^$",
     re.IGNORECASE,
@@ -46,34 +45,34 @@ _SAYS_NOTHING = re.compile(
 
 
 def _because(reason: str) -> str:
-    """A library's reason in brackets, where it tells anything."""
+    """A library's reason in brackets, if it tells anything."""
     reason = " ".join(reason.removeprefix("Error : ").split()).rstrip(".")
     return "" if _SAYS_NOTHING.search(reason) else f" ({reason})"
 
 
-# ---- sounds
+# ---- audio
 
 
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
-    """A sound file that is only read onwards. soundfile seeks after each read otherwise, and not all files allow that."""
+    """An audio file that is only read forwards. soundfile would seek after each read, which not every file allows."""
 
     def seekable(self) -> bool:
         return False
 
 
 def decode_audio(path: Path, sample_rate: int) -> Iterator[npt.NDArray[np.float32]]:
-    """A sound file's samples, block by block, that together are what `bridgekit.media.read_audio` gives.
+    """An audio file's samples in blocks, which together are what `bridgekit.media.read_audio` returns.
 
-    What is held is one block and what the resampler keeps, however long the clip is.
+    Memory holds one block and the resampler's state, however long the clip is.
 
     Raises:
-        ItemError: as for `read_audio`, perhaps after some blocks.
+        ItemError: as for `read_audio`, possibly after some blocks.
     """
     with opened(path) as file:
         try:
             with _sound_source(file, path) as source, _Stream(source, closefd=False) as sound:
                 for block in _resampled(_mono_blocks(sound, path), int(sound.samplerate), sample_rate):
-                    # Again, as a float WAV may hold numbers so large that they overflow only when they are resampled.
+                    # Again, since a float WAV may have values so large that they overflow only when resampled.
                     yield _finite(block, path)
         except (soundfile.LibsndfileError, TypeError) as error:
             reason = getattr(error, "error_string", str(error))
@@ -89,17 +88,17 @@ def decode_audio(path: Path, sample_rate: int) -> Iterator[npt.NDArray[np.float3
 def _mono_blocks(sound: _Stream, path: Path) -> Iterator[npt.NDArray[np.float32]]:
     """All frames of an open sound file, channels averaged."""
     rate = int(sound.samplerate)
-    if not RATES[0] <= rate <= RATES[1]:  # from 1 Hz, a kilobyte would become a gigabyte
+    if not RATES[0] <= rate <= RATES[1]:  # at 1 Hz, resampling would turn a kilobyte into a gigabyte
         raise ItemError(
-            f"the file claims {rate:,} samples a second; {RATES[0]:,} to {RATES[1]:,} can be read",
+            f"the file claims a sample rate of {rate:,} Hz; {RATES[0]:,} to {RATES[1]:,} can be read",
             where=str(path),
-            remedy="write its header anew with its true rate (ffmpeg -i IN OUT.flac), or remove the row",
+            remedy="rewrite its header with its true rate (ffmpeg -i IN OUT.flac), or remove the row",
         )
     promised, limit = int(sound.frames), MAX_HOURS * 3600 * rate
     too_long = ItemError(
         f"the clip lasts over {MAX_HOURS} hours, or claims to",
         where=str(path),
-        remedy="cut it into shorter clips, or, if it is short, write its header anew (ffmpeg -i IN OUT.flac)",
+        remedy="cut it into shorter clips, or, if it is short, rewrite its header (ffmpeg -i IN OUT.flac)",
     )
     if limit < promised < _UNKNOWN_FRAMES:
         raise too_long
@@ -113,9 +112,9 @@ def _mono_blocks(sound: _Stream, path: Path) -> Iterator[npt.NDArray[np.float32]
             raise too_long
         yield _finite(block.mean(axis=1), path)
     if not decoded:
-        raise ItemError("the file holds no sound: zero samples", where=str(path), remedy=AGAIN)
-    # MP3 encoders differ by a frame or two in what they count, so only a larger gap says that something is missing.
-    # Compressed WAVs only estimate; a WAV's bytes are counted before.
+        raise ItemError("the file has no audio: zero samples", where=str(path), remedy=AGAIN)
+    # MP3 encoders differ by a frame or two in what they count, so only a larger gap means that something is missing. The header
+    # of a compressed WAV is an estimate; a WAV's bytes have been counted already.
     slack = 2 * _MPEG_FRAME if sound.format == "MP3" else 0
     if decoded + slack < promised < _UNKNOWN_FRAMES and not sound.format.startswith("WAV"):
         seconds = (promised / sound.samplerate, decoded / sound.samplerate)
@@ -123,7 +122,7 @@ def _mono_blocks(sound: _Stream, path: Path) -> Iterator[npt.NDArray[np.float32]
 
 
 def _resampled(blocks: Iterator[npt.NDArray[np.float32]], rate: int, wanted: int) -> Iterator[npt.NDArray[np.float32]]:
-    """Blocks at another rate: together the samples that one call for the whole clip would give, to the last bit."""
+    """Blocks at another rate: together, bit for bit, the samples that one call for the whole clip would return."""
     if rate == wanted:
         yield from blocks
         return
@@ -135,25 +134,25 @@ def _resampled(blocks: Iterator[npt.NDArray[np.float32]], rate: int, wanted: int
         given += len(piece)
         yield piece
     rest = stream.resample_chunk(np.zeros(0, np.float32), last=True)
-    # A clip shorter than half a sample of the new rate rounds to none; it is still a clip.
+    # A clip shorter than half a sample at the new rate would be empty; it keeps one sample.
     yield rest if given + len(rest) else first.mean(keepdims=True)
 
 
 def _finite(samples: npt.NDArray[np.float32], path: Path) -> npt.NDArray[np.float32]:
     if not np.isfinite(samples).all():
         raise ItemError(
-            "some samples are not numbers (NaN or infinity)", where=str(path), remedy="export it anew, or remove the row"
+            "some samples are not finite (NaN or infinity)", where=str(path), remedy="export it again, or remove the row"
         )
     return samples
 
 
 @contextlib.contextmanager
-def _sound_source(file: BinaryIO, path: Path) -> Iterator[int | io.RawIOBase]:
-    """What to hand libsndfile for this file, once the lengths that libsndfile takes on trust are checked."""
+def _sound_source(file: BinaryIO, path: Path) -> Iterator[int]:
+    """The descriptor to give libsndfile for a file, after checking the lengths that libsndfile takes on trust."""
     head = file.read(12)
-    file.seek(0)
-    if head[:4] == b"RIFF" and head[8:] == b"WAVE" and _wav_length_is_missing(file, path):
-        yield _WithWavLength(file)
+    if head[:4] == b"RIFF" and head[8:] == b"WAVE" and (header := _wav_header_with_length(file, path)):
+        with _piped(file, len(header), header) as pipe:
+            yield pipe
     elif _is_mp3(head) and (start := _mp3_without_length(file)) is not None:
         with _piped(file, start) as pipe:
             yield pipe
@@ -165,7 +164,7 @@ def _sound_source(file: BinaryIO, path: Path) -> Iterator[int | io.RawIOBase]:
 
 
 def _wav_data_chunk(file: BinaryIO) -> tuple[int, int] | None:
-    """Where a WAV's samples begin and how many bytes of them its header promises, or None if it has none."""
+    """Where a WAV's samples begin and how many bytes of them its header promises, or None if there are none."""
     at = 12
     while True:
         file.seek(at)
@@ -178,57 +177,29 @@ def _wav_data_chunk(file: BinaryIO) -> tuple[int, int] | None:
         at += 8 + size + size % 2
 
 
-def _wav_length_is_missing(file: BinaryIO, path: Path) -> bool:
-    """Whether a WAV was streamed with its length left at 0, which libsndfile reads as no sound.
+def _wav_header_with_length(file: BinaryIO, path: Path) -> bytes | None:
+    """The header of a WAV that was streamed with its length left at 0, with the length filled in; None for any other WAV.
+
+    libsndfile would find no audio in such a file.
 
     Raises:
-        ItemError: the header promises more bytes than there are. libsndfile would return what is left without a word.
+        ItemError: the header promises more bytes than there are. libsndfile would silently return what is left.
     """
     chunk = _wav_data_chunk(file)
     if chunk is None:
-        return False
+        return None
     start, promised = chunk
     size = file.seek(0, os.SEEK_END)
     if size - start < promised < _UNKNOWN_BYTES:
         raise ItemError(
-            f"{_CUT_SHORT}: {size - start:,} of {promised:,} bytes of sound are there", where=str(path), remedy=AGAIN
+            f"{_CUT_SHORT}: {size - start:,} of {promised:,} bytes of audio are there", where=str(path), remedy=AGAIN
         )
     file.seek(4)
     whole = int.from_bytes(file.read(4), "little") + 8
-    # A header that agrees with the file's size tells the truth: the sound really is empty.
-    return promised == 0 and start < size and whole != size
-
-
-class _WithWavLength(io.RawIOBase):
-    """The same WAV, its length said to be unknown in the way that libsndfile understands."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__()
-        chunk = _wav_data_chunk(file)
-        assert chunk is not None
-        self._file, self._length_at = file, chunk[0] - 4
-        file.seek(0)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        start = self._file.tell()
-        with memoryview(buffer) as view:
-            data = self._file.read(len(view))
-            view[: len(data)] = data
-            for at in range(max(start, self._length_at), min(start + len(data), self._length_at + 4)):
-                view[at - start : at - start + 1] = b"\xff"
-        return len(data)
+    if promised or size <= start or whole == size:  # a header that agrees with the file's size is of a WAV without audio
+        return None
+    file.seek(0)
+    return file.read(start - 4) + min(size - start, 0xFFFFFFFF).to_bytes(4, "little")
 
 
 def _is_mp3(head: bytes) -> bool:
@@ -236,7 +207,7 @@ def _is_mp3(head: bytes) -> bool:
 
 
 def _mp3_without_length(file: BinaryIO) -> int | None:
-    """Where the sound starts in an MP3 that has no Xing header with its number of frames, or None where it has one.
+    """Where the audio starts in an MP3 without a Xing header that counts its frames; None for an MP3 with one.
 
     libsndfile guesses the length of such a file from its first frames and never reads past its guess: of a VBR file
     written to a pipe it would silently return a third.
@@ -257,13 +228,14 @@ def _mp3_without_length(file: BinaryIO) -> int | None:
 
 
 @contextlib.contextmanager
-def _piped(file: BinaryIO, start: int) -> Iterator[int]:
-    """The file from a byte on, through a pipe, where libsndfile reads to the end for lack of a length to believe in."""
+def _piped(file: BinaryIO, start: int, header: bytes = b"") -> Iterator[int]:
+    """A header and the file from a byte on, through a pipe, which libsndfile reads to its end since a pipe has no length."""
     file.seek(start)
     reading, writing = os.pipe()
 
     def pump() -> None:
         with contextlib.suppress(BrokenPipeError), os.fdopen(writing, "wb") as pipe:
+            pipe.write(header)
             while block := file.read(_BLOCK):
                 pipe.write(block)
 
@@ -277,7 +249,7 @@ def _piped(file: BinaryIO, start: int) -> Iterator[int]:
 
 
 def _check_last_ogg_page(file: BinaryIO, path: Path) -> None:
-    """Refuse an Ogg file whose last page is not all there: libsndfile takes the page before it for the end."""
+    """Refuse an Ogg file whose last page is incomplete: libsndfile would take the page before it for the end."""
     size = file.seek(0, os.SEEK_END)
     start = max(0, size - (1 << 17))  # a page has at most 65,307 bytes
     file.seek(start)
@@ -288,22 +260,22 @@ def _check_last_ogg_page(file: BinaryIO, path: Path) -> None:
     head = tail[page : page + 27]
     segments = tail[page + 27 : page + 27 + head[26]] if len(head) == 27 else b""
     if len(head) < 27 or len(segments) < head[26] or page + 27 + len(segments) + sum(segments) > len(tail):
-        raise ItemError(f"{_CUT_SHORT}: its last page of sound is incomplete", where=str(path), remedy=AGAIN)
+        raise ItemError(f"{_CUT_SHORT}: its last page is incomplete", where=str(path), remedy=AGAIN)
 
 
-# ---- pictures
+# ---- images
 
 
 def decode_image(path: Path) -> Image.Image:
-    """A picture as `bridgekit.media.read_image` gives it.
+    """An image as `bridgekit.media.read_image` returns it.
 
-    It sets Pillow's guard against large pictures, which is one number for the whole process.
+    It sets Pillow's limit on pixels, which is one number for the whole process.
 
     Raises:
         ItemError: as for `read_image`.
     """
     Image.init()
-    Image.MAX_IMAGE_PIXELS = MAX_MEGAPIXELS * 1_000_000 // 2  # Pillow warns from here on, and refuses from twice as many on
+    Image.MAX_IMAGE_PIXELS = MAX_MEGAPIXELS * 1_000_000 // 2  # Pillow warns above this, and refuses above twice as many
     with opened(path) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -313,13 +285,13 @@ def decode_image(path: Path) -> Image.Image:
                 return _to_rgb(_upright(picture))
         except MemoryError:
             raise
-        except Exception as error:  # decoders raise anything on bytes that they do not expect
+        except Exception as error:  # decoders may raise anything on unexpected bytes
             raise _refused_picture(path, error) from None
     width, height = picture.size
     raise ItemError(
         f"the picture has {width:,} x {height:,} pixels: too few to show anything",
         where=str(path),
-        remedy=f"give a picture of at least {MIN_SIDE} pixels a side, or remove the row",
+        remedy=f"use one with at least {MIN_SIDE} pixels on each side, or remove the row",
     )
 
 
@@ -330,7 +302,7 @@ def _refused_picture(path: Path, error: Exception) -> ItemError:
     elif isinstance(error, Image.DecompressionBombError):
         pixels = int((re.findall(r"\d+", reason) or ["0"])[0])
         what = f"the picture has {pixels:,} pixels, over {MAX_MEGAPIXELS} megapixels"
-        remedy = "scale it down: no encoder looks at more than about 1,000 pixels a side"
+        remedy = "scale it down: no encoder uses more than about 1,000 pixels on a side"
     elif "MAX_TEXT" in reason:
         what = "a text or a colour profile in the picture unpacks to over 1 MB, or all of them to over 64 MB"
         remedy = "save the picture without them, or remove the row"
@@ -340,7 +312,7 @@ def _refused_picture(path: Path, error: Exception) -> ItemError:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    with contextlib.suppress(Exception):  # a broken EXIF block spoils no pixel
+    with contextlib.suppress(Exception):  # a broken EXIF block damages no pixel
         ImageOps.exif_transpose(picture, in_place=True)
     return picture
 
@@ -351,26 +323,26 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if not picture.has_transparency_data:
         return picture if picture.mode == "RGB" else picture.convert("RGB")
     rgb = Image.new("RGB", picture.size)
-    for band in bands(picture):  # so that a large picture is not held several times over
+    for band in bands(picture):  # so that there are not several copies of a large picture in memory
         clear = picture.crop(band).convert("RGBA")
         rgb.paste(Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB"), band)
     return rgb
 
 
 def bands(picture: Image.Image) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes (left, upper, right, lower) of whole rows that together are the picture: one, unless it is large."""
+    """Boxes (left, upper, right, lower) of whole rows that together cover the picture: one, unless it is large."""
     rows = max(1, (1 << 22) // picture.width)
     for top in range(0, picture.height, rows):
         yield 0, top, picture.width, min(top + rows, picture.height)
 
 
 def _to_8_bit(picture: Image.Image) -> npt.NDArray[np.uint8]:
-    """Grey levels of more than 8 bit, of shape (height, width), scaled to 0..255. Pillow's own conversion clips them."""
+    """Grey levels of more than 8 bits, (height, width), scaled to 0..255. Pillow's own conversion clips them."""
     levels = np.asarray(picture).astype(np.float32)
     if not np.isfinite(levels).all():
-        raise ValueError("some of its levels are not numbers")
+        raise ValueError("some of its levels are not finite")
     low, high = np.float32(0), np.float32(65535)
-    # Integers of 32 bit and floats have no agreed white, so theirs is the brightest there is. PNG and PGM mean 16 bit.
+    # 32-bit integers and floats have no fixed white, so it is the brightest level in the picture. PNG and PGM mean 16 bits.
     if picture.mode == "F" or (picture.mode == "I" and picture.format not in ("PNG", "PPM")):
         low, high = levels.min(), levels.max()
     levels -= low
@@ -435,7 +407,7 @@ def _arrow_errors(path: Path) -> Iterator[None]:
     except Exception as error:  # pyarrow raises errors of its own, OSError, KeyError and UnicodeDecodeError
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ItemError(
-            f"this is not a Parquet file, or it is damaged ({reason})", where=str(path), remedy="write it anew"
+            f"this is not a Parquet file, or it is damaged ({reason})", where=str(path), remedy="write it again"
         ) from None
 
 
@@ -452,5 +424,5 @@ def _check_claims(metadata: Any, used: Sequence[str], path: Path) -> None:
 
 def _too_large(path: Path, claim: str) -> ItemError:
     return ItemError(
-        f"the table {claim}, or claims to", where=str(path), remedy="split it into smaller tables, or write it anew"
+        f"the table {claim}, or claims to", where=str(path), remedy="split it into smaller tables, or write it again"
     )

@@ -1,1 +1,1 @@
-"""From the shared space to pictures: what a pipeline takes, the map into it, and generation."""
+"""Image generation from the shared space: conditioning of pipelines, the map into it, and drawing."""

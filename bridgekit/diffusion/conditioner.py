@@ -1,4 +1,4 @@
-"""The conditioner: the map from a bridge's shared space into one model's conditioning, fitted on captions alone."""
+"""The conditioner: a map from a bridge's shared space to a text-to-image model's conditioning, fitted on captions alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similar
 
 from bridgekit.bridge.bridge import Bridge
 from bridgekit.encoders import TEXT, Item
-from bridgekit.errors import BridgekitError
+from bridgekit.errors import BridgekitError, one_line
 from bridgekit.image_models import Conditioning
 from bridgekit.latents.encode import encode_items
 from bridgekit.progress import Report, say, silent
@@ -23,29 +23,29 @@ from bridgekit.storage.bounded import parse_json
 from bridgekit.storage.sealed import read_sealed, write_sealed
 
 FORMAT = 2
-MAX_METADATA, MAX_ITEMS = 1 << 20, 256 << 20  # bytes of what a file says of itself, and of the items it was fitted on
-MAX_PARTS, MAX_SIDE = 16, 1 << 16  # tensors of a model's conditioning, and numbers along one side of one
-#: A model whose encoding of the probes is less like it was than this has other weights: its conditioner is fitted again.
+MAX_METADATA, MAX_ITEMS = 1 << 20, 256 << 20  # bytes of a file's metadata, and of the items it was fitted on
+MAX_PARTS, MAX_SIDE = 16, 1 << 16  # tensors of a model's conditioning, and length of a dimension
+#: A conditioner is fitted again if the model's encoding of the probes has a lower cosine to the stored one: other weights.
 SAME_WEIGHTS = 0.999
-#: What every fitted conditioner remembers the model's own encoding of.
+#: Texts whose encoding by the model is stored with each conditioner.
 PROBES = ("a red apple", "a dog barks in the rain")
-#: How much surer the contrastive model is taken to be than its temperature says, which it learned on mixtures of pairs.
+#: Factor on the logits of the contrastive softmax: its temperature was learned on mixed pairs, so it is too high for real ones.
 SHARPNESS = 3.0
-#: How an embedding of another modality is brought to where the captions' embeddings lie.
+#: Methods for moving embeddings of other modalities to the region of the captions' embeddings.
 GAPS = ("captions", "mean", "none")
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a conditioner is fitted.
+    """Hyperparameters of fitting a conditioner.
 
     Arguments:
-        steps: of the optimizer.
-        batch_size: captions in one step.
-        lr: peak learning rate of AdamW; cosine down to zero.
-        noise: the longest noise added to embeddings of length 1, since those of other modalities only come near.
-        captions: at most so many, drawn at random from more.
-        seed: of everything random.
+        steps: optimizer steps.
+        batch_size: captions per step.
+        lr: peak learning rate of AdamW, with cosine decay to zero.
+        noise: maximum norm of the noise added to unit embeddings, since other modalities' embeddings are only close.
+        captions: maximum number of captions; a random sample of more.
+        seed: random seed.
     """
 
     steps: int = 1_500
@@ -57,17 +57,17 @@ class Fit:
 
 
 class ConditionerNet(nn.Module):
-    """An embedding to everything that a model's conditioning consists of.
+    """Maps an embedding to all tensors of a model's conditioning.
 
-    A vector (a pooled text embedding, a CLIP image embedding) comes from a linear map plus an MLP. A sequence (prompt
-    embeddings) comes from learned queries, one a position, which attend to a few tokens made of the embedding. A mask
-    comes as logits, by a linear map.
+    A vector (a pooled text embedding, a CLIP image embedding) is predicted by a linear map plus an MLP. A sequence (prompt
+    embeddings) is predicted by one learned query per position, attending to a few tokens computed from the embedding. A mask
+    is predicted as logits, by a linear map.
 
     Arguments:
         dim: width of the shared space.
         shapes: name to shape without the batch: (d,) for a vector, (L, d) for a sequence, (L,) for a mask.
         masks: which names are masks.
-        width: of the MLP and the queries.
+        width: width of the MLP and the queries.
     """
 
     TOKENS = 8
@@ -86,7 +86,7 @@ class ConditionerNet(nn.Module):
 
     def forward(self, embeddings: Tensor) -> dict[str, Tensor]:
         """(n, dim) unit vectors to name -> (n, ...), standardised; masks as logits."""
-        scaled = embeddings * embeddings.shape[1] ** 0.5  # entries of deviation 1, as initial weights expect
+        scaled = embeddings * embeddings.shape[1] ** 0.5  # unit variance, as the initialisation expects
         return {name: part(scaled) for name, part in self.parts.items()}
 
 
@@ -118,19 +118,19 @@ class _Sequence(nn.Module):
 
 @dataclass(frozen=True)
 class Conditioner:
-    """Embeddings of a bridge's shared space into one model's conditioning.
+    """Maps embeddings of a bridge's shared space to a model's conditioning.
 
     Arguments:
-        kind: the conditioning's, for example `prompt_embeds`.
-        made_of: the modality of the items that it was fitted on.
-        items: those items: captions, or the paths of pictures.
-        embeddings: (n, dim) their embeddings in the shared space, at unit length.
-        net: the map; None where the shared space is the conditioning already.
-        scale: where there is no map: the usual length of the conditioning's vectors.
-        mean, std: name to the centre and spread that targets were standardised by; of a sequence, position by position.
-        probe: the model's own encoding of `PROBES` when this was fitted.
-        cosine: how well it gives back the conditioning of what it was fitted on: the mean cosine over its vectors.
-        adapter: `Bridge.weights_hash` of that modality: into another adapter's space it would map nothing.
+        kind: the kind of conditioning, for example `prompt_embeds`.
+        made_of: the modality of the items it was fitted on.
+        items: those items: captions, or paths of images.
+        embeddings: (n, dim) their embeddings in the shared space, of unit length.
+        net: the map; None if the shared space already is the conditioning.
+        scale: without a map, the typical norm of the conditioning's vectors.
+        mean, std: name to the mean and deviation that targets were standardised with, per position for sequences.
+        probe: the model's own encoding of `PROBES` at the time of fitting.
+        cosine: quality of fit: mean cosine between predicted and true conditioning vectors.
+        adapter: `Bridge.weights_hash` of that modality; the conditioner is only valid for this adapter.
     """
 
     kind: str
@@ -147,7 +147,7 @@ class Conditioner:
 
     @torch.inference_mode()
     def __call__(self, embeddings: Tensor) -> dict[str, Tensor]:
-        """(n, dim) unit vectors to the tensors that `Conditioning.arguments` takes: float32, masks bool, on the CPU."""
+        """(n, dim) unit vectors to tensors for `Conditioning.arguments`: float32, masks bool, on the CPU."""
         if self.net is None:
             return {self.kind: embeddings * self.scale}
         made = self.net(embeddings)
@@ -162,22 +162,22 @@ class Conditioner:
 
 
 def close_gap(bridge: Bridge, conditioner: Conditioner, modality: str, embeddings: Tensor, gap: str) -> Tensor:
-    """Bring embeddings of one modality to where the conditioner knows its way.
+    """Close the modality gap: move embeddings to the region the conditioner was fitted on.
 
-    Contrastive training leaves each modality in a region of its own (Liang et al., "Mind the gap", NeurIPS 2022), so a clip's
-    embedding is not where its caption's is.
+    Contrastive training leaves each modality in its own region (Liang et al., "Mind the gap", NeurIPS 2022), so the embedding
+    of a clip differs systematically from that of its caption.
 
     Arguments:
-        bridge: the bridge that they came from.
-        conditioner: fitted for it.
-        modality: the embeddings'. Those of the conditioner's own modality are left as they are.
-        embeddings: (n, dim) at unit length.
-        gap: `none` leaves them. `mean` moves them by the difference of the two modalities' means. `captions` takes the mean
-            of the captions' embeddings, weighted by the bridge's own softmax over similarities: the expected caption under
-            the contrastive model (cf. DeCap, Li et al., ICLR 2023, which projects onto such a memory).
+        bridge: the bridge that produced them.
+        conditioner: a conditioner fitted for it.
+        modality: the embeddings' modality. If it is the conditioner's own, they are returned unchanged.
+        embeddings: (n, dim) of unit length.
+        gap: `none` does nothing. `mean` shifts them by the difference between the two modalities' means. `captions` replaces
+            each by the mean of the captions' embeddings, weighted by the bridge's softmax over similarities: the expected
+            caption under the contrastive model (cf. the memory projection of DeCap, Li et al., ICLR 2023).
 
     Returns:
-        (n, dim) at unit length.
+        (n, dim) of unit length.
     """
     if modality == conditioner.made_of or gap == "none":
         return embeddings
@@ -191,17 +191,17 @@ def close_gap(bridge: Bridge, conditioner: Conditioner, modality: str, embedding
 def fit_conditioner(
     bridge: Bridge, conditioning: Conditioning, items: Sequence[Item], *, fit: Fit = Fit(), report: Report = silent
 ) -> Conditioner:
-    """Learn the map from a bridge's space into a model's conditioning.
+    """Fit the map from a bridge's space to a model's conditioning.
 
     Arguments:
-        bridge: has a side for the modality that the conditioning is made of.
-        conditioning: the model's.
-        items: captions (or pictures, where the conditioning is made of those). No sound is needed.
-        fit: the hyperparameters.
+        bridge: a bridge with a side for the modality that the conditioning is made of.
+        conditioning: the model's conditioning.
+        items: captions, or images if the conditioning is made of images. No audio is needed.
+        fit: hyperparameters.
         report: progress.
 
     Raises:
-        BridgekitError: an item cannot be encoded, or the model cannot encode any.
+        BridgekitError: an item cannot be encoded by the bridge, or the model cannot encode them.
     """
     generator = torch.Generator().manual_seed(fit.seed)
     if len(items) > fit.captions:
@@ -228,7 +228,7 @@ def fit_conditioner(
             made = net(normalize(embeddings[rows] + noise, dim=-1).to(bridge.device))
             loss = torch.zeros((), device=bridge.device)
             for name, tensor in made.items():
-                # The targets stay on the CPU: thousands of long sequences are more than many a card holds.
+                # Targets stay on the CPU: thousands of long sequences may not fit in GPU memory.
                 target = targets[name][rows]
                 if name in masks:
                     loss = loss + binary_cross_entropy_with_logits(tensor, target.float().to(bridge.device))
@@ -258,26 +258,26 @@ def fit_conditioner(
 
 
 def _own_encoding(conditioning: Conditioning, items: Sequence[Any]) -> dict[str, Tensor]:
-    """The model's own encoding. A part of it that is not whole may have been loaded without complaint: it shows here."""
+    """The model's own encoding. Incomplete models may load without an error and only fail here."""
     try:
         return conditioning.encode(items)
     except BridgekitError:
         raise
-    except Exception as error:  # whatever diffusers and transformers raise then
+    except Exception as error:  # diffusers and transformers may raise anything
         raise BridgekitError(
-            f"the model cannot encode {conditioning.made_of}: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
-            remedy="see that its folder is whole: tokenizer, text encoder, image encoder",
+            f"the model cannot encode {conditioning.made_of}: {type(error).__name__}: {one_line(error)}",
+            remedy="check that its folder is complete: tokenizer, text encoder, image encoder",
         ) from error
 
 
 def direct_conditioner(bridge: Bridge, conditioning: Conditioning, modality: str, items: Sequence[Item]) -> Conditioner:
-    """The conditioner where a side is frozen in the conditioning's own space: nothing to learn but how long its vectors are.
+    """The conditioner for a side that is frozen in the conditioning's own space. Only the vectors' norm is fitted.
 
     Arguments:
         bridge: the bridge.
-        conditioning: takes the latents of that side as they are.
+        conditioning: a conditioning that takes the latents of that side directly.
         modality: the frozen side.
-        items: some of that modality: what `close_gap` takes for captions.
+        items: items of that modality, which `close_gap` uses as captions.
     """
     latents = encode_items(bridge.encoder(modality), items)
     rows = latents.matrix[torch.from_numpy(latents.ids[latents.ids >= 0])]
@@ -287,10 +287,10 @@ def direct_conditioner(bridge: Bridge, conditioning: Conditioning, modality: str
 
 
 def _spread(centred: Tensor) -> Tensor:
-    """The deviation of (n, d) targets, or that of each position of (n, L, d) ones, (L, 1).
+    """The standard deviation of centred (n, d) targets, or per position, (L, 1), of (n, L, d) ones.
 
-    A short caption in a long sequence is said in a few positions, and the others hardly ever change. A net whose outputs all
-    have deviation 1 learns those few; in the loss each position then counts by its spread, as it would unscaled.
+    Most positions of a long sequence barely change between short captions. Standardising each position lets the network fit
+    the few that do; the loss then weights positions by their variance, as without scaling.
     """
     if centred.ndim < 3:
         return centred.std().clamp_min(1e-6)
@@ -299,7 +299,7 @@ def _spread(centred: Tensor) -> Tensor:
 
 
 def _weight(target: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    """How much each of a target's vectors counts, (n,) or (n, L): what is masked is never read and need not be learned."""
+    """Loss weight of each of a target's vectors, (n,) or (n, L): 0 for masked ones, which the model never reads."""
     for mask in masks:
         if mask.shape == target.shape[:-1]:
             return mask.float()
@@ -307,7 +307,7 @@ def _weight(target: Tensor, masks: Sequence[Tensor]) -> Tensor:
 
 
 def _cosine(conditioner: Conditioner, targets: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> float:
-    """The mean cosine over all vectors of all targets, masked ones left out."""
+    """The mean cosine over all unmasked vectors of all targets."""
     total, count = 0.0, 0.0
     for start in range(0, len(conditioner.items), 64):
         made = conditioner(conditioner.embeddings[start : start + 64])
@@ -319,23 +319,23 @@ def _cosine(conditioner: Conditioner, targets: Mapping[str, Tensor], weights: Ma
 
 
 def probe(conditioning: Conditioning) -> dict[str, Tensor]:
-    """The model's own encoding of two fixed texts (or pictures), a vector each: it changes when the weights do."""
-    encoded = _own_encoding(conditioning, PROBES if conditioning.made_of == TEXT else _probe_pictures())
+    """The model's own encoding of two fixed texts or images, one vector each, as a fingerprint of its weights."""
+    encoded = _own_encoding(conditioning, PROBES if conditioning.made_of == TEXT else _probe_images())
     return {
         name: (tensor.mean(1) if tensor.ndim == 3 else tensor) for name, tensor in encoded.items() if tensor.dtype != torch.bool
     }
 
 
-def _probe_pictures() -> list[Any]:
+def _probe_images() -> list[Any]:
     from PIL import Image
 
     return [Image.linear_gradient("L").convert("RGB"), Image.radial_gradient("L").convert("RGB")]
 
 
 def same_weights(conditioner: Conditioner, conditioning: Conditioning) -> bool:
-    """Whether the model still encodes the probes as it did when the conditioner was fitted.
+    """Whether the model still encodes the probes as when the conditioner was fitted.
 
-    Compared with a tolerance, for half precision and other machines give the same vectors only nearly.
+    With a tolerance, since half precision and other machines round differently.
     """
     if conditioner.kind != conditioning.kind or conditioner.net is None:
         return conditioner.kind == conditioning.kind
@@ -350,7 +350,7 @@ def same_weights(conditioner: Conditioner, conditioning: Conditioning) -> bool:
 
 
 def save_conditioner(conditioner: Conditioner, path: Path) -> None:
-    """Write it as one safetensors file with a checksum, atomically."""
+    """Write a conditioner as one safetensors file with a checksum, atomically."""
     items = json.dumps(list(conditioner.items)).encode()
     tensors = {"embeddings": conditioner.embeddings, "items": torch.frombuffer(bytearray(items), dtype=torch.uint8)}
     for part in ("mean", "std", "probe"):
@@ -363,14 +363,14 @@ def save_conditioner(conditioner: Conditioner, path: Path) -> None:
 
 
 def load_conditioner(path: Path) -> Conditioner | None:
-    """A saved conditioner, or None where there is none that can be read: it is then fitted again."""
+    """A saved conditioner; None if there is none or it cannot be used, in which case it is fitted again."""
+    parts: dict[str, dict[str, Tensor]] = {"net": {}, "mean": {}, "std": {}, "probe": {}}
     try:
-        tensors, described = read_sealed(path)
-        metadata = parse_json(described["conditioner"], limit=MAX_METADATA)
+        tensors, header = read_sealed(path)
+        metadata = parse_json(header["conditioner"], limit=MAX_METADATA)
         if metadata["format"] != FORMAT:
             return None
         items, embeddings = parse_json(bytes(tensors.pop("items").numpy()), limit=MAX_ITEMS), tensors.pop("embeddings")
-        parts: dict[str, dict[str, Tensor]] = {"net": {}, "mean": {}, "std": {}, "probe": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor
@@ -391,16 +391,16 @@ def load_conditioner(path: Path) -> Conditioner | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # the file may be damaged, or forged, in any way
-        say(f"the conditioner is fitted again, for the kept one cannot be used ({error}: {path})")
+        say(f"the saved conditioner cannot be used and is fitted again ({error}: {path})")
         return None
 
 
 def _net(dim: int, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ConditionerNet:
-    """The map of this shape with these weights. Memory is taken for what is in the file alone, whatever the shape claims."""
+    """The map with these weights. Allocates no memory for shapes that the file only claims."""
     shapes = {name: tuple(shape) for name, shape in metadata["shapes"].items()}
     sides = [side for shape in shapes.values() for side in shape]
     if len(shapes) > MAX_PARTS or not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides):
-        raise ValueError("no model's conditioning has such a shape")
+        raise ValueError("invalid shapes")
     with torch.device("meta"):
         net = ConditionerNet(dim, shapes, list(metadata["masks"]))
     net.load_state_dict(tensors, assign=True)
@@ -408,10 +408,10 @@ def _net(dim: int, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
 
 
 def _check(conditioner: Conditioner) -> None:
-    """Raise ValueError where parts do not fit each other, or a number is not finite: the file may be anyone's."""
+    """Raise ValueError if parts are inconsistent or not finite: the file is untrusted."""
     items, embeddings, net = conditioner.items, conditioner.embeddings, conditioner.net
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items) or embeddings.shape[:1] != (len(items),):
-        raise ValueError("items and embeddings do not fit each other")
+        raise ValueError("items and embeddings do not match")
     if net is not None:
         for name in net.shapes.keys() - set(net.masks):
             conditioner.mean[name].expand(net.shapes[name]), conditioner.std[name].expand(net.shapes[name])
@@ -419,4 +419,4 @@ def _check(conditioner: Conditioner) -> None:
     floats = [embeddings, *weights.values(), *conditioner.mean.values(), *conditioner.std.values(), *conditioner.probe.values()]
     floats.append(torch.tensor([conditioner.scale, conditioner.cosine]))
     if not all(tensor.is_floating_point() and bool(torch.isfinite(tensor).all()) for tensor in floats):
-        raise ValueError("it holds numbers that are not finite")
+        raise ValueError("it contains NaN or infinity")

@@ -1,4 +1,4 @@
-"""Text-to-image models: loading one by name, asking it for its conditioning, and running it on conditioning tensors."""
+"""Text-to-image models: loading one by name, finding its conditioning, and running it on conditioning tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bridgekit.diffusion.image import AdapterConditioning, ImageConditioning, wh
 from bridgekit.diffusion.pipeline import guidance_argument
 from bridgekit.diffusion.prompt import PromptConditioning, why_no_prompt_embeds
 from bridgekit.encoders import TEXT
-from bridgekit.errors import BridgekitError, PluginError
+from bridgekit.errors import BridgekitError, PluginError, one_line
 from bridgekit.hardware import resolve_device
 from bridgekit.image_models import Conditioning, ImageModel
 from bridgekit.plugins import find_image_generator
@@ -29,33 +29,33 @@ if TYPE_CHECKING:
 
 
 def find_conditionings(pipeline: Any) -> list[Conditioning]:
-    """What a pipeline offers in place of a prompt, best first: a loaded IP-Adapter, image embeddings, prompt embeddings.
+    """The conditioning a pipeline takes in place of a prompt, best first: IP-Adapter, image embeddings, prompt embeddings.
 
     Arguments:
-        pipeline: a loaded diffusers pipeline. It is asked, and not run.
+        pipeline: a loaded diffusers pipeline. It is inspected, not run.
 
     Raises:
-        BridgekitError: it offers nothing of the kind. The message says what was looked for.
+        BridgekitError: it takes none of these. The message says why.
     """
-    asked: list[tuple[Conditioning, str | None]] = [
+    checked: list[tuple[Conditioning, str | None]] = [
         (AdapterConditioning(pipeline), why_no_adapter(pipeline)),
         (ImageConditioning(pipeline), why_no_image_embeds(pipeline)),
         (PromptConditioning(pipeline), why_no_prompt_embeds(pipeline)),
     ]
-    found = [conditioning for conditioning, reason in asked if reason is None]
+    found = [conditioning for conditioning, reason in checked if reason is None]
     if found:
         return found
-    looked_for = "; ".join(f"{conditioning.kind} ({reason})" for conditioning, reason in asked)
+    reasons = "; ".join(f"{conditioning.kind} ({reason})" for conditioning, reason in checked)
     raise BridgekitError(
-        f"{type(pipeline).__name__} offers nothing that could stand in for a prompt. Looked for: {looked_for}",
+        f"{type(pipeline).__name__} takes no conditioning in place of a prompt: {reasons}",
         remedy="use a pipeline whose call takes one of these",
     )
 
 
-#: Called after a step with how many are done, of how many, and the latents as they are now.
+#: Called after each step with steps done, steps in total, and the current latents.
 Watch = Callable[[int, int, Tensor], object]
 
-#: Pictures drawn together. More would be no faster on a CPU, and would not fit a large model on a small GPU.
+#: Images per batch. Larger batches are no faster on a CPU, and might not fit with a large model on a small GPU.
 BATCH_SIZE = 8
 MAX_INDEX = 1 << 20  # bytes of a model_index.json
 
@@ -64,12 +64,11 @@ def open_model(name: str | None = None, device: str = "auto") -> ImageModel:
     """Load a text-to-image model.
 
     Arguments:
-        name: a plugin's (`starter:openmoji-64`), a folder in the layout of diffusers, or a hub id; None is the first that
-            a plugin brings.
+        name: a plugin's model (`starter:openmoji-64`), a diffusers folder, or a hub id; None for the first one of any plugin.
         device: a torch device, or `auto`.
 
     Raises:
-        BridgekitError: there is no such model, a part of it is missing, or its pipeline offers no conditioning.
+        BridgekitError: there is no such model, it is incomplete, or its pipeline takes no conditioning.
     """
     device = resolve_device(device)
     known = find_image_generator(name)
@@ -77,8 +76,8 @@ def open_model(name: str | None = None, device: str = "auto") -> ImageModel:
         return _opened(known, device)
     if name is None:
         raise BridgekitError(
-            "no installed plugin brings a text-to-image model",
-            remedy="in bridgekit's own folder: pip install plugins/bridgekit-starter; or name a folder or hub id with --model",
+            "no installed plugin has a text-to-image model",
+            remedy="in bridgekit's own folder: pip install plugins/bridgekit-starter; or give a folder or hub id with --model",
         )
     pipeline = _pipeline(name, device)
     return ImageModel(name, pipeline, find_conditionings(pipeline))
@@ -89,43 +88,43 @@ def _opened(known: ImageGenerator, device: str) -> ImageModel:
         model = known.open(device)
     except BridgekitError:
         raise
-    except Exception as error:  # whatever a stranger's plugin raises
-        raise PluginError(f"its plugin cannot open {known.name}: {type(error).__name__}: {error}", where=known.name) from error
+    except Exception as error:  # third-party code may raise anything
+        raise PluginError(f"the plugin cannot open {known.name}: {type(error).__name__}: {error}", where=known.name) from error
     if not isinstance(model, ImageModel):
-        raise PluginError(f"its plugin returned {type(model).__name__} in place of an ImageModel", where=known.name)
+        raise PluginError(f"the plugin returned {type(model).__name__} instead of an ImageModel", where=known.name)
     return model
 
 
 def _pipeline(name: str, device: str) -> Any:
-    """A pipeline from a local folder or the hub. Weights in safetensors only: a pickle from a stranger can run anything."""
+    """A pipeline from a local folder or the hub, with safetensors weights only: pickles can run code."""
     folder = Path(name)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise BridgekitError(
-            "this is not a diffusers model: it has no model_index.json", where=name, remedy="name a folder that has one"
+            "this is not a diffusers model: it has no model_index.json", where=name, remedy="give a folder that has one"
         )
     if not folder.exists() and name.count("/") != 1:
         known = find_image_generator(None)
         example = f" such as {known.name}" if known else ""
         raise BridgekitError(
-            f"there is no text-to-image model {name!r}", remedy=f"name a plugin's model{example}, a folder or a hub id"
+            f"there is no text-to-image model {name!r}", remedy=f"give a plugin's model{example}, a folder or a hub id"
         )
     diffusers = _diffusers()
-    # In half precision where that is fast: on a GPU. On the CPU float32, which every layer has.
+    # Half precision on a GPU; on a CPU it is slow and not supported by every layer.
     dtype = torch.float32 if device == "cpu" else torch.float16
     try:
         missing = _missing_parts(folder) if folder.exists() else []
         if missing:
-            raise FileNotFoundError(f"its {' and '.join(missing)} are not there")
+            raise FileNotFoundError(f"{' and '.join(missing)} missing")
         pipeline = diffusers.DiffusionPipeline.from_pretrained(name, torch_dtype=dtype, use_safetensors=True)
-    except Exception as error:  # diffusers raises nearly anything for a part that is missing or damaged
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-        remedy = "copy the folder again, whole" if folder.exists() else "check the id and the network, or give a local folder"
+    except Exception as error:  # diffusers may raise anything for missing or damaged parts
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        remedy = "copy the whole folder again" if folder.exists() else "check the id and the network, or give a local folder"
         raise BridgekitError(f"the model cannot be loaded: {reason}", where=name, remedy=remedy) from error
     return pipeline.to(device)
 
 
 def _missing_parts(folder: Path) -> list[str]:
-    """The parts that a model's index names and its folder lacks. Of some, diffusers makes an empty one without a word."""
+    """Parts that are in a model's index but not in its folder; diffusers silently creates some of them empty."""
     index = read_json(folder / "model_index.json", MAX_INDEX)
     return [
         name
@@ -140,20 +139,20 @@ def _diffusers() -> Any:
         import diffusers
     except ImportError as error:
         remedy = "in bridgekit's own folder: pip install '.[generate]'"
-        raise BridgekitError("making pictures needs diffusers", remedy=remedy) from error
+        raise BridgekitError("generating images needs diffusers", remedy=remedy) from error
     return diffusers
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawOptions:
-    """How pictures are drawn.
+    """Drawing options.
 
     Arguments:
-        prompt: a text that steers the style.
-        prompt_weight: how much it counts beside the embedding, from 0 to 1.
-        gap: how the gap between modalities is closed: `captions`, `mean` or `none`, see `conditioner.close_gap`.
-        steps, guidance: the sampler's; by default the model's own.
-        size: the side in pixels; by default the model's own.
+        prompt: a text prompt in addition, for example for the style.
+        prompt_weight: weight of the prompt relative to the embedding, from 0 to 1.
+        gap: how to close the modality gap: `captions`, `mean` or `none`, see `conditioner.close_gap`.
+        steps, guidance: denoising steps and guidance scale; by default the model's.
+        size: side in pixels; by default the model's.
     """
 
     prompt: str | None = None
@@ -190,12 +189,12 @@ def draw(
     for start in range(0, n, BATCH_SIZE):
         part = {name: tensor[start : start + BATCH_SIZE] for name, tensor in tensors.items()}
 
-        def step_done(*told: Any) -> dict[str, Any]:
+        def step_done(*step: Any) -> dict[str, Any]:
             nonlocal done
             done += 1
             report("drawing", min(done, total), total)
-            # A pipeline's older callback is told the latents, the newer one a mapping that usually has them.
-            latents = told[-1].get("latents") if isinstance(told[-1], Mapping) else told[-1]
+            # Pipelines' older callbacks get the latents, newer ones a mapping that usually includes them.
+            latents = step[-1].get("latents") if isinstance(step[-1], Mapping) else step[-1]
             if watch and isinstance(latents, Tensor):
                 watch(done, total, latents)
             return {}
@@ -210,19 +209,18 @@ def draw(
             arguments = conditioning.arguments(part, guided=guided, prompt=prompt)
             try:
                 pictures += model.pipeline(**arguments, **settings).images
-            except (ValueError, TypeError, RuntimeError, LookupError) as error:  # LookupError: a sampler of too few steps
-                reason = " ".join(str(error).split())[:300]
+            except (ValueError, TypeError, RuntimeError, LookupError) as error:  # LookupError: too few steps for a sampler
                 raise BridgekitError(
-                    f"the pipeline could not draw: {reason}", where=model.name, remedy="look at --size, --steps and --guidance"
+                    f"the pipeline failed: {one_line(error)}", where=model.name, remedy="check --size, --steps and --guidance"
                 ) from error
     report("drawing", total, total)
     return [picture.resize((size, size), 1) if size and picture.size != (size, size) else picture for picture in pictures]
 
 
 def _guidance(model: ImageModel, takes: Mapping[str, inspect.Parameter], guidance: float | None) -> tuple[bool, dict[str, Any]]:
-    """Whether to draw with negatives, and the arguments that say how strongly.
+    """Whether to draw with negatives, and the guidance scale arguments.
 
-    Distilled models take a scale as an input of theirs, `guidance_scale`, and are guided only by `true_cfg_scale`.
+    Distilled models take `guidance_scale` as an input of the model; their classifier-free guidance is `true_cfg_scale`.
     """
     wanted = model.guidance if guidance is None else guidance
     name = next((name for name in ("guidance_scale", "true_cfg_scale") if _default(takes, name) is not None), None)
@@ -233,7 +231,7 @@ def _guidance(model: ImageModel, takes: Mapping[str, inspect.Parameter], guidanc
     scale = scales.get(decisive, _default(takes, decisive))
     if scale and scale > 1:
         return True, scales
-    return False, {**scales, decisive: 0.0}  # 1 is guidance still for some pipelines; 0 is none for all
+    return False, {**scales, decisive: 0.0}  # 1 does not disable guidance in all pipelines; 0 does
 
 
 def _default(takes: Mapping[str, inspect.Parameter], name: str) -> Any:

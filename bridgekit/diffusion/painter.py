@@ -1,4 +1,4 @@
-"""A bridge and a text-to-image model with the conditioner between them: embeddings into pictures."""
+"""A bridge, a text-to-image model and the conditioner between them: from embeddings to images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bridgekit.diffusion.conditioner import (
     save_conditioner,
 )
 from bridgekit.diffusion.models import DrawOptions, Watch, draw
-from bridgekit.diffusion.pipeline import padded, rows_of
+from bridgekit.diffusion.pipeline import padded
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.image_models import Conditioning, ImageModel
@@ -41,9 +41,9 @@ class Painter:
     Arguments:
         bridge: the bridge.
         model: the text-to-image model.
-        conditioning: the one of the model's that is used.
-        conditioner: from the bridge's space into it.
-        fitted: whether the conditioner was fitted now rather than read from the bridge's folder.
+        conditioning: the model's conditioning that is used.
+        conditioner: maps the bridge's space to it.
+        fitted: whether the conditioner was just fitted, rather than read from the bridge's folder.
     """
 
     bridge: Bridge
@@ -63,19 +63,19 @@ def open_painter(
     outside: bool = False,
     report: Report = silent,
 ) -> Painter:
-    """Find or fit the conditioner between a bridge and a model.
+    """Load or fit the conditioner between a bridge and a model.
 
     Arguments:
         bridge: the bridge.
         model: the text-to-image model.
-        folder: the bridge's folder, where conditioners are kept; None keeps none, and so does a folder that is read-only.
+        folder: the bridge's folder, where conditioners are stored; None or a read-only folder stores none.
         captions: what to fit it on, as for `read_items`; by default the distinct items of the bridge's own pairs.
-        refit: fit it anew even where one is kept.
-        outside: let the table of these name files outside its own folder.
+        refit: fit it again even if one is stored.
+        outside: let the table of captions refer to files outside its own folder.
         report: progress.
 
     Raises:
-        BridgekitError: the bridge has no side that the model's conditioning could be learned from, or its pairs are gone.
+        BridgekitError: the bridge has no side for the model's conditioning, or its pairs cannot be read.
     """
     file = folder / "conditioners" / f"{_slug(model.name)}.safetensors" if folder else None
     frozen = {modality: bridge.encoder(modality) for modality, side in bridge.sides.items() if side.frozen}
@@ -100,18 +100,18 @@ def open_painter(
         else:
             conditioner = fit_conditioner(bridge, conditioning, items, report=report)
         if file:
-            with suppress(BridgekitError):  # a bridge that lies where nothing can be written is as good, if slower
+            with suppress(BridgekitError):  # read-only bridge: fitted again next time
                 save_conditioner(conditioner, file)
         return Painter(bridge, model, conditioning, conditioner, fitted=True)
     wanted = " or ".join(sorted({conditioning.made_of for conditioning in model.conditionings}))
     raise BridgekitError(
-        f"this bridge joins {' and '.join(bridge.sides)}; the conditioning of {model.name} is made of {wanted}",
-        remedy=f"train a bridge with a side for {wanted}, or use another --model",
+        f"the bridge has {' and '.join(bridge.sides)}, but the conditioning of {model.name} is made of {wanted}",
+        remedy=f"train a bridge with {wanted}, or use another --model",
     )
 
 
 def _fitted_on(conditioner: Conditioner, items: Sequence[Item]) -> bool:
-    """Whether it was fitted on these, or on as many of them as `fit_conditioner` draws."""
+    """Whether a conditioner was fitted on these items, or on a sample of them."""
     return len(conditioner.items) == min(len(items), Fit().captions) and set(conditioner.items) <= set(map(str, items))
 
 
@@ -119,13 +119,13 @@ def _own_items(bridge: Bridge, modality: str, outside: bool) -> list[Item]:
     source = bridge.table_of(modality)
     try:
         if not source:
-            raise BridgekitError("the bridge does not say what it was trained on")
+            raise BridgekitError("the bridge has no record of its table")
         return read_items(bridge.followed(source), modality, outside=outside)
     except BridgekitError as error:
         raise BridgekitError(
-            f"the conditioner is fitted on the bridge's own {modality} items, and they cannot be read: {error.what}",
+            f"cannot read the bridge's own {modality} items to fit the conditioner: {error.what}",
             where=source or None,
-            remedy="run it where the table is, or give a text file with --captions",
+            remedy="run this where the table is, or give a text file with --captions",
         ) from error
 
 
@@ -134,7 +134,7 @@ def _slug(name: str) -> str:
 
 
 def mix(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The weighted sum of embeddings, (n, dim) each or (1, dim) for all, at unit length."""
+    """The normalised weighted sum of embeddings, each (n, dim) or (1, dim)."""
     return normalize(sum((vector * weight for vector, weight in zip(vectors, weights, strict=True)), torch.zeros(1)), dim=-1)
 
 
@@ -147,18 +147,18 @@ def paint(
     report: Report = silent,
     watch: Watch | None = None,
 ) -> list[Image]:
-    """Pictures of embeddings that lie where the conditioner expects them (see `close_gap`).
+    """Draw images from embeddings whose modality gap is already closed (see `close_gap`).
 
     Arguments:
         painter: the bridge, the model and the conditioner.
-        embeddings: (n, dim) at unit length.
-        options: how to draw. The gap must be closed already.
-        seeds: one a picture, or one for all. A picture depends on its own seed alone, up to rounding.
+        embeddings: (n, dim) of unit length.
+        options: drawing options; `gap` is ignored.
+        seeds: one per image, or one for all. An image depends only on its own seed, up to rounding.
         report: progress, in steps.
-        watch: called with the latents after each step, see `bridgekit.diffusion.previews`. What it raises ends the drawing.
+        watch: called with the latents after each step, see `bridgekit.diffusion.previews`. An exception stops the drawing.
 
     Returns:
-        n pictures.
+        n images.
     """
     tensors = painter.conditioner(embeddings)
     if options.prompt and painter.conditioning.made_of == TEXT:
@@ -167,14 +167,14 @@ def paint(
 
 
 def blend(tensors: Mapping[str, Tensor], other: Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:
-    """A weighted mean of two conditionings, as of two prompts.
+    """A weighted mean of two conditionings, for example of two prompts.
 
-    Sequences are padded to the longer one; masks are joined. Where a mask says that only one of the two has something, that
-    is what counts: what lies behind a mask is of no worth.
+    Sequences are padded to the longer one and masks are combined. At positions that only one of them has unmasked, its values
+    are used.
     """
     both: dict[str, tuple[Tensor, Tensor]] = {}
     for name in tensors.keys() & other.keys():
-        this, that = tensors[name], rows_of(other[name].to(tensors[name].dtype), len(tensors[name]))
+        this, that = tensors[name], other[name].to(tensors[name].dtype).expand(len(tensors[name]), *other[name].shape[1:])
         length = max(this.shape[1], that.shape[1])
         both[name] = (padded(this, length), padded(that, length))
     blended = dict(tensors)

@@ -1,4 +1,4 @@
-"""Questions to a loaded diffusers pipeline: its parameters, its denoiser, its guidance."""
+"""Inspecting a loaded diffusers pipeline: call parameters, denoiser, guidance."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Items in one forward pass of a pipeline's own encoder.
+#: Items per forward pass of a pipeline's own encoder.
 BATCH_SIZE = 32
 
 
 def guidance_argument(pipeline: Any) -> str | None:
-    """The argument of a call that scales classifier-free guidance, or None where the pipeline knows no negatives.
+    """The call argument that scales classifier-free guidance; None if the pipeline has no negatives.
 
-    Distilled models keep `guidance_scale` for a scale that is their own input and call this one `true_cfg_scale`. Above 1 is
-    guidance; 0 is none for every pipeline, whereas 1 is still guidance for some.
+    Distilled models use `guidance_scale` for an input of the model, and `true_cfg_scale` for this. Values above 1 enable
+    guidance; 0 disables it in every pipeline, 1 not in all.
     """
     taken = call_parameters(pipeline)
     negatives = any(name.startswith("negative_") for name in taken)
@@ -27,12 +27,12 @@ def guidance_argument(pipeline: Any) -> str | None:
 
 
 def call_parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
-    """What a call of the pipeline takes."""
+    """The parameters of the pipeline's call."""
     return inspect.signature(pipeline.__call__).parameters if callable(pipeline) else {}
 
 
 def why_more(pipeline: Any, kind: str) -> str | None:
-    """What else a call cannot do without, besides one kind of conditioning, its negative and a prompt: a picture, say."""
+    """A reason if the call requires anything besides this kind of conditioning, its negative and a prompt; else None."""
     ours = (kind, f"negative_{kind}", "prompt")
     needed = [
         name
@@ -41,11 +41,11 @@ def why_more(pipeline: Any, kind: str) -> str | None:
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         and name not in ours
     ]
-    return f"the call wants {' and '.join(needed)} with it" if needed else None
+    return f"the call also requires {' and '.join(needed)}" if needed else None
 
 
 def call_filled(pipeline: Any, method: Callable[..., Any], **values: Any) -> Any:
-    """Call a pipeline's method with values by name, and else with the defaults that a call would hand on to it."""
+    """Call a pipeline's method with these values, and with the defaults of the pipeline's call for other parameters."""
     defaults = {
         name: par.default for name, par in call_parameters(pipeline).items() if par.default is not inspect.Parameter.empty
     }
@@ -54,13 +54,13 @@ def call_filled(pipeline: Any, method: Callable[..., Any], **values: Any) -> Any
 
 
 def denoiser_of(pipeline: Any) -> Any:
-    """The part that the conditioning ends in, or None."""
+    """The denoising network, or None."""
     parts = (getattr(pipeline, name, None) for name in ("transformer", "unet"))
     return next((part for part in parts if part is not None), None)
 
 
 def denoiser_setting(pipeline: Any, name: str) -> Any:
-    """A value of the denoiser's configuration; None where there is none."""
+    """A value of the denoiser's configuration, or None."""
     return getattr(getattr(denoiser_of(pipeline), "config", None), name, None)
 
 
@@ -71,11 +71,11 @@ def placed(pipeline: Any, tensor: Tensor) -> Tensor:
 
 
 def rows_of(tensor: Tensor, n: int) -> Tensor:
-    """n rows from one, or from n."""
+    """Expand one row to n; n rows stay unchanged."""
     return tensor.expand(n, *tensor.shape[1:])
 
 
 def padded(tensor: Tensor, length: int) -> Tensor:
-    """(n, L, ...) cut to a length, or filled up with zeros."""
+    """(n, L, ...) cut or zero-padded to a length L."""
     missing = max(0, length - tensor.shape[1])
     return torch.cat([tensor[:, :length], tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], 1)

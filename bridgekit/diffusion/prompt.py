@@ -1,4 +1,4 @@
-"""Prompt embeddings as conditioning: what `encode_prompt` returns, found by reading its signature and source."""
+"""Prompt embeddings as conditioning. What `encode_prompt` returns is found by parsing its signature and source."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from bridgekit.media import read_text
 
 @dataclass(frozen=True)
 class PromptConditioning:
-    """A sequence of prompt embeddings with what the pipeline wants beside it: a pooled vector, a mask, a second sequence."""
+    """A sequence of prompt embeddings, and whatever else the pipeline requires: a pooled vector, a mask, a second sequence."""
 
     pipeline: Any
     kind = "prompt_embeds"
@@ -43,9 +43,9 @@ class PromptConditioning:
     def encode(self, items: Sequence[ConditioningItem]) -> dict[str, Tensor]:
         """n texts to the tensors of the pipeline's own `encode_prompt`. See `Conditioning.encode`.
 
-        Some pipelines take a list of sequences of different lengths instead of a mask: theirs come padded, with a
-        `prompt_embeds_mask` that `arguments` undoes. A few pad without any mask, to the longest of a batch; if batches differ,
-        the shorter are filled up with zeros.
+        For pipelines that use a list of sequences of different lengths instead of a mask, the sequences are padded and a
+        `prompt_embeds_mask` is added, which `arguments` reverts. A few pipelines pad to the longest of a batch without a mask;
+        shorter batches are then padded with zeros.
         """
         texts = [read_text(_text(item)) for item in items]
         batches = [self._encoded(texts[start : start + BATCH_SIZE]) for start in range(0, len(texts), BATCH_SIZE)]
@@ -54,40 +54,40 @@ class PromptConditioning:
         return {name: tensor.bool() if _is_mask(name) else tensor.float() for name, tensor in self._trimmed(together).items()}
 
     def arguments(self, tensors: Mapping[str, Tensor], *, guided: bool, prompt: str | None = None) -> dict[str, Any]:
-        """Prompt embeddings and their like for n pictures; where guided, those of no text at all as negatives."""
+        """Prompt embeddings and related tensors for n images; if guided, with those of an empty text as negatives."""
         if prompt is not None:
             raise BridgekitError(
-                "this model takes its conditioning in place of a prompt and cannot take a prompt beside it",
+                "the model takes its conditioning in place of a prompt, not together with one",
                 where=type(self.pipeline).__name__,
-                remedy="leave the prompt out, or mix its encoding into the conditioning",
+                remedy="omit the prompt, or mix its encoding into the conditioning",
             )
         positive = {name: tensor for name, tensor in tensors.items() if not name.startswith("negative_")}
         if not guided:
-            return self._handed_over(positive)
+            return self._converted(positive)
         negative = {name: tensor for name, tensor in tensors.items() if name not in positive}
         wanted = {f"negative_{name}" for name in positive}
         if any(name in self._taken and name not in negative for name in wanted):
-            negative = self._nothing | negative
+            negative = self._empty | negative
         rows = len(next(iter(positive.values())))
         negative = {name: rows_of(tensor, rows) for name, tensor in negative.items() if name in wanted}
-        arguments = self._handed_over(_equally_long(positive, negative))
-        # Some pipelines have an empty negative prompt by default and refuse negatives beside it.
+        arguments = self._converted(_equally_long(positive, negative))
+        # Some pipelines default to an empty negative prompt, which they reject together with negative embeddings.
         return arguments | ({"negative_prompt": None} if negative and "negative_prompt" in self._taken else {})
 
     def takes_latents_of(self, encoder: Encoder) -> bool:
-        """Never: no encoder gives a vector an item that is a sequence of prompt embeddings."""
+        """Never: encoders give one vector per item, not a sequence."""
         return False
 
     def _encoded(self, texts: Sequence[str], *, negatives: bool = False) -> dict[str, Tensor]:
-        """What `encode_prompt` gives for some texts, under the names of the call's arguments, on the CPU."""
+        """The results of `encode_prompt` by the names of the call's arguments, on the CPU."""
         encoders = {name: part for name, part in self.pipeline.components.items() if name.startswith("text_encoder")}
         if encoders and all(part is None for part in encoders.values()):
             raise BridgekitError(
-                "the pipeline has no text encoder, so it cannot encode a text",
+                "the pipeline has no text encoder, so it cannot encode text",
                 where=type(self.pipeline).__name__,
-                remedy="load it with its text_encoder, at least to fit a conditioner and to draw with guidance",
+                remedy="load it with its text_encoder, which is needed to fit a conditioner and to draw with guidance",
             )
-        # As a pipeline's own call does. What a model caches in inference mode could not be trained with later.
+        # As in the pipeline's own call, not inference mode: tensors that a model caches in it could not be used in training.
         with torch.no_grad():
             values = call_filled(
                 self.pipeline,
@@ -106,18 +106,18 @@ class PromptConditioning:
             if name in self._taken and value is not None and len(value):
                 encoded |= self._in_rows(name, value)
         for name, value in named.items():
-            # A mask that leaves nothing out is left out by some pipelines.
+            # Some pipelines return None for a mask without masked positions.
             if name in self._taken and value is None and _is_mask(name) and _sequence_of(name) in encoded:
                 encoded[name] = torch.ones(encoded[_sequence_of(name)].shape[:2], dtype=torch.long)
         return encoded
 
     def _in_rows(self, name: str, value: Any) -> dict[str, Tensor]:
-        """One argument as a tensor of n rows; a list of sequences as one padded tensor and the mask of what is not padding."""
+        """One argument as a tensor of n rows; a list of sequences as a padded tensor and its mask."""
         if isinstance(value, Tensor):
             return {name: value.detach().cpu()}
         if not all(isinstance(row, Tensor) and row.ndim == 2 for row in value):
             raise BridgekitError(
-                f"encode_prompt gives {name} in a form that is not known here: {type(value).__name__}",
+                f"encode_prompt returned {name} as an unsupported type: {type(value).__name__}",
                 where=type(self.pipeline).__name__,
                 remedy="use another model",
             )
@@ -127,7 +127,7 @@ class PromptConditioning:
         return {name: nn.utils.rnn.pad_sequence(rows, batch_first=True), f"{name}_mask": mask}
 
     def _trimmed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Without the columns that every row's mask leaves out, if the denoiser heeds masks."""
+        """Drop trailing positions that are masked in every row, if the denoiser uses masks."""
         trimmed = dict(tensors)
         denoiser = denoiser_of(self.pipeline)
         if denoiser is None or not any("mask" in name for name in inspect.signature(denoiser.forward).parameters):
@@ -139,8 +139,8 @@ class PromptConditioning:
                 trimmed[_sequence_of(name)] = tensors[_sequence_of(name)][:, :length]
         return trimmed
 
-    def _handed_over(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """In the form, dtype and place that the pipeline wants."""
+    def _converted(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Convert to the pipeline's format, dtype and device."""
         arguments: dict[str, Any] = {}
         for name, tensor in tensors.items():
             if _is_mask(name):
@@ -150,7 +150,7 @@ class PromptConditioning:
             ready = placed(self.pipeline, tensor)
             lengths = tensors.get(f"{name}_mask")
             if lengths is not None and f"{name}_mask" not in self._taken:
-                # A learned mask may leave out all, but no pipeline takes a sequence of nothing.
+                # A learned mask may mask everything, but no pipeline takes an empty sequence.
                 rows = zip(ready, lengths.bool().to(ready.device), strict=True)
                 arguments[name] = [row[mask] if mask.any() else row[:1] for row, mask in rows]
             else:
@@ -162,12 +162,12 @@ class PromptConditioning:
         return call_parameters(self.pipeline)
 
     @functools.cached_property
-    def _nothing(self) -> dict[str, Tensor]:
-        """The negatives that the pipeline uses when no negative prompt is given, one row each."""
+    def _empty(self) -> dict[str, Tensor]:
+        """The negatives that the pipeline uses without a negative prompt, one row each."""
         encoded = self._encoded([""], negatives=True)
         self.pipeline.maybe_free_model_hooks()
         own = {name: tensor[:1] for name, tensor in encoded.items() if name.startswith("negative_")}
-        # Where `encode_prompt` knows no negatives, the call itself encodes the negative prompt as it does a prompt.
+        # If `encode_prompt` returns no negatives, the call encodes the negative prompt like a prompt.
         empty = {f"negative_{name}": tensor for name, tensor in encoded.items() if name not in own}
         return empty | own
 
@@ -177,34 +177,34 @@ class PromptConditioning:
             return {}
         return {
             name: tensor.dtype
-            for negative, tensor in self._nothing.items()
+            for negative, tensor in self._empty.items()
             for name in (negative, negative.removeprefix("negative_"))
         }
 
 
 def why_no_prompt_embeds(pipeline: Any) -> str | None:
-    """What keeps a pipeline from being driven by prompt embeddings alone; None if nothing does."""
+    """Why a pipeline cannot be conditioned on prompt embeddings alone; None if it can."""
     taken = call_parameters(pipeline)
     if "prompt_embeds" not in taken:
         return "the call does not take it"
     if not callable(getattr(pipeline, "encode_prompt", None)):
         return "the pipeline has no encode_prompt"
     if "image_embeds" in taken:
-        return "the call wants image_embeds with it"
+        return "the call also requires image_embeds"
     if denoiser_setting(pipeline, "encoder_hid_dim_type") == "ip_image_proj":
-        return "with an IP-Adapter loaded the call wants ip_adapter_image_embeds with it"
+        return "with an IP-Adapter loaded, the call also requires ip_adapter_image_embeds"
     names = _returned_names(pipeline)
     beside = [name for name, parameter in taken.items() if "prompt_embeds" in name and parameter.default is None]
     lacking = [name for name in beside if not name.startswith("negative_") and name not in names]
     if lacking:
-        return f"encode_prompt does not give {' and '.join(lacking)}"
+        return f"encode_prompt does not return {' and '.join(lacking)}"
     return why_more(pipeline, PromptConditioning.kind) or _why_prompt_itself(pipeline)
 
 
 def _why_prompt_itself(pipeline: Any) -> str | None:
-    """Whether the call does more with the prompt than encode it: give it to a method that does not get `prompt_embeds`.
+    """A reason if the call passes the prompt to a method that does not get `prompt_embeds`; else None.
 
-    A method whose result is the prompt again (one that rewrites it) is skipped by pipelines when there is no prompt.
+    Methods that rewrite the prompt (whose result is the prompt again) are ignored: pipelines skip them without a prompt.
     """
     tree = _source_of(pipeline.__call__)
     rewrites = {
@@ -216,15 +216,15 @@ def _why_prompt_itself(pipeline: Any) -> str | None:
     for node in ast.walk(tree):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)) or id(node) in rewrites:
             continue
-        given = {value.id for value in (*node.args, *(word.value for word in node.keywords)) if isinstance(value, ast.Name)}
+        passed = {value.id for value in (*node.args, *(word.value for word in node.keywords)) if isinstance(value, ast.Name)}
         checked = node.func.attr in ("encode_prompt", "check_inputs")
-        if "prompt" in given and "prompt_embeds" not in given and not checked:
-            return f"the call needs the prompt itself too, for its {node.func.attr}"
+        if "prompt" in passed and "prompt_embeds" not in passed and not checked:
+            return f"the call also requires the prompt itself, for {node.func.attr}"
     return None
 
 
 def _returned_names(pipeline: Any) -> list[str]:
-    """The names of what `encode_prompt` returns, read off its `return`: diffusers names them like the call's arguments."""
+    """The names in `encode_prompt`'s return statement, which diffusers names like the call's arguments."""
     taken = call_parameters(pipeline)
     returned = [
         [_name_of(value) for value in (node.value.elts if isinstance(node.value, ast.Tuple) else [node.value])]
@@ -258,7 +258,7 @@ def _name_of(value: ast.expr) -> str:
 
 
 def _source_of(method: Callable[..., Any]) -> ast.AST:
-    """The syntax tree of a method, through its wrappers; empty where there is no source."""
+    """The syntax tree of a method, unwrapped; empty if its source is not available."""
     try:
         source = inspect.getsource(method)
     except (OSError, TypeError):
@@ -267,7 +267,7 @@ def _source_of(method: Callable[..., Any]) -> ast.AST:
 
 
 def _equally_long(positive: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Both, with every negative as long as its positive. With a mask neither is cut; without one the negative follows."""
+    """Both, with each negative as long as its positive: padded with a mask, or else cut or padded to the positive's length."""
     both = {**positive, **negative}
     for name, tensor in positive.items():
         against = f"negative_{name}"
@@ -286,13 +286,13 @@ def _is_mask(name: str) -> bool:
 
 
 def _sequence_of(mask: str) -> str:
-    """What a mask is of. Pipelines with a second sequence number both."""
+    """The sequence that a mask belongs to. A second sequence and its mask end in `_2`."""
     stem = "negative_prompt_embeds" if mask.startswith("negative_") else "prompt_embeds"
     return f"{stem}_2" if mask.endswith("_2") else stem
 
 
 def _longest(mask: Tensor) -> int:
-    """The columns up to the last that some row of an (n, L) mask keeps; at least one."""
+    """The length up to the last unmasked position in any row of an (n, L) mask; at least 1."""
     kept = mask.bool().any(0).nonzero()
     return int(kept[-1]) + 1 if len(kept) else 1
 
@@ -306,5 +306,5 @@ def _concatenated(parts: Sequence[Tensor]) -> Tensor:
 
 def _text(item: ConditioningItem) -> str | Path:
     if isinstance(item, PIL.Image.Image):
-        raise BridgekitError("this model's conditioning is made of texts, not of pictures", remedy="give it captions")
+        raise BridgekitError("the model's conditioning is made of texts, not images", remedy="give it captions")
     return item

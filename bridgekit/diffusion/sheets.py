@@ -1,4 +1,4 @@
-"""Pictures on disk: PNG files that say how they were made, and contact sheets."""
+"""Writing images: PNG files with metadata about their generation, and contact sheets."""
 
 from __future__ import annotations
 
@@ -14,61 +14,61 @@ from bridgekit.storage.cache import write_atomically
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: The side of a picture on a contact sheet, and the height of a line below it, in pixels.
+#: Side of an image on a contact sheet, and height of a line of text, in pixels.
 TILE, LINE = 160, 18
 
 
-def write_png(picture: Image, path: Path, story: Mapping[str, Any]) -> None:
-    """Write a picture, atomically, with how it was made in its metadata: one JSON text under the key `bridgekit`."""
-    write_atomically(path, lambda aside: aside.write_bytes(png(picture, story)))
+def write_png(image: Image, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write an image atomically, with metadata as one JSON text under the key `bridgekit`."""
+    write_atomically(path, lambda aside: aside.write_bytes(png(image, metadata)))
 
 
-def png(picture: Image, story: Mapping[str, Any]) -> bytes:
+def png(image: Image, metadata: Mapping[str, Any]) -> bytes:
     """The file that `write_png` writes."""
     from PIL.PngImagePlugin import PngInfo
 
-    about = PngInfo()
-    # A file's name may hold bytes that are no UTF-8: Python's surrogates for them are escaped as JSON does it.
-    text = json.dumps(story, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
-    about.add_itxt("bridgekit", text)
+    info = PngInfo()
+    # File names may contain bytes that are not UTF-8: Python's surrogates for them are escaped as in JSON.
+    text = json.dumps(metadata, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+    info.add_itxt("bridgekit", text)
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", pnginfo=about)
+    image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
 
 
 def made_here(path: Path) -> bool:
-    """Whether a picture may be written to this place: nothing is there, or a PNG that `write_png` wrote."""
+    """Whether an image may be written to this path: it is free, or a PNG by `write_png`."""
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
-            return "bridgekit" in picture.info
+        with Image.open(path) as image:
+            return "bridgekit" in image.info
     except FileNotFoundError:
         return True
-    except Exception:  # whatever it is, it is not ours
+    except Exception:  # not an image: not ours
         return False
 
 
-def contact_sheet(pictures: Sequence[Image], labels: Sequence[Sequence[str]], columns: int | None = None) -> Image:
-    """Pictures in a grid, each above its lines of text.
+def contact_sheet(images: Sequence[Image], labels: Sequence[Sequence[str]], columns: int | None = None) -> Image:
+    """Images in a grid, each above its lines of text.
 
     Arguments:
-        pictures: n pictures, drawn at one size whatever theirs.
-        labels: the lines below each; a line too long for its tile ends in an ellipsis.
-        columns: pictures in a row; by default about as many as rows, six at most.
+        images: n images, resized to the same size.
+        labels: the lines below each image; lines that are too long are cut with an ellipsis.
+        columns: images per row; by default about as many as rows, at most six.
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    columns = columns or min(6, max(1, math.ceil(math.sqrt(len(pictures)))))
+    columns = columns or min(6, max(1, math.ceil(math.sqrt(len(images)))))
     lines = max((len(label) for label in labels), default=0)
     height = TILE + LINE * lines + 8
-    sheet = Image.new("RGB", (columns * (TILE + 8) + 8, math.ceil(len(pictures) / columns) * height + 8), "white")
+    sheet = Image.new("RGB", (columns * (TILE + 8) + 8, math.ceil(len(images) / columns) * height + 8), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         left, top = 8 + number % columns * (TILE + 8), 8 + number // columns * height
-        sheet.paste(picture.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS), (left, top))
+        sheet.paste(image.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS), (left, top))
         for line, words in enumerate(label):
-            # On one line, in characters that can be drawn, and no more than might find room.
+            # One line of encodable characters, cut to a length that could possibly fit.
             text = " ".join(words.split()).encode("utf-8", "replace").decode()[:TILE]
             while text and pen.textlength(text, font) > TILE:
                 text = text.removesuffix("…")[:-1] + "…" if len(text) > 1 else ""

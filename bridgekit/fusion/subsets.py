@@ -1,4 +1,4 @@
-"""Which pairs to train on: a diverse subset of latents by greedy k-DPP, or a uniform draw."""
+"""Choosing training pairs: a diverse subset of latents by greedy k-DPP, or a uniform random sample."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 METHODS = ("k-dpp", "uniform")
-#: The least gain that counts; the largest is 4. With less, an item lies in the span of those chosen, as far as float32 latents
-#: can tell: two items whose directions differ by a few parts in a million are one.
+#: Minimum gain; the maximum is 4. Below it, an item is in the span of the chosen ones at the precision of float32 latents:
+#: items whose directions differ by a few parts per million are the same.
 NOTHING = 1e-10
-#: Gains are compared to this many decimals, so that rounding does not decide between items that are equally good.
+#: Gains are compared to this many decimals, so that rounding does not break ties.
 DECIMALS = 10
-#: Items whose gains are kept exact while others have upper bounds. Each costs a product per item chosen.
+#: Number of items with exact gains; others have upper bounds. Each costs one product per chosen item.
 FRONT = 512
-#: Items whose bounds are brought up to date together. Fewer make products slow, more are looked at in vain.
+#: Number of bounds to update together. Smaller batches make products slow, larger ones update more bounds than needed.
 BATCH = 2_048
-#: Items of a batch that a thread works on at a time. Their bounds are of about one age, so that little is worked out in vain.
+#: Items per thread task. Their bounds have about the same age, which avoids unneeded work.
 TILE = 128
 
 
@@ -39,31 +39,31 @@ def choose_subset(
 ) -> NDArray[np.int64]:
     """Choose k of n items by their latents.
 
-    `k-dpp` takes, one by one, the item that most increases the determinant of the kernel L_ij = (cos(x_i, x_j) + 1)^2 of those
-    chosen: greedy MAP inference for a k-DPP, with the kernel of FuseMix (Vouitsis et al., CVPR 2024, arXiv 2312.10144). Of
-    equally good items the first is taken. Where no item adds anything any more (d-dimensional latents leave nothing after
-    (d + 1)(d + 2) / 2 items), the others follow in order; those with the same latents as an earlier one come last.
+    `k-dpp` repeatedly chooses the item that most increases the determinant of the kernel L_ij = (cos(x_i, x_j) + 1)^2 of the
+    chosen items: greedy MAP inference for a k-DPP, with the kernel of FuseMix (Vouitsis et al., CVPR 2024, arXiv 2312.10144).
+    Ties go to the first item. Once no item adds anything (after at most (d + 1)(d + 2) / 2 items for d-dimensional latents),
+    the remaining ones follow in order; duplicates of earlier items come last.
 
     Arguments:
-        latents: (n, d) finite numbers, in the CPU's memory. Their lengths do not matter; a zero vector has cosine 0 with all.
-        k: how many; where there are no more than that, all are chosen.
-        method: `k-dpp` or `uniform`, a draw without replacement.
-        seed: of the draw. `k-dpp` draws nothing.
+        latents: (n, d) finite numbers, on the CPU. Their norms do not matter; a zero vector has cosine 0 with all others.
+        k: how many to choose; all if there are no more.
+        method: `k-dpp`, or `uniform` for a random sample without replacement.
+        seed: random seed for `uniform`; `k-dpp` is deterministic.
         report: progress.
 
     Returns:
-        (min(n, k),) distinct indices in the order in which they were chosen. Where k-dpp has no more than k distinct items to
-        choose among, it does not rank them: they stand in their own order.
+        (min(n, k),) distinct indices in the order chosen. If there are at most k distinct items, k-dpp does not rank them but
+        keeps their order.
 
     Raises:
-        BridgekitError: no such method, a negative k, or latents that are no matrix, or that k-dpp finds not to be finite.
+        BridgekitError: the method is unknown, k is negative, the latents are not a matrix, or k-dpp finds them not finite.
 
-    `k-dpp` holds k^2 numbers beside the latents, never n^2 or n k: to choose 5,000 of 200,000 items takes about 0.4 GB.
+    `k-dpp` needs memory for k^2 numbers, not n^2 or n k: about 0.4 GB to choose 5,000 of 200,000 items.
     """
     check_choice(method, k)
     x = np.asarray(latents)
     if x.ndim != 2:
-        raise BridgekitError(f"latents must be a matrix, a row an item, not of shape {x.shape}")
+        raise BridgekitError(f"latents must be a matrix with one row per item, not of shape {x.shape}")
     if method == "uniform":
         return np.random.default_rng(seed).permutation(len(x))[:k]
     copies = _copies(x)
@@ -76,15 +76,15 @@ def choose_subset(
 
 
 def check_choice(method: str, k: int) -> None:
-    """Raise BridgekitError for an unknown method or a count below 1."""
+    """Raise BridgekitError if the method is unknown or k is negative."""
     if method not in METHODS:
-        raise BridgekitError(f"there is no method {method!r}", remedy=f"use one of {', '.join(METHODS)}")
+        raise BridgekitError(f"unknown method {method!r}", remedy=f"use one of {', '.join(METHODS)}")
     if k < 0:
-        raise BridgekitError(f"{k} items cannot be chosen", remedy="give a number that is not negative")
+        raise BridgekitError(f"cannot choose {k} items", remedy="give a number that is not negative")
 
 
 def _copies(x: NDArray[Any]) -> NDArray[np.int64]:
-    """How many earlier items have the same content, for each of n: 0 for the first."""
+    """For each of n items, the number of earlier identical items: 0 for the first."""
     seen: dict[bytes, int] = {}
     copies = np.empty(len(x), np.int64)
     for item, row in enumerate(x):
@@ -95,12 +95,12 @@ def _copies(x: NDArray[Any]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Greedy:
-    """What the greedy search found.
+    """The result of `greedy_k_dpp`.
 
     Arguments:
-        items: (m,) the chosen items in order; fewer than were wanted where the others would make the determinant zero.
-        gains: (m,) the factor by which each increased the determinant of the kernel of those chosen.
-        evaluations: how many gains were worked out for items outside the front, where plain greedy works out n a step.
+        items: (m,) the chosen items in order; fewer than k if all others would make the determinant zero.
+        gains: (m,) the factor by which each increased the determinant of the kernel.
+        evaluations: how many gains were computed for items outside the front; plain greedy computes n per step.
     """
 
     items: NDArray[np.int64]
@@ -111,29 +111,29 @@ class Greedy:
 def greedy_k_dpp(x: NDArray[Any], k: int, items: NDArray[np.int64] | None = None, report: Report = silent) -> Greedy:
     """Greedy MAP inference for a k-DPP with the kernel (cosine + 1)^2, exact and lazy.
 
-    An item's gain is what its kernel leaves after a projection onto those chosen: L_ii - |v_i|^2, with v_i = C^-1 L_Si for the
-    Cholesky factor C of L_SS (Chen et al., 2018, arXiv 1709.05135). Gains only ever fall, so an old gain is an upper bound
-    (Minoux, 1978; for DPPs Hemmi et al., 2022, arXiv 2206.05947), and an item needs a look only when its bound comes up to
-    the best gain. Here the items with the largest gains, the front, keep their v_i, which grow with each choice. Of all others
-    only the bound is kept, and how many had been chosen then. A bound is brought up to date, a batch of items at a time, by
-    those rows of C^-1 that are new since: two matrix products, in float64.
+    An item's gain is the residual of its kernel after projection onto the chosen items S: L_ii - |v_i|^2, with v_i = C^-1 L_Si
+    for the Cholesky factor C of L_SS (Chen et al., 2018, arXiv 1709.05135). Gains never increase, so an old gain is an upper
+    bound (Minoux, 1978; for DPPs Hemmi et al., 2022, arXiv 2206.05947), and only needs updating once it reaches the best gain.
+    The items with the largest gains, the front, keep their v_i, extended with each choice. For all others only the bound is
+    kept, and how many items had been chosen when it was computed. Bounds are updated in batches, with the rows of C^-1 added
+    since: two matrix products, in float64.
 
     Arguments:
         x: (n, d) latents.
         k: how many to choose.
-        items: candidates in ascending order; by default all.
+        items: candidates in ascending order; the default is all.
         report: progress.
 
     Returns:
-        the chosen. Where gains are equal the lowest index comes first.
+        the chosen items. Ties go to the lowest index.
 
     Raises:
-        BridgekitError: latents that are not finite.
+        BridgekitError: the latents are not finite.
     """
     items = np.arange(len(x)) if items is None else items
     k = min(k, len(items))
-    # Threads of our own, a tile each, and none inside a product: those would wait for each other at every small one, and the
-    # number of cores would decide how sums are rounded.
+    # One tile per thread, and no BLAS threads: these would synchronise at every small product, and make rounding depend on the
+    # number of cores.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count() or 1) as threads:
         search = _Search(x, items, k, threads)
         while len(search.chosen) < k:
@@ -145,13 +145,13 @@ def greedy_k_dpp(x: NDArray[Any], k: int, items: NDArray[np.int64] | None = None
 
 
 class _Search:
-    """The state of `greedy_k_dpp`. Candidates are counted from 0 here, in the order of `items`.
+    """The state of `greedy_k_dpp`. Candidates are 0-based positions in `items`.
 
     Arguments:
         x: (n, d) latents.
-        items: (m,) candidates among them.
-        k: how many to choose at most; no more than m.
-        threads: to work in.
+        items: (m,) candidates.
+        k: maximum number to choose, at most m.
+        threads: a thread pool.
     """
 
     def __init__(self, x: NDArray[Any], items: NDArray[np.int64], k: int, threads: ThreadPoolExecutor) -> None:
@@ -159,12 +159,12 @@ class _Search:
         self.x, self.items, self.threads = x, items, threads
         squares = np.einsum("ij,ij->i", x, x, dtype=np.float64)[items]
         if not np.isfinite(squares).all():
-            raise BridgekitError("latents are not finite numbers", where=f"item {items[np.argmin(np.isfinite(squares))]}")
-        #: What each latent is multiplied by to have length 1; 0 for a zero vector.
+            raise BridgekitError("latents are not finite", where=f"item {items[np.argmin(np.isfinite(squares))]}")
+        #: Factor that scales each latent to unit length; 0 for a zero vector.
         self.scale = np.divide(1, np.sqrt(squares), out=np.zeros(len(items)), where=squares > 0)
-        #: The kernel's diagonal. Set, not computed: an item must have cosine 1 with itself to the last bit.
+        #: The kernel's diagonal. Constant, not computed: an item's cosine with itself must be exactly 1.
         self.diagonal = np.where(squares > 0, 4.0, 1.0)
-        #: Upper bounds of gains, and how many had been chosen when they were gains; -inf for the front's and the chosen.
+        #: Upper bounds of gains, and how many items had been chosen when computed; -inf for the front and the chosen.
         self.bounds = self.diagonal.copy()
         self.since = np.zeros(len(items), np.int64)
         self.evaluations = 0
@@ -172,7 +172,7 @@ class _Search:
         self.chosen: list[int] = []
         self.chosen_gains: list[float] = []
         self.points = np.empty((k, x.shape[1]))
-        #: C^-1, as far as `inverted`, and the rows of C that came since.
+        #: C^-1 for the first `inverted` items, and the rows of C added since.
         self.inverse = np.zeros((k, k))
         self.inverted = 0
         self.new_rows: list[NDArray[np.float64]] = []
@@ -185,22 +185,22 @@ class _Search:
         self.bounds[self.front] = -np.inf
 
     def renew(self) -> None:
-        """Bring bounds up to date until none that is out of date comes up to the best gain of the front."""
+        """Update bounds until no outdated one reaches the best gain of the front."""
         t = len(self.chosen)
         while True:
-            # A bound that is equal up to rounding counts: its item may have the lower index.
+            # Includes bounds equal up to rounding, since their items may have a lower index.
             bar = max(self.front_gains.max() - 10.0**-DECIMALS, NOTHING)
             stale = np.where(self.since < t, self.bounds, -np.inf)
             if stale.max() < bar:
                 return
-            # The largest bounds, whether they come up to it or not: the next ones would soon.
+            # The largest bounds, including some below the bar, which would be needed soon.
             count = min(BATCH, len(stale))
             batch = np.argpartition(stale, -count)[-count:]
             batch = batch[stale[batch] >= NOTHING]
             self._renew(batch[np.argsort(self.since[batch], kind="stable")])
 
     def _renew(self, batch: NDArray[np.int64]) -> None:
-        """Bring the bounds of a batch, ordered by their age, up to date, and let the best of it into the front."""
+        """Update the bounds of a batch, sorted by age, and admit its best items to the front."""
         self._invert()
         t = len(self.chosen)
         kernel = np.empty((len(batch), t))
@@ -210,7 +210,7 @@ class _Search:
             kernel[tile] = _kernel(self._unit(some), self.points[:t])
             since = self.since[some]
             rows = kernel[tile] @ self.inverse[since[0] : t, :t].T
-            rows[np.arange(since[0], t) < since[:, None]] = 0  # their bounds have these already
+            rows[np.arange(since[0], t) < since[:, None]] = 0  # already in their bounds
             self.bounds[some] -= np.einsum("ij,ij->i", rows, rows)
 
         self._in_tiles(renew, len(batch))
@@ -219,7 +219,7 @@ class _Search:
         self._admit(batch, kernel)
 
     def _admit(self, batch: NDArray[np.int64], kernel: NDArray[np.float64]) -> None:
-        """Make the front the best of itself and a batch that is up to date; those that leave keep their gains as bounds."""
+        """Make the front the best of itself and an updated batch; items that leave keep their gains as bounds."""
         t, size = len(self.chosen), len(self.front)
         gains = np.concatenate([self.front_gains, self.bounds[batch]])
         best = np.lexsort((np.concatenate([self.front, batch]), -np.round(gains, DECIMALS)))[:size]
@@ -247,7 +247,7 @@ class _Search:
         list(self.threads.map(work, [slice(start, start + TILE) for start in range(0, count, TILE)]))
 
     def pick(self) -> bool:
-        """Choose the front's best, and take its share out of the others' gains. False where it has none to give."""
+        """Choose the front's best item and update the others' gains. False if no gain is left."""
         t = len(self.chosen)
         rounded = np.round(self.front_gains, DECIMALS)
         tied = np.flatnonzero(rounded == rounded.max())
@@ -267,14 +267,14 @@ class _Search:
         return True
 
     def _invert(self) -> None:
-        """Extend C^-1 by the rows of C that are new: block by block, so that it is a matrix product."""
+        """Extend C^-1 by the new rows of C, in one block, as a matrix product."""
         old, t = self.inverted, len(self.chosen)
         if old == t:
             return
         left = np.stack([row[:old] for row in self.new_rows])
         corner = np.zeros((t - old, t - old))
         for number, row in enumerate(self.new_rows):
-            # Row by row, by substitution: the corner is triangular.
+            # The corner is triangular: forward substitution.
             corner[number] = -(row[old:-1] @ corner[:number]) / row[-1]
             corner[number, number] = 1 / row[-1]
         self.inverse[old:t, :old] = -corner @ (left @ self.inverse[:old, :old])

@@ -1,4 +1,4 @@
-"""`align`: piles of files become one space. Encode once, fuse, evaluate, save a bridge."""
+"""`align`: train a shared space for two or more modalities. Encode once, fuse, evaluate, save a bridge."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ from bridgekit.storage.cache import one_writer
 
 @dataclass(frozen=True)
 class AlignOptions(TrainingOptions):
-    """What `align` is asked to do; its arguments are these.
+    """Options of `align`.
 
     Arguments:
-        a, b: a modality (its default encoder is taken) or an encoder, `provider:model`. Where neither is given, the table's
-            columns say which modalities; without a table they are audio and text.
+        a, b: a modality, for its default encoder, or an encoder, `provider:model`. The default is the table's columns, or
+            audio and text without a table.
         pairs: a table (CSV, TSV, JSON Lines, Parquet), a folder of class folders, the name of a plugin's source, or `Pairs`.
-            By default the source that a plugin brings for these modalities. With three or more modalities, rows may have
-            holes, as long as two items are left; rows must join all modalities with each other, directly or through others.
+            The default is a plugin's source for these modalities. With three or more modalities, rows may lack items but must
+            have at least two, and must connect all modalities, directly or through others.
         more: further modalities or encoders.
         preset: `default`, `paper`, or a `Preset`.
-        frozen: a modality whose encoder's own latents are to be the shared space.
-        write_report: write a report beside the bridge, see `bridgekit.report`. If it cannot be made, that is a warning.
-        out: the bridge's folder; by default `bridges/<a>-<b>` here.
+        frozen: a modality whose latents become the shared space.
+        write_report: write a report into the bridge's folder, see `bridgekit.report`. Failure to do so is only a warning.
+        out: the bridge's folder; the default is `bridges/<a>-<b>`.
         seed, device, strict, resume, overwrite, outside, progress: see `TrainingOptions` and `RunOptions`.
     """
 
@@ -68,23 +68,23 @@ class AlignOptions(TrainingOptions):
 def align(options: AlignOptions) -> Bridge:
     """Align two or more modalities with FuseMix and save the bridge.
 
-    `align(a, b, pairs, *, out=..., seed=...)`: the arguments are those of `AlignOptions`.
+    `align(a, b, pairs, *, out=..., seed=...)`: takes the fields of `AlignOptions`.
 
     Returns:
-        the bridge, saved, with `metrics` for every test split, of the baselines and of FuseMix. Where training diverged, it is
-        the best state before, and `provenance["diverged"]` is the epoch in which that happened.
+        the saved bridge, with `metrics` of the baselines and FuseMix for every test split. If training diverged, it has the
+        best weights before that, and `provenance["diverged"]` is the epoch in which it happened.
 
     Raises:
-        BridgekitError: anything that the caller can mend; the message says how.
+        BridgekitError: anything the caller can fix; the message says how.
     """
     return run_alignment(options).bridge
 
 
 @joined_processes()
 def run_alignment(options: AlignOptions) -> Alignment:
-    """`align`, with an account of what was done.
+    """`align`, returning a summary of the run.
 
-    Where `torchrun` started several processes, they train together; all are given the bridge that the first one saved.
+    Processes started by `torchrun` train together, and all return the bridge that the first one saved.
     """
     started = time.monotonic()
     preset_name, preset = _preset(options.preset)
@@ -96,12 +96,12 @@ def run_alignment(options: AlignOptions) -> Alignment:
         encoders = open_encoders(choose_sides((options.a, options.b, *options.more), table), device, report)
     if options.frozen is not None and options.frozen not in encoders:
         raise BridgekitError(
-            f"{options.frozen!r} cannot be frozen: it is not a side", remedy=f"use one of {', '.join(encoders)}"
+            f"cannot freeze {options.frozen!r}: it is not one of the sides", remedy=f"use one of {', '.join(encoders)}"
         )
     folder = Path(options.out) if options.out is not None else Path("bridges") / "-".join(encoders)
     if not (folder / "bridge.json").exists():
         check_free(folder, options.overwrite)  # before hours of encoding, not after
-    # Two runs for one place take turns: of the same call, the second finds what the first has made.
+    # Runs with the same output folder take turns, so the second of two identical runs reuses the first one's bridge.
     with one_writer(folder) if rank() == 0 else nullcontext():
         with first_process_first():
             pairs = select_pairs(table, tuple(encoders), progress)
@@ -173,7 +173,7 @@ def _fuse(
         provenance["diverged"] = trained.diverged
     bridge = Bridge(sides, trained.adapters, preset, trained.temperature, provenance, (), trained.history, device, {}, opened)
     if rank() > 0:
-        return bridge  # the first process measures and saves for all
+        return bridge  # only the first process evaluates and saves
     bridge = measure_gap(bridge, encoded, split)
     return replace(bridge, metrics=measure(bridge, encoded, split, preset=preset, seed=seed, fixed=fixed))
 
@@ -182,7 +182,7 @@ def _preset(preset: str | Preset) -> tuple[str, Preset]:
     if isinstance(preset, Preset):
         return "custom", preset
     if preset not in PRESETS:
-        raise BridgekitError(f"there is no preset {preset!r}", remedy=f"use one of {', '.join(PRESETS)}")
+        raise BridgekitError(f"unknown preset {preset!r}", remedy=f"use one of {', '.join(PRESETS)}")
     return preset, PRESETS[preset]
 
 

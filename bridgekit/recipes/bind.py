@@ -1,4 +1,4 @@
-"""`bind`: a trained bridge takes in one more modality, and its other sides stay as they are."""
+"""`bind`: add a modality to a trained bridge without changing its other sides."""
 
 from __future__ import annotations
 
@@ -32,16 +32,15 @@ from bridgekit.tables.reading import Table, open_table
 
 @dataclass(frozen=True)
 class BindOptions(TrainingOptions):
-    """What `bind` is asked to do; its arguments are these.
+    """Options of `bind`. The hyperparameters are those the bridge was trained with.
 
     Arguments:
-        bridge: the folder of a bridge.
-        add: a modality (its default encoder is taken) or an encoder, `provider:model`.
+        bridge: the bridge's folder.
+        add: a modality, for its default encoder, or an encoder, `provider:model`.
         pairs: as for `align`: a table with a column for the new modality and one for any of the bridge's.
-        out: where to write the larger bridge; by default it replaces the old one, whose conditioners, pictures and report stay.
-        overwrite: bind a modality again that was bound before with other pairs, or replace another bridge at `out`.
-        seed, device, strict, resume, outside, progress: see `TrainingOptions` and `RunOptions`. The hyperparameters are those
-            that the bridge was trained with.
+        out: where to write the larger bridge; by default it replaces the old one, keeping its conditioners, images and report.
+        overwrite: bind a modality again that was bound with other pairs, or replace another bridge at `out`.
+        seed, device, strict, resume, outside, progress: see `TrainingOptions` and `RunOptions`.
     """
 
     bridge: str | Path
@@ -51,29 +50,28 @@ class BindOptions(TrainingOptions):
 
 @takes(BindOptions)
 def bind(options: BindOptions) -> Bridge:
-    """Add a modality to a trained bridge whose other sides stay as they are, byte for byte.
+    """Add a modality to a trained bridge. Its other adapters stay byte-identical.
 
-    `bind(bridge, add, pairs, *, out=..., seed=...)`: the arguments are those of `BindOptions`. An adapter for the new modality
-    is trained onto the embeddings that the bridge gives the items beside it. Modalities that the new one has no pairs with are
-    joined all the same, through those that it has.
+    `bind(bridge, add, pairs, *, out=..., seed=...)`: takes the fields of `BindOptions`. An adapter for the new modality is
+    trained to match the bridge's embeddings of the paired items. This also connects it to modalities it has no pairs with.
 
     Returns:
-        the larger bridge, saved, with metrics for the new modality beside those it had.
+        the larger bridge, saved, with additional metrics for the new modality.
 
     Raises:
-        BridgekitError: anything that the caller can mend; the message says how.
+        BridgekitError: anything the caller can fix; the message says how.
     """
     return run_binding(options).bridge
 
 
 @joined_processes()
 def run_binding(options: BindOptions) -> Alignment:
-    """`bind`, with an account of what was done."""
+    """`bind`, returning a summary of the run."""
     source, folder = Path(options.bridge), Path(options.out or options.bridge)
     overwrite = options.overwrite or folder == source
     progress = options.progress and rank() == 0
     started = time.monotonic()
-    # Two runs for one place take turns: the second adds to the bridge that the first has written.
+    # Runs with the same output folder take turns: the second adds to the bridge that the first has written.
     with one_writer(folder) if rank() == 0 else nullcontext(), progress_bars(progress) as report:
         device = resolve_device(options.device)
         with first_process_first():
@@ -89,7 +87,7 @@ def run_binding(options: BindOptions) -> Alignment:
         fingerprint = fingerprint_of(
             encoded,
             split,
-            # Of the sides that it is bound to alone: what else is bound later does not change this one.
+            # Only the sides that it is bound to: binding further modalities does not affect this one.
             sides={modality: asdict(old.sides[modality]) for modality in partners},
             adapters=old.weights_hash(partners),
             encoder=[name, encoder.revision],
@@ -103,9 +101,9 @@ def run_binding(options: BindOptions) -> Alignment:
             return Alignment(finished, folder, encoded.pairs.set_aside, example, reused=True)
         if bound and not options.overwrite:
             raise BridgekitError(
-                f"{new} was bound to this bridge before, with other pairs or another seed",
+                f"{new} was already bound to this bridge, with other pairs or another seed",
                 where=str(source),
-                remedy="bind it again with --overwrite; the other sides stay as they are",
+                remedy="bind it again with --overwrite; the other sides do not change",
             )
         check_free(folder, overwrite)
         old = _without(new, old)
@@ -121,7 +119,7 @@ def run_binding(options: BindOptions) -> Alignment:
             checkpoint=checkpoint_of(fingerprint, options.resume),
             report=report,
         )
-        if rank() > 0:  # the first process measures and saves for all
+        if rank() > 0:  # only the first process evaluates and saves
             with first_process_first():
                 return Alignment(Bridge.load(folder, device), folder, encoded.pairs.set_aside, example, reused=False)
         provenance = {
@@ -153,28 +151,28 @@ def run_binding(options: BindOptions) -> Alignment:
 
 
 def _is_bound(bridge: Bridge, modality: str, source: Path) -> bool:
-    """Whether the modality was bound to the bridge before.
+    """Whether the modality was already bound to the bridge.
 
     Raises:
-        BridgekitError: the bridge was trained with it.
+        BridgekitError: the bridge was aligned with it.
     """
     bound = any(record["modality"] == modality for record in bridge.provenance.get("bound", ()))
     if modality in bridge.sides and not bound:
         raise BridgekitError(
-            f"this bridge has a side for {modality} already",
+            f"the bridge already has a side for {modality}",
             where=str(source),
-            remedy=f"add a modality that is none of {', '.join(bridge.sides)}, or train another bridge with align",
+            remedy=f"add a modality other than {', '.join(bridge.sides)}, or train another bridge with align",
         )
     return bound
 
 
 def _partners(bridge: Bridge, modality: str, table: Table) -> list[str]:
-    """The bridge's modalities that the table pairs with the new one."""
+    """The bridge's modalities that the table has columns for, besides the new one."""
     known = [name for name in bridge.sides if name != modality]
     partners = [name for name in table.modalities if name in known]
     if not partners:
         raise BridgekitError(
-            f"the table has no column for any of this bridge's modalities ({', '.join(known)})",
+            f"the table has no column for any of the bridge's modalities ({', '.join(known)})",
             where=table.source,
             remedy=f"give pairs of {modality} with one of them",
         )
@@ -182,7 +180,7 @@ def _partners(bridge: Bridge, modality: str, table: Table) -> list[str]:
 
 
 def _without(modality: str, bridge: Bridge) -> Bridge:
-    """The bridge as it was before the modality was bound to it."""
+    """The bridge before the modality was bound to it."""
     bound = [record for record in bridge.provenance.get("bound", ()) if record["modality"] != modality]
     provenance = {**bridge.provenance, "bound": bound}
     for key in ("modality_gap", "pair_cosine"):

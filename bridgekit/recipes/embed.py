@@ -1,4 +1,4 @@
-"""Writes embeddings to a file that other tools read: safetensors, NumPy or Parquet."""
+"""`embed`: write embeddings as safetensors, NumPy or Parquet."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ FORMATS = (".safetensors", ".npy", ".parquet")
 
 
 def check_format(path: Path) -> None:
-    """Raise BridgekitError unless the path ends in a format that can be written."""
+    """Raise BridgekitError unless the path has a supported extension."""
     if path.suffix not in FORMATS:
         raise BridgekitError(
-            f"embeddings cannot be written as {path.suffix or 'a file without an ending'}",
+            f"cannot write embeddings as {path.suffix or 'a file without an extension'}",
             where=str(path),
             remedy=f"use {', '.join(FORMATS)}",
         )
@@ -35,7 +35,7 @@ def write_embeddings(path: Path, names: Sequence[str], vectors: Tensor) -> None:
         vectors: float32.
 
     Raises:
-        BridgekitError: another ending, or the place cannot be written.
+        BridgekitError: the extension is not supported, or the file cannot be written.
     """
     check_format(path)
     if path.suffix == ".safetensors":
@@ -48,7 +48,7 @@ def write_embeddings(path: Path, names: Sequence[str], vectors: Tensor) -> None:
         if path.suffix == ".npy":
             import numpy as np
 
-            # By way of memory: of a full disk numpy tells nothing but how many numbers it asked for.
+            # Through memory: on a full disk, numpy's own error gives no reason.
             content = io.BytesIO()
             np.save(content, vectors.numpy())
             aside.write_bytes(content.getbuffer())

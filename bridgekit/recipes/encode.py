@@ -1,4 +1,4 @@
-"""`encode`: a table's items into the latent store, now and perhaps on many machines, to be aligned later."""
+"""`encode`: encode a table into the latent store before aligning it, optionally on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from bridgekit.recipes.sides import RunOptions, choose_sides, open_encoders, ope
 
 @dataclass(frozen=True)
 class EncodedTable:
-    """What `encode_table` did.
+    """Summary of an `encode_table` run.
 
     Arguments:
         source: the table.
-        rows: how many of its rows can be used.
+        rows: number of usable rows.
         encoders: modality to `provider:model`.
         latents: modality to its latents, and how they were computed.
-        set_aside: the rows that cannot be used.
+        set_aside: the other rows.
     """
 
     source: str
@@ -38,7 +38,7 @@ class EncodedTable:
 
 @dataclass(frozen=True)
 class EncodeOptions(RunOptions):
-    """What `encode_table` is asked to do.
+    """Options of `encode_table`.
 
     Arguments:
         a, b, pairs, more: as for `align`.
@@ -56,10 +56,10 @@ class EncodeOptions(RunOptions):
 
 @takes(EncodeOptions)
 def encode_table(options: EncodeOptions) -> EncodedTable:
-    """Encode a table's items into the latent store, from where `align` and `bind` take them. Arguments: `EncodeOptions`.
+    """Encode a table's items into the latent store, which `align` and `bind` read. Takes the fields of `EncodeOptions`.
 
     Raises:
-        BridgekitError: anything that the caller can mend; the message says how.
+        BridgekitError: anything the caller can fix; the message says how.
     """
     cluster: AbstractContextManager[Any] = ours("ray", "cluster")() if options.ray else nullcontext()
     with progress_bars(options.progress) as report, cluster as on_cluster:

@@ -1,4 +1,4 @@
-"""`generate`: sounds, pictures or texts into pictures, through a bridge."""
+"""`generate`: draw images from audio, images or text, through a bridge."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from torch import Tensor
 
 from bridgekit.bridge.bridge import Bridge
 from bridgekit.bridge.provenance import command_line, installed_version
-from bridgekit.diffusion.conditioner import (
-    GAPS,
-    Conditioner,
-    close_gap,
-)
+from bridgekit.diffusion.conditioner import GAPS, Conditioner, close_gap
 from bridgekit.diffusion.models import DrawOptions, open_model
 from bridgekit.diffusion.painter import mix, open_painter, paint
 from bridgekit.diffusion.sheets import contact_sheet, made_here, write_png
@@ -27,18 +23,18 @@ from bridgekit.recipes.sides import takes
 from bridgekit.retrieval import Hit
 from bridgekit.tables.reading import read_items
 
-#: Bytes of a file's name without its extension: file systems allow 255, some of which the writing aside takes.
+#: Maximum bytes of a file name without extension: file systems allow 255, and temporary names are longer.
 NAME_BYTES = 190
 
 
 @dataclass(frozen=True)
 class Input:
-    """What goes into the pictures from one modality.
+    """An input of `generate`.
 
     Arguments:
         modality: for example `audio`.
-        item: a path or text; or a folder, or a list of paths or texts, each of which makes a picture of its own.
-        weight: how much it counts in a mixture.
+        item: a path or text; or a folder, or a list of paths or texts, for one image each.
+        weight: its weight in a mixture.
     """
 
     modality: str
@@ -48,13 +44,13 @@ class Input:
 
 @dataclass(frozen=True)
 class Generated:
-    """One picture.
+    """One generated image.
 
     Arguments:
-        file: where it is.
-        inputs: what it was made from.
-        nearest: the captions (or pictures) nearest to its embedding: what the model heard.
-        seed: the noise's.
+        file: its path.
+        inputs: the items it was generated from.
+        nearest: the captions (or images) nearest to its embedding.
+        seed: seed of its noise.
     """
 
     file: Path
@@ -65,12 +61,12 @@ class Generated:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a run of `generate` made.
+    """The result of `generate`.
 
     Arguments:
-        pictures: one record a picture.
-        sheet: the contact sheet, where there are several pictures.
-        set_aside: input to reason, for those that could not be used.
+        pictures: one record per image.
+        sheet: the contact sheet, if there are several images.
+        set_aside: input to reason, for inputs that could not be used.
         conditioner: the conditioner.
         fitted: whether it was fitted in this run.
     """
@@ -84,19 +80,19 @@ class Generation:
 
 @dataclass(frozen=True)
 class GenerateOptions(DrawOptions):
-    """What `generate` is asked to do.
+    """Options of `generate`.
 
     Arguments:
         bridge: the bridge's folder.
-        inputs: mixed into one picture by their weights. One may be a folder or list: then there is a picture for each in it.
-        model: a plugin's text-to-image model, a folder in the layout of diffusers, or a hub id.
+        inputs: mixed into one image by weight. One of them may be a folder or list: then each of its items gets an image.
+        model: a plugin's text-to-image model, a diffusers folder, or a hub id.
         n: images per input, with consecutive seeds.
         seed: seed of the first image.
-        captions: a table, text file or folder to fit the conditioner on, in place of the bridge's own captions (or pictures).
+        captions: a table, text file or folder to fit the conditioner on, instead of the bridge's own captions (or images).
         refit: fit the conditioner again.
-        out: a .png for one picture, or a folder; by default named after the input, here.
+        out: a .png for one image, or a folder; by default named after the input.
         device: a torch device, or `auto`.
-        outside: let tables name files outside their own folders, and folders hold links that leave them.
+        outside: let tables refer to files outside their own folders, and folders contain links that lead outside.
         progress: show progress bars on standard error.
         prompt, prompt_weight, gap, steps, guidance, size: see `DrawOptions`.
     """
@@ -117,15 +113,15 @@ class GenerateOptions(DrawOptions):
 
 @takes(GenerateOptions)
 def generate(options: GenerateOptions) -> Generation:
-    """Turn sounds (or whatever a bridge joins) into pictures.
+    """Generate images from audio, or from any modality of a bridge.
 
-    `generate(bridge, inputs, *, ...)`: the arguments are those of `GenerateOptions`.
+    `generate(bridge, inputs, *, ...)`: takes the fields of `GenerateOptions`.
 
     Returns:
-        the pictures, written.
+        the images, written to files.
 
     Raises:
-        BridgekitError: anything that the caller can mend; the message says how.
+        BridgekitError: anything the caller can fix; the message says how.
     """
     folder, inputs, n = Path(options.bridge), options.inputs, options.n
     bridge = Bridge.load(folder, options.device)
@@ -147,10 +143,10 @@ def generate(options: GenerateOptions) -> Generation:
             report=report,
         )
         vectors = [
-            close_gap(bridge, painter.conditioner, given.modality, vector, options.gap)
-            for given, vector in zip(inputs, embedded, strict=True)
+            close_gap(bridge, painter.conditioner, each.modality, vector, options.gap)
+            for each, vector in zip(inputs, embedded, strict=True)
         ]
-        weights = [given.weight for given in inputs]
+        weights = [each.weight for each in inputs]
         seeds = [options.seed + number for number in range(n)] * len(good)
         pictures = paint(painter, mix(vectors, weights).repeat_interleave(n, 0), options, seeds=seeds, report=report)
     nearest = [found for found in painter.conditioner.nearest(mix(embedded, weights)) for _ in range(n)]
@@ -175,46 +171,47 @@ def generate(options: GenerateOptions) -> Generation:
 
 def _check(options: GenerateOptions) -> None:
     if options.gap not in GAPS:
-        raise BridgekitError(f"there is no way {options.gap!r} to close the gap", remedy=f"use one of {', '.join(GAPS)}")
-    weights = [given.weight for given in options.inputs]
-    if not 0 <= options.prompt_weight <= 1 or options.n < 1 or any(not 0 < weight < math.inf for weight in weights):
-        raise BridgekitError("weights are above 0, a prompt's at most 1, and there is at least one picture")
+        raise BridgekitError(f"unknown gap method {options.gap!r}", remedy=f"use one of {', '.join(GAPS)}")
+    if any(not 0 < each.weight < math.inf for each in options.inputs):
+        raise BridgekitError("input weights must be positive numbers")
+    if not 0 <= options.prompt_weight <= 1:
+        raise BridgekitError("the prompt weight must be between 0 and 1")
+    if options.n < 1:
+        raise BridgekitError("the number of images must be at least 1")
 
 
 def _rows(bridge: Bridge, inputs: Sequence[Input], outside: bool) -> list[list[str]]:
-    """The items of each picture, in the order of the inputs."""
+    """The items of each image, in the order of the inputs."""
     if not inputs:
-        raise BridgekitError("there is nothing to make a picture of", remedy="give --audio, --image or --text")
-    columns = [_items(bridge, given, outside) for given in inputs]
-    many = [column for column, given in zip(columns, inputs, strict=True) if _is_many(given)]
+        raise BridgekitError("no input given", remedy="give --audio, --image or --text")
+    columns = [_items(bridge, each, outside) for each in inputs]
+    many = [column for column, each in zip(columns, inputs, strict=True) if _is_many(each)]
     if len(many) > 1:
         raise BridgekitError("only one input may be a folder or a list", where=", ".join(column[0] for column in many))
     return [[column[row] if len(column) > 1 else column[0] for column in columns] for row in range(max(map(len, columns)))]
 
 
-def _is_many(given: Input) -> bool:
-    return not isinstance(given.item, str | Path) or (
-        given.modality != TEXT and _exists(given.item) and Path(given.item).is_dir()
-    )
+def _is_many(each: Input) -> bool:
+    return not isinstance(each.item, str | Path) or (each.modality != TEXT and _exists(each.item) and Path(each.item).is_dir())
 
 
 def _exists(item: Item) -> bool:
-    """Whether it is the path of something. A text may be longer than any path: then it is not."""
+    """Whether the item is an existing path. A text that is too long for a path is not."""
     try:
         return Path(item).exists()
     except OSError:
         return False
 
 
-def _items(bridge: Bridge, given: Input, outside: bool) -> list[str]:
-    bridge.side(given.modality)
-    if not isinstance(given.item, str | Path):
-        items = [str(item) for item in given.item]
-    elif _is_many(given):
-        items = [str(item) for item in read_items(given.item, given.modality, outside=outside)]
+def _items(bridge: Bridge, each: Input, outside: bool) -> list[str]:
+    bridge.side(each.modality)
+    if not isinstance(each.item, str | Path):
+        items = [str(item) for item in each.item]
+    elif _is_many(each):
+        items = [str(item) for item in read_items(each.item, each.modality, outside=outside)]
     else:
-        items = [str(given.item)]
-    missing = [item for item in items if given.modality != TEXT and not _exists(item)]
+        items = [str(each.item)]
+    missing = [item for item in items if each.modality != TEXT and not _exists(item)]
     if missing or not items:
         raise BridgekitError("there is no such file", where=missing[0][:200] if missing else None, remedy="check the path")
     return items
@@ -223,9 +220,9 @@ def _items(bridge: Bridge, given: Input, outside: bool) -> list[str]:
 def _embed(
     bridge: Bridge, inputs: Sequence[Input], rows: Sequence[Sequence[str]], report: Report
 ) -> tuple[list[Tensor], dict[str, str]]:
-    """Each input's embeddings, for those rows all of whose items can be used, and the items that cannot."""
+    """Each input's embeddings, for the rows whose items are all usable, and the unusable items with their reasons."""
     columns = [list(dict.fromkeys(row[at] for row in rows)) for at in range(len(inputs))]
-    found = [bridge.embed_usable(given.modality, column, report=report) for given, column in zip(inputs, columns, strict=True)]
+    found = [bridge.embed_usable(each.modality, column, report=report) for each, column in zip(inputs, columns, strict=True)]
     set_aside = {
         column[position]: reason
         for column, result in zip(columns, found, strict=True)
@@ -237,23 +234,23 @@ def _embed(
         vectors.append(result.vectors[[place[row[at]] for row in rows if not any(item in set_aside for item in row)]])
     if not len(vectors[0]):
         item, reason = next(iter(set_aside.items()))
-        raise BridgekitError(f"nothing can be made a picture of: {reason}", where=item[:200], remedy="mend or replace it")
+        raise BridgekitError(f"no input is usable: {reason}", where=item[:200], remedy="fix or replace it")
     return vectors, set_aside
 
 
 def _places(out: str | Path | None, rows: Sequence[Sequence[str]], n: int) -> tuple[list[Path], Path | None]:
-    """A file for each picture, and one for the contact sheet of several: as the user says, or after the inputs.
+    """A file for each image, and one for the contact sheet of several: as given with --out, or named after the inputs.
 
-    Files of one run never share a name. A file that is there already is only written over if the user named it, or if it is
-    a picture of ours: a photo may well lie beside the clip that was taken with it.
+    Names are unique within a run. An existing file is overwritten only if the user named it or bridgekit generated it: a photo
+    may well have the same name as its clip.
     """
     if out is not None and Path(out).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
         if Path(out).suffix.lower() != ".png":
             remedy = f"--out {Path(out).with_suffix('.png')}, or a folder"
-            raise BridgekitError("pictures are written as PNG", where=str(out), remedy=remedy)
+            raise BridgekitError("images are written as PNG", where=str(out), remedy=remedy)
         if len(rows) > 1:
             raise BridgekitError(
-                f"{len(rows)} pictures do not fit in one file", where=str(out), remedy="name a folder with --out"
+                f"cannot write {len(rows)} images to one file", where=str(out), remedy="give a folder as --out"
             )
         _check_writable(Path(out), Path(out).parent)
         return [Path(out)], None
@@ -272,22 +269,22 @@ def _places(out: str | Path | None, rows: Sequence[Sequence[str]], n: int) -> tu
     return [free(_short(row) + (f"-{number % n}" if n > 1 else "")) for number, row in enumerate(rows)], sheet
 
 
-def _check_writable(asked: Path, folder: Path) -> None:
-    """Raise BridgekitError unless files may be written in a folder that may have to be made: better now than after drawing."""
+def _check_writable(out: Path, folder: Path) -> None:
+    """Raise BridgekitError before drawing if files cannot be written in a folder, which need not exist yet."""
     try:
-        if asked != folder and asked.is_dir():
+        if out != folder and out.is_dir():
             raise IsADirectoryError(0, "this is a folder")
-        # In the nearest folder that exists: a mistake found later should leave no empty folders behind.
+        # In the nearest existing parent: a later error should leave no empty folders behind.
         with tempfile.TemporaryFile(dir=next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())):
             return
     except OSError as error:
         raise BridgekitError(
-            f"pictures cannot be written here: {error.strerror or error}", where=str(asked), remedy="choose another --out"
+            f"images cannot be written here: {error.strerror or error}", where=str(out), remedy="choose another --out"
         ) from error
 
 
 def _short(row: Sequence[str]) -> str:
-    """Inputs as a name: a file's own without folder and extension, a text's first words."""
+    """A file name for inputs: the stems of files, the first words of texts."""
     names = (Path(item).stem if _exists(item) and Path(item).is_file() else item[:60] for item in row)
     name = " + ".join("".join(c if c.isalnum() or c in " -_.,'" else "_" for c in name).strip(" .") or "_" for name in names)
     return name[:80].encode()[:NAME_BYTES].decode(errors="ignore").strip(" .")

@@ -1,4 +1,4 @@
-"""How many pictures made from sounds does an independent judge recognise? The judge sees only pixels."""
+"""`eval --generate`: how many generated images an independent image encoder, the judge, matches to their captions."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The pictures that a judge chooses among.
+    """The reference images that the judge chooses from.
 
     Arguments:
-        names: their captions, each once.
+        names: their distinct captions.
         files: their files.
-        vectors: (m, d) the judge's own latents of them, at unit length and centred.
-        centre: (d,) what was taken away: latents of one encoder share a large common part.
+        vectors: (m, d) the judge's latents of them, centred, of unit length.
+        centre: (d,) the mean that was subtracted: latents of an encoder share a large common component.
         judge: the image encoder.
     """
 
@@ -51,11 +51,11 @@ class Gallery:
     judge: Encoder
 
     def ranks(self, pictures: Sequence[Image], names: Sequence[str], among: Sequence[str] | None = None) -> Tensor:
-        """At which place, from 1, the judge puts each picture's true one, among all or some of the gallery."""
+        """The rank, from 1, that the judge gives each image's true reference, among all or some of the gallery."""
         with tempfile.TemporaryDirectory() as folder:
             prepared = []
             for number, picture in enumerate(pictures):
-                file = Path(folder) / f"{number}.png"  # encoders read files: the very ones that a user gets
+                file = Path(folder) / f"{number}.png"  # encoders read files, as the user gets them
                 picture.save(file)
                 prepared.append(self.judge.prepare(file))
         with torch.inference_mode():
@@ -72,13 +72,13 @@ class Gallery:
 
 
 def open_gallery(pairs: str | None = None, judge: str = "image", device: str = "auto", *, outside: bool = False) -> Gallery:
-    """The pictures and names of a table, and an image encoder to judge by.
+    """The images and captions of a table, and an image encoder as the judge.
 
     Arguments:
-        pairs: a table with columns `image` and `text`; by default the one that a plugin brings.
-        judge: an image encoder, `provider:model`; by default the default one.
+        pairs: a table with columns `image` and `text`; the default is a plugin's source.
+        judge: an image encoder, `provider:model`, or `image` for the default one.
         device: a torch device, or `auto`.
-        outside: let the table name files outside its own folder.
+        outside: let the table refer to files outside its own folder.
     """
     table = read_pairs(pairs, ("image", TEXT), outside=outside) if pairs else default_pair_source(("image", TEXT)).build()
     found: dict[str, Path] = {}
@@ -97,24 +97,24 @@ def open_gallery(pairs: str | None = None, judge: str = "image", device: str = "
 
 
 def shares(ranks: Tensor) -> dict[str, float]:
-    """Top-1 and top-5 of ranks that count from 1."""
+    """Top-1 and top-5 accuracy from 1-based ranks."""
     return {f"top{k}": round(float((ranks <= k).float().mean()), 6) for k in (1, 5)}
 
 
 @dataclass(frozen=True)
 class JudgeOptions(EvalOptions):
-    """What `judge_generation` is asked to do.
+    """Options of `judge_generation`.
 
     Arguments:
-        folder: the bridge's.
+        folder: the bridge's folder.
         model: the text-to-image model.
-        gallery: a table of pictures and captions; a row is used if the gallery has its caption.
-        judge: an image encoder that has had no part in the conditioning.
-        among: `gallery`, or `queries`: only the pictures of captions that are queries.
-        gaps: the ways of closing the gap to measure, see `conditioner.close_gap`.
-        limit: the most rows to use, drawn at random.
-        drawing: how pictures are drawn.
-        seed: random seed of the draw of rows and of the noise.
+        gallery: a table of images and captions; only rows whose caption it has are used.
+        judge: an image encoder that is not part of the conditioning.
+        among: `gallery`, or `queries` for only the images of the queries' captions.
+        gaps: the gap methods to evaluate, see `conditioner.close_gap`.
+        limit: maximum number of rows, sampled at random.
+        drawing: drawing options.
+        seed: random seed of the sampling and the noise.
         device: a torch device, or `auto`.
         progress: show progress bars on standard error.
         pairs, splits, unseen, outside: see `EvalOptions`.
@@ -136,23 +136,22 @@ class JudgeOptions(EvalOptions):
 
 @takes(JudgeOptions)
 def judge_generation(options: JudgeOptions) -> list[dict[str, Any]]:
-    """Make pictures from held-out items and let an image encoder find them among the true pictures.
+    """Generate images from held-out items and rank the reference images for each with an image encoder.
 
-    `judge_generation(folder, *, ...)`: the arguments are those of `JudgeOptions`. Two bounds come with it, drawn by the same
-    model from the same noise: from the true caption, by the model's own text encoder (ceiling), and from another row's caption
-    (floor).
+    `judge_generation(folder, *, ...)`: takes the fields of `JudgeOptions`. Also measures two bounds, drawn by the same model
+    from the same noise: from the true caption by the model's own text encoder (upper), and from another row's caption (lower).
 
     Returns:
         records: made_from, gap, pictures, candidates, top1, top5.
 
     Raises:
-        BridgekitError: there is no row to judge, or `pairs` has rows whose item training saw.
+        BridgekitError: there are no rows to judge, or `pairs` has rows whose item was seen in training.
     """
     if options.among not in ("gallery", "queries"):
-        raise BridgekitError(f"the judge cannot choose among {options.among!r}", remedy="use one of gallery, queries")
+        raise BridgekitError(f"unknown candidates {options.among!r}", remedy="use gallery or queries")
     unknown = [gap for gap in options.gaps if gap not in GAPS]
     if unknown:
-        raise BridgekitError(f"there is no way {unknown[0]!r} to close the gap", remedy=f"use one of {', '.join(GAPS)}")
+        raise BridgekitError(f"unknown gap method {unknown[0]!r}", remedy=f"use one of {', '.join(GAPS)}")
     with progress_bars(options.progress) as report:
         bridge = Bridge.load(options.folder, options.device)
         bridge.side(TEXT)
@@ -181,7 +180,7 @@ def judge_generation(options: JudgeOptions) -> list[dict[str, Any]]:
 def draw_captions(
     painter: Painter, gallery: Gallery, captions: Sequence[str], options: DrawOptions, seeds: Sequence[int], report: Report
 ) -> list[Image]:
-    """Pictures by the model alone: from captions, or from their pictures where its conditioning is made of those."""
+    """Images by the model alone: from captions, or from their images if its conditioning is made of images."""
     files = dict(zip(gallery.names, gallery.files, strict=True))
     texts = painter.conditioning.made_of == TEXT
     tensors = painter.conditioning.encode([caption if texts else files[caption] for caption in captions])
@@ -191,7 +190,7 @@ def draw_captions(
 def _rows_to_judge(
     bridge: Bridge, modality: str, gallery: Gallery, options: JudgeOptions, report: Report
 ) -> tuple[list[Item], list[str]]:
-    """Items and captions of the rows to judge. The bridge's own table is split as it was for training, by content."""
+    """Items and captions of the rows to judge. The bridge's own table is split as for training."""
     own = next((table for table in bridge.tables if {modality, TEXT} <= {*table.modalities}), bridge.tables[0])
     foreign = bool(options.pairs) and options.pairs != own.source
     opened = open_table(options.pairs or bridge.followed(own.source), outside=options.outside)
@@ -200,7 +199,7 @@ def _rows_to_judge(
         table = opened.pairs((modality, TEXT))
         split = table.split or ["all"] * len(table)
     else:
-        # Whole, since the rows' splits depend on all of their items.
+        # All modalities, since splits depend on all items of a row.
         encoders = {name: bridge.encoder(name) for name in own.modalities}
         encoded = encode_pairs(opened.pairs(own.modalities), encoders, report)
         table = encoded.pairs
@@ -214,9 +213,9 @@ def _rows_to_judge(
     ]
     if not rows:
         raise BridgekitError(
-            "there is no row to judge: no row of these splits has a caption that the gallery has too",
+            "no rows to judge: the gallery has none of these splits' captions",
             where=table.source,
-            remedy=f"splits: {', '.join(dict.fromkeys(split))}; give pictures of these captions with --gallery",
+            remedy=f"splits: {', '.join(dict.fromkeys(split))}; give images of their captions with --gallery",
         )
     if foreign:
         rows, _ = leave_out_seen(bridge, table, rows, modality, refuse=not options.unseen)
@@ -225,7 +224,7 @@ def _rows_to_judge(
 
 
 def _others(captions: Sequence[str], seed: int) -> list[str]:
-    """For each caption one of another row, as far as there is one that differs."""
+    """A different caption for each one; unchanged if all are the same."""
     distinct = sorted(set(captions))
     generator = np.random.default_rng(seed)
     if len(distinct) < 2:

@@ -1,4 +1,4 @@
-"""Writes a new plugin: the one in `plugins/bridgekit-template`, which comes with this package, under another name."""
+"""`plugins new`: create a plugin from the template in `plugins/bridgekit-template`, which ships with this package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bridgekit.errors import BridgekitError
 from bridgekit.plugins import OURS, VERBS
 from bridgekit.storage.cache import one_writer, write_folder_atomically
 
-#: What is copied, relative to the template. Named one by one, since building leaves other files beside them.
+#: Files to copy from the template. Listed, since builds leave other files next to them.
 FILES = ("README.md", "pyproject.toml", "bridgekit_template.py", "tests/test_template.py")
 
 
@@ -18,24 +18,24 @@ def create_plugin(name: str, parent: Path) -> tuple[Path, ...]:
     """Write a working plugin into a new folder.
 
     Arguments:
-        name: `bridgekit-demo`, or `demo` for short: folder and package are `bridgekit-demo`, the module is `bridgekit_demo`,
-            and its encoders are named `demo:model`.
-        parent: where to make the folder.
+        name: `bridgekit-demo`, or `demo` for short: the folder and package are named `bridgekit-demo`, the module
+            `bridgekit_demo`, and its encoders `demo:model`.
+        parent: where to create the folder.
 
     Returns:
-        the files, the folder's name first in each: `parent / "bridgekit-demo" / ...`.
+        the paths of the files, `parent / "bridgekit-demo" / ...`.
 
     Raises:
-        BridgekitError: the name cannot be one, is that of a plugin of ours, or there is something of that name already.
+        BridgekitError: the name is invalid, belongs to one of our own plugins, or exists already.
     """
     short = name.removeprefix("bridgekit-")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", short) or short == "bridgekit":
         raise BridgekitError(
-            f"{name!r} cannot be the name of a plugin",
-            remedy="use small letters, digits and single dashes, as in bridgekit-demo",
+            f"{name!r} is not a valid plugin name",
+            remedy="use lower-case letters, digits and single dashes, as in bridgekit-demo",
         )
     if short in (*OURS, *VERBS):
-        raise BridgekitError(f"bridgekit-{short} is a plugin of bridgekit's own", remedy="choose another name")
+        raise BridgekitError(f"bridgekit-{short} is one of bridgekit's own plugins", remedy="choose another name")
     folder = parent / f"bridgekit-{short}"
     underlined = short.replace("-", "_")
 
@@ -54,10 +54,10 @@ def create_plugin(name: str, parent: Path) -> tuple[Path, ...]:
 
     if not parent.is_dir():
         raise BridgekitError(
-            "the plugin cannot be written: there is no such folder", where=str(parent), remedy="go to a folder of your own"
+            "the plugin cannot be written: there is no such folder", where=str(parent), remedy="change to an existing folder"
         )
     with one_writer(folder):
         if folder.exists():
-            raise BridgekitError("there is something of this name already", where=str(folder), remedy="choose another name")
+            raise BridgekitError("the path already exists", where=str(folder), remedy="choose another name")
         write_folder_atomically(folder, fill)
     return tuple(folder / file for file in contents)

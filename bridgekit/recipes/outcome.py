@@ -33,14 +33,14 @@ from bridgekit.tables.splits import split_pairs, test_splits
 
 @dataclass(frozen=True)
 class Alignment:
-    """What a run of `align` or `bind` did.
+    """Summary of an `align` or `bind` run.
 
     Arguments:
         bridge: the saved bridge.
-        folder: where it is.
-        set_aside: the rows that could not be used.
-        example: an item that training never saw, to try a search with.
-        reused: whether the bridge was already there, made by the same call.
+        folder: its folder.
+        set_aside: the rows that were not used.
+        example: an item not seen in training, to try a search with.
+        reused: whether the bridge already existed, from an identical call.
     """
 
     bridge: Bridge
@@ -51,7 +51,7 @@ class Alignment:
 
 
 def provenance_of(encoded: EncodedPairs, split: NDArray[np.str_], seed: int, device: str, started: float) -> dict[str, Any]:
-    """Where a bridge, or a side bound to one, came from: for its provenance."""
+    """The provenance record of a bridge, or of a modality bound to one."""
     return {
         "pairs": encoded.pairs.source,
         "modalities": list(encoded.ids),
@@ -70,17 +70,17 @@ def provenance_of(encoded: EncodedPairs, split: NDArray[np.str_], seed: int, dev
 def encode_and_split(
     pairs: Pairs, encoders: Mapping[str, Encoder], options: TrainingOptions, report: Report, needs: str | None = None
 ) -> tuple[EncodedPairs, NDArray[np.str_]]:
-    """The table with its latents, and each row's split; checked to be worth training on.
+    """Encode a table and split its rows, and check that it can be trained on.
 
     Arguments:
         pairs: the table.
         encoders: modality to its encoder.
         options: seed and strictness.
         report: progress.
-        needs: a modality that every row must have; other rows are dropped.
+        needs: drop rows without an item of this modality.
 
     Raises:
-        BridgekitError: rows repeat across splits, or all rows have the same item of a modality.
+        BridgekitError: rows are duplicated across splits, or all rows have the same item of a modality.
     """
     with first_process_first():
         encoded = encode_pairs(pairs, encoders, report, strict=options.strict)
@@ -98,16 +98,16 @@ def encode_and_split(
 
 
 def _check_variety(encoded: EncodedPairs) -> None:
-    """Raise BridgekitError where all rows have the same item of a modality."""
+    """Raise BridgekitError if all rows have the same item of a modality."""
     for modality, ids in encoded.ids.items():
         if len(np.unique(ids[ids >= 0])) < 2:
             raise BridgekitError(
-                f"every row has the same {modality}, or none: there is nothing to tell apart", where=encoded.pairs.source
+                f"every row has the same {modality}, or none: there is nothing to learn", where=encoded.pairs.source
             )
 
 
 def unseen_item(encoded: EncodedPairs, split: NDArray[np.str_], modality: str) -> Item:
-    """An item of a modality that training never saw; if there is none, any."""
+    """An item of a modality that was not seen in training; if there is none, any item."""
     unseen = np.isin(split, test_splits(split.tolist())[:1] or ["val"])
     there = encoded.ids[modality] >= 0
     row = int(np.flatnonzero(unseen & there if (unseen & there).any() else there)[0])
@@ -117,7 +117,7 @@ def unseen_item(encoded: EncodedPairs, split: NDArray[np.str_], modality: str) -
 
 
 def checkpoint_of(fingerprint: str, resume: bool) -> Path:
-    """Where a run's checkpoint lies; an old one is removed unless the run is to go on from it."""
+    """The path of a run's checkpoint. An existing one is removed unless the run resumes."""
     checkpoint = cache_folder() / "training" / f"{fingerprint}.safetensors"
     if not resume:
         checkpoint.unlink(missing_ok=True)
@@ -125,14 +125,14 @@ def checkpoint_of(fingerprint: str, resume: bool) -> Path:
 
 
 def fingerprint_of(encoded: EncodedPairs, split: NDArray[np.str_], **settings: Any) -> str:
-    """A hash over all that trained adapters depend on; a run may go on from a checkpoint of the same one.
+    """A hash over everything that trained adapters depend on. Runs with the same fingerprint share checkpoints.
 
     Arguments:
         encoded: the table.
         split: each row's split.
         settings: everything else, as plain data.
     """
-    about = {
+    inputs = {
         **settings,
         "latents": {modality: latents.fingerprint for modality, latents in encoded.latents.items()},
         "torch": torch.__version__,
@@ -141,7 +141,7 @@ def fingerprint_of(encoded: EncodedPairs, split: NDArray[np.str_], **settings: A
         "bridgekit": installed_version(),
         "split": split.tolist(),
     }
-    whole = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    whole = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
     for ids in encoded.ids.values():
         whole.update(ids.tobytes())
     whole.update(encoded.keys.tobytes())

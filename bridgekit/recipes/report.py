@@ -1,4 +1,4 @@
-"""`report`: read a bridge's tables again, check them, and write the report on the bridge."""
+"""`report`: write an HTML report about a bridge and its tables."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def write_report(
     outside: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Write a new report on a bridge, with what a check of its tables finds.
+    """Write a new report about a bridge, including a check of its tables.
 
     Arguments:
-        folder: the bridge's.
+        folder: the bridge's folder.
         out: the file; by default `report.html` in the bridge's folder.
-        pairs: another table; or the bridge's own, where that has moved.
-        check: check every file of the tables too, as `bridgekit check` does.
-        outside: allow a table to name files outside its own folder.
+        pairs: another table, or the new path of the bridge's own.
+        check: also check every file of the tables, as `bridgekit check` does.
+        outside: let a table refer to files outside its own folder.
         progress: show progress bars on standard error.
 
     Returns:
-        the file.
+        the path of the report.
 
     Raises:
         BridgekitError: the bridge or its table cannot be read, or the file cannot be written.
@@ -66,7 +66,7 @@ def write_report(
 
 
 def _tables(bridge: Bridge, pairs: str | Path | None, outside: bool, report: Report) -> list[TableResults]:
-    """Each table that the bridge was trained on, or the named one: its own if the numbers of rows agree."""
+    """The tables that the bridge was trained on, or the given one: treated as the bridge's own if its split sizes match."""
     if pairs is None:
         found = []
         for own in bridge.tables:
@@ -81,7 +81,7 @@ def _tables(bridge: Bridge, pairs: str | Path | None, outside: bool, report: Rep
     table = _open(pairs, outside)
     sides = [modality for modality in table.modalities if modality in bridge.sides]
     encoded = _encode(bridge, table, sides if len(sides) > 1 else list(bridge.sides), report)
-    with suppress(BridgekitError):  # too few rows to split, or none to train on: it is not the bridge's own
+    with suppress(BridgekitError):  # a table that cannot be split is not the bridge's own
         split = split_pairs(encoded.pairs, bridge.tables[0].seed, encoded.ids)
         if Counter(split) == bridge.provenance.get("rows"):
             return [table_results(bridge, encoded, split, _records(bridge, None))]
@@ -93,7 +93,7 @@ def _open(source: str | Path, outside: bool) -> Table:
     try:
         return open_table(source, outside=outside)
     except BridgekitError as error:
-        remedy = "if it has moved, give its new path with --pairs" if not Path(source).exists() else error.remedy
+        remedy = "if it was moved, give its new path with --pairs" if not Path(source).exists() else error.remedy
         raise BridgekitError(error.what, where=error.where, remedy=remedy) from None
 
 
@@ -102,6 +102,6 @@ def _encode(bridge: Bridge, table: Table, modalities: Sequence[str], report: Rep
 
 
 def _records(bridge: Bridge, bound: str | None) -> list[Mapping[str, Any]]:
-    """The bridge's recall on its first table, or on the one that a modality was bound with."""
+    """The bridge's metrics on its first table, or on the one used to bind a modality."""
     later = {own.bound for own in bridge.tables if own.bound}
     return [record for record in bridge.metrics if (bound in sides_of(record) if bound else not later & sides_of(record))]

@@ -1,4 +1,4 @@
-"""What every run has: its options, its sides (modalities or encoders, opened), and the table that has their items."""
+"""What runs share: options, opening the encoders of the sides, and opening the table of pairs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Options that every run has.
+    """Options common to all runs.
 
     Arguments:
         device: a torch device, or `auto`.
-        strict: fail where a row would be set aside.
-        outside: let tables name files outside their own folders.
+        strict: fail if a row would be set aside.
+        outside: let tables refer to files outside their own folders.
         progress: show progress bars on standard error.
     """
 
@@ -45,8 +45,8 @@ class TrainingOptions(RunOptions):
 
     Arguments:
         out: the bridge's folder.
-        seed: random seed. The same call gives the same adapters, byte for byte, on the same machine.
-        resume: continue an interrupted run of the same call, and reuse a finished bridge of the same call.
+        seed: random seed. The same call trains byte-identical adapters on the same machine.
+        resume: continue an interrupted run of the same call, or reuse its finished bridge.
         overwrite: replace another bridge at `out`.
     """
 
@@ -57,7 +57,7 @@ class TrainingOptions(RunOptions):
 
 
 def takes(options: Callable[P, O]) -> Callable[[Callable[[O], R]], Callable[P, R]]:
-    """Let a function of one options object be called with the object's fields as its arguments."""
+    """Decorator for a function of one options object: callers pass the object's fields as arguments."""
 
     def decorate(run: Callable[[O], R]) -> Callable[P, R]:
         @wraps(run)
@@ -71,11 +71,11 @@ def takes(options: Callable[P, O]) -> Callable[[Callable[[O], R]], Callable[P, R
 
 
 def choose_sides(names: Sequence[str | None], table: Table | None) -> list[str]:
-    """The modalities or encoders of a run: the named ones, or those of the table's columns that have a default encoder.
+    """The modalities or encoders of a run: the given ones, or the table's columns that have a default encoder.
 
     Arguments:
-        names: what the user gave for the first side, the second, and any others.
-        table: the opened table; None for the default one of the sides.
+        names: the user's first side, second side, and any others; None if not given.
+        table: the opened table; None if no table was given.
     """
     a, b, *more = names
     if a or b or more or table is None:
@@ -84,40 +84,38 @@ def choose_sides(names: Sequence[str | None], table: Table | None) -> list[str]:
     known = [column for column in columns if column in default_modalities() and column != TEXT]
     if columns and not known and TEXT not in columns:
         raise BridgekitError(
-            f"no column of the table is a modality; its columns are {listed_columns(columns)}",
+            f"no column of the table is named after a modality; its columns are {listed_columns(columns)}",
             where=table.source,
-            remedy=f"rename headers to {', '.join(sorted(default_modalities()))}, or say with --a and --b what they are",
+            remedy=f"rename columns to {', '.join(sorted(default_modalities()))}, or choose the sides with --a and --b",
         )
-    # With fewer than two such columns, selecting them will say what is missing.
+    # With fewer than two such columns, selecting them raises an error that names the missing one.
     return [*(known or ["audio"]), *([TEXT] if len(known) < 2 or TEXT in columns else [])]
 
 
 def open_encoders(names: Sequence[str], device: str, report: Report) -> dict[str, tuple[str, Encoder]]:
-    """Modality to the full name and the opened encoder of each side."""
+    """Modality to full name and opened encoder, for each side."""
     opened: dict[str, tuple[str, Encoder]] = {}
     for number, name in enumerate(names):
         full = encoder_name(name)
         report("opening encoders", number, len(names))
         encoder = load_encoder(full, device)
         if encoder.modality in opened:
-            raise BridgekitError(
-                f"two sides are {encoder.modality}", where=", ".join(names), remedy="name different modalities"
-            )
+            raise BridgekitError(f"two sides are {encoder.modality}", where=", ".join(names), remedy="use different modalities")
         opened[encoder.modality] = (recorded_name(full, encoder), encoder)
     report("opening encoders", len(names), len(names))
     return opened
 
 
 def open_pairs(pairs: str | Path | Pairs | None, outside: bool) -> Table | None:
-    """The table that the user named, opened; None where none was named."""
+    """The opened table; None if the user gave none."""
     return None if pairs is None else open_table(pairs, outside=outside)
 
 
 def select_pairs(table: Table | None, modalities: Sequence[str], announce: bool) -> Pairs:
-    """The usable rows of the named table, or of the default one that a plugin has for these modalities."""
+    """The usable rows of the given table, or of a plugin's default source for these modalities."""
     if table is None:
         source = default_pair_source(modalities)
-        if announce:  # it may be large, and its files may have to be made first
-            print(f"Pairs: {source.name} ({source.description}), as no table was named", file=sys.stderr)
+        if announce:  # it may be large, and its files may have to be generated first
+            print(f"Pairs: {source.name} ({source.description}), since no table was given", file=sys.stderr)
         table = Table(source.name, source.modalities, cache(lambda wanted: source.build()))
     return table.pairs(modalities)

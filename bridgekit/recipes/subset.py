@@ -25,16 +25,16 @@ from bridgekit.tables.writing import check_place, write_pairs
 
 @dataclass(frozen=True)
 class Subset:
-    """What `choose_pairs` chose.
+    """The result of `choose_pairs`.
 
     Arguments:
-        pairs: the chosen rows and those that were kept, in the table's order. Its `set_aside` tells of rows left out.
-        encoder: by whose latents, `provider:model`.
-        modality: of that encoder.
-        candidates: how many rows there were to choose among.
-        distinct: how many different items these have.
-        chosen: how many were chosen.
-        kept: other splits to how many rows they have; empty where the table names no splits.
+        pairs: the chosen rows and those of other splits, in the table's order; unusable rows are in `set_aside`.
+        encoder: the encoder whose latents were used, `provider:model`.
+        modality: the encoder's modality.
+        candidates: number of rows to choose from.
+        distinct: number of distinct items among them.
+        chosen: number of chosen rows.
+        kept: other splits to number of rows; empty if the table defines no splits.
     """
 
     pairs: Pairs
@@ -46,7 +46,7 @@ class Subset:
     kept: Mapping[str, int]
 
     def leads_outside(self, table: Path) -> bool:
-        """Whether a table at this place names files outside its own folder, so that reading it has to be allowed."""
+        """Whether a table at this path would refer to files outside its own folder, and so need --outside."""
         home = Home(table.parent)
         return any(isinstance(item, Path) and not home.holds(item) for items in self.pairs.columns.values() for item in items)
 
@@ -66,26 +66,25 @@ def choose_pairs(
 ) -> Subset:
     """Choose which rows of a table to train on: see `choose_subset`.
 
-    Where the table names splits, only its `train` rows are thinned; the others stay, so that a bridge is measured on what it
-    would have been measured on. Candidates are the rows whose item could be encoded. Rows with the same item are alike to the
-    kernel: until every item has been taken once, only one of them is. Which one, the seed decides, and which row comes first,
-    as all are equally good then.
+    If the table defines splits, only `train` rows are chosen from; the others are kept, so that evaluation does not change.
+    Candidates are rows whose item can be encoded. With k-dpp, rows with the same item add nothing to each other, so each item
+    is chosen once before any repeats; the seed decides which of its rows, and which row comes first.
 
     Arguments:
-        source: as for `read_pairs`, or `Pairs`. Read are the columns that some plugin has an encoder for.
-        k: how many rows to train on; where there are no more than that, all are.
-        on: a modality (its default encoder is taken) or an encoder, `provider:model`: whose latents decide.
+        source: as for `read_pairs`, or `Pairs`. All columns with an installed encoder are read.
+        k: how many rows to train on; if there are no more, all are chosen.
+        on: a modality, for its default encoder, or an encoder, `provider:model`: the latents to choose by.
         method: `k-dpp` or `uniform`.
-        seed: of everything random.
-        out: where to write the table, if anywhere: .csv, .tsv, .jsonl, .ndjson or .parquet. Its paths are relative to its
-            folder for files below it, and absolute for others.
+        seed: random seed.
+        out: where to write the table: .csv, .tsv, .jsonl, .ndjson or .parquet; None writes none. Paths of files in its folder
+            or below are relative, others absolute.
         device: a torch device for the encoder, or `auto`.
-        strict: fail where a row would be set aside.
-        outside: let the table name files outside its own folder.
+        strict: fail if a row would be set aside.
+        outside: let the table refer to files outside its own folder.
         progress: show progress bars on standard error.
 
     Raises:
-        BridgekitError: the table cannot be read or written, has nothing to choose among, or there is no such method or encoder.
+        BridgekitError: the table cannot be read or written or has no candidates, or the method or encoder does not exist.
     """
     from bridgekit.plugins import encoder_name, load_encoder
 
@@ -107,7 +106,7 @@ def choose_pairs(
         latents, set_aside = _encode(table, free, encoder, strict, report)
         order = np.flatnonzero(latents.ids >= 0)
         if method == "k-dpp":
-            # Of many rows with one item the first is taken. Those of a table may all be one speaker's, so it is by the seed.
+            # The first row of each item is taken. In table order, those might all be of one speaker.
             order = np.random.default_rng(seed).permutation(order)
         ids = latents.ids[order]
         picked = choose_subset(latents.matrix[ids], k, method=method, seed=seed, report=report)
@@ -125,7 +124,7 @@ def choose_pairs(
 def _encode(
     table: Pairs, rows: NDArray[np.int64], encoder: Encoder, strict: bool, report: Report
 ) -> tuple[Latents, tuple[SetAside, ...]]:
-    """The latents of some rows' items, and all rows that cannot be used: the table's own, and those without a latent."""
+    """The latents of these rows' items, and all unusable rows: the table's own and those without latents."""
     from bridgekit.latents.encode import encode_items
 
     modality = encoder.modality
@@ -137,7 +136,7 @@ def _encode(
             table.rows[rows[position]],
             modality,
             str(items[position] or "")[:200],
-            latents.failed.get(position, "no item in this column to choose by"),
+            latents.failed.get(position, "no item in the column to choose by"),
         )
         for position in missing
     ]
@@ -147,13 +146,13 @@ def _encode(
         raise BridgekitError(
             f"{len(set_aside):,} rows cannot be used: {first.reason}",
             where=f"{table.source}, row {first.row}, column {first.column}: {first.item}",
-            remedy="mend or remove them" + (", or leave out --strict to have them set aside" if strict else ""),
+            remedy="fix or remove them" + (", or omit --strict to have them set aside" if strict else ""),
         )
     return latents, set_aside
 
 
 def _columns(table: Table, on: str) -> list[str]:
-    """A table's columns that some plugin has an encoder for, and the one to choose by, whether it is there or not."""
+    """The table's columns with an installed encoder, plus the one to choose by, present or not."""
     from bridgekit.plugins import installed_plugins
 
     known = {modality for plugin in installed_plugins() for provider in plugin.providers for modality in provider.modalities}

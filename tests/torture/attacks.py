@@ -189,7 +189,7 @@ def absolute_path_in_a_table(ground: Ground) -> None:
     """An absolute path in a table that leads out of its folder."""
     shutil.copyfile("pictures/0.png", "../away.png")
     _table(ground, str(Path("../away.png").resolve()))
-    assert "leads out of the table's folder" in _set_aside(1)[0]
+    assert "leads outside the table's folder" in _set_aside(1)[0]
     assert not _set_aside(0, "--outside"), "the user may allow it"
 
 
@@ -261,7 +261,7 @@ def modality_that_is_a_path(ground: Ground) -> None:
         story["sides"]["../../x"] = story["sides"].pop("image")
 
     _rewrite(Path("bridge"), change)
-    _refused("info", "bridge", saying="no name of a modality")
+    _refused("info", "bridge", saying="the name of a modality")
 
 
 # ---- sizes

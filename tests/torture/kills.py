@@ -169,7 +169,7 @@ def load_all() -> None:
     from bridgekit import plugins
     from bridgekit.bridge import bridge
     from bridgekit.diffusion import conditioner, models
-    from bridgekit.fusion import checkpoint, training
+    from bridgekit.fusion import training
     from bridgekit.latents import batches, encode, store
     from bridgekit.recipes import bind, generate, sides
 
@@ -180,7 +180,7 @@ def load_all() -> None:
         module.load_encoder = lambda name, device="cpu": opened[plugins.encoder_name(name)]  # type: ignore[attr-defined]
     generate.open_model = lambda name, device: model  # type: ignore[assignment]
     training.PRESETS["default"] = replace(training.PRESETS["default"], epochs=6, batch_size=8, shared_dim=16)
-    checkpoint.CHECKPOINT_SECONDS = -1.0
+    training.CHECKPOINT_SECONDS = -1.0
     batches.BATCH_SIZE = batches.MOST = 6
     encode.FLUSH_SECONDS = 0.0
     store.SMALL_SHARD, store.MERGED_ROWS, encode.MANY_DURING, store.MANY_AFTER = 14, 20, 3, 2
@@ -345,9 +345,9 @@ def _look_at_latents(workshop: Path, found: Found) -> None:
             continue
         with safe_open(shards[0], "np") as file:
             revision, dim = file.metadata()["revision"], file.get_slice("latents").get_shape()[1]
-        kept = store.LatentStore(revision, dim, workshop / "home" / "latents")
-        digests = sorted(kept._where)
-        for digest, vector in zip(digests, kept.read(digests).numpy(), strict=True):
+        latents = store.LatentStore(revision, dim, workshop / "home" / "latents")
+        digests = sorted(latents._where)
+        for digest, vector in zip(digests, latents.read(digests).numpy(), strict=True):
             found.latents[revision, digest] = vector.tobytes()
 
 

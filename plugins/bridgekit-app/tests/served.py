@@ -46,9 +46,9 @@ def served_bridges(bridges: Path, limits: Limits = SMALL, *, warm: bool = False)
             app_state = guard.app.state  # type: ignore[attr-defined]
             opened = app_state.bridgekit.open()
             for modality in opened.bridge.sides:
-                assert opened.galleries.find(modality, 60)
+                assert opened.galleries.find(modality, 600)
             address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            with httpx.Client(base_url=address, timeout=120) as client:
+            with httpx.Client(base_url=address, timeout=600) as client:
                 yield Served(address, app_state.bridgekit, app_state.folder, client)
         finally:
             server.should_exit = True

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Chromium listens to a file in place of a microphone, and asks nobody whether it may.
 FAKE = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
-WAIT = 120_000  # milliseconds: the first picture waits for the model, on a machine that may be busy
+WAIT = 600_000  # milliseconds: the first picture waits for the model, on a machine that may be busy
 
 
 @pytest.fixture(scope="module")

@@ -462,7 +462,7 @@ def test_requests_that_come_together_are_encoded_together_and_none_gets_anothers
     texts = [f"{word} number {number}" for number, word in enumerate(WORDS)] * 2
     before = (server.state.batcher.items, server.state.batcher.batches)
     with ThreadPoolExecutor(len(texts)) as pool:
-        answers = list(pool.map(lambda text: httpx.post(f"{server.address}/embed", json={"text": text}, timeout=60), texts))
+        answers = list(pool.map(lambda text: httpx.post(f"{server.address}/embed", json={"text": text}, timeout=600), texts))
     assert {answer.status_code for answer in answers} == {200}
     items, batches = server.state.batcher.items - before[0], server.state.batcher.batches - before[1]
     assert items >= len(WORDS)
@@ -521,7 +521,7 @@ def test_more_requests_than_are_answered_at_a_time_are_told_to_come_again(spoken
     with served(spoken_words, replace(SMALL, requests=2)) as running:
         body = {"text": "cat", "steps": 60}
         with ThreadPoolExecutor(6) as pool:
-            answers = list(pool.map(lambda _: httpx.post(f"{running.address}/generate", json=body, timeout=120), range(6)))
+            answers = list(pool.map(lambda _: httpx.post(f"{running.address}/generate", json=body, timeout=600), range(6)))
         assert {answer.status_code for answer in answers} == {200, 503}
 
 
@@ -709,15 +709,15 @@ def test_ctrl_c_ends_it_in_the_middle_of_a_picture_and_leaves_nothing(spoken_wor
     process, address = start(spoken_words, tmp_path)
     try:
         assert address.startswith("http://127.0.0.1:")
-        assert httpx.get(address, timeout=60).status_code == 200
+        assert httpx.get(address, timeout=600).status_code == 200
         body = {"text": "cat", "steps": 100}
         with httpx.stream(
-            "POST", f"{address}/generate", json=body, headers={"accept": "text/event-stream"}, timeout=120
+            "POST", f"{address}/generate", json=body, headers={"accept": "text/event-stream"}, timeout=600
         ) as answer:
             next(kind for kind, _ in events(answer) if kind == "preview")
             assert list(tmp_path.glob("bridgekit-app-*"))
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=20)
+            _, err = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 0, err
