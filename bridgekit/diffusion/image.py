@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bridgekit.diffusion.pipeline import (
     BATCH_SIZE,
+    call_defaults,
     call_filled,
     call_parameters,
     denoiser_of,
@@ -62,7 +63,7 @@ class _FromImages:
         return {self.kind: torch.cat(rows)}
 
     def takes_latents_of(self, encoder: Encoder) -> bool:
-        """Whether the encoder gives the same vectors as the pipeline's own, up to the norm; without one, whether its width fits."""
+        """Whether the encoder gives the vectors of the pipeline's own, up to the norm; without one, whether its width fits."""
         if encoder.modality != IMAGE:
             return False
         if self._processor() is None:
@@ -113,11 +114,10 @@ class ImageConditioning(_FromImages):
         The negative is zeros unless the tensors include `negative_image_embeds`. Pipelines that require it were trained with
         the embedding of a black image, which only the same CLIP model can compute.
         """
-        taken = call_parameters(self.pipeline)
         embeds = tensors[self.kind]
         arguments: dict[str, Any] = {self.kind: placed(self.pipeline, embeds)}
         name = f"negative_{self.kind}"
-        if name in taken and (guided or taken[name].default is inspect.Parameter.empty):
+        if name in call_parameters(self.pipeline) and (guided or name not in call_defaults(self.pipeline)):
             arguments[name] = placed(self.pipeline, rows_of(tensors.get(name, torch.zeros_like(embeds[:1])), len(embeds)))
         return arguments | self._prompt(prompt, len(embeds))
 
@@ -172,7 +172,7 @@ class AdapterConditioning(_FromImages):
 
     @torch.no_grad()
     def _with_negatives(self, images: Sequence[PIL.Image.Image]) -> Tensor:
-        """(2, n, ...) negatives and embeddings of n images; (1, n, ...) embeddings if the pipeline's method has no negatives."""
+        """(2, n, ...) negatives and embeddings of n images; (1, n, ...) embeddings if the pipeline's method has no negative."""
         [both] = call_filled(
             self.pipeline,
             self.pipeline.prepare_ip_adapter_image_embeds,

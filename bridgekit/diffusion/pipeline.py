@@ -33,23 +33,24 @@ def call_parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
 
 def why_more(pipeline: Any, kind: str) -> str | None:
     """A reason if the call requires anything besides this kind of conditioning, its negative and a prompt; else None."""
-    ours = (kind, f"negative_{kind}", "prompt")
+    ours = (kind, f"negative_{kind}", "prompt", *call_defaults(pipeline))
     needed = [
         name
         for name, parameter in call_parameters(pipeline).items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        and name not in ours
+        if name not in ours and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     return f"the call also requires {' and '.join(needed)}" if needed else None
 
 
+def call_defaults(pipeline: Any) -> dict[str, Any]:
+    """The defaults of those parameters of the pipeline's call that have one."""
+    parameters = call_parameters(pipeline).items()
+    return {name: parameter.default for name, parameter in parameters if parameter.default is not parameter.empty}
+
+
 def call_filled(pipeline: Any, method: Callable[..., Any], **values: Any) -> Any:
     """Call a pipeline's method with these values, and with the defaults of the pipeline's call for other parameters."""
-    defaults = {
-        name: par.default for name, par in call_parameters(pipeline).items() if par.default is not inspect.Parameter.empty
-    }
-    known = defaults | values
+    known = call_defaults(pipeline) | values
     return method(**{name: known[name] for name in inspect.signature(method).parameters if name in known})
 
 
