@@ -67,7 +67,7 @@ test: $(VENV)/.installed $(VENV)/.browser $(CLAP)/.installed
 	$(BIN)/lint-imports
 	$(BIN)/mypy $(CHECKED)
 	# Two workers of one thread each: small tests gain nothing from threads, and threads that outnumber cores wait on each other.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 	OMP_NUM_THREADS=1 $(CLAP)/bin/python -m pytest plugins/bridgekit-clap
 
 alone: $(foreach name,app index starter timm transformers template clap,.venv-$(name)/.tested)

@@ -172,10 +172,10 @@ def curve(way: str) -> dict[str, Any]:
 
     def timed(adapters: Mapping[str, Any]) -> dict[str, float]:
         nonlocal away
-        asked = time.perf_counter()
+        paused = time.perf_counter()
         found = score(lambda name, matrix: project(adapters[name], matrix))
-        points.append((asked - started - away, found["score"]))
-        away += time.perf_counter() - asked
+        points.append((paused - started - away, found["score"]))
+        away += time.perf_counter() - paused
         return found
 
     latents, rows = training_rows(encoded, split)

@@ -60,7 +60,7 @@ class Plugin:
 
 @cache
 def _loaded() -> tuple[pluggy.PluginManager, tuple[Plugin, ...]]:
-    """Import every plugin once; what each brings is not asked yet, so that `--help` stays quick."""
+    """Import every plugin once; what each provides is queried later, so that `--help` stays quick."""
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     found: list[Plugin] = []
@@ -84,7 +84,7 @@ def installed_plugins() -> tuple[Plugin, ...]:
 
 
 def forget_plugins() -> None:
-    """Find plugins anew at the next call: for tests, and after an installation in the same process."""
+    """Discover plugins again at the next call: for tests, and after an installation in the same process."""
     _loaded.cache_clear()
     installed_plugins.cache_clear()
 

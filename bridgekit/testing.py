@@ -263,7 +263,7 @@ def _failure(encoder: Encoder, item: Item) -> Exception | None:
 
 
 def _encode(encoder: Encoder, items: Sequence[Item]) -> Tensor:
-    """Vectors of shape (len(items), dim), prepared anew: `encode` may change its input."""
+    """Vectors of shape (len(items), dim), prepared again: `encode` may change its input."""
     return encode_batch(encoder, [encoder.prepare(item) for item in items])
 
 

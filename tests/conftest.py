@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -18,6 +19,13 @@ import soundfile
 
 # A shell that runs this in the background has it ignore Ctrl-C, and all that it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported by now stays: let no garbage collection walk through it again."""
+    gc.collect()
+    gc.freeze()
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -41,9 +49,10 @@ def esc10() -> Path:
 
 @pytest.fixture(autouse=True)
 def no_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`align` writes no report but where reports are tested: one takes a second, and hundreds of tests align something."""
+    """`align` renders no report and no image except where reports are tested: both take longer than training a toy bridge."""
     if not {"report", "docs"} & set(re.split(r"\W|_", request.node.nodeid)):
         monkeypatch.setattr("bridgekit.report.report_or_warning", lambda *arguments: {})
+        monkeypatch.setattr("bridgekit.report.plots._png", lambda figure: b"not rendered")
 
 
 Run = Callable[..., tuple[int, str, str]]
@@ -55,7 +64,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     from bridgekit import PRESETS, cli
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(PRESETS, "default", replace(PRESETS["default"], epochs=15, batch_size=32, shared_dim=16))
+    monkeypatch.setitem(PRESETS, "default", replace(PRESETS["default"], epochs=6, batch_size=32, shared_dim=16))
     monkeypatch.setenv("COLUMNS", "160")
 
     def call(*arguments: object) -> tuple[int, str, str]:

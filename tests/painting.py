@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,9 +25,10 @@ from bridgekit.encoders import Encoder, Item
 from bridgekit.hookspecs import EncoderProvider, ImageGenerator, hookimpl
 from bridgekit.image_models import ImageModel
 from bridgekit.media import read_image
+from tests.shared import made_once
 from tests.toys import NAMES, LetterEncoder, ToyPlugin, install, tone_table
 
-QUICK = replace(PRESETS["default"], epochs=40, batch_size=32, shared_dim=32)
+QUICK = replace(PRESETS["default"], epochs=8, batch_size=32, shared_dim=32)
 #: Eight patches of three colours: the width of the toy image encoder, and of the tiny Kandinsky's image embeddings.
 PATCHES = (2, 4, 3)
 
@@ -116,34 +117,36 @@ class Workshop:
     """
 
     folder: Path
-    trained: dict[tuple[str, ...], Path] = field(default_factory=dict)
+    factory: pytest.TempPathFactory
 
     def clip(self, name: str, copy: int = 0) -> Path:
         return self.folder / "clips" / f"{name} {copy}.wav"
 
     def bridge(self, out: Path, a: str = "audio", b: str = "text", frozen: str = "") -> Path:
         """A copy of the bridge, so that a test may do with it what it likes."""
-        key = (a, b, frozen)
-        if key not in self.trained:
+
+        def train(folder: Path) -> None:
             table = self.folder / ("pairs.csv" if b == "text" else "seen.csv")
-            self.trained[key] = self.folder / "-".join(("bridge", *key))
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("BRIDGEKIT_HOME", str(self.folder / "home"))
                 install(patch, PicturePlugin())
-                align(a, b, table, out=self.trained[key], preset=QUICK, frozen=frozen or None, progress=False)
-        return Path(shutil.copytree(self.trained[key], out))
+                align(a, b, table, out=folder / "bridge", preset=QUICK, frozen=frozen or None, progress=False)
+
+        trained = made_once(self.factory, "-".join(("bridge", a, b, frozen)), train)
+        return Path(shutil.copytree(trained / "bridge", out))
 
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
-    made = Workshop(tmp_path_factory.mktemp("workshop"))
-    tone_table(made.folder)
-    encoder = LetterEncoder()
-    (made.folder / "seen").mkdir()
-    for name in NAMES:
-        patches(encoder.prepare(name)).save(made.folder / "seen" / f"{name}.png")
-    clips = [f"clips/{name} {copy}.wav,seen/{name}.png" for name in NAMES for copy in range(6)]
-    (made.folder / "seen.csv").write_text("\n".join(["audio,image", *clips]))
-    (made.folder / "gallery.csv").write_text("\n".join(["image,text", *(f"seen/{name}.png,{name}" for name in NAMES)]))
-    yield made
+    def fill(folder: Path) -> None:
+        tone_table(folder)
+        encoder = LetterEncoder()
+        (folder / "seen").mkdir()
+        for name in NAMES:
+            patches(encoder.prepare(name)).save(folder / "seen" / f"{name}.png")
+        clips = [f"clips/{name} {copy}.wav,seen/{name}.png" for name in NAMES for copy in range(6)]
+        (folder / "seen.csv").write_text("\n".join(["audio,image", *clips]))
+        (folder / "gallery.csv").write_text("\n".join(["image,text", *(f"seen/{name}.png,{name}" for name in NAMES)]))
+
+    yield Workshop(made_once(tmp_path_factory, "workshop", fill), tmp_path_factory)
     plugins.forget_plugins()

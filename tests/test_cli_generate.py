@@ -21,12 +21,13 @@ from tests.painting import PicturePlugin, Workshop
 from tests.toys import ToyPlugin, install
 
 pytestmark = pytest.mark.usefixtures("picture_toys")
+QUICK_FIT = Fit(steps=100, batch_size=32, noise=0.2)
 
 
 @pytest.fixture
 def ready(run: Run, workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """`run` where there is a bridge, and clips of an owl, a seal and a fox."""
-    monkeypatch.setattr(painter, "fit_conditioner", partial(fit_conditioner, fit=Fit(steps=100, batch_size=32, noise=0.2)))
+    monkeypatch.setattr(painter, "fit_conditioner", partial(fit_conditioner, fit=QUICK_FIT))
     workshop.bridge(tmp_path / "bridges" / "audio-text")
     (tmp_path / "clips").mkdir()
     for name in ("fox", "owl", "seal"):
@@ -152,6 +153,7 @@ def test_at_a_terminal_the_starters_bridge_is_offered(
         return SimpleNamespace(folder=workshop.bridge(Path(str(options.out))))
 
     monkeypatch.setattr(align, "run_alignment", train)
+    monkeypatch.setattr(painter, "fit_conditioner", partial(fit_conditioner, fit=QUICK_FIT))
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("typer.confirm", lambda *arguments, **options: answer)
     code, out, _ = run("generate", "--audio", workshop.clip("owl"))

@@ -63,7 +63,8 @@ def aside(folder: Path) -> list[str]:
 
 
 def test_kills_at_random_moments_lose_nothing_and_the_next_run_ends_as_an_undisturbed_one() -> None:
-    outcome = kills.run(8, seed=20, slots=2, verbs=["align"])
+    # Two chains of four kills: in one, two folders can change places in a single step; in the other, they cannot.
+    outcome = kills.run(8, seed=4, slots=2, verbs=["align"])
     assert not outcome.failures
     assert outcome.held == outcome.tried == 8
 

@@ -299,7 +299,7 @@ def test_the_command_line_takes_every_command_in_the_documents() -> None:
         for example in re.findall(r"\[b\](bridgekit .*?)\[/b\]", verb.help or ""):
             assert complaint(example) is None, name
             checked += 1
-    assert checked > 100
+    assert checked > 80
 
 
 def test_every_command_is_run_or_says_what_it_needs() -> None:

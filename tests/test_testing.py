@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import mmap
 import re
@@ -25,6 +26,15 @@ from tests.conftest import tone
 from tests.toys import LetterEncoder, ToyPlugin, install
 
 TEXTS = ("an owl", "a much longer text about an owl that sits in a tree", "owls", "the moon, for a change")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen_heap() -> Iterator[None]:
+    """Tensors are counted by walking the heap: that of all the tests before takes seconds a test."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,7 @@
-"""What tests/test_distributed.py runs under torchrun, and on its own to compare: python tests/two_processes.py OUT."""
+"""What tests/test_distributed.py does in two processes, and in its own to compare: torchrun tests/two_processes.py FOLDER.
+
+The folder has a table `pairs.csv`; into it come `results.safetensors` and a bridge.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,7 +20,13 @@ from bridgekit.fusion import pieces
 from bridgekit.fusion.contrastive import info_nce
 from bridgekit.fusion.distributed import Shares, joined_processes, rank, sum_over_processes, world_size
 from bridgekit.fusion.training import train
+from bridgekit.recipes.align import AlignOptions, run_alignment
+from tests.test_align import QUICK
 from tests.test_training import SMALL, two_views
+from tests.toys import ToyPlugin, install
+
+#: So that even these batches are cut.
+SMALLEST_PIECE = 8
 
 
 def losses() -> dict[str, Tensor]:
@@ -62,7 +72,7 @@ def adapters() -> dict[str, Tensor]:
             rows,
             torch.arange(200)[:, None] // 2,
             validate=lambda adapters, epochs=epochs: {"score": float(next(epochs))},  # type: ignore[misc]
-            preset=replace(SMALL, epochs=12, dropout=0.3, input_dropout=0.1, pairing="permutation"),
+            preset=replace(SMALL, epochs=5, dropout=0.3, input_dropout=0.1, pairing="permutation"),
         )
         found |= {
             f"{name}/{side}/{key}": value
@@ -73,9 +83,28 @@ def adapters() -> dict[str, Tensor]:
     return found
 
 
+def results() -> dict[str, Tensor]:
+    """All of the above."""
+    return {name: tensor.contiguous() for name, tensor in {**losses(), **adapters()}.items()}
+
+
+def bridge(table: Path, out: Path) -> Path:
+    """A bridge of toys, which the same call afterwards finds finished."""
+    options = AlignOptions(pairs=table, out=out, preset=QUICK, progress=False, write_report=False)
+    assert "FuseMix" in {record["method"] for record in run_alignment(options).bridge.metrics}
+    assert run_alignment(options).reused
+    return out
+
+
 if __name__ == "__main__":
-    pieces.SMALLEST_PIECE = 8
+    folder = Path(sys.argv[1])
+    patch = pytest.MonkeyPatch()
+    install(patch, ToyPlugin())
+    patch.setattr("bridgekit.report.plots._png", lambda figure: b"not rendered")
     with joined_processes():
-        results = {**losses(), **adapters()}
+        pieces.SMALLEST_PIECE, smallest = SMALLEST_PIECE, pieces.SMALLEST_PIECE
+        found = results()
         if rank() == 0:
-            save_file({name: tensor.contiguous() for name, tensor in results.items()}, Path(sys.argv[1]))
+            save_file(found, folder / "results.safetensors")
+        pieces.SMALLEST_PIECE = smallest
+        bridge(folder / "pairs.csv", folder / "bridge")

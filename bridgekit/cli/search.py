@@ -26,7 +26,7 @@ def command(
             help="A table, a folder of files, a .txt of lines, or a source. [dim]default: the bridge's own pairs[/dim]"
         ),
     ] = None,
-    from_: Annotated[str | None, typer.Option("--from", help="The queries' modality, where it cannot be told.")] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="The queries' modality, if it cannot be inferred.")] = None,
     to: Annotated[
         str | None, typer.Option(help="The modality to search. [dim]default: the other one; of several, text[/dim]")
     ] = None,

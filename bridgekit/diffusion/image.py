@@ -16,14 +16,12 @@ from torch import Tensor, nn
 
 from bridgekit.diffusion.pipeline import (
     BATCH_SIZE,
+    call_defaults,
     call_filled,
     call_parameters,
-    config_of,
     denoiser_of,
-    free_hooks,
-    negative_of,
+    denoiser_setting,
     placed,
-    prompt_beside,
     rows_of,
     why_more,
 )
@@ -39,34 +37,76 @@ SAME_ENCODER = 0.99
 
 
 @dataclass(frozen=True)
-class ImageConditioning:
-    """CLIP image embeddings, passed to the pipeline directly."""
+class _FromImages:
+    """What the two conditionings that are made of images share."""
 
     pipeline: Any
-    kind = "image_embeds"
+    kind = ""
     made_of = IMAGE
 
     def encode(self, items: Sequence[ConditioningItem]) -> dict[str, Tensor]:
-        """n images to `image_embeds` (n, d), by the pipeline's own CLIP encoder.
+        """n images to one tensor of n rows, by the pipeline's own image encoder.
 
         Raises:
             BridgekitError: the pipeline has no image encoder.
         """
-        if not _has_image_encoder(self.pipeline):
+        if self._processor() is None:
             raise BridgekitError(
                 "the pipeline has no image encoder, so it cannot encode images itself",
                 where=type(self.pipeline).__name__,
-                remedy="use a bridge with a frozen image side by the CLIP model that the pipeline was trained on",
+                remedy="use a bridge with a frozen image side by its CLIP model, or load the IP-Adapter with its image_encoder",
             )
-        encoder = self.pipeline.image_encoder
-        pixels = _processor(self.pipeline)(images=[_image(item) for item in items], return_tensors="pt").pixel_values
+        images = [_image(item) for item in items]
         with torch.no_grad():
-            rows = [
-                encoder(batch.to(self.pipeline._execution_device, encoder.dtype)).image_embeds.float().cpu()
-                for batch in pixels.split(BATCH_SIZE)
-            ]
-        free_hooks(self.pipeline)
+            rows = [self._encoded(images[start : start + BATCH_SIZE]) for start in range(0, len(images), BATCH_SIZE)]
+        self.pipeline.maybe_free_model_hooks()
         return {self.kind: torch.cat(rows)}
+
+    def takes_latents_of(self, encoder: Encoder) -> bool:
+        """Whether the encoder gives the vectors of the pipeline's own, up to the norm; without one, whether its width fits."""
+        if encoder.modality != IMAGE:
+            return False
+        if self._processor() is None:
+            return bool(encoder.dim == self._width())
+        own = self.encode([_probe_image()])[self.kind]
+        if own.shape != (1, encoder.dim):
+            return False
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "probe.png"
+            _probe_image().save(path)
+            latents = encoder.encode([encoder.prepare(path)])
+        return float(torch.cosine_similarity(own, latents.float().cpu()).min()) > SAME_ENCODER
+
+    def _processor(self) -> Any:
+        """The image encoder's preprocessor; None if the pipeline has no image encoder."""
+        parts = self.pipeline.components
+        return parts.get("image_encoder") and (parts.get("feature_extractor") or parts.get("image_processor"))
+
+    def _encoded(self, images: Sequence[PIL.Image.Image]) -> Tensor:
+        """One batch of n images to n rows, float32 on the CPU."""
+        raise NotImplementedError
+
+    def _width(self) -> Any:
+        """The width of the vectors that the denoiser takes, if known."""
+        raise NotImplementedError
+
+    def _prompt(self, prompt: str | None, n: int) -> dict[str, Any]:
+        """The prompt argument for n images, if the pipeline takes one."""
+        if "prompt" in call_parameters(self.pipeline):
+            return {"prompt": [prompt or ""] * n}
+        if prompt:
+            raise BridgekitError(
+                "the model takes no prompt in addition to its image embedding",
+                where=type(self.pipeline).__name__,
+                remedy="omit the prompt, or load an IP-Adapter on a model that takes prompts",
+            )
+        return {}
+
+
+class ImageConditioning(_FromImages):
+    """CLIP image embeddings, passed to the pipeline directly."""
+
+    kind = "image_embeds"
 
     def arguments(self, tensors: Mapping[str, Tensor], *, guided: bool, prompt: str | None = None) -> dict[str, Any]:
         """Image embeddings for n images, and a prompt (empty by default) if the pipeline takes one.
@@ -74,20 +114,21 @@ class ImageConditioning:
         The negative is zeros unless the tensors include `negative_image_embeds`. Pipelines that require it were trained with
         the embedding of a black image, which only the same CLIP model can compute.
         """
-        taken = call_parameters(self.pipeline)
         embeds = tensors[self.kind]
         arguments: dict[str, Any] = {self.kind: placed(self.pipeline, embeds)}
-        name = negative_of(self.kind)
-        if name in taken and (guided or taken[name].default is inspect.Parameter.empty):
+        name = f"negative_{self.kind}"
+        if name in call_parameters(self.pipeline) and (guided or name not in call_defaults(self.pipeline)):
             arguments[name] = placed(self.pipeline, rows_of(tensors.get(name, torch.zeros_like(embeds[:1])), len(embeds)))
-        return arguments | prompt_beside(self.pipeline, prompt, len(embeds))
+        return arguments | self._prompt(prompt, len(embeds))
 
-    def takes_latents_of(self, encoder: Encoder) -> bool:
-        """Whether the encoder gives the same vectors as the pipeline's own; without one, whether its width fits."""
-        denoiser = config_of(denoiser_of(self.pipeline))
-        if _has_image_encoder(self.pipeline):
-            return _same_vectors(encoder, self)
-        return encoder.modality == IMAGE and encoder.dim == getattr(denoiser, "encoder_hid_dim", None)
+    def _encoded(self, images: Sequence[PIL.Image.Image]) -> Tensor:
+        encoder = self.pipeline.image_encoder
+        pixels = self._processor()(images=list(images), return_tensors="pt").pixel_values
+        rows: Tensor = encoder(pixels.to(self.pipeline._execution_device, encoder.dtype)).image_embeds
+        return rows.float().cpu()
+
+    def _width(self) -> Any:
+        return denoiser_setting(self.pipeline, "encoder_hid_dim")
 
 
 def why_no_image_embeds(pipeline: Any) -> str | None:
@@ -97,20 +138,10 @@ def why_no_image_embeds(pipeline: Any) -> str | None:
     return why_more(pipeline, ImageConditioning.kind)
 
 
-@dataclass(frozen=True)
-class AdapterConditioning:
-    """Input of a loaded IP-Adapter: pooled CLIP embeddings, or, for "plus" adapters, hidden states."""
+class AdapterConditioning(_FromImages):
+    """Input of a loaded IP-Adapter: (n, d) pooled CLIP embeddings, or, for "plus" adapters, (n, tokens, d) hidden states."""
 
-    pipeline: Any
     kind = "ip_adapter_image_embeds"
-    made_of = IMAGE
-
-    def encode(self, items: Sequence[ConditioningItem]) -> dict[str, Tensor]:
-        """n images to `ip_adapter_image_embeds`: (n, d), or (n, tokens, d) for an adapter of hidden states."""
-        images = [_image(item) for item in items]
-        rows = [self._prepared(images[start : start + BATCH_SIZE])[1] for start in range(0, len(images), BATCH_SIZE)]
-        free_hooks(self.pipeline)
-        return {self.kind: torch.cat(rows)}
 
     def arguments(self, tensors: Mapping[str, Tensor], *, guided: bool, prompt: str | None = None) -> dict[str, Any]:
         """The adapter's embeddings for n images, with negatives if guided, and a prompt (empty by default).
@@ -122,57 +153,45 @@ class AdapterConditioning:
         if len(embeds) > 1:
             _keep_rows_apart(self.pipeline)
         rows = placed(self.pipeline, embeds)[:, None]
-        name = negative_of(self.kind)
+        name = f"negative_{self.kind}"
         apart = name in call_parameters(self.pipeline)
         arguments: dict[str, Any] = {}
-        if (
-            guided or apart
-        ):  # without an explicit negative, pipelines with a separate argument encode a black image even unguided
+        if guided or apart:  # a pipeline with a separate argument for negatives would else encode a black image even unguided
             negative = tensors[name] if name in tensors else self._negative(embeds)
             against = placed(self.pipeline, rows_of(negative, len(embeds)))[:, None]
             arguments = {name: [against]} if apart else {}
             rows = rows if apart else torch.cat([against, rows])
-        return arguments | {self.kind: [rows]} | prompt_beside(self.pipeline, prompt, len(embeds))
+        return arguments | {self.kind: [rows]} | self._prompt(prompt, len(embeds))
 
-    def takes_latents_of(self, encoder: Encoder) -> bool:
-        """Whether the encoder gives the same vectors as the pipeline's own; without one, whether its width fits the adapter."""
-        if _has_image_encoder(self.pipeline):
-            return _same_vectors(encoder, self)
+    def _encoded(self, images: Sequence[PIL.Image.Image]) -> Tensor:
+        return self._with_negatives(images)[-1]
+
+    def _width(self) -> Any:
         [layer] = _adapters(self.pipeline)
-        width = next((part.in_features for part in layer.modules() if isinstance(part, nn.Linear)), None)
-        return encoder.modality == IMAGE and encoder.dim == width
+        return next((part.in_features for part in layer.modules() if isinstance(part, nn.Linear)), None)
 
-    def _prepared(self, images: Sequence[PIL.Image.Image]) -> tuple[Tensor, Tensor]:
-        """Negatives and embeddings of n images, (n, d) or (n, tokens, d) each, by the pipeline's own method."""
-        if not _has_image_encoder(self.pipeline):
-            raise BridgekitError(
-                "the pipeline has no image encoder, so it cannot encode images itself",
-                where=type(self.pipeline).__name__,
-                remedy="load the IP-Adapter with its image_encoder, or use a bridge with a frozen image side by that CLIP",
-            )
-        method = self.pipeline.prepare_ip_adapter_image_embeds
-        with torch.no_grad():
-            [both] = call_filled(
-                self.pipeline,
-                method,
-                ip_adapter_image=[list(images)],
-                ip_adapter_image_embeds=None,
-                device=self.pipeline._execution_device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=True,
-            )
-        rows = both.detach().float().cpu()
-        if "do_classifier_free_guidance" in inspect.signature(method).parameters:
-            return rows[0], rows[1]
-        return rows[0], rows[0]
+    @torch.no_grad()
+    def _with_negatives(self, images: Sequence[PIL.Image.Image]) -> Tensor:
+        """(2, n, ...) negatives and embeddings of n images; (1, n, ...) embeddings if the pipeline's method has no negative."""
+        [both] = call_filled(
+            self.pipeline,
+            self.pipeline.prepare_ip_adapter_image_embeds,
+            ip_adapter_image=[list(images)],
+            ip_adapter_image_embeds=None,
+            device=self.pipeline._execution_device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+        )
+        rows: Tensor = both.float().cpu()
+        return rows
 
     def _negative(self, embeds: Tensor) -> Tensor:
         """One negative row: the pipeline's own, or zeros if it has no image encoder."""
-        if _has_image_encoder(self.pipeline):
-            negative = self._prepared([PIL.Image.new("RGB", (64, 64))])[0]
-            free_hooks(self.pipeline)
-            return negative
-        return torch.zeros_like(embeds[:1])
+        if self._processor() is None:
+            return torch.zeros_like(embeds[:1])
+        negative = self._with_negatives([PIL.Image.new("RGB", (64, 64))])[0]
+        self.pipeline.maybe_free_model_hooks()
+        return negative
 
 
 def _keep_rows_apart(pipeline: Any) -> None:
@@ -221,30 +240,6 @@ def _adapters(pipeline: Any) -> list[nn.Module]:
 
 def _image(item: ConditioningItem) -> PIL.Image.Image:
     return item.convert("RGB") if isinstance(item, PIL.Image.Image) else read_image(Path(item))
-
-
-def _processor(pipeline: Any) -> Any:
-    """The image encoder's preprocessor."""
-    parts = pipeline.components
-    return parts.get("feature_extractor") or parts.get("image_processor")
-
-
-def _has_image_encoder(pipeline: Any) -> bool:
-    return getattr(pipeline, "image_encoder", None) is not None and _processor(pipeline) is not None
-
-
-def _same_vectors(encoder: Encoder, conditioning: ImageConditioning | AdapterConditioning) -> bool:
-    """Whether a frozen encoder gives the same vectors as the pipeline's own image encoder, up to their norm."""
-    if encoder.modality != IMAGE:
-        return False
-    own = conditioning.encode([_probe_image()])[conditioning.kind]
-    if own.shape != (1, encoder.dim):
-        return False
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "probe.png"
-        _probe_image().save(path)
-        latents = encoder.encode([encoder.prepare(path)])
-    return float(torch.cosine_similarity(own, latents.float().cpu()).min()) > SAME_ENCODER
 
 
 def _probe_image() -> PIL.Image.Image:

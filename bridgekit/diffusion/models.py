@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bridgekit.diffusion.image import AdapterConditioning, ImageConditioning, why_no_adapter, why_no_image_embeds
-from bridgekit.diffusion.pipeline import guidance_argument
+from bridgekit.diffusion.pipeline import call_defaults, call_parameters, guidance_argument
 from bridgekit.diffusion.prompt import PromptConditioning, why_no_prompt_embeds
 from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError, PluginError, one_line
@@ -98,27 +97,32 @@ def _opened(known: ImageGenerator, device: str) -> ImageModel:
 def _pipeline(name: str, device: str) -> Any:
     """A pipeline from a local folder or the hub, with safetensors weights only: pickles can run code."""
     folder = Path(name)
-    if folder.exists() and not (folder / "model_index.json").is_file():
+    local = folder.exists()
+    if local and not (folder / "model_index.json").is_file():
         raise BridgekitError(
             "this is not a diffusers model: it has no model_index.json", where=name, remedy="give a folder that has one"
         )
-    if not folder.exists() and name.count("/") != 1:
+    if not local and name.count("/") != 1:
         known = find_image_generator(None)
         example = f" such as {known.name}" if known else ""
         raise BridgekitError(
             f"there is no text-to-image model {name!r}", remedy=f"give a plugin's model{example}, a folder or a hub id"
         )
-    diffusers = _diffusers()
+    try:
+        from diffusers import DiffusionPipeline
+    except ImportError as error:
+        remedy = "in bridgekit's own folder: pip install '.[generate]'"
+        raise BridgekitError("generating images needs diffusers", remedy=remedy) from error
     # Half precision on a GPU; on a CPU it is slow and not supported by every layer.
     dtype = torch.float32 if device == "cpu" else torch.float16
     try:
-        missing = _missing_parts(folder) if folder.exists() else []
+        missing = _missing_parts(folder) if local else []
         if missing:
             raise FileNotFoundError(f"{' and '.join(missing)} missing")
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(name, torch_dtype=dtype, use_safetensors=True)
+        pipeline = DiffusionPipeline.from_pretrained(name, torch_dtype=dtype, use_safetensors=True)
     except Exception as error:  # diffusers may raise anything for missing or damaged parts
         reason = f"{type(error).__name__}: {one_line(error)}"
-        remedy = "copy the whole folder again" if folder.exists() else "check the id and the network, or give a local folder"
+        remedy = "copy the whole folder again" if local else "check the id and the network, or give a local folder"
         raise BridgekitError(f"the model cannot be loaded: {reason}", where=name, remedy=remedy) from error
     return pipeline.to(device)
 
@@ -132,15 +136,6 @@ def _missing_parts(folder: Path) -> list[str]:
         if name[0] != "_" and isinstance(kind, list) and len(kind) == 2 and all(isinstance(part, str) for part in kind)
         if not (folder / name).is_dir()
     ]
-
-
-def _diffusers() -> Any:
-    try:
-        import diffusers
-    except ImportError as error:
-        remedy = "in bridgekit's own folder: pip install '.[generate]'"
-        raise BridgekitError("generating images needs diffusers", remedy=remedy) from error
-    return diffusers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,41 +169,38 @@ def draw(
     watch: Watch | None = None,
 ) -> list[Image]:
     """Run the pipeline on conditioning tensors of n rows, in batches. Arguments as for `painter.paint`."""
+    pipeline, takes = model.pipeline, call_parameters(model.pipeline)
     n = len(next(iter(tensors.values())))
     each = [seeds] * n if isinstance(seeds, int) else list(seeds)
-    takes = inspect.signature(model.pipeline.__call__).parameters
-    steps = options.steps or model.steps or _default(takes, "num_inference_steps")
-    guided, scales = _guidance(model, takes, options.guidance)
-    wanted: dict[str, Any] = {"num_inference_steps": steps, "output_type": "pil", **scales}
-    size, side = options.size, model.size or options.size
-    wanted |= {"height": side, "width": side, "use_resolution_binning": False if side else None}
-    settings = {name: value for name, value in wanted.items() if name in takes and value is not None}
-    model.pipeline.set_progress_bar_config(disable=True)
-    pictures: list[Image] = []
+    steps = options.steps or model.steps or call_defaults(pipeline).get("num_inference_steps")
+    guided, scales = _guidance(model, options.guidance)
+    prompt = options.prompt if conditioning.made_of != TEXT else None
     done, total = 0, (steps or 1) * -(-n // BATCH_SIZE)
+
+    def step_done(*step: Any) -> dict[str, Any]:
+        nonlocal done
+        done += 1
+        report("drawing", min(done, total), total)
+        # Pipelines' older callbacks get the latents, newer ones a mapping that usually includes them.
+        latents = step[-1].get("latents") if isinstance(step[-1], Mapping) else step[-1]
+        if watch and isinstance(latents, Tensor):
+            watch(done, total, latents)
+        return {}
+
+    size, side = options.size, model.size or options.size
+    wanted: dict[str, Any] = {"num_inference_steps": steps, "output_type": "pil", **scales}
+    wanted |= {"height": side, "width": side, "use_resolution_binning": False if side else None}
+    wanted |= {"callback_on_step_end" if "callback_on_step_end" in takes else "callback": step_done}
+    settings = {name: value for name, value in wanted.items() if name in takes and value is not None}
+    pipeline.set_progress_bar_config(disable=True)
+    pictures: list[Image] = []
     for start in range(0, n, BATCH_SIZE):
         part = {name: tensor[start : start + BATCH_SIZE] for name, tensor in tensors.items()}
-
-        def step_done(*step: Any) -> dict[str, Any]:
-            nonlocal done
-            done += 1
-            report("drawing", min(done, total), total)
-            # Pipelines' older callbacks get the latents, newer ones a mapping that usually includes them.
-            latents = step[-1].get("latents") if isinstance(step[-1], Mapping) else step[-1]
-            if watch and isinstance(latents, Tensor):
-                watch(done, total, latents)
-            return {}
-
-        if "callback_on_step_end" in takes:
-            settings["callback_on_step_end"] = step_done
-        elif "callback" in takes:
-            settings["callback"] = step_done
-        settings["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in each[start : start + BATCH_SIZE]]
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in each[start : start + BATCH_SIZE]]
         with torch.inference_mode():
-            prompt = options.prompt if conditioning.made_of != TEXT else None
             arguments = conditioning.arguments(part, guided=guided, prompt=prompt)
             try:
-                pictures += model.pipeline(**arguments, **settings).images
+                pictures += pipeline(**arguments, **settings, generator=generators).images
             except (ValueError, TypeError, RuntimeError, LookupError) as error:  # LookupError: too few steps for a sampler
                 raise BridgekitError(
                     f"the pipeline failed: {one_line(error)}", where=model.name, remedy="check --size, --steps and --guidance"
@@ -217,22 +209,19 @@ def draw(
     return [picture.resize((size, size), 1) if size and picture.size != (size, size) else picture for picture in pictures]
 
 
-def _guidance(model: ImageModel, takes: Mapping[str, inspect.Parameter], guidance: float | None) -> tuple[bool, dict[str, Any]]:
+def _guidance(model: ImageModel, guidance: float | None) -> tuple[bool, dict[str, float]]:
     """Whether to draw with negatives, and the guidance scale arguments.
 
     Distilled models take `guidance_scale` as an input of the model; their classifier-free guidance is `true_cfg_scale`.
     """
+    defaults = call_defaults(model.pipeline)
     wanted = model.guidance if guidance is None else guidance
-    name = next((name for name in ("guidance_scale", "true_cfg_scale") if _default(takes, name) is not None), None)
+    name = next((name for name in ("guidance_scale", "true_cfg_scale") if defaults.get(name) is not None), None)
     scales = {name: wanted} if name and wanted is not None else {}
     decisive = guidance_argument(model.pipeline)
     if decisive is None:
         return False, scales
-    scale = scales.get(decisive, _default(takes, decisive))
+    scale = scales.get(decisive, defaults.get(decisive))
     if scale and scale > 1:
         return True, scales
     return False, {**scales, decisive: 0.0}  # 1 does not disable guidance in all pipelines; 0 does
-
-
-def _default(takes: Mapping[str, inspect.Parameter], name: str) -> Any:
-    return takes[name].default if name in takes and takes[name].default is not inspect.Parameter.empty else None

@@ -86,10 +86,13 @@ def open_painter(
         modality = direct[0] if direct else conditioning.made_of
         own = read_items(captions, modality, outside=outside) if captions is not None else None
         kept = load_conditioner(file) if file and not refit else None
-        fits = kept is not None and (kept.net is None) == bool(direct) and (own is None or _fitted_on(kept, own))
-        # The bridge may have been replaced by another one while this conditioner was fitted.
-        fits = fits and kept is not None and kept.adapter == bridge.weights_hash([modality])
-        if kept and fits and same_weights(kept, conditioning):
+        if (
+            kept is not None
+            and (kept.net is None) == bool(direct)
+            and (own is None or _fitted_on(kept, own))
+            and kept.adapter == bridge.weights_hash([modality])  # the bridge may have been replaced since
+            and same_weights(kept, conditioning)
+        ):
             return Painter(bridge, model, conditioning, kept, fitted=False)
         items = own or _own_items(bridge, modality, outside)
         if direct:

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridgekit.errors import BridgekitError
-
 #: Items per forward pass of a pipeline's own encoder.
 BATCH_SIZE = 32
 
@@ -23,14 +21,9 @@ def guidance_argument(pipeline: Any) -> str | None:
     """
     taken = call_parameters(pipeline)
     negatives = any(name.startswith("negative_") for name in taken)
-    if not negatives or getattr(config_of(denoiser_of(pipeline)), "time_cond_proj_dim", None) is not None:
+    if not negatives or denoiser_setting(pipeline, "time_cond_proj_dim") is not None:
         return None
     return next((name for name in ("true_cfg_scale", "guidance_scale") if name in taken), None)
-
-
-def negative_of(name: str) -> str:
-    """The name of an argument's negative."""
-    return f"negative_{name}"
 
 
 def call_parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
@@ -40,23 +33,24 @@ def call_parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
 
 def why_more(pipeline: Any, kind: str) -> str | None:
     """A reason if the call requires anything besides this kind of conditioning, its negative and a prompt; else None."""
-    ours = (kind, negative_of(kind), "prompt")
+    ours = (kind, f"negative_{kind}", "prompt", *call_defaults(pipeline))
     needed = [
         name
         for name, parameter in call_parameters(pipeline).items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        and name not in ours
+        if name not in ours and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     return f"the call also requires {' and '.join(needed)}" if needed else None
 
 
+def call_defaults(pipeline: Any) -> dict[str, Any]:
+    """The defaults of those parameters of the pipeline's call that have one."""
+    parameters = call_parameters(pipeline).items()
+    return {name: parameter.default for name, parameter in parameters if parameter.default is not parameter.empty}
+
+
 def call_filled(pipeline: Any, method: Callable[..., Any], **values: Any) -> Any:
     """Call a pipeline's method with these values, and with the defaults of the pipeline's call for other parameters."""
-    defaults = {
-        name: par.default for name, par in call_parameters(pipeline).items() if par.default is not inspect.Parameter.empty
-    }
-    known = defaults | values
+    known = call_defaults(pipeline) | values
     return method(**{name: known[name] for name in inspect.signature(method).parameters if name in known})
 
 
@@ -66,20 +60,15 @@ def denoiser_of(pipeline: Any) -> Any:
     return next((part for part in parts if part is not None), None)
 
 
-def config_of(part: Any) -> Any:
-    """The configuration of a part, or None."""
-    return getattr(part, "config", None)
+def denoiser_setting(pipeline: Any, name: str) -> Any:
+    """A value of the denoiser's configuration, or None."""
+    return getattr(getattr(denoiser_of(pipeline), "config", None), name, None)
 
 
 def placed(pipeline: Any, tensor: Tensor) -> Tensor:
     """On the pipeline's device, in its denoiser's dtype."""
     denoiser = denoiser_of(pipeline)
     return tensor.to(pipeline._execution_device, pipeline.dtype if denoiser is None else denoiser.dtype)
-
-
-def free_hooks(pipeline: Any) -> None:
-    """With CPU offload, move the encoders off the accelerator again."""
-    pipeline.maybe_free_model_hooks()
 
 
 def rows_of(tensor: Tensor, n: int) -> Tensor:
@@ -89,24 +78,5 @@ def rows_of(tensor: Tensor, n: int) -> Tensor:
 
 def padded(tensor: Tensor, length: int) -> Tensor:
     """(n, L, ...) cut or zero-padded to a length L."""
-    missing = length - tensor.shape[1]
-    if missing <= 0:
-        return tensor[:, :length]
-    return torch.cat([tensor, tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], 1)
-
-
-def prompt_beside(pipeline: Any, prompt: str | None, n: int) -> dict[str, Any]:
-    """The prompt argument for n images, if the pipeline takes one.
-
-    Raises:
-        BridgekitError: there is a prompt and the pipeline takes none.
-    """
-    if "prompt" in call_parameters(pipeline):
-        return {"prompt": [prompt or ""] * n}
-    if prompt:
-        raise BridgekitError(
-            "the model takes no prompt in addition to its image embedding",
-            where=type(pipeline).__name__,
-            remedy="omit the prompt, or load an IP-Adapter on a model that takes prompts",
-        )
-    return {}
+    missing = max(0, length - tensor.shape[1])
+    return torch.cat([tensor[:, :length], tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], 1)

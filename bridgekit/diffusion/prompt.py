@@ -19,10 +19,8 @@ from bridgekit.diffusion.pipeline import (
     BATCH_SIZE,
     call_filled,
     call_parameters,
-    config_of,
     denoiser_of,
-    free_hooks,
-    negative_of,
+    denoiser_setting,
     padded,
     placed,
     rows_of,
@@ -51,7 +49,7 @@ class PromptConditioning:
         """
         texts = [read_text(_text(item)) for item in items]
         batches = [self._encoded(texts[start : start + BATCH_SIZE]) for start in range(0, len(texts), BATCH_SIZE)]
-        free_hooks(self.pipeline)
+        self.pipeline.maybe_free_model_hooks()
         together = {name: _concatenated([batch[name] for batch in batches]) for name in batches[0]}
         return {name: tensor.bool() if _is_mask(name) else tensor.float() for name, tensor in self._trimmed(together).items()}
 
@@ -67,7 +65,7 @@ class PromptConditioning:
         if not guided:
             return self._converted(positive)
         negative = {name: tensor for name, tensor in tensors.items() if name not in positive}
-        wanted = {negative_of(name) for name in positive}
+        wanted = {f"negative_{name}" for name in positive}
         if any(name in self._taken and name not in negative for name in wanted):
             negative = self._empty | negative
         rows = len(next(iter(positive.values())))
@@ -167,10 +165,10 @@ class PromptConditioning:
     def _empty(self) -> dict[str, Tensor]:
         """The negatives that the pipeline uses without a negative prompt, one row each."""
         encoded = self._encoded([""], negatives=True)
-        free_hooks(self.pipeline)
+        self.pipeline.maybe_free_model_hooks()
         own = {name: tensor[:1] for name, tensor in encoded.items() if name.startswith("negative_")}
         # If `encode_prompt` returns no negatives, the call encodes the negative prompt like a prompt.
-        empty = {negative_of(name): tensor for name, tensor in encoded.items() if name not in own}
+        empty = {f"negative_{name}": tensor for name, tensor in encoded.items() if name not in own}
         return empty | own
 
     @functools.cached_property
@@ -193,7 +191,7 @@ def why_no_prompt_embeds(pipeline: Any) -> str | None:
         return "the pipeline has no encode_prompt"
     if "image_embeds" in taken:
         return "the call also requires image_embeds"
-    if getattr(config_of(denoiser_of(pipeline)), "encoder_hid_dim_type", None) == "ip_image_proj":
+    if denoiser_setting(pipeline, "encoder_hid_dim_type") == "ip_image_proj":
         return "with an IP-Adapter loaded, the call also requires ip_adapter_image_embeds"
     names = _returned_names(pipeline)
     beside = [name for name, parameter in taken.items() if "prompt_embeds" in name and parameter.default is None]
@@ -271,16 +269,15 @@ def _source_of(method: Callable[..., Any]) -> ast.AST:
 def _equally_long(positive: Mapping[str, Tensor], negative: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Both, with each negative as long as its positive: padded with a mask, or else cut or padded to the positive's length."""
     both = {**positive, **negative}
-    for name in positive:
-        against = negative_of(name)
-        if positive[name].ndim < 2 or against not in negative:
+    for name, tensor in positive.items():
+        against = f"negative_{name}"
+        if tensor.ndim < 2 or against not in negative:
             continue
-        masks = [other for other in positive if _is_mask(other) and name in (other, _sequence_of(other))]
-        length = positive[name].shape[1]
-        if masks and negative_of(masks[0]) in negative:
-            length = max(length, _longest(negative[negative_of(masks[0])]))
-        both[name] = padded(positive[name], length)
-        both[against] = padded(negative[against], length)
+        length = tensor.shape[1]
+        for mask in positive:
+            if _is_mask(mask) and name in (mask, _sequence_of(mask)) and f"negative_{mask}" in negative:
+                length = max(length, _longest(negative[f"negative_{mask}"]))
+        both[name], both[against] = padded(tensor, length), padded(negative[against], length)
     return both
 
 

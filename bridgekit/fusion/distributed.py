@@ -40,7 +40,7 @@ def joined_processes() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    # For good: a group that is made anew under the keys of one that has ended may wait for ever for its addresses.
+    # Never destroyed: a group created again under the keys of one that has ended may wait for its addresses forever.
     atexit.register(dist.destroy_process_group)
     yield
 

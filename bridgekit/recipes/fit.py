@@ -83,14 +83,14 @@ def validation(
     rows = np.flatnonzero(split == "val")
     if len(rows) > VALIDATION_ROWS:
         rows = np.sort(np.random.default_rng(0).permutation(rows)[:VALIDATION_ROWS])
-    asked = [pair for pair in directions(encoded, rows) if not set(pair) <= set(fixed)]
+    measured = [pair for pair in directions(encoded, rows) if not set(pair) <= set(fixed)]
     small = encoded.take(rows)
     everyone = np.arange(len(rows))
 
     def measure(embed: Embed) -> dict[str, float]:
-        names = dict.fromkeys(name for pair in asked for name in pair)
+        names = dict.fromkeys(name for pair in measured for name in pair)
         embedded = {modality: embed(modality, small.latents[modality].matrix) for modality in names}
-        recalls = {(query, answer): split_recall(small, embedded, everyone, query, answer) for query, answer in asked}
+        recalls = {(query, answer): split_recall(small, embedded, everyone, query, answer) for query, answer in measured}
         figures = {"score": sum(recall.mean for recall in recalls.values()) / max(1, len(recalls))}
         for (query, answer), recall in recalls.items():
             figures |= {f"recall@{k} {query} → {answer}": recall.at[k] for k in (1, 10)}

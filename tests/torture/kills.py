@@ -158,28 +158,45 @@ class Countdown:
             self.tick()
 
 
-def load_all() -> None:
-    """Load once what every run needs, and make everything small: see this module's docstring."""
+def load_all(verbs: Sequence[Verb] = VERBS) -> None:
+    """Load once what every run of these verbs needs, and make everything small: see this module's docstring."""
     import torch
 
     torch.set_num_threads(1)
-    import diffusers  # noqa: F401
-    import matplotlib.pyplot  # noqa: F401
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
+    import sklearn.decomposition
+    import sklearn.linear_model
+    import sklearn.manifold  # noqa: F401
 
     from bridgekit import plugins
-    from bridgekit.bridge import bridge
-    from bridgekit.diffusion import conditioner, models
+    from bridgekit.bridge import bridge, card
+    from bridgekit.diffusion import conditioner
     from bridgekit.fusion import training
     from bridgekit.latents import batches, encode, store
     from bridgekit.recipes import bind, generate, sides
+    from bridgekit.report import page, plots
 
     plain = plugins.load_encoder
-    opened = {name: plain(name, "cpu") for name in ("starter:text", "starter:image", "starter:audio")}
-    model = models.open_model("starter:openmoji-64", "cpu")
+    names = {verb.name for verb in verbs}
+    needed = ["starter:text", "starter:image", *(["starter:audio"] if "bind" in names else [])]
+    opened = {name: plain(name, "cpu") for name in needed}
     for module in (plugins, sides, bind, bridge):
         module.load_encoder = lambda name, device="cpu": opened[plugins.encoder_name(name)]  # type: ignore[attr-defined]
-    generate.open_model = lambda name, device: model  # type: ignore[assignment]
-    training.PRESETS["default"] = replace(training.PRESETS["default"], epochs=6, batch_size=8, shared_dim=16)
+    if "generate" in names:
+        import diffusers  # noqa: F401
+
+        from bridgekit.diffusion import models
+
+        model = models.open_model("starter:openmoji-64", "cpu")
+        generate.open_model = lambda name, device: model  # type: ignore[assignment]
+    for templates in (page._TEMPLATES, card._TEMPLATES):  # compiled once, not once a fork
+        for name in templates.list_templates(["j2"]):
+            templates.get_template(name)
+    plots._png = lambda figure: b"drawn elsewhere"  # type: ignore[assignment]  # written like the real one, in no time
+    # Without the closed-form start, which is computing and nothing else.
+    small = {"epochs": 6, "batch_size": 8, "shared_dim": 16, "warm_start": 0.0}
+    training.PRESETS["default"] = replace(training.PRESETS["default"], **small)  # type: ignore[arg-type]
     training.CHECKPOINT_SECONDS = -1.0
     batches.BATCH_SIZE = batches.MOST = 6
     encode.FLUSH_SECONDS = 0.0
@@ -431,8 +448,8 @@ class Reference:
         return run_fresh if self.fresh else run_forked
 
 
-def make_workshop(folder: Path) -> None:
-    """Pictures, sounds and their names; a bridge of some with a conditioner, and another; embeddings; a few latents."""
+def make_workshop(folder: Path, verbs: Sequence[Verb] = VERBS) -> None:
+    """Pictures, sounds and their names; two bridges; embeddings; a few latents; for `generate`, a conditioner and an image."""
     import numpy as np
     import soundfile
     from PIL import Image, ImageDraw
@@ -465,7 +482,9 @@ def make_workshop(folder: Path) -> None:
     for note in (folder / "full").glob("products-*"):  # what this machine multiplies fastest is asked once
         shutil.copy(note, folder / "home")
     run("align", "--pairs", "data/few.csv", "--out", "bridges/keep", "--seed", "3")
-    run("generate", "--text", "disc", "--bridge", "bridges/keep", "--out", "pictures/kept.png", "--steps", "2", "--size", "64")
+    if any(verb.name == "generate" for verb in verbs):
+        kept = ["--bridge", "bridges/keep", "--out", "pictures/kept.png"]
+        run("generate", "--text", "disc", *kept, "--steps", "2", "--size", "64")
     run("embed", "disc", "square", "--bridge", "bridges/keep", "--out", "kept.safetensors")
 
 
@@ -604,12 +623,12 @@ def run(kills: int, seed: int, slots: int, verbs: Sequence[str] = ()) -> Outcome
 def run_here(kills: int, seed: int, slots: int, verbs: Sequence[Verb] = VERBS, only: str | None = None) -> Outcome:
     """`run` in this process, which must have run nothing yet: it is going to be forked."""
     started = time.monotonic()
-    load_all()
+    load_all(verbs)
     shared = Path("/dev/shm")
     place = shared if shared.is_dir() and os.access(shared, os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="bridgekit-kills-", dir=place))
     try:
-        make_workshop(folder / "made")
+        make_workshop(folder / "made", verbs)
         references = [refer(verb, folder / "made", folder, fresh=False) for verb in verbs]
         if kills >= 10 * FRESH:
             references += [refer(verb, folder / "made", folder, fresh=True) for verb in verbs]

@@ -1,7 +1,7 @@
 """The application: a page for people and an API for programs, on one server.
 
 FastAPI with a small front end of its own rather than Gradio, which would have been quicker to write: Gradio brings dozens of
-packages, its pages fetch fonts from the network, it reports its use unless told not to, and it leaves little control over what
+packages, its pages fetch fonts from the network, it reports its use by default, and it leaves little control over what
 a request may send, which origins may send it, and when work is cancelled whose client has gone. Here that is a few hundred
 lines that can be read, the page works offline, and programs use the same routes as the page.
 """

@@ -32,7 +32,7 @@ HASHES = FOLDER / "sha256.json"
 class SentenceConditioning:
     """MiniLM's sentence vectors, which the head makes into prompt embeddings for the transformer.
 
-    The vectors, not the tokens, are what a bridge is asked for: a bridge whose text side is a frozen `starter:text` gives
+    The vectors, not the tokens, are what a bridge must give: a bridge whose text side is a frozen `starter:text` gives
     them as they are.
     """
 

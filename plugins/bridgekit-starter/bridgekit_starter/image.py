@@ -28,7 +28,7 @@ SHORT_SIDE = 256
 LONGEST = 8
 
 #: Pictures in one pass on a CPU. The widest feature map of 4 takes 19 MB. From 32 MB on (7 pictures) glibc asks the system for
-#: memory anew each time, which takes longer than the convolutions: 35 ms a picture at 32, 17 ms at 4, on one core of a Zen 4.
+#: memory again each time, which takes longer than the convolutions: 35 ms a picture at 32, 17 ms at 4, on one core of a Zen 4.
 AT_ONCE = 4
 
 

@@ -32,7 +32,7 @@ SHOUTED = ("BACK", "COOL", "END", "FREE", "NEW", "NO", "ON", "SOON", "TOP", "UP"
 
 # Names whose picture looks the same as that of another name, which is kept: OpenMoji draws most people of unspecified gender
 # as men, and several territories have their state's flag. (At 56 x 56 pixels, all differ from the one that is kept by a root
-# mean square of at most 2.1 of 255 grey levels, except US Outlying Islands: the same flag, drawn anew.)
+# mean square of at most 2.1 of 255 grey levels, except US Outlying Islands: the same flag, redrawn.)
 TWINS = frozenset(
     re.split(
         r",\s+",

@@ -38,7 +38,7 @@ class TextEncoder:
     revision = f"starter:text@{MINILM_WEIGHTS.sha256[:12]}+mean-{MAX_TOKENS}-v1"
 
     def __init__(self, device: str = "cpu") -> None:
-        # The tokenizer itself, not transformers' wrapper: that sets truncation anew at a call, which is not safe in threads.
+        # The tokenizer itself, not transformers' wrapper: that sets truncation at every call, which is not safe in threads.
         self._tokenizer = Tokenizer.from_buffer(MINILM_TOKENIZER.read())
         self._tokenizer.enable_truncation(MAX_TOKENS)
         self._tokenizer.no_padding()

@@ -28,7 +28,7 @@ _one_at_a_time = threading.Lock()
 def speak(text: str, voice: str, *, rate: int = 175, pitch: int = 50, pitch_range: int = 50) -> tuple[NDArray[np.int16], int]:
     """Speak a text.
 
-    The library is loaded anew for each call, which takes about a millisecond. eSpeak varies the pitch by a table and keeps
+    The library is loaded for each call, which takes about a millisecond. eSpeak varies the pitch by a table and keeps
     its position in it from one text to the next; no function resets it. In a library that stayed loaded, a clip would depend
     on all clips before it.
 

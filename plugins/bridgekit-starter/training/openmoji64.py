@@ -144,12 +144,12 @@ class Run:
         for number, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in values.items()}
         tensors = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
-        story = {"state": json.dumps({"step": self.step, "seconds": self.seconds})}
-        write_atomically(self.file, lambda aside: save_file(tensors, aside, story), own_folder=True)
+        metadata_ = {"state": json.dumps({"step": self.step, "seconds": self.seconds})}
+        write_atomically(self.file, lambda aside: save_file(tensors, aside, metadata_), own_folder=True)
 
     def _load(self) -> None:
         with safe_open(self.file, "pt") as file:
-            story = json.loads(file.metadata()["state"])
+            metadata_ = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is not a mapping)
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "average": {}, "optimizer": {}}
         for key, tensor in tensors.items():
@@ -162,7 +162,7 @@ class Run:
             number, name = key.split("/", 1)
             whole["state"].setdefault(int(number), {})[name] = tensor
         self.optimizer.load_state_dict(whole)
-        self.step, self.seconds = story["step"], story["seconds"]
+        self.step, self.seconds = metadata_["step"], metadata_["seconds"]
 
 
 def rate_at(step: int, steps: int) -> float:
@@ -273,17 +273,17 @@ def train_transformer(work: Path, latents: Tensor, names: list[str], look: Calla
         vectors = texts[torch.randint(len(texts), (size,)), rows]
         noise_length = torch.rand(size, 1) * TEXT_NOISE / vectors.shape[1] ** 0.5
         vectors = normalize(vectors + torch.randn_like(vectors) * noise_length, dim=-1)
-        told = torch.rand(size, 1) >= UNCONDITIONAL
-        vectors = vectors * told
+        conditional = torch.rand(size, 1) >= UNCONDITIONAL
+        vectors = vectors * conditional
         with torch.autocast("cpu", torch.bfloat16):
             tokens = model.head(vectors)
             made = predict(model.transformer, schedule.add_noise(real, noise, times), tokens, times)
             foretold = model.foretell(tokens)
         v_loss = mse_loss(made.float(), schedule.get_velocity(real, noise, times))
-        told_loss = ((foretold.float() - patches(real)).square().mean((1, 2)) * told[:, 0]).mean()
-        run.update(v_loss + 0.5 * told_loss)
+        conditional_loss = ((foretold.float() - patches(real)).square().mean((1, 2)) * conditional[:, 0]).mean()
+        run.update(v_loss + 0.5 * conditional_loss)
         if step % 50 == 0:
-            print(f"transformer {step:5} v {v_loss:.4f} foretold {told_loss:.4f} {run.seconds / 60:.1f} min", flush=True)
+            print(f"transformer {step:5} v {v_loss:.4f} foretold {conditional_loss:.4f} {run.seconds / 60:.1f} min", flush=True)
         if step % 500 == 499:
             averaged = Painter()
             averaged.load_state_dict(run.average)
@@ -301,8 +301,8 @@ def sample(model: Painter, vectors: Tensor, seed: int = SEED) -> Tensor:
     for time_ in schedule.timesteps:
         with torch.autocast("cpu", torch.bfloat16):
             both = predict(model.transformer, latents.repeat(2, 1, 1, 1), tokens, time_.expand(len(tokens)))
-        told, untold = both.float().chunk(2)
-        latents = schedule.step(untold + GUIDANCE * (told - untold), time_, latents).prev_sample
+        conditional, unconditional = both.float().chunk(2)
+        latents = schedule.step(unconditional + GUIDANCE * (conditional - unconditional), time_, latents).prev_sample
     return latents
 
 
