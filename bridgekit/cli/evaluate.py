@@ -51,7 +51,7 @@ def command(
         str, typer.Option(help="For --generate: candidates, gallery (all images) or queries (those of the test captions).")
     ] = "gallery",
     gap: Annotated[
-        list[str] | None, typer.Option(help="For --generate: gap method, captions, mean or none; may be repeated.")
+        list[str] | None, typer.Option(help="For --generate: modality gap method, captions, mean or none; may be repeated.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="For --generate: maximum number of test items.")] = 300,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",

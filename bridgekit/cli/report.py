@@ -24,7 +24,7 @@ def command(
     outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Write an HTML report about a bridge: metrics, errors, and a map of the space with images and sound.
+    """Write an HTML report about a bridge: metrics, retrieval errors, and a map of the space with images and sound.
 
     Example: [b]bridgekit report bridges/audio-text --open[/b]
     """

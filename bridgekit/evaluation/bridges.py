@@ -6,27 +6,23 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bridgekit.bridge.bridge import Bridge
+from bridgekit.bridge.provenance import TrainedOn
 from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.evaluation.leaks import refuse_leaks
+from bridgekit.evaluation.recall import evaluate_splits, sides_of
+from bridgekit.latents.encoded import encode_pairs
 from bridgekit.media import content_hash
 from bridgekit.pairs import Pairs, SetAside
 from bridgekit.progress import Report, silent
 from bridgekit.tables.reading import Table, open_table
-from bridgekit.tables.splits import split_pairs
-
-if TYPE_CHECKING:
-    from bridgekit.bridge.bridge import Bridge
-    from bridgekit.bridge.provenance import TrainedOn
-
-from bridgekit.evaluation.leaks import refuse_leaks
-from bridgekit.evaluation.recall import evaluate_splits, sides_of
-from bridgekit.latents.encoded import encode_pairs
-from bridgekit.tables.splits import NOT_TESTS, test_splits
+from bridgekit.tables.splits import NOT_TESTS, split_pairs, test_splits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from bridgekit.bridge.bridge import Bridge
 from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
+from bridgekit.evaluation.bridges import EvalOptions, leave_out_seen, sides_in
 from bridgekit.pairs import SetAside
 from bridgekit.progress import Report, silent
 from bridgekit.retrieval import TEMPLATES, class_embeddings, search
-
-if TYPE_CHECKING:
-    from bridgekit.bridge.bridge import Bridge
-
-from bridgekit.evaluation.bridges import EvalOptions, leave_out_seen, sides_in
 from bridgekit.tables.reading import open_table
 from bridgekit.tables.splits import test_splits
 

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bridgekit.encoders import TEXT, Encoder
 from bridgekit.errors import BridgekitError
+from bridgekit.fusion.subsets import check_choice, choose_subset
+from bridgekit.latents.encode import encode_items
+from bridgekit.latents.store import Latents
 from bridgekit.pairs import Pairs, SetAside
+from bridgekit.plugins import encoder_name, installed_plugins, load_encoder
 from bridgekit.progress import Report, progress_bars
 from bridgekit.tables.reading import Home, Table, open_table
-
-if TYPE_CHECKING:
-    from bridgekit.latents.store import Latents
-
-from bridgekit.fusion.subsets import check_choice, choose_subset
 from bridgekit.tables.writing import check_place, write_pairs
 
 
@@ -86,8 +84,6 @@ def choose_pairs(
     Raises:
         BridgekitError: the table cannot be read or written or has no candidates, or the method or encoder does not exist.
     """
-    from bridgekit.plugins import encoder_name, load_encoder
-
     check_choice(method, k)
     if out is not None:
         check_place(Path(out), source)
@@ -125,8 +121,6 @@ def _encode(
     table: Pairs, rows: NDArray[np.int64], encoder: Encoder, strict: bool, report: Report
 ) -> tuple[Latents, tuple[SetAside, ...]]:
     """The latents of these rows' items, and all unusable rows: the table's own and those without latents."""
-    from bridgekit.latents.encode import encode_items
-
     modality = encoder.modality
     items = [table.columns[modality][row] for row in rows]
     latents = encode_items(encoder, items, report=report)
@@ -153,7 +147,5 @@ def _encode(
 
 def _columns(table: Table, on: str) -> list[str]:
     """The table's columns with an installed encoder, plus the one to choose by, present or not."""
-    from bridgekit.plugins import installed_plugins
-
     known = {modality for plugin in installed_plugins() for provider in plugin.providers for modality in provider.modalities}
     return list(dict.fromkeys([*(name for name in table.modalities if name in known or name == TEXT), on]))
