@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import OUTSIDE, print_alignment
+from bridgekit.cli.common import PAIRS, Device, Json, Outside, Resume, Seed, Strict, print_alignment
 
 
 def command(
@@ -22,26 +22,23 @@ def command(
     c: Annotated[list[str] | None, typer.Option("--c", help="Further sides; may be repeated.")] = None,
     pairs: Annotated[
         str | None,
-        typer.Option(
-            help="CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a plugin's source (see bridgekit plugins). "
-            "[dim]default: a plugin's source for these sides[/dim]"
-        ),
+        typer.Option(help=f"{PAIRS} [dim]default: a plugin's source for these sides[/dim]"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The bridge's folder. [dim]default: bridges/A-B[/dim]")] = None,
     preset: Annotated[
         str, typer.Option(help="Hyperparameters: default (for a few thousand pairs) or paper (as published).")
     ] = "default",
     freeze: Annotated[str | None, typer.Option(help="Use this modality's latents as the shared space.")] = None,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
-    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if a row would be set aside.")] = False,
-    resume: Annotated[bool, typer.Option(help="Continue an interrupted run of the same command.")] = True,
+    seed: Seed = 0,
+    device: Device = "auto",
+    outside: Outside = False,
+    strict: Strict = False,
+    resume: Resume = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another bridge at --out.")] = False,
     write_report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write report.html into the bridge's folder.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a shared space for two or more modalities and save it as a bridge.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import OUTSIDE, print_alignment
+from bridgekit.cli.common import Device, Json, Outside, Resume, Seed, Strict, print_alignment
 
 
 def command(
@@ -19,15 +19,15 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the larger bridge. [dim]default: replace the bridge[/dim]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
-    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if a row would be set aside.")] = False,
-    resume: Annotated[bool, typer.Option(help="Continue an interrupted run of the same command.")] = True,
+    seed: Seed = 0,
+    device: Device = "auto",
+    outside: Outside = False,
+    strict: Strict = False,
+    resume: Resume = True,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Bind a modality again with other pairs, or replace another bridge at --out.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Add a modality to a trained bridge without changing its other sides.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bridgekit.cli.common import OUTSIDE, print_json
+from bridgekit.cli.common import PAIRS, Device, Json, Outside, print_json
 
 if TYPE_CHECKING:
     from bridgekit.checks.findings import TableReport
@@ -19,9 +19,7 @@ SHOWN = 3
 def command(
     pairs: Annotated[
         str,
-        typer.Argument(
-            help="CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a plugin's source (see bridgekit plugins)."
-        ),
+        typer.Argument(help=PAIRS),
     ],
     a: Annotated[
         str | None,
@@ -33,9 +31,9 @@ def command(
     c: Annotated[list[str] | None, typer.Option("--c", help="Further ones; may be repeated.")] = None,
     latents: Annotated[bool, typer.Option(help="Encode the items and check their latents, which align will reuse.")] = True,
     strict: Annotated[bool, typer.Option("--strict", help="Also exit with 1 if there are warnings.")] = False,
-    device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
-    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    device: Device = "auto",
+    outside: Outside = False,
+    as_json: Json = False,
 ) -> None:
     """Check a table before training: leaks between splits, duplicates, silence, extreme lengths, near-duplicate latents.
 

@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
 
 from bridgekit.errors import BridgekitError
 from bridgekit.plain import plain, plain_json
@@ -28,8 +30,20 @@ if TYPE_CHECKING:
 BRIDGES = Path("bridges")
 #: Maximum size in bytes of a bridge.json that is read.
 LARGEST = 16 << 20
-#: Help text of `--outside`.
+#: Help text of options that several verbs have.
 OUTSIDE = "Let a table refer to files outside its own folder."
+PAIRS = "CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a plugin's source (see bridgekit plugins)."
+NEWEST = "The bridge's folder. [dim]default: the newest in ./bridges[/dim]"
+
+BridgeArgument = Annotated[Path | None, typer.Argument(help=NEWEST)]
+BridgeOption = Annotated[Path | None, typer.Option(help=NEWEST)]
+Device = Annotated[str, typer.Option(help="A torch device, or auto.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Outside = Annotated[bool, typer.Option("--outside", help=OUTSIDE)]
+Resume = Annotated[bool, typer.Option(help="Continue an interrupted run of the same command.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Fail if a row would be set aside.")]
+
 #: Explanations of the baselines in a recall table. Older bridges have others.
 BASELINES = {
     "random": "adapters with random weights",

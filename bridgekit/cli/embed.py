@@ -7,19 +7,17 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import find_bridge, print_json, print_set_aside, query_modality, say
+from bridgekit.cli.common import BridgeOption, Device, find_bridge, print_json, print_set_aside, query_modality, say
 from bridgekit.errors import BridgekitError
 
 
 def command(
     items: Annotated[list[str], typer.Argument(help="Files or texts.")],
-    bridge: Annotated[
-        Path | None, typer.Option(help="The bridge's folder. [dim]default: the newest in ./bridges[/dim]")
-    ] = None,
+    bridge: BridgeOption = None,
     out: Annotated[Path, typer.Option(help="Output file: .safetensors, .npy or .parquet.")] = Path("embeddings.safetensors"),
     modality: Annotated[str | None, typer.Option(help="The items' modality, if it is ambiguous.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if an item would be set aside.")] = False,
-    device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the embeddings as JSON instead of writing a file.")] = False,
 ) -> None:
     """Write the embeddings of files or texts in the shared space.

@@ -6,16 +6,13 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import OUTSIDE, print_json, print_set_aside, say
+from bridgekit.cli.common import PAIRS, Device, Json, Outside, Strict, print_json, print_set_aside, say
 
 
 def command(
     pairs: Annotated[
         str | None,
-        typer.Option(
-            help="CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a plugin's source. "
-            "[dim]default: as for align[/dim]"
-        ),
+        typer.Option(help=f"{PAIRS} [dim]default: as for align[/dim]"),
     ] = None,
     a: Annotated[
         str | None,
@@ -26,10 +23,10 @@ def command(
     ray: Annotated[
         bool, typer.Option("--ray", help="Encode on the Ray cluster at $RAY_ADDRESS, or in Ray workers on this machine.")
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if a row would be set aside.")] = False,
-    device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
-    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    strict: Strict = False,
+    device: Device = "auto",
+    outside: Outside = False,
+    as_json: Json = False,
 ) -> None:
     """Encode a table into the latent store, for a later align. Items are encoded only once.
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bridgekit.cli.common import OUTSIDE, find_bridge, print_json, print_metrics, print_set_aside, say
+from bridgekit.cli.common import (
+    BridgeArgument,
+    Device,
+    Json,
+    Outside,
+    find_bridge,
+    print_json,
+    print_metrics,
+    print_set_aside,
+    say,
+)
 
 if TYPE_CHECKING:
     from bridgekit.bridge.bridge import Bridge
@@ -19,9 +28,7 @@ UNKNOWN = "This bridge has no record of its training rows. If the table contains
 
 
 def command(
-    bridge: Annotated[
-        Path | None, typer.Argument(help="The bridge's folder. [dim]default: the newest in ./bridges[/dim]")
-    ] = None,
+    bridge: BridgeArgument = None,
     pairs: Annotated[str | None, typer.Option(help="A table, folder or source. [dim]default: the bridge's own[/dim]")] = None,
     split: Annotated[
         list[str] | None,
@@ -54,9 +61,9 @@ def command(
         list[str] | None, typer.Option(help="For --generate: modality gap method, captions, mean or none; may be repeated.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="For --generate: maximum number of test items.")] = 300,
-    device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
-    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    device: Device = "auto",
+    outside: Outside = False,
+    as_json: Json = False,
 ) -> None:
     """Evaluate a bridge: recall@k on test splits, zero-shot classification, or generated images.
 

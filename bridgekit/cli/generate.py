@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import BRIDGES, OUTSIDE, newest_bridge, print_json, say
+from bridgekit.cli.common import BRIDGES, Device, Json, Outside, newest_bridge, print_json, say
 from bridgekit.errors import BridgekitError
 
 
@@ -44,9 +44,9 @@ def command(
         Path | None, typer.Option(help="Table or .txt to fit the conditioner on. [dim]default: the bridge's own captions[/dim]")
     ] = None,
     refit: Annotated[bool, typer.Option("--refit", help="Fit the conditioner again.")] = False,
-    device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
-    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    device: Device = "auto",
+    outside: Outside = False,
+    as_json: Json = False,
 ) -> None:
     """Generate images from audio, images or text with a text-to-image model.
 

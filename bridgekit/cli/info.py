@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from bridgekit.cli.common import find_bridge, print_json, print_metrics, say
+from bridgekit.cli.common import BridgeArgument, Json, find_bridge, print_json, print_metrics, say
 
 
 def command(
-    bridge: Annotated[
-        Path | None, typer.Argument(help="The bridge's folder. [dim]default: the newest in ./bridges[/dim]")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    bridge: BridgeArgument = None,
+    as_json: Json = False,
 ) -> None:
     """Show a bridge's encoders, provenance and metrics.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import print_json, say
+from bridgekit.cli.common import Json, print_json, say
 from bridgekit.hookspecs import EncoderProvider
 from bridgekit.plugins import INSTALL, Plugin, installed_plugins
 
@@ -15,9 +15,7 @@ app = typer.Typer(invoke_without_command=True)
 
 
 @app.callback()
-def command(
-    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False
-) -> None:
+def command(context: typer.Context, as_json: Json = False) -> None:
     """List installed plugins with their encoders, sources and models, and any errors.
 
     Example: [b]bridgekit plugins[/b]

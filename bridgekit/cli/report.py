@@ -7,13 +7,11 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import OUTSIDE, find_bridge
+from bridgekit.cli.common import BridgeArgument, Outside, find_bridge
 
 
 def command(
-    bridge: Annotated[
-        Path | None, typer.Argument(help="The bridge's folder. [dim]default: the newest in ./bridges[/dim]")
-    ] = None,
+    bridge: BridgeArgument = None,
     out: Annotated[
         Path | None, typer.Option(help="Output file. [dim]default: report.html in the bridge's folder[/dim]")
     ] = None,
@@ -21,7 +19,7 @@ def command(
         str | None, typer.Option(help="Another table, or the new path of the bridge's own. [dim]default: its own[/dim]")
     ] = None,
     check: Annotated[bool, typer.Option(help="Also check every file of the table, as bridgekit check does.")] = True,
-    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
+    outside: Outside = False,
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Write an HTML report about a bridge: metrics, retrieval errors, and a map of the space with images and sound.

@@ -8,25 +8,23 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import OUTSIDE, print_json, print_set_aside, say
+from bridgekit.cli.common import PAIRS, Device, Json, Outside, Strict, print_json, print_set_aside, say
 
 
 def command(
     pairs: Annotated[
         str,
-        typer.Option(
-            help="CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a plugin's source (see bridgekit plugins)."
-        ),
+        typer.Option(help=PAIRS),
     ],
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Number of training rows to choose.")],
     on: Annotated[str, typer.Option(help="Latents to choose by: a modality, or an encoder as [b]provider:model[/b].")] = "text",
     method: Annotated[str, typer.Option(help="k-dpp (diverse) or uniform (random sample).")] = "k-dpp",
     seed: Annotated[int, typer.Option(min=0, help="Random seed; with k-dpp, of the first row and of ties.")] = 0,
     out: Annotated[Path, typer.Option(help="Output table: .csv, .tsv, .jsonl or .parquet.")] = Path("chosen.csv"),
-    device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
-    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if a row would be set aside.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    device: Device = "auto",
+    outside: Outside = False,
+    strict: Strict = False,
+    as_json: Json = False,
 ) -> None:
     """Choose k training pairs, diverse or at random. Rows of other splits are kept.
 
