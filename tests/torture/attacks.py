@@ -152,7 +152,16 @@ def remote_code_in_a_bridge(ground: Ground) -> None:
 def remote_code_in_a_model(ground: Ground) -> None:
     """A model with code of its own, which nobody trusts."""
     _own_code(Path("model"))
-    _refused("encode", "--pairs", "pairs.csv", "--a", "image", "--b", "transformers:./model", saying="does not run the code")
+    _refused(
+        "encode",
+        "--pairs",
+        "pairs.csv",
+        "--a",
+        "image",
+        "--b",
+        "transformers:./model",
+        saying="does not run this model's own code",
+    )
     assert not Path("owned").exists(), "the code was run"
 
 
