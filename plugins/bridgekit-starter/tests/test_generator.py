@@ -26,8 +26,8 @@ def model() -> ImageModel:
 def pictures(
     model: ImageModel,
     names: list[str],
-    options: DrawOptions = DrawOptions(),
-    seeds: list[int] | int = 0,  # noqa: B008
+    options: DrawOptions = DrawOptions(),  # noqa: B008  (frozen)
+    seeds: list[int] | int = 0,
 ) -> list[np.ndarray]:
     conditioning = model.conditionings[0]
     return [np.asarray(picture) for picture in draw(model, conditioning, conditioning.encode(names), options, seeds=seeds)]
