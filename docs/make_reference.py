@@ -52,7 +52,7 @@ def _described(heading: str, module: str, name: str, named: Any) -> Iterator[str
     options = _options_of(named)
     text, sections = _parsed(inspect.getdoc(named) or "")
     if options:
-        text = re.sub(r"`[^`]+\(.*?\)`: the arguments are those of `\w+`\.\s?| Arguments: `\w+`\.", "", text)
+        text = re.sub(r"`[^`]+\(.*?\)`: takes the fields of `\w+`\.\s?| Takes the fields of `\w+`\.", "", text)
         sections = {"Arguments": _arguments_of(options), **sections}
     yield from (heading, "")
     if not (inspect.isclass(named) and (issubclass(named, Exception) or getattr(named, "_is_protocol", False))):

@@ -151,7 +151,8 @@ def test_the_same_seed_gives_the_same_picture_and_another_another(workshop: Work
     one, two, other = (
         pixels(draw(inputs, seed=seed, out=f"{name}.png").pictures[0].file) for name, seed in {"a": 0, "b": 0, "c": 1}.items()
     )
-    assert np.array_equal(one, two)
+    # The first is drawn with the conditioner as fitted, the second with the saved one: equal up to rounding.
+    np.testing.assert_allclose(one, two, atol=1)
     assert not np.allclose(one, other, **ABOUT)
 
 
@@ -494,7 +495,7 @@ def test_a_bridge_without_audio_and_one_without_text_say_so(
     with pytest.raises(BridgekitError, match=r"has audio and image, .* made of text") as caught:
         run(pictured, [Input("audio", workshop.clip("owl"))], model=str(sd))
     clear(caught.value)
-    with pytest.raises(BridgekitError, match=r"joins audio and text; .* made of image") as caught:
+    with pytest.raises(BridgekitError, match=r"has audio and text, but .* made of image") as caught:
         run(bridge, [Input("audio", workshop.clip("owl"))], model=str(models("stable_unclip_img2img")))
     clear(caught.value)
     with pytest.raises(BridgekitError, match="no image encoder") as caught:

@@ -10,7 +10,7 @@ import pytest
 from bridgekit_starter import generator, openmoji
 
 from bridgekit import load_encoder
-from bridgekit.diffusion.models import draw, open_model
+from bridgekit.diffusion.models import DrawOptions, draw, open_model
 from bridgekit.errors import PluginError
 from bridgekit.image_models import ImageModel
 from bridgekit.recipes.judge import open_gallery
@@ -23,9 +23,14 @@ def model() -> ImageModel:
     return open_model("starter:openmoji-64", "cpu")
 
 
-def pictures(model: ImageModel, names: list[str], **options: object) -> list[np.ndarray]:
+def pictures(
+    model: ImageModel,
+    names: list[str],
+    options: DrawOptions = DrawOptions(),  # noqa: B008  (frozen)
+    seeds: list[int] | int = 0,
+) -> list[np.ndarray]:
     conditioning = model.conditionings[0]
-    return [np.asarray(picture) for picture in draw(model, conditioning, conditioning.encode(names), **options)]  # type: ignore[arg-type]
+    return [np.asarray(picture) for picture in draw(model, conditioning, conditioning.encode(names), options, seeds=seeds)]
 
 
 def test_it_is_the_default_model_and_runs_in_a_stock_pipeline(model: ImageModel) -> None:
@@ -57,7 +62,7 @@ def test_the_same_seed_gives_the_same_picture_alone_and_in_a_batch(model: ImageM
 
 
 def test_guidance_changes_the_picture(model: ImageModel) -> None:
-    plain, guided = (pictures(model, ["penguin"], guidance=guidance)[0] for guidance in (1.0, 3.0))
+    plain, guided = (pictures(model, ["penguin"], DrawOptions(guidance=guidance))[0] for guidance in (1.0, 3.0))
     assert (plain != guided).any()
 
 

@@ -149,7 +149,7 @@ def test_a_name_like_no_other_is_still_one_message() -> None:
 
 
 def test_a_missing_folder_is_one_message() -> None:
-    assert "found no folder with this name" in the_message("timm:./not-here")
+    assert "found no folder with this name, and it is not a hub id" in the_message("timm:./not-here")
 
 
 @pytest.mark.parametrize("name", ["resnet50.a1_in1k", "someone/unknown"])
