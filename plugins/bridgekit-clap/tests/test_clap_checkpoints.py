@@ -86,7 +86,7 @@ def test_a_file_that_is_cut_short_or_something_else_is_refused(suffix: str, dama
     path.write_bytes(contents[damage])
     with pytest.raises(PluginError) as caught:
         read_weights(path)
-    assert caught.value.what == "bridgekit-clap cannot read this file: it is cut short, damaged, or no checkpoint"
+    assert caught.value.what == "bridgekit-clap cannot read this file: it is truncated, damaged, or not a checkpoint"
     assert caught.value.where == str(path)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from bridgekit_clap.towers import _instead_of_the_hub, build_tower, import_laion_clap
+from bridgekit_clap.towers import _replaced, build_tower, import_laion_clap
 from transformers import RobertaTokenizer
 
 from bridgekit.errors import PluginError
@@ -108,7 +108,7 @@ def test_a_stand_in_serves_its_own_thread_and_class_only_and_goes_even_after_an_
     other = threading.Thread(target=lambda: seen.append(Child.from_pretrained("x")))
 
     def fail() -> None:
-        with _instead_of_the_hub({Child: lambda name: "stand-in", Own: lambda name: "stand-in"}):
+        with _replaced({Child: lambda name: "stand-in", Own: lambda name: "stand-in"}):
             seen.extend(kind.from_pretrained("x") for kind in (Child, Own, Parent, Grandchild))
             other.start()
             other.join()

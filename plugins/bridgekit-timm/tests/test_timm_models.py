@@ -136,7 +136,7 @@ def test_a_config_of_one_level_as_timm_wrote_it_once_is_understood(build_folder:
 
 def test_an_unknown_model_is_one_message_with_the_nearest_names() -> None:
     message = the_message("timm:vit_smal_patch14_dinov2")
-    assert message.startswith("bridgekit-timm knows no model 'vit_smal_patch14_dinov2'")
+    assert message.startswith("bridgekit-timm found no model 'vit_smal_patch14_dinov2'")
     assert "did you mean vit_small_patch14_dinov2 or " in message
 
 
