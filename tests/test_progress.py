@@ -1,15 +1,15 @@
-"""A log tells how fast work goes and how long it will take; a moment's work tells nothing."""
+"""A log shows how fast work goes and how long it will take; short tasks show nothing."""
 
 from __future__ import annotations
 
 import io
 import sys
-import time
 
 import pytest
 
 from bridgekit import progress
 from bridgekit.progress import LINE_SECONDS, PATIENCE, progress_bars
+from tests.shared import wait_until
 
 
 class Clock:
@@ -72,12 +72,9 @@ class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
-    def shows(self, what: str, within: float = 20) -> bool:
-        """Whether that is printed, be it after some time."""
-        end = time.perf_counter() + within
-        while what not in self.getvalue() and time.perf_counter() < end:
-            time.sleep(0.02)
-        return what in self.getvalue()
+    def wait_for(self, text: str) -> None:
+        """Wait until that is printed."""
+        wait_until(lambda: text in self.getvalue(), f"for {text}")
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
@@ -93,7 +90,7 @@ def test_on_a_terminal_a_slow_first_step_shows_while_it_is_under_way(monkeypatch
     terminal = on_terminal(monkeypatch)
     with progress_bars() as report:
         report("opening encoders", 0, 2)
-        assert terminal.shows("0/2")
+        terminal.wait_for("0/2")
 
 
 def test_on_a_terminal_quick_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +109,6 @@ def test_on_a_terminal_work_within_other_work_shares_its_display(monkeypatch: py
         with progress_bars() as inner:
             assert inner is outer
         outer("speaking", 1, 9)
-        assert terminal.shows("1/9")
+        terminal.wait_for("1/9")
     with progress_bars() as after:
         assert after is not outer
