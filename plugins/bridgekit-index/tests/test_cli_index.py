@@ -1,4 +1,4 @@
-"""`bridgekit index` and `bridgekit search --index` as a user meets them."""
+"""`bridgekit index` and `bridgekit search --index` as a user sees them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An index grows, says how it searches, keeps one row per item whatever happens, and trusts nothing that it reads."""
+"""An index grows, reports how it searches, keeps one row per item even if killed, and trusts nothing that it reads."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import forked
 import lancedb
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from bridges import pictures, real_bridge, toy_bridge, words
 from PIL import Image
 
 from bridgekit import Bridge, BridgekitError, Index, Listing, list_items
+from tests.shared import PATIENCE, wait_until
 
 
 def contents(path: Path, modality: str = "text") -> dict[str, tuple[Any, ...]]:
@@ -300,7 +301,7 @@ def test_what_is_added_after_an_approximate_index_was_built_is_found_and_it_is_b
     assert index.approximate("text").rows == 1_001  # type: ignore[union-attr]
 
 
-# ---- whose it is, and whether it can be trusted
+# ---- which bridge it belongs to, and whether it can be trusted
 
 
 def test_an_index_of_another_bridge_is_refused_with_the_remedy(tmp_path: Path) -> None:
@@ -420,87 +421,95 @@ def test_any_name_of_a_folder_and_of_a_modality_will_do(tmp_path: Path) -> None:
     assert index.find(odd, "text", "größe", "heat map ü").hits[0][0].item == str(clip)
 
 
-# ---- whatever happens
+# ---- kills, interrupts and races
 
 
-RUNNER = """
-import sys
-from bridgekit_index import index
-index.BLOCK, index.COMMIT_SECONDS = {"text": 16}, 0.0
-sys.argv = ["bridgekit", *sys.argv[1:]]
-from bridgekit.cli import main
-main()
-"""
+class Indexing:
+    """`bridgekit index` on 192 lines in processes of their own, each with a latent store of its own.
+
+    Arguments:
+        folder: for the lines, the bridge and the indexes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lines = words(192)
+        self.started: list[BaseProcess] = []
+        toy_bridge().save(folder / "bridge")
+        (folder / "lines.txt").write_text("\n".join(self.lines), encoding="utf-8")
+
+    def start(self, out: str, home: str, *, whole: bool = True) -> BaseProcess:
+        """One that adds all lines, or one that goes on to the last sixteen and waits there to be killed."""
+        arguments = ("index", self.folder / "lines.txt", "--bridge", self.folder / "bridge", "--out", self.folder / out)
+        before = None if whole else self.lines[-1]
+        self.started.append(forked.start(arguments, self.folder / home, self.folder / f"{out} {home}.log", before))
+        return self.started[-1]
+
+    def run(self, out: str, home: str) -> str:
+        """Let one run to its end; gives what it printed."""
+        return self.end(self.start(out, home), out, home)
+
+    def end(self, process: BaseProcess, out: str, home: str, code: int = 0) -> str:
+        """Wait for one to end; gives what was printed."""
+        process.join()
+        printed = (self.folder / f"{out} {home}.log").read_text(encoding="utf-8")
+        assert process.exitcode == code, printed
+        return printed
+
+    def wait_for_rows(self, out: str, least: int, process: BaseProcess) -> None:
+        """Wait until an index that is being made has so many rows."""
+        path = self.folder / out
+
+        def enough() -> bool:
+            assert process.is_alive()
+            return any(path.glob("*.lance")) and bool((index := Index.open(path)).modalities) and index.rows("text") >= least
+
+        wait_until(enough)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forking() -> Iterator[None]:
+    yield
+    forked.stop_forking()
 
 
 @pytest.fixture
-def indexing(tmp_path: Path) -> Any:
-    """Start `bridgekit index` on 192 lines in a process of its own, in blocks of 16 and with a store of its own."""
-    real_bridge().save(tmp_path / "bridge")
-    (tmp_path / "lines.txt").write_text("\n".join(words(192)), encoding="utf-8")
-    started: list[subprocess.Popen[str]] = []
-
-    def start(out: str, home: str) -> subprocess.Popen[str]:
-        arguments = ["index", tmp_path / "lines.txt", "--bridge", tmp_path / "bridge", "--out", tmp_path / out]
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-c", RUNNER, *map(str, arguments)],
-                env={**os.environ, "BRIDGEKIT_HOME": str(tmp_path / home), "OMP_NUM_THREADS": "1"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-        return started[-1]
-
-    yield start
-    for process in started:
+def indexing(tmp_path: Path) -> Iterator[Indexing]:
+    made = Indexing(tmp_path)
+    yield made
+    for process in made.started:
         process.kill()
-        process.communicate()
+        process.join()
 
 
-def wait_for_rows(path: Path, least: int, process: subprocess.Popen[str]) -> int:
-    while process.poll() is None:
-        if any(path.glob("*.lance")) and (index := Index.open(path)).modalities and (rows := index.rows("text")) >= least:
-            return rows
-        time.sleep(0.02)
-    raise AssertionError(f"the process ended: {process.communicate()}")
-
-
-def test_a_run_that_is_killed_goes_on_and_ends_with_the_rows_of_one_that_was_not(tmp_path: Path, indexing: Any) -> None:
-    undisturbed = indexing("whole", "home 1")
-    assert undisturbed.wait() == 0, undisturbed.communicate()
+def test_a_run_that_is_killed_goes_on_and_ends_with_the_rows_of_one_that_was_not(tmp_path: Path, indexing: Indexing) -> None:
+    indexing.run("whole", "home 1")
     for least in (16, 80):
-        process = indexing("killed", "home 2")
-        rows = wait_for_rows(tmp_path / "killed", least, process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert rows < 192, "it was killed in the middle"
-        assert len(contents(tmp_path / "killed")) < 192
-        assert len(Index.open(tmp_path / "killed").search(torch.eye(1, 64), "text", 5).hits[0]) == 5, "it can be searched"
-    last = indexing("killed", "home 2")
-    out, _ = last.communicate()
-    assert last.returncode == 0
-    assert 0 < int(re.search(r"(\d+) new", out).group(1)) < 192  # type: ignore[union-attr]
+        process = indexing.start("killed", "home 2", whole=False)
+        indexing.wait_for_rows("killed", least, process)
+        process.kill()
+        process.join()
+        assert least <= len(contents(tmp_path / "killed")) < 192
+        assert len(Index.open(tmp_path / "killed").search(torch.eye(1, 8), "text", 5).hits[0]) == 5, "it can be searched"
+    printed = indexing.run("killed", "home 2")
+    assert 0 < int(re.search(r"(\d+) new", printed).group(1)) < 192  # type: ignore[union-attr]
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_ctrl_c_leaves_an_index_that_can_be_read(tmp_path: Path, indexing: Any) -> None:
-    process = indexing("stopped", "home 1")
-    wait_for_rows(tmp_path / "stopped", 16, process)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
-    assert process.returncode == 130
-    assert "Nothing is lost" in err
-    assert "Traceback" not in err
+def test_ctrl_c_leaves_an_index_that_can_be_read(tmp_path: Path, indexing: Indexing) -> None:
+    process = indexing.start("stopped", "home", whole=False)
+    indexing.wait_for_rows("stopped", 16, process)
+    os.kill(process.pid or 0, signal.SIGINT)
+    printed = indexing.end(process, "stopped", "home", 130)
+    assert "Nothing is lost" in printed
+    assert "Traceback" not in printed
     assert 16 <= len(contents(tmp_path / "stopped")) < 192
 
 
-def test_two_processes_at_once_add_no_row_twice(tmp_path: Path, indexing: Any) -> None:
-    processes = [indexing("shared", "home 1"), indexing("shared", "home 2")]
-    for process in processes:
-        _, err = process.communicate()
-        assert process.returncode == 0, err
+def test_two_processes_at_once_add_no_row_twice(tmp_path: Path, indexing: Indexing) -> None:
+    processes = {home: indexing.start("shared", home) for home in ("home 1", "home 2")}
+    for home, process in processes.items():
+        indexing.end(process, "shared", home)
     assert len(contents(tmp_path / "shared")) == 192
 
 
@@ -515,7 +524,7 @@ def test_writers_that_add_the_same_rows_at_the_same_moment_add_them_once(tmp_pat
     def add(bridge: Bridge, index: Index) -> None:
         try:
             for round_ in range(5):
-                barrier.wait(timeout=60)
+                barrier.wait(timeout=PATIENCE)
                 index.add(bridge, Listing("text", words(20, 20 * round_)))
         except BaseException as error:
             errors.append(error)
