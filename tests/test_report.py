@@ -1,4 +1,4 @@
-"""The report: what it says, that it says it safely, and what a person in a browser sees and hears of it."""
+"""The report: its content, its safety with untrusted text, and how it works in a browser."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import html
 import itertools
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -31,7 +32,7 @@ from bridgekit.report.previews import CLIP_SECONDS, make_previews, outline
 from bridgekit.report.space_map import shared_space
 from bridgekit.report.tables import worst_and_best
 from bridgekit.tables.reading import read_pairs
-from tests.browser import DESKTOP, PHONE, browser_page, screenshot
+from tests.browser import DESKTOP, PHONE, browser_page, one_browser, screenshot
 from tests.conftest import Run, tone
 from tests.toys import LetterEncoder, ToneEncoder, tone_table
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 QUICK = replace(PRESETS["default"], epochs=15, batch_size=32, shared_dim=16)
-#: What a stranger's table may hold.
+#: What an untrusted table may contain.
 HOSTILE = (
     "<script>window.harmed = 1</script>",
     '"><img src=x onerror="window.harmed = 2">',
@@ -224,7 +225,7 @@ def test_a_bridge_cannot_make_the_report_read_a_table_elsewhere(
     assert run("report", "tones", "--pairs", elsewhere, "--no-check")[0] == 0
 
 
-# ---- what is in it
+# ---- its content
 
 
 def small_report(folder: Path, **changes: Any) -> str:
@@ -242,7 +243,7 @@ def small_report(folder: Path, **changes: Any) -> str:
 
 
 def record(method: str, recall: float = 0.5, **changes: Any) -> dict[str, Any]:
-    """Recall of a method, as a bridge's metrics hold it."""
+    """Recall of a method, as in a bridge's metrics."""
     question = {"split": "test", "direction": "audio → text", "among": "split", "queries": 4, "candidates": 4}
     return {**question, "method": method, **{f"recall@{k}": recall for k in (1, 5, 10)}, "median_rank": 1.5, **changes}
 
@@ -453,6 +454,13 @@ def test_an_outline_follows_the_loudness() -> None:
 # ---- in a browser
 
 
+@pytest.fixture(scope="module", autouse=True)
+def chromium() -> Iterator[None]:
+    """Show all pages in one browser."""
+    with one_browser():
+        yield
+
+
 @pytest.fixture(scope="module")
 def real_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report on a small bridge of field recordings, drawn pictures and words, by the starter's real encoders."""
@@ -508,7 +516,7 @@ def shown_cell(heat: dict[str, Any], row: int, column: int) -> str:
 
 
 def playing(page: Page, name: str) -> None:
-    """Wait until a clip is heard: its player moves on."""
+    """Wait until a clip plays: its player advances."""
     page.wait_for_function(
         """name => [...document.querySelectorAll(".play")].some(
             (button) => button.getAttribute("aria-label") === `Play ${name}`
@@ -583,7 +591,7 @@ def test_the_map_goes_by_keyboard_alone(real_report: Path) -> None:
         page.keyboard.press("Enter")
         card = page.locator("#card")
         assert str(hits[0]["name"]) in card.inner_text()
-        page.keyboard.press("End")  # whatever is dimmed can be gone to, but arrows pass it by
+        page.keyboard.press("End")  # dimmed points can be reached, but arrow keys skip them
         visited = set()
         for key in ("Home", *["ArrowRight", "ArrowDown", "ArrowLeft", "ArrowUp"] * 3):
             page.keyboard.press(key)

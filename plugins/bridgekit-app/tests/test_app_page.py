@@ -1,4 +1,4 @@
-"""The page of `bridgekit app` in a real browser: somebody speaks and sees, errs and is told, on a desktop and on a phone."""
+"""The page of `bridgekit app` in a real browser: recording, searching, drawing and errors, on a desktop and on a phone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from bridgekit_app.limits import Limits
 from served import Served, served
 
-from tests.browser import PHONE, browser_page, screenshot
+from tests.browser import PHONE, browser_page, one_browser, screenshot
 from tests.spoken_words import WORDS, SpokenWords, say
 
 if TYPE_CHECKING:
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 #: Chromium listens to a file in place of a microphone, and asks nobody whether it may.
 FAKE = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 WAIT = 600_000  # milliseconds: the first picture waits for the model, on a machine that may be busy
+
+
+@pytest.fixture(scope="module", autouse=True)
+def chromium() -> Iterator[None]:
+    """Show all pages in one browser."""
+    with one_browser():
+        yield
 
 
 @pytest.fixture(scope="module")

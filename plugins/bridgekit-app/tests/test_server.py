@@ -1,4 +1,4 @@
-"""The server behind `bridgekit app`: what it answers, what it refuses, and what it leaves behind, over real HTTP."""
+"""The server behind `bridgekit app`: what it answers, what it refuses, and what it leaves behind, tested over real HTTP."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from bridgekit_app import state, uploads
 from bridgekit_app.batching import Batcher
 from bridgekit_app.jobs import Cancelled, Emit, Job, Queue
 from bridgekit_app.limits import Limits, Refusal
@@ -39,6 +40,7 @@ from served import SMALL, Served, served
 
 from bridgekit import Bridge
 from tests.conftest import Run, tone
+from tests.shared import PATIENCE
 from tests.spoken_words import WORDS, SpokenWords, say
 
 
@@ -329,8 +331,8 @@ def test_only_its_own_pages_and_programs_may_ask(server: Served) -> None:
     )
 
 
-def raw(server: Served, request: bytes, *, wait: float = 20) -> bytes:
-    """What a server answers to bytes as they are, without a client that mends them."""
+def raw(server: Served, request: bytes, *, wait: float = PATIENCE) -> bytes:
+    """What a server answers to raw bytes, which no client normalises."""
     with socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2])), timeout=wait) as line:
         line.sendall(request)
         answer = b""
@@ -419,28 +421,21 @@ def test_bodies_that_lie_about_their_length_or_never_end_are_given_up(spoken_wor
 # ---- what it leaves
 
 
-def test_uploads_go_to_a_private_folder_and_do_not_stay(server: Served, clip: Callable[[str], Path]) -> None:
+def test_uploads_go_to_a_private_folder_and_do_not_stay(
+    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert server.folder.stat().st_mode & 0o777 == 0o700
     seen: list[str] = []
-    stop = threading.Event()
 
-    def look() -> None:
-        while not stop.is_set():
-            with contextlib.suppress(FileNotFoundError):  # folders go while they are looked into
-                seen.extend(path.name for path in server.folder.rglob("*.wav"))
+    def prepare(*arguments: Any) -> Any:
+        seen.extend(path.name for path in server.folder.rglob("*.wav"))
+        return uploads.prepare(*arguments)
 
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    try:
-        for number in range(10):
-            sound = tone(server.folder.parent / "t" / f"{number}.wav", 300 + number)
-            files = {"audio": ("../../escape.wav", sound.read_bytes())}
-            assert server.client.post("/embed", files=files).json()["embeddings"][0]["item"] == "escape.wav"
-    finally:
-        stop.set()
-        watcher.join()
-        shutil.rmtree(server.folder.parent / "t")
-    assert set(seen) == {"0.wav"}
+    monkeypatch.setattr(state, "prepare", prepare)
+    for number in range(3):
+        files = {"audio": ("../../escape.wav", tone(tmp_path / f"{number}.wav", 300 + number).read_bytes())}
+        assert server.client.post("/embed", files=files).json()["embeddings"][0]["item"] == "escape.wav"
+    assert seen == ["0.wav"] * 3
     assert not list(server.folder.iterdir())
 
 
@@ -519,7 +514,7 @@ def test_more_pictures_than_there_is_room_for_are_told_to_come_again(spoken_word
 
 def test_more_requests_than_are_answered_at_a_time_are_told_to_come_again(spoken_words: SpokenWords) -> None:
     with served(spoken_words, replace(SMALL, requests=2)) as running:
-        body = {"text": "cat", "steps": 60}
+        body = {"text": "cat", "steps": 20}
         with ThreadPoolExecutor(6) as pool:
             answers = list(pool.map(lambda _: httpx.post(f"{running.address}/generate", json=body, timeout=600), range(6)))
         assert {answer.status_code for answer in answers} == {200, 503}
@@ -683,7 +678,7 @@ def test_work_whose_client_has_gone_ends_when_it_next_tells_of_itself() -> None:
 
 
 def start(words: SpokenWords, folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
-    """`bridgekit app` in a process of its own, and the address that it tells."""
+    """`bridgekit app` in a process of its own, and the address that it prints."""
     environment = {
         **os.environ,
         "BRIDGEKIT_HOME": str(words.home),
@@ -717,7 +712,7 @@ def test_ctrl_c_ends_it_in_the_middle_of_a_picture_and_leaves_nothing(spoken_wor
             next(kind for kind, _ in events(answer) if kind == "preview")
             assert list(tmp_path.glob("bridgekit-app-*"))
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=60)
+            _, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 0, err
