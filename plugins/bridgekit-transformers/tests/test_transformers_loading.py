@@ -9,6 +9,7 @@ import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 
+from bridgekit.cli import main
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.plugins import installed_plugins, load_encoder
 
@@ -264,14 +265,15 @@ def test_opening_a_model_prints_nothing_and_leaves_the_settings_of_the_process_a
     assert done.stdout + done.stderr == ""
 
 
-def test_the_command_line_tells_an_error_in_a_few_lines(tiny: Tiny, tmp_path: Path) -> None:
+def test_the_command_line_tells_an_error_in_a_few_lines(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "texts.csv").write_text("text,other\na,b\n")
-    command = [sys.executable, "-c", "from bridgekit.cli import main; main()", "align", "--a", f"transformers:{tiny('clip')}"]
-    done = subprocess.run(
-        [*command, "--b", f"transformers:{tiny('bert')}", "--pairs", str(tmp_path / "texts.csv")],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert "two towers" in done.stderr
-    assert "Traceback" not in done.stderr
+    sides = ["--a", f"transformers:{tiny('clip')}", "--b", f"transformers:{tiny('bert')}"]
+    monkeypatch.setattr(sys, "argv", ["bridgekit", "align", *sides, "--pairs", str(tmp_path / "texts.csv")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert "two towers" in printed
+    assert "Traceback" not in printed
