@@ -1,4 +1,4 @@
-"""`align` from a table to a bridge: it learns, repeats itself, resumes, and loses nothing."""
+"""`align` from a table to a bridge: it learns, is reproducible, resumes, and drops no good row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches are the same ones each time and hold what is alike; bfloat16 is used where it was seen to agree, and only there."""
+"""Batches are deterministic and group items of similar size; bfloat16 is used only where a check finds it accurate."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LayerEncoder(LetterEncoder):
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine that multiplies bfloat16 faster, whatever this one does."""
+    """Pretend that this machine multiplies bfloat16 faster."""
     monkeypatch.setenv("BRIDGEKIT_PRECISION", "bfloat16")
 
 
@@ -94,7 +94,7 @@ def test_an_encoder_that_bfloat16_spoils_runs_in_float32_and_it_is_told_how_far_
     assert result.precision.agreement < AGREEMENT
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         spoiled = encoder.encode([encoder.prepare(str(text)) for text in TEXTS])
-    # What all latents have in common hides it: only around their mean is it seen.
+    # A large common offset hides the difference: it shows only around the mean.
     assert cosine_similarity(result.matrix[result.ids], spoiled).min() > AGREEMENT
 
 

@@ -1,4 +1,4 @@
-"""Three modalities in one space, at once or one after the other; rows may have holes, and what is bound to stays as it is."""
+"""Three modalities in one space, at once or one by one; rows may have holes, and binding leaves existing sides alone."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_the_command_line_joins_three_binds_and_searches_across(run: Run, worksh
     code, out, _ = run("bind", "bridges/two", "--add", "image", "--pairs", workshop.folder / "gallery.csv")
     assert "Reused the bridge of an earlier run" in out
     assert "audio → text" not in out
-    # A file's ending tells its modality, and text is what is searched unless the user says otherwise.
+    # A file's suffix gives its modality, and text is searched unless the user says otherwise.
     code, out, _ = run("search", workshop.folder / "seen" / "owl.png", "--bridge", "bridges/two", "-k", "1", "--json")
     assert (code, json.loads(out)[0]["found"][0]["item"]) == (0, "owl")
     code, out, _ = run("search", workshop.clip("owl"), "--bridge", "bridges/two", "--to", "image", "--json")

@@ -1,4 +1,4 @@
-"""A bridge is saved whole, read back exactly, and says what is wrong with a bad one."""
+"""A bridge is saved and loaded exactly, and a damaged one is refused with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model card: it is made of a bridge's metadata alone, and what strangers wrote in that stays text."""
+"""The model card: made of a bridge's metadata alone, with untrusted text escaped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOSTILE = "<img src=x onerror=alert(1)>](http://evil) `|` ![x](http://evil)\n# o
 
 
 def metadata(**changes: Any) -> dict[str, Any]:
-    """What `bridge.json` holds of a small bridge."""
+    """`bridge.json` of a small bridge."""
     record = {"split": "test", "direction": "audio → text", "among": "split", "method": "FuseMix", "queries": 4}
     record |= {"candidates": 1200, "recall@1": 0.25, "recall@5": 0.5, "recall@10": 1.0, "median_rank": 2.5}
     sides = {

@@ -1,4 +1,4 @@
-"""`check_pairs` finds what is wrong with a table of real files, and nothing where nothing is."""
+"""`check_pairs` finds what is wrong with a table of real files, and nothing in a clean one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def copy(table: Path, clip: str, name: str) -> str:
     return f"clips/{name}"
 
 
-# ---- a sound table
+# ---- a clean table
 
 
 def test_a_sound_table_has_no_errors_and_no_warnings_and_is_told_in_the_splits_that_align_makes(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line as a newcomer meets it: help, output for people and machines, one message for each mistake."""
+"""The command line as a new user sees it: help, output for people and programs, one message for each mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bridgekit check`: the worst first, a remedy for each, and an exit code for scripts."""
+"""`bridgekit check`: the worst finding first, a remedy for each, and an exit code for scripts."""
 
 from __future__ import annotations
 

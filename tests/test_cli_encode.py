@@ -1,4 +1,4 @@
-"""`bridgekit encode`: a table's items into the store, told as it is."""
+"""`bridgekit encode`: a table's items are encoded into the latent store, and the counts are right."""
 
 from __future__ import annotations
 

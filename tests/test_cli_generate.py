@@ -1,4 +1,4 @@
-"""`bridgekit generate` and `bridgekit eval --generate` as a newcomer meets them."""
+"""`bridgekit generate` and `bridgekit eval --generate` as a new user sees them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bridgekit subset`: rows to train on are chosen, rows to test on stay, and `align` reads what was written."""
+"""`bridgekit subset`: training rows are selected, test rows stay, and `align` reads the table it writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def split_table(folder: Path) -> Path:
-    """The table of tones with splits, groups and a column of somebody's own: of six clips a name, four are to train on."""
+    """The table of tones with splits, groups and a custom column: four of the six clips of each name are training rows."""
     rows = rows_of(tone_table(folder))
     splits = ["train", "training", "", "TRAIN", "dev", "test"]
     lines = ["group,note,audio,text,split"]

@@ -1,4 +1,4 @@
-"""The map from a bridge's space into a model's conditioning: it gives back what it was fitted on, and is kept whole."""
+"""The map from a bridge's space to a model's conditioning: it reproduces what it was fitted on, and is saved safely."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.toys import NAMES
 
 pytestmark = pytest.mark.usefixtures("picture_toys")
 
-#: For each family: captions, steps of fitting, and to what cosine the model's own encoding of these captions comes back.
+#: For each family: number of captions, steps of fitting, and the expected cosine to the model's own encoding of the captions.
 FAMILIES = {
     "stable_diffusion": (8, 40, 0.99),
     "sdxl": (6, 40, 0.99),
@@ -54,7 +54,7 @@ QUICK = Fit(steps=4, batch_size=4)
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks of a width that twenty captions need."""
+    """Small networks, wide enough for twenty captions."""
     monkeypatch.setattr(conditioner, "ConditionerNet", partial(conditioner.ConditionerNet, width=64))
 
 
@@ -97,7 +97,7 @@ def test_the_text_encoders_own_embeddings_of_the_training_captions_come_back(
     conditioning = own(family)
     count, steps, cosine = FAMILIES[family]
     captions = NAMES[:count]
-    # Without noise, since these very captions are what is asked for.
+    # Without noise, since the same captions are the test.
     fit = Fit(steps=steps, batch_size=min(count, 10), lr=1e-2, noise=0.0)
     fitted = fit_conditioner(bridge, conditioning, captions, fit=fit)
     truth, made = conditioning.encode(captions), fitted(bridge.embed("text", captions))

@@ -1,4 +1,4 @@
-"""What a pipeline takes in place of a prompt, asked of tiny pipelines of the stock classes with random weights."""
+"""What a pipeline takes in place of a prompt, found out from tiny pipelines of the stock classes with random weights."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def draw(
 
 
 def own_latents(pipeline: Any, captions: Sequence[str], *, guided: bool) -> npt.NDArray[np.float32]:
-    """The same of captions, if the pipeline is simply asked to draw them."""
+    """The same for captions that the pipeline encodes itself."""
     asked: dict[str, Any] = {"prompt": list(captions)}
     if guidance_argument(pipeline) == "true_cfg_scale":  # these have no negative prompt unless one is named
         asked["negative_prompt"] = [""] * len(captions)
@@ -526,7 +526,7 @@ def test_an_adapter_driven_in_batches_is_otherwise_as_diffusers_made_it() -> Non
         np.testing.assert_array_equal(one, other)
 
 
-# ---- what is offered
+# ---- which conditioning a pipeline offers
 
 
 @pytest.mark.parametrize("name", ["sd_ip_adapter", "flux_ip_adapter"])
@@ -558,7 +558,7 @@ def test_a_pipeline_that_also_needs_the_prompt_itself_is_told_why() -> None:
 
 
 def test_no_class_is_known_by_its_name() -> None:
-    """A pipeline of somebody's own, with wrappers around its methods and names of its own, is asked like any other."""
+    """A custom pipeline, with wrapped methods and unusual names, is inspected like any other."""
     from diffusers import StableDiffusionPipeline
 
     class Mine(StableDiffusionPipeline):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""InfoNCE without the matrix equals InfoNCE with it, in value and every gradient."""
+"""Tiled InfoNCE equals InfoNCE over the whole matrix, in value and every gradient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's name carries options that no shell minds."""
+"""Options in a model's name need no quoting in a shell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows are asked, who is right, and among whom."""
+"""Which rows are queries, which answers are correct, and what the gallery is."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def table(left: list[str], right: list[str], split: list[str], group: list[str] 
 
 
 def placed(encoded: EncodedPairs, other: dict[int, list[float]], text: dict[int, list[float]]) -> dict[str, Tensor]:
-    """Embeddings by row, put where each row's item is."""
+    """Embeddings given by row, arranged by item."""
     embedded = {}
     for modality, rows in (("other", other), ("text", text)):
         matrix = torch.zeros(len(encoded.latents[modality].matrix), 2)
@@ -62,13 +62,13 @@ def placed(encoded: EncodedPairs, other: dict[int, list[float]], text: dict[int,
 
 
 def test_among_all_the_other_splits_distract_but_right_answers_that_training_saw_neither_count_nor_hinder() -> None:
-    # Row 0 asks. Row 1, in training, has the same text; row 2's text is a stranger from training.
+    # Row 0 is the query. Row 1, in training, has the same text; row 2, in training, has another one.
     encoded = table(["q", "seen", "else"], ["name", "name", "stranger"], ["test", "train", "train"])
     rows = np.array([0])
     near_stranger = placed(encoded, {0: [1, 0], 1: [0, 1], 2: [0, 1]}, {0: [0.6, 0.8], 2: [0.9, 0.1]})
     assert split_recall(encoded, near_stranger, rows, "other", "text", "split").at[1] == 1
     assert split_recall(encoded, near_stranger, rows, "other", "text", "all").at[1] == 0
-    # Backwards, the clip of training that is right for the name too stands nearer: it is passed over.
+    # Backwards, a training clip that is also correct for the name is nearer: it is left out of the ranking.
     seen_nearer = placed(encoded, {0: [0.8, 0.6], 1: [1, 0], 2: [0, 1]}, {0: [1, 0], 2: [0, 1]})
     result = split_recall(encoded, seen_nearer, rows, "text", "other", "all")
     assert result.at[1] == 1
@@ -208,7 +208,7 @@ def test_where_bridgekit_splits_no_row_is_ever_in_two_splits(rows: list[tuple[in
     try:
         split = split_pairs(Pairs(columns, "a test", tuple(range(len(rows)))), seed, ids)
     except BridgekitError:
-        return  # too much in common to be split
+        return  # its rows share too much to be split
     assert not leaks(split, ids, contents)
 
 

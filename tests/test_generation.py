@@ -40,13 +40,13 @@ FAMILIES = {
     "kandinsky22": ("image", "image", "image_embeds"),
     "stable_unclip_img2img": ("image", "", "image_embeds"),
 }
-#: A batch moves sums by a rounding error, which may be a step of a pixel.
+#: Batching changes sums by a rounding error, which may change a pixel by one.
 ABOUT = {"rtol": 0.0, "atol": 2.0}
 
 
 @pytest.fixture(autouse=True)
 def quick(picture_toys: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The plugin with pictures, an empty folder to be in, and conditioners that are hardly fitted."""
+    """The plugin with pictures, an empty working directory, and conditioners fitted with few steps."""
     monkeypatch.setattr(painter, "fit_conditioner", partial(conditioner.fit_conditioner, fit=Fit(steps=3, batch_size=4)))
     monkeypatch.setattr(conditioner, "ConditionerNet", partial(conditioner.ConditionerNet, width=32))
     monkeypatch.chdir(tmp_path)
@@ -73,7 +73,7 @@ def bridge(workshop: Workshop, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sd(models: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A tiny Stable Diffusion that a test may spoil."""
+    """A tiny Stable Diffusion that a test may modify."""
     return Path(shutil.copytree(models("stable_diffusion"), tmp_path / "sd"))
 
 
@@ -143,7 +143,7 @@ def test_sounds_become_pictures_through_an_ip_adapter(workshop: Workshop, tmp_pa
     assert open_painter(painter.bridge, painter.model, folder).fitted is False
 
 
-# ---- what goes in
+# ---- inputs
 
 
 def test_the_same_seed_gives_the_same_picture_and_another_another(workshop: Workshop, draw: Callable[..., Generation]) -> None:
@@ -222,7 +222,7 @@ def test_a_blend_of_two_conditionings_keeps_what_only_one_of_them_has() -> None:
     assert blended["prompt_embeds"][..., 0].tolist() == [[2, 5, 5], [2, 2, 5]]
 
 
-# ---- what comes out
+# ---- outputs
 
 
 def test_a_folder_of_clips_gives_one_picture_each_and_a_contact_sheet(
@@ -452,7 +452,7 @@ SPOILED: dict[str, Callable[[Path], None]] = {
 
 
 def clear(error: BridgekitError) -> None:
-    """One message of one to three lines that says how to mend it."""
+    """One message of one to three lines that says how to fix it."""
     assert error.remedy
     assert 2 <= len(str(error).splitlines()) <= 3
 

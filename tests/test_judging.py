@@ -1,4 +1,4 @@
-"""The judge of generated pictures: it sees pixels, is not flattered by ties, and is asked about held-out rows only."""
+"""The judge of generated pictures: it sees pixels, counts ties as errors, and looks at held-out rows only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("picture_toys")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Conditioners of two hundred small steps: enough for eight patches of colour."""
+    """Conditioners fitted with two hundred small steps: enough for eight patches of colour."""
     fit = Fit(steps=200, batch_size=32, noise=0.2)
     monkeypatch.setattr(painter, "fit_conditioner", partial(fit_conditioner, fit=fit))
 
@@ -139,7 +139,7 @@ def test_a_foreign_table_of_clips_that_training_saw_is_refused(judged: Any, work
 def test_only_rows_are_asked_that_training_held_out(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where a row was set aside then, or a clip occurs twice under two names: both move the split."""
+    """Also if a row was set aside then, or a clip occurs under two names: both change the split."""
     rows = (workshop.folder / "pairs.csv").read_text().splitlines()
     (tmp_path / "note.wav").write_text("not audio")
     (tmp_path / "again.wav").write_bytes(workshop.clip("owl").read_bytes())

@@ -1,4 +1,4 @@
-"""Long runs keep their memory, files and threads: a small number of items and steps here, the real one in `make torture`."""
+"""Long runs leak no memory, files or threads: with few items and steps here, at full length in `make torture`."""
 
 from __future__ import annotations
 

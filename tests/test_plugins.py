@@ -1,4 +1,4 @@
-"""Plugins are found by entry point; a bad one is named and breaks nothing."""
+"""Plugins are found by entry point; a broken one is named and breaks nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures while they form: what a watcher is shown of a real model's work, and of pipelines of other kinds."""
+"""Previews of a picture while it is drawn, from a real model and from pipelines of other kinds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recall counts as a reader of a paper expects, and in tiles."""
+"""Recall is counted as papers count it, tile by tile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bridgekit.retrieval import Hit, class_embeddings, nearest, recall, relevanc
 
 
 def brute_force(scores: torch.Tensor, right: set[tuple[int, int]], skip: set[tuple[int, int]]) -> list[int]:
-    """For each query that has a right answer: one plus the wrong candidates that are not below its best right one."""
+    """Per query with a correct answer: one plus the wrong candidates that do not score below its best correct one."""
     ranks = []
     for query in sorted({query for query, _ in right}):
         mine = {candidate for asked, candidate in right if asked == query}

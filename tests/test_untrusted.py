@@ -1,4 +1,4 @@
-"""Bridges, tables and models of strangers: every attack is refused, and whatever is broken ends in a message."""
+"""Untrusted bridges, tables and models: every attack is refused, and damage ends in a message."""
 
 from __future__ import annotations
 

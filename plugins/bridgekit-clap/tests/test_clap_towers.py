@@ -1,4 +1,4 @@
-"""laion_clap without its downloads: what it is given while it is imported, and what is left behind afterwards."""
+"""laion_clap is imported without its downloads, and nothing stays patched afterwards."""
 
 import subprocess
 import sys
