@@ -83,7 +83,7 @@ def test_a_frozen_side_holds_for_all_the_others(workshop: Workshop, tmp_path: Pa
     assert min(recalls(bridge).values()) > 0.5
 
 
-def test_pairs_of_modalities_that_no_test_row_has_are_told(run: Run, workshop: Workshop, tmp_path: Path) -> None:
+def test_pairs_of_modalities_without_a_test_row_are_reported(run: Run, workshop: Workshop, tmp_path: Path) -> None:
     table = three_column_table(workshop, tmp_path)
     rows = [line.split(",") for line in table.read_text().splitlines()]
     # Test rows lose their pictures, and nothing groups them.
@@ -116,7 +116,7 @@ def test_modalities_that_no_row_joins_are_refused(workshop: Workshop, tmp_path: 
         align(pairs=tmp_path / "t.csv", out=tmp_path / "bridge", preset=QUICK, outside=True, progress=False)
 
 
-def test_binding_leaves_the_other_sides_as_they_are_to_the_bit(workshop: Workshop, tmp_path: Path) -> None:
+def test_binding_leaves_the_other_sides_bit_for_bit_unchanged(workshop: Workshop, tmp_path: Path) -> None:
     folder = workshop.bridge(tmp_path / "bridge")
     (folder / "conditioners").mkdir()
     (folder / "conditioners" / "some.safetensors").write_bytes(b"fitted before")
@@ -176,7 +176,7 @@ def test_binding_again_by_the_same_call_does_nothing_and_by_another_is_refused(w
     assert (folder / "adapters.safetensors").read_bytes() == written
 
 
-def test_what_was_bound_can_be_bound_anew(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_bound_modality_can_be_bound_again(workshop: Workshop, tmp_path: Path) -> None:
     folder, table = workshop.bridge(tmp_path / "bridge"), workshop.folder / "gallery.csv"
     once = bind(folder, "image", table, seed=1, progress=False)
     again = bind(folder, "image", table, seed=0, overwrite=True, progress=False)

@@ -46,13 +46,13 @@ def test_a_bridge_that_was_not_evaluated_has_no_table_of_recall() -> None:
     assert "Evaluation" not in model_card(metadata(metrics=[]), "tones", [])
 
 
-def test_what_was_bound_later_stands_below_with_its_own_provenance() -> None:
+def test_a_modality_bound_later_is_listed_with_its_own_provenance() -> None:
     bound = {"modality": "image", "seed": 3, "fingerprint": "1" * 32}
     card = model_card(metadata(provenance={"seed": 1, "bound": [bound]}), "tones", [])
     assert "- seed: 1\n- bound later: image\n  - seed: 3\n" in card
 
 
-def test_no_markup_of_a_stranger_comes_through() -> None:
+def test_markup_in_metadata_is_escaped() -> None:
     told = metadata(
         sides={"audio": {"encoder": "toy:`a`|b", "revision": HOSTILE, "dim": 64, "frozen": False}},
         provenance={HOSTILE: HOSTILE, "pairs": [HOSTILE], "rows": {HOSTILE: 3}, "bound": [{"modality": HOSTILE}]},
@@ -70,7 +70,7 @@ def test_no_markup_of_a_stranger_comes_through() -> None:
     assert rest == "\n"
 
 
-def test_metadata_that_lacks_something_is_an_error_and_no_gap_in_the_card() -> None:
+def test_missing_metadata_is_an_error_rather_than_a_gap_in_the_card() -> None:
     incomplete = metadata()
     del incomplete["temperature"]
     with pytest.raises((UndefinedError, TypeError)):

@@ -101,7 +101,7 @@ def test_a_sealed_file_of_the_same_content_is_the_same_to_the_byte(tmp_path: Pat
     assert len(written) == 1
 
 
-def test_what_is_renamed_into_place_was_flushed_before_and_its_folder_after(
+def test_a_file_is_flushed_before_it_is_renamed_into_place_and_its_folder_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
@@ -133,7 +133,7 @@ def test_what_is_renamed_into_place_was_flushed_before_and_its_folder_after(
     assert done[-2:] == [f"exchange {name} b", f"fsync {tmp_path.name}"]
 
 
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed_and_files_of_a_live_one_are_not(tmp_path: Path) -> None:
     left = tmp_path / ".x.safetensors.0123456789abcdef0123456789abcdef.part"
     left.mkdir()
     (left / ".tmpAb3dEf").write_text("of safetensors' own")
@@ -149,7 +149,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
     assert aside(tmp_path) == []
 
 
-def test_files_may_be_read_by_whom_the_user_lets(tmp_path: Path) -> None:
+def test_files_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_sealed(tmp_path / "x.safetensors", {"a": torch.zeros(2)}, {})
@@ -176,7 +176,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
 # ---- latents
 
 
-def test_a_shard_with_a_flipped_bit_is_encoded_again_in_the_same_run_and_said(
+def test_a_shard_with_a_flipped_bit_is_reported_and_encoded_again_in_the_same_run(
     minilm: Encoder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = encode_items(minilm, WORDS)
@@ -210,7 +210,7 @@ def test_only_what_was_in_the_damaged_shard_is_encoded_again(minilm: Encoder) ->
     torch.testing.assert_close(again.matrix, expected.matrix)
 
 
-def test_a_damaged_shard_is_passed_over_where_it_cannot_be_removed(minilm: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_shard_that_cannot_be_removed_is_skipped(minilm: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     first = encode_items(minilm, WORDS)
     (shard,) = first.folder.glob("*.safetensors")
     flip(shard, shard.stat().st_size - 1)
@@ -257,7 +257,7 @@ def numbers(store: LatentStore, rows: range) -> list[float]:
     return store.read([bytes([row] * 32) for row in rows])[:, 0].tolist()
 
 
-def test_merging_never_serves_a_damaged_shard_anew_nor_removes_the_only_sound_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merging_never_revives_a_damaged_shard_or_removes_the_only_intact_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bridgekit.latents.store.SMALL_SHARD", 10)
     store = store_of([[0, 1], [2, 3], [4, 5], list(range(6, 20))])
     damaged = next(path for path, shard in store._shards.items() if shard.digests[0, 0] == 2)
@@ -268,7 +268,7 @@ def test_merging_never_serves_a_damaged_shard_anew_nor_removes_the_only_sound_co
     assert numbers(fresh, range(4, 20)) == list(range(4, 20))
 
 
-def test_a_process_killed_between_merging_and_removing_is_no_trouble_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_killed_between_merging_and_removing_leaves_a_usable_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bridgekit.latents.store.SMALL_SHARD", 5)
     store_of([[0, 1], [2], [3, 4]])
     for _ in range(12):  # its random name decides which copy is read first: in most of these, the large one
@@ -280,7 +280,7 @@ def test_a_process_killed_between_merging_and_removing_is_no_trouble_later(monke
     assert sum(len(shard.digests) < 5 for shard in LatentStore("toy", 2)._shards.values()) <= 1
 
 
-def test_shards_are_merged_by_as_many_rows_as_memory_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merged_shard_is_no_larger_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bridgekit.latents.store.MERGED_ROWS", 8)
     store = store_of([[row, row + 1] for row in range(0, 30, 2)])
     store.merge_small_shards()
@@ -290,7 +290,7 @@ def test_shards_are_merged_by_as_many_rows_as_memory_takes(monkeypatch: pytest.M
     assert numbers(LatentStore("toy", 2), range(30)) == list(range(30))
 
 
-def test_merging_is_left_to_the_process_that_is_at_it() -> None:
+def test_only_one_process_merges_at_a_time() -> None:
     store = store_of([[0], [1], [2]])
     other = hold_lock(store.folder / ".merging.lock")
     store.merge_small_shards(2)
@@ -302,9 +302,7 @@ def test_merging_is_left_to_the_process_that_is_at_it() -> None:
     assert aside(store.folder) == []
 
 
-def test_a_note_about_the_precision_that_is_damaged_is_as_good_as_none(
-    minilm: Encoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_damaged_precision_note_is_ignored(minilm: Encoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = Precision("bfloat16", 0.9995)
     monkeypatch.setattr(encode, "check_precision", lambda run, items: found)
     note = tmp_path / "begun-x.json"
@@ -316,7 +314,7 @@ def test_a_note_about_the_precision_that_is_damaged_is_as_good_as_none(
         flip(note, at)
 
 
-def test_what_the_processor_multiplies_fastest_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_product_dtype_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine may give another answer the second time, and a resumed run would end with other adapters."""
     monkeypatch.delenv(precision.VARIABLE, raising=False)
     for quick in (torch.bfloat16, torch.float32):
@@ -331,7 +329,7 @@ def test_what_the_processor_multiplies_fastest_is_asked_once(monkeypatch: pytest
 
 @pytest.mark.usefixtures("toy")
 @pytest.mark.parametrize("damage", ["a flipped bit", "cut short", "of another run", "no safetensors"])
-def test_training_starts_again_where_its_checkpoint_cannot_be_used(
+def test_training_starts_over_when_its_checkpoint_is_unusable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
     table = tone_table(tmp_path, copies=2)
@@ -412,7 +410,7 @@ def test_a_reader_finds_the_old_bridge_or_the_new_one_at_every_moment(
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_bridge_that_was_away_while_it_was_read_and_is_back_is_read_again(
+def test_a_bridge_that_is_moved_away_and_back_while_it_is_read_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "b"
@@ -435,7 +433,7 @@ def test_a_bridge_that_was_away_while_it_was_read_and_is_back_is_read_again(
     assert len(reads) == 2
 
 
-def test_a_folder_made_after_another_was_removed_is_not_taken_for_it_though_its_number_was_free(tmp_path: Path) -> None:
+def test_a_new_folder_with_the_inode_of_a_removed_one_is_not_mistaken_for_it(tmp_path: Path) -> None:
     folder = tmp_path / "b"
     folder.mkdir()
     with _held(folder) as still_there:
@@ -447,7 +445,7 @@ def test_a_folder_made_after_another_was_removed_is_not_taken_for_it_though_its_
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_bridge_that_a_killed_process_moved_away_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bridge_that_a_killed_process_moved_away_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = Path("bridges") / "b.c"
     bridges(folder)
@@ -476,7 +474,7 @@ def test_a_bridge_that_is_being_written_is_not_the_newest(tmp_path: Path, monkey
     assert newest_bridge() == Path("bridges/b")
 
 
-def test_a_folder_by_another_name_is_the_same_folder(tmp_path: Path) -> None:
+def test_writing_through_a_symlink_replaces_the_folder_it_points_to(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     write_folder_atomically(tmp_path / "link", lambda folder: (folder / "x").write_text("new"))
@@ -507,7 +505,7 @@ def hold_lock(path: Path) -> subprocess.Popen[bytes]:
     return child
 
 
-def test_who_waits_says_for_whom_and_goes_on_when_that_process_is_killed(
+def test_a_waiting_process_names_the_holder_of_the_lock_and_continues_when_it_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = hold_lock(tmp_path / ".b.lock")
@@ -526,7 +524,7 @@ def test_who_waits_says_for_whom_and_goes_on_when_that_process_is_killed(
     assert aside(tmp_path) == []
 
 
-def test_a_process_that_the_holder_forked_holds_nothing(tmp_path: Path) -> None:
+def test_a_fork_of_the_holder_does_not_hold_the_lock(tmp_path: Path) -> None:
     with cache.one_writer(tmp_path / "b"):
         child = os.fork()
         if not child:
@@ -539,7 +537,7 @@ def test_a_process_that_the_holder_forked_holds_nothing(tmp_path: Path) -> None:
     os.waitpid(child, 0)
 
 
-def test_reading_does_not_wait_for_who_writes(tmp_path: Path) -> None:
+def test_reading_does_not_wait_for_a_writer(tmp_path: Path) -> None:
     untrained().save(tmp_path / "b")
     other = hold_lock(tmp_path / ".b.lock")
     try:
@@ -574,9 +572,7 @@ def both_at_once(folder: Path, work: Callable[[], bool]) -> list[list[str]]:
     return sorted(printed, key=len)
 
 
-def test_two_aligns_to_one_place_and_two_binds_to_one_bridge_take_turns(
-    tmp_path: Path, workshop: Workshop, picture_toys: object
-) -> None:
+def test_two_runs_that_write_the_same_bridge_take_turns(tmp_path: Path, workshop: Workshop, picture_toys: object) -> None:
     pairs, gallery, bridge = workshop.folder / "pairs.csv", workshop.folder / "gallery.csv", tmp_path / "b"
     options = AlignOptions(pairs=pairs, out=bridge, preset=QUICK, progress=False)
     for work in (
@@ -617,7 +613,7 @@ def fill(disk: Path, but: int) -> Path:
     return ballast
 
 
-def test_on_a_full_disk_one_message_says_so_and_what_was_encoded_is_kept(
+def test_a_full_disk_is_reported_in_one_message_and_encoded_latents_are_kept(
     small_disk: Path, minilm: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BRIDGEKIT_HOME", str(small_disk / "home"))
@@ -639,7 +635,7 @@ def test_on_a_full_disk_one_message_says_so_and_what_was_encoded_is_kept(
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_bridge_that_finds_no_room_is_told_and_the_old_one_stays(small_disk: Path) -> None:
+def test_a_bridge_that_does_not_fit_on_the_disk_is_reported_and_the_old_one_stays(small_disk: Path) -> None:
     untrained().save(small_disk / "b")
     fill(small_disk, 4_096)
     with pytest.raises(BridgekitError, match="No space left on device"):
@@ -649,7 +645,7 @@ def test_a_bridge_that_finds_no_room_is_told_and_the_old_one_stays(small_disk: P
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_run_goes_on_where_only_its_checkpoints_find_no_room(
+def test_a_run_continues_when_only_its_checkpoints_do_not_fit_on_the_disk(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BRIDGEKIT_HOME", str(small_disk))
@@ -663,7 +659,7 @@ def test_a_run_goes_on_where_only_its_checkpoints_find_no_room(
     assert adapters(tmp_path / "wild") == adapters(tmp_path / "calm")
 
 
-def test_a_cache_that_is_read_only_is_read_and_what_lacks_is_one_message(
+def test_a_read_only_cache_is_read_and_missing_latents_are_one_message(
     small_disk: Path, minilm: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BRIDGEKIT_HOME", str(small_disk))
@@ -703,9 +699,7 @@ def test_a_home_that_is_a_file_is_one_message(run: Run, tmp_path: Path, monkeypa
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_home_with_spaces_and_letters_of_all_kinds_is_as_good_as_any(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_home_with_spaces_and_non_ascii_letters_works(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tone_table(tmp_path, copies=2)
     monkeypatch.setenv("BRIDGEKIT_HOME", str(tmp_path / "mein Cache – ключ 鍵 'q' #1%"))
     out = "Brücke nach [Norden]"
@@ -718,7 +712,7 @@ def test_a_home_with_spaces_and_letters_of_all_kinds_is_as_good_as_any(
 
 @pytest.mark.usefixtures("toy")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_who_stops_a_run_by_a_signal_is_told_and_loses_nothing(
+def test_a_run_stopped_by_a_signal_says_so_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     tone_table(tmp_path)

@@ -81,7 +81,7 @@ def has_open(pid: int, path: Path) -> bool:
         (signal.SIGKILL, "the decoder was killed (SIGKILL), by someone or because memory ran out"),
     ],
 )
-def test_a_decoder_that_crashes_in_the_midst_of_a_file_costs_that_file_alone(
+def test_a_decoder_that_crashes_while_reading_a_file_fails_only_that_file(
     tmp_path: Path, long_clip: Path, number: signal.Signals, message: str
 ) -> None:
     good = tone(tmp_path / "good.flac", 440)
@@ -103,7 +103,7 @@ def test_a_decoder_that_crashes_in_the_midst_of_a_file_costs_that_file_alone(
 
 
 @on_linux
-def test_a_decoder_that_hangs_is_ended_and_costs_that_file_alone(
+def test_a_decoder_that_hangs_is_killed_and_fails_only_that_file(
     tmp_path: Path, long_clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -117,7 +117,7 @@ def test_a_larger_file_is_given_more_time() -> None:
     assert (isolation.SECONDS, isolation.SECONDS_PER_MB) == (60, 1)
 
 
-def test_a_decoder_ends_itself_where_its_c_code_never_returns() -> None:
+def test_a_decoder_ends_itself_when_its_c_code_never_returns() -> None:
     program = """
         import re
         from bridgekit.decoding.isolation import _Alarm
@@ -127,7 +127,7 @@ def test_a_decoder_ends_itself_where_its_c_code_never_returns() -> None:
     assert python(program).returncode == -signal.SIGALRM
 
 
-def test_a_decoder_that_was_ended_between_two_files_costs_none(tmp_path: Path) -> None:
+def test_a_decoder_killed_between_two_files_fails_neither(tmp_path: Path) -> None:
     good = tone(tmp_path / "good.flac", 440)
     read_audio(good, 16_000)
     (decoder,) = isolation._pool.decoders
@@ -151,7 +151,7 @@ def test_a_file_that_takes_too_much_memory_is_refused_and_the_next_is_read(
     assert read_image(tmp_path / "small.png").size == (90, 90)
 
 
-def test_a_thread_has_a_decoder_to_itself_and_leaves_it_to_the_next(tmp_path: Path) -> None:
+def test_a_thread_has_a_decoder_to_itself_and_hands_it_on(tmp_path: Path) -> None:
     paths = [tone(tmp_path / f"{number}.flac", 200 + 50 * number) for number in range(16)]
     for path in paths:
         read_audio(path, 16_000)
@@ -165,7 +165,7 @@ def test_a_thread_has_a_decoder_to_itself_and_leaves_it_to_the_next(tmp_path: Pa
 
 
 @on_linux
-def test_descriptors_threads_and_processes_do_not_grow(tmp_path: Path) -> None:
+def test_descriptors_threads_and_processes_do_not_leak(tmp_path: Path) -> None:
     good, bad = tone(tmp_path / "good.flac", 440), tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
 
@@ -289,7 +289,7 @@ def test_a_fork_has_decoders_of_its_own(tmp_path: Path) -> None:
     assert (told.returncode, told.stderr) == (0, "")
 
 
-def test_what_lies_in_the_working_directory_is_not_run(tmp_path: Path) -> None:
+def test_code_in_the_working_directory_is_not_run(tmp_path: Path) -> None:
     trap = tmp_path / "downloads"
     trap.mkdir()
     for name in ("numpy", "soundfile", "json", "bridgekit", "PIL"):
@@ -318,7 +318,7 @@ def test_a_relative_path_is_read_where_the_program_is_now(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("program", ["missing", "failing"])
-def test_where_no_decoder_can_be_started_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+def test_a_decoder_that_cannot_be_started_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     python_of_mine = tmp_path / "python"
     if program == "failing":
         python_of_mine.write_text("#!/bin/sh\nexit 3\n")

@@ -33,7 +33,7 @@ def shown(model: ImageModel, **options: Any) -> tuple[list[Image.Image | None], 
     return seen, picture
 
 
-def test_a_picture_comes_nearer_to_what_it_will_be_with_every_look() -> None:
+def test_every_preview_is_closer_to_the_final_image() -> None:
     seen, picture = shown(open_model("starter:openmoji-64"))
     assert len(seen) == 10
     final = np.asarray(picture, dtype=float)
@@ -61,7 +61,7 @@ def test_a_pipeline_whose_latents_are_packed_draws_without_being_watched() -> No
     assert picture.size == (32, 32)
 
 
-def test_what_a_watcher_raises_ends_the_drawing() -> None:
+def test_an_exception_in_the_preview_callback_stops_the_drawing() -> None:
     class Enough(Exception):
         pass
 

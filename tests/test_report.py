@@ -110,7 +110,7 @@ def test_the_same_bridge_has_the_same_report_byte_for_byte(tmp_path: Path, monke
 
 
 @pytest.mark.usefixtures("toy")
-def test_the_verb_writes_it_anew_and_finds_a_table_that_has_moved(run: Run, tmp_path: Path) -> None:
+def test_the_report_verb_rewrites_it_and_accepts_the_new_path_of_a_moved_table(run: Run, tmp_path: Path) -> None:
     first = toy_report(tmp_path)
     code, out, _ = run("report", "tones", "--out", "pages/new.html", "--no-check")
     assert code == 0
@@ -184,7 +184,7 @@ def test_the_page_is_made_of_named_and_ordered_parts(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("toy")
-def test_rows_set_aside_and_few_queries_are_said_before_the_figures(tmp_path: Path) -> None:
+def test_rows_set_aside_and_small_test_sets_are_caveats_before_the_results(tmp_path: Path) -> None:
     table = tone_table(tmp_path)
     with table.open("a", encoding="utf-8") as file:
         file.write("clips/gone.wav,gone\n")
@@ -253,7 +253,7 @@ def text_of(page: str) -> str:
     return " ".join(html.unescape(re.sub("<(script|style)\b.*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)).split())
 
 
-def test_what_a_check_found_stands_with_the_data(tmp_path: Path) -> None:
+def test_findings_of_the_check_are_listed_with_the_data(tmp_path: Path) -> None:
     rows = tuple(f"row {number}, audio: <i>{number}</i>.wav" for number in range(30))
     findings = [
         Finding("leak", "error", "30 rows leak", "remove them", rows),
@@ -269,7 +269,7 @@ def test_what_a_check_found_stands_with_the_data(tmp_path: Path) -> None:
     assert section.index("error") < section.index("note")
 
 
-def test_metadata_of_a_strangers_bridge_stays_text(tmp_path: Path) -> None:
+def test_untrusted_metadata_is_escaped(tmp_path: Path) -> None:
     for number, text in enumerate(HOSTILE):
         page = small_report(
             tmp_path / str(number),
@@ -299,7 +299,7 @@ def test_metadata_of_a_strangers_bridge_stays_text(tmp_path: Path) -> None:
         assert text_of(page).count(" ".join(text.split())) >= 9  # each of them is shown, word for word
 
 
-def test_methods_stand_in_order_with_what_they_are_and_unknown_ones_first(tmp_path: Path) -> None:
+def test_methods_are_listed_in_order_with_explanations_and_unknown_ones_first(tmp_path: Path) -> None:
     methods = ["FuseMix", "linear", "closed-form start", "random"]
     page = small_report(tmp_path, metrics=[record(method) for method in [*methods, "guess"]])
     rows = re.findall(r'<th scope="row">(?:<bdi>)?([^<]+)', page[page.index('id="recall"') : page.index('id="retrievals"')])
@@ -385,7 +385,7 @@ def test_the_worst_and_the_best_are_those_with_the_widest_margins(tmp_path: Path
     assert isinstance(worst[0].query, Path)
 
 
-def test_no_right_answer_fills_a_list_of_cases(tmp_path: Path) -> None:
+def test_no_single_answer_fills_a_list_of_cases(tmp_path: Path) -> None:
     encoded = toy_pairs(tmp_path, 6)
     embedded = {
         modality: normalize(torch.randn(len(latents.matrix), 8, generator=torch.Generator().manual_seed(1)), dim=1)
@@ -395,7 +395,7 @@ def test_no_right_answer_fills_a_list_of_cases(tmp_path: Path) -> None:
         assert len({case.correct for case in cases}) == len(cases) == 15
 
 
-def test_a_map_holds_whole_rows_up_to_its_limit_and_knows_who_belongs_together(tmp_path: Path) -> None:
+def test_a_map_shows_whole_rows_up_to_its_limit_and_links_their_items(tmp_path: Path) -> None:
     encoded = toy_pairs(tmp_path, 3)
     embedded = {modality: normalize(latents.matrix, dim=1)[:, :32] for modality, latents in encoded.latents.items()}
     points = shared_space([(encoded, embedded)], limit=40)
@@ -412,7 +412,7 @@ def test_a_map_holds_whole_rows_up_to_its_limit_and_knows_who_belongs_together(t
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
-def test_a_map_of_a_handful_of_items_is_a_map(tmp_path: Path, rows: int) -> None:
+def test_a_map_works_with_a_handful_of_items(tmp_path: Path, rows: int) -> None:
     encoded = toy_pairs(tmp_path, 1).take(np.arange(rows))
     embedded = {modality: normalize(latents.matrix, dim=1)[:, :32] for modality, latents in encoded.latents.items()}
     assert len(shared_space([(encoded, embedded)])) == 2 * rows
@@ -579,7 +579,7 @@ def test_before_a_first_click_the_page_says_why_it_is_silent(real_report: Path) 
         page.get_by_text("only after the first click").wait_for()
 
 
-def test_the_map_goes_by_keyboard_alone(real_report: Path) -> None:
+def test_the_map_can_be_used_by_keyboard_alone(real_report: Path) -> None:
     with browser_page() as page:
         page.goto(real_report.as_uri())
         page.locator("#find").focus()
@@ -625,7 +625,7 @@ def test_a_heat_map_is_read_by_pointer_and_by_keyboard(real_report: Path) -> Non
         assert figure.locator("output").inner_text() == shown_cell(heat, 0, 2)
 
 
-def test_a_tap_on_a_phone_chooses_a_point_and_plays_it(real_report: Path) -> None:
+def test_a_tap_on_a_phone_selects_a_point_and_plays_it(real_report: Path) -> None:
     with browser_page(*PHONE, touch=True) as page:
         page.goto(real_report.as_uri())
         page.locator("#points").scroll_into_view_if_needed()
@@ -683,7 +683,7 @@ def test_it_is_legible_on_desktop_and_phone_in_light_and_dark(real_report: Path,
         assert page.evaluate(CONTRAST) == {}
 
 
-def test_without_javascript_charts_and_tables_stand(real_report: Path) -> None:
+def test_charts_and_tables_work_without_javascript(real_report: Path) -> None:
     with browser_page(javascript=False) as page:
         page.goto(real_report.as_uri())
         assert page.locator("noscript p").is_visible()
@@ -693,7 +693,7 @@ def test_without_javascript_charts_and_tables_stand(real_report: Path) -> None:
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_strangers_table_cannot_do_anything_in_the_page(tmp_path: Path) -> None:
+def test_an_untrusted_table_cannot_run_anything_in_the_page(tmp_path: Path) -> None:
     table = tone_table(tmp_path)
     rows = list(csv.reader(table.open(encoding="utf-8", newline="")))
     names = sorted({text for _, text in rows[1:]})

@@ -71,7 +71,7 @@ def test_exact_hits_are_those_of_the_plain_search_any_modality_by_any(tmp_path: 
         assert found.approximate is None
 
 
-def test_vectors_are_unit_length_float32_and_a_hit_tells_its_row(tmp_path: Path) -> None:
+def test_vectors_are_unit_length_float32_and_a_hit_has_its_rows_columns(tmp_path: Path) -> None:
     bridge = real_bridge()
     index = Index.create(tmp_path / "i")
     index.add(bridge, list_items(pictures(tmp_path), "text"))
@@ -128,7 +128,7 @@ def test_filters_take_columns_of_the_table_in_any_case(tmp_path: Path) -> None:
         ("year = 1 or " * 200 + "year = 2", f"at most {MAX_LENGTH:,}"),
     ],
 )
-def test_a_filter_that_is_none_is_one_message_that_names_the_columns(tmp_path: Path, where: str, told: str) -> None:
+def test_an_invalid_filter_is_one_message_that_names_the_columns(tmp_path: Path, where: str, told: str) -> None:
     index = Index.create(tmp_path / "i")
     index.add(toy_bridge(), Listing("text", ["ant", "bee"], cells={"split": ["a", "b"], "year": ["1", "2"]}))
     with pytest.raises(BridgekitError) as caught:
@@ -142,7 +142,7 @@ def test_a_filter_that_is_none_is_one_message_that_names_the_columns(tmp_path: P
 # ---- growing
 
 
-def test_what_is_there_is_neither_embedded_nor_added_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_items_are_neither_embedded_nor_added_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bridge = real_bridge()
     index = Index.create(tmp_path / "i")
     assert index.add(bridge, Listing("text", words(20))).new == 20
@@ -170,7 +170,7 @@ def test_a_file_that_moved_is_the_same_row_under_its_new_name(tmp_path: Path) ->
     assert len(hits) == 24
 
 
-def test_a_file_that_was_written_anew_answers_by_what_it_holds_now(tmp_path: Path) -> None:
+def test_a_rewritten_file_is_found_by_its_new_content(tmp_path: Path) -> None:
     bridge, table = real_bridge(), pictures(tmp_path)
     index = Index.create(tmp_path / "i")
     index.add(bridge, list_items(table, "image"))
@@ -185,7 +185,7 @@ def test_a_file_that_was_written_anew_answers_by_what_it_holds_now(tmp_path: Pat
     assert (added.gone, added.removed, index.rows("image")) == (1, 0, 24)  # kept until it can be read
 
 
-def test_what_vanished_is_told_and_pruned_from_its_own_source_only(tmp_path: Path) -> None:
+def test_vanished_items_are_reported_and_pruned_from_their_own_source_only(tmp_path: Path) -> None:
     bridge = toy_bridge()
     index = Index.create(tmp_path / "i")
     index.add(bridge, Listing("text", words(10), "a"))
@@ -196,7 +196,7 @@ def test_what_vanished_is_told_and_pruned_from_its_own_source_only(tmp_path: Pat
     assert (added.gone, added.removed, index.rows("text")) == (0, 6, 9)
 
 
-def test_what_a_table_says_otherwise_now_changes_in_the_index(tmp_path: Path) -> None:
+def test_changed_cells_of_a_table_are_updated_in_the_index(tmp_path: Path) -> None:
     bridge = toy_bridge()
     index = Index.create(tmp_path / "i")
     index.add(bridge, Listing("text", ["ant", "bee"], cells={"legs": ["6", "5"]}))
@@ -207,7 +207,7 @@ def test_what_a_table_says_otherwise_now_changes_in_the_index(tmp_path: Path) ->
     assert [hit.item for hit in found.hits[0]] == ["bee"]
 
 
-def test_columns_keep_their_kind_and_get_out_of_the_way(tmp_path: Path) -> None:
+def test_columns_keep_their_type_and_reserved_names_are_renamed(tmp_path: Path) -> None:
     bridge = toy_bridge()
     index = Index.create(tmp_path / "i")
     cells = {"source": ["web", "book"], "a.b": ["1", "2.5"], "_distance": ["x", "y"], "Vector": ["1", ""], "code": ["007", "8"]}
@@ -241,7 +241,7 @@ def test_bad_items_are_set_aside_and_strict_refuses_them(tmp_path: Path) -> None
     assert added.new == 23
 
 
-def test_a_file_whose_name_is_not_utf_8_costs_its_row_alone(tmp_path: Path) -> None:
+def test_a_file_whose_name_is_not_utf_8_fails_only_its_row(tmp_path: Path) -> None:
     bridge = real_bridge()
     pictures(tmp_path)
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/pictures/b\xe4r.png"))
@@ -254,7 +254,7 @@ def test_a_file_whose_name_is_not_utf_8_costs_its_row_alone(tmp_path: Path) -> N
 # ---- large tables
 
 
-def test_a_large_table_is_searched_approximately_with_recall_told_and_a_small_choice_of_it_exactly(
+def test_a_large_table_is_searched_approximately_with_known_recall_and_a_small_selection_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "APPROXIMATE_FROM", 600)
@@ -281,7 +281,7 @@ def test_a_large_table_is_searched_approximately_with_recall_told_and_a_small_ch
     assert all(hit.columns["number"] < 500 for hits in few.hits for hit in hits)  # type: ignore[operator]
 
 
-def test_what_is_added_after_an_approximate_index_was_built_is_found_and_it_is_built_again_when_outgrown(
+def test_rows_added_after_an_approximate_index_was_built_are_found_and_it_is_rebuilt_when_outgrown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "APPROXIMATE_FROM", 300)
@@ -334,7 +334,7 @@ def test_a_bridge_that_has_grown_a_modality_is_still_the_same(tmp_path: Path) ->
     assert len(index.find(whole, "text", "red", "text").hits[0]) == 3
 
 
-def test_there_is_no_index_or_something_else(tmp_path: Path) -> None:
+def test_a_missing_index_and_another_kind_of_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(BridgekitError, match="there is no"):
             Index.open(path)
@@ -402,7 +402,7 @@ def test_a_damaged_index_is_one_message(tmp_path: Path) -> None:
             assert len(hits) in (0, 50) if told is None else len(told.splitlines()) <= 3
 
 
-def test_any_name_of_a_folder_and_of_a_modality_will_do(tmp_path: Path) -> None:
+def test_any_folder_name_and_modality_name_works(tmp_path: Path) -> None:
     whole = toy_bridge()
     odd = replace(
         whole,
@@ -482,7 +482,7 @@ def indexing(tmp_path: Path) -> Iterator[Indexing]:
         process.join()
 
 
-def test_a_run_that_is_killed_goes_on_and_ends_with_the_rows_of_one_that_was_not(tmp_path: Path, indexing: Indexing) -> None:
+def test_a_killed_run_resumes_and_ends_with_the_rows_of_an_undisturbed_one(tmp_path: Path, indexing: Indexing) -> None:
     indexing.run("whole", "home 1")
     for least in (16, 80):
         process = indexing.start("killed", "home 2", whole=False)
