@@ -21,8 +21,12 @@ def toys(tmp_path: Path, toy: object) -> Path:
     return tone_table(tmp_path)
 
 
-def test_index_then_search_pictures_by_words_with_real_encoders(run: Run, tmp_path: Path) -> None:
-    real_bridge().save(tmp_path / "bridges" / "shapes ü")
+def test_index_then_search_pictures_by_words_with_real_encoders(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge = real_bridge()
+    bridge.save(tmp_path / "bridges" / "shapes ü")
+    monkeypatch.setattr("bridgekit.bridge.bridge.load_encoder", lambda name, device: bridge.encoder(name.partition(":")[2]))
     pictures(tmp_path)
     code, out, err = run("index", "pictures.csv", "--bridge", "bridges/shapes ü")
     assert code == 0, err
