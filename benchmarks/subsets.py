@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from bridgekit_subset.k_dpp import choose_subset, greedy_k_dpp
 from common import encoded_source, fusemix, random_split, spread, table
 from numpy.typing import NDArray
 
 from bridgekit import PRESETS
 from bridgekit.evaluation.recall import evaluate_splits
-from bridgekit.fusion.subsets import choose_subset, greedy_k_dpp
 
 WIDTH = 384
 #: The number of items, and how many are selected.

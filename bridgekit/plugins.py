@@ -32,6 +32,7 @@ OURS = ("clap", "ray", "starter", "timm", "transformers")
 VERBS = {
     "app": "Serve a page where you speak and see, and an API for programs.",
     "index": "Embed items once and keep them in an index, to be searched with search --index.",
+    "subset": "Choose k training pairs, diverse or at random. Rows of other splits are kept.",
 }
 #: How to install a plugin of ours. Not from PyPI, where such a name could be a stranger's package.
 INSTALL = "in bridgekit's own folder: pip install plugins/bridgekit-{}"
