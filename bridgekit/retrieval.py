@@ -53,7 +53,7 @@ class Hit:
     Arguments:
         item: a path or text.
         similarity: its cosine similarity to the query.
-        columns: column to cell of its row in an indexed table; empty where no index was searched.
+        columns: column to cell of its row in an indexed table; empty unless an index was searched.
     """
 
     item: Item
@@ -212,7 +212,7 @@ def nearest(queries: Tensor, candidates: Tensor, items: Sequence[Item], k: int =
 
     Arguments:
         queries, candidates, k: as for `search`.
-        items: m items, one a candidate.
+        items: the m candidates' items.
     """
     scores, indices = search(queries, candidates, k)
     return [

@@ -24,7 +24,7 @@ from bridgekit.storage.cache import put_all_back
 if TYPE_CHECKING:
     from bridgekit.bridge.bridge import Bridge
     from bridgekit.pairs import SetAside
-    from bridgekit.recipes.outcome import Alignment
+    from bridgekit.recipes.fit import Alignment
 
 #: Default folder of bridges.
 BRIDGES = Path("bridges")

@@ -160,8 +160,8 @@ def generate(options: GenerateOptions) -> Generation:
     }
     records = []
     for file, picture, row, found, seed in zip(files, pictures, named, nearest, seeds, strict=True):
-        heard = [(hit.item, hit.similarity) for hit in found]
-        write_png(picture, file, {"inputs": row, "seed": seed, "nearest": heard, **metadata})
+        hits = [(hit.item, hit.similarity) for hit in found]
+        write_png(picture, file, {"inputs": row, "seed": seed, "nearest": hits, **metadata})
         records.append(Generated(file, tuple(row), found, seed))
     if sheet:
         labels = [[_short(row), str(found[0].item) if found else ""] for row, found in zip(named, nearest, strict=True)]
