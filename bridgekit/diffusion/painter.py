@@ -155,7 +155,7 @@ def paint(
         options: drawing options; `gap` is ignored.
         seeds: one per image, or one for all. An image depends only on its own seed, up to rounding.
         report: progress, in steps.
-        watch: called with the latents after each step, see `bridgekit.diffusion.previews`. An exception stops the drawing.
+        watch: called with the latents after each step. An exception stops the drawing.
 
     Returns:
         n images.
