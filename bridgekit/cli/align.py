@@ -20,10 +20,7 @@ def command(
     ] = None,
     b: Annotated[str | None, typer.Option("--b", help="Second side. [dim]default: the table's columns[/dim]")] = None,
     c: Annotated[list[str] | None, typer.Option("--c", help="Further sides; may be repeated.")] = None,
-    pairs: Annotated[
-        str | None,
-        typer.Option(help=f"{PAIRS} [dim]default: a plugin's source for these sides[/dim]"),
-    ] = None,
+    pairs: Annotated[str | None, typer.Option(help=f"{PAIRS} [dim]default: a plugin's source for these sides[/dim]")] = None,
     out: Annotated[Path | None, typer.Option(help="The bridge's folder. [dim]default: bridges/A-B[/dim]")] = None,
     preset: Annotated[
         str, typer.Option(help="Hyperparameters: default (for a few thousand pairs) or paper (as published).")

@@ -22,6 +22,9 @@ from bridgekit.plain import plain, plain_json
 from bridgekit.storage.cache import put_all_back
 
 if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
     from bridgekit.bridge.bridge import Bridge
     from bridgekit.pairs import SetAside
     from bridgekit.recipes.outcome import Alignment
@@ -184,39 +187,42 @@ def print_set_aside(rows: Sequence[SetAside]) -> None:
         console.print("  fix: correct or remove these rows, or continue without them")
 
 
-def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Print a recall table, one line per method for each split, direction and candidate set. Fits 80 columns."""
-    if not metrics:
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+def safe(text: object) -> Text:
+    """Untrusted text for a rich table, where brackets would otherwise be markup."""
     from rich.text import Text
 
-    table = Table(
-        title=Text(plain(title)),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for name in ("split", "query → answer"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("among", justify="right", no_wrap=True)
-    table.add_column("method", no_wrap=True)
-    for k in (1, 5, 10):
-        table.add_column(f"@{k}", justify="right")
-    table.add_column("median\nrank", justify="right")
+    return Text(plain(text))
+
+
+def new_table(title: str, columns: Sequence[str], text: Set[str]) -> Table:
+    """An empty table with numbers in all columns but those named by `text`, which wrap where it would be too wide."""
+    from rich import box
+    from rich.table import Table
+
+    shape = box.SIMPLE_HEAD
+    table = Table(title=safe(title), title_justify="left", box=shape, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="left" if name in text else "right", no_wrap=name not in text)
+    return table
+
+
+def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Print a recall table, one line per method for each split, direction and candidate set."""
+    if not metrics:
+        return
+    from rich.console import Console
+
+    columns = ("split", "query → answer", "among", "method", "@1", "@5", "@10", "median\nrank")
+    table = new_table(title, columns, text={"split", "query → answer", "method"})
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for record in metrics:
         groups.setdefault((record["split"], record["direction"], f"{record['candidates']:,}"), []).append(record)
     for key, records in groups.items():
         for number, record in enumerate(records):
-            # As Text: rich would interpret brackets in a plain string as markup.
-            label = [Text(plain(part)) for part in (key if number == 0 else ("", "", ""))]
+            label = [safe(part) for part in (*(key if number == 0 else ("", "", "")), record["method"])]
             recalls = [f"{100 * record[f'recall@{k}']:.1f}" for k in (1, 5, 10)]
             style = "bold" if record["method"] == "FuseMix" and len(records) > 1 else None
-            table.add_row(*label, Text(plain(record["method"])), *recalls, f"{record['median_rank']:g}", style=style)
+            table.add_row(*label, *recalls, f"{record['median_rank']:g}", style=style)
     Console().print(table)
     print("among: number of candidates, first the split's own, then the whole table's.")
     methods = {record["method"] for record in metrics}

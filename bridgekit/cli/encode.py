@@ -10,10 +10,7 @@ from bridgekit.cli.common import PAIRS, Device, Json, Outside, Strict, print_jso
 
 
 def command(
-    pairs: Annotated[
-        str | None,
-        typer.Option(help=f"{PAIRS} [dim]default: as for align[/dim]"),
-    ] = None,
+    pairs: Annotated[str | None, typer.Option(help=f"{PAIRS} [dim]default: as for align[/dim]")] = None,
     a: Annotated[
         str | None,
         typer.Option("--a", help="A modality, or an encoder as [b]provider:model[/b]. [dim]default: as for align[/dim]"),

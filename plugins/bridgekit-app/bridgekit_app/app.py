@@ -181,7 +181,7 @@ def _through(state: AppState, opened: Opened, named: str | None, modalities: Seq
     if named:
         opened.bridge.side(named)
         if named in (*modalities, target):
-            what = f"{modalities[0]} and {target} cannot meet through {named}"
+            what = f"{modalities[0]} and {target} cannot be connected through {named}"
             raise Refusal(400, what, remedy="name a third modality, or none")
         return named
     return state.between(opened, modalities[0], target) if len(set(modalities)) == 1 else None
