@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from itertools import permutations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bridgekit.checks.findings import Checked, Finding, SplitSummary, count_of
 from bridgekit.encoders import TEXT, Item
 from bridgekit.evaluation.leaks import leaks
+from bridgekit.evaluation.recall import chance, directions
+from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.pairs import SetAside
-from bridgekit.retrieval import chance_recall, relevance
-from bridgekit.tables.splits import test_splits
+from bridgekit.tables.splits import NOT_TESTS, relation_keys
 
 
 def rows_set_aside(checked: Checked) -> list[Finding]:
@@ -56,7 +54,7 @@ def leaking_rows(checked: Checked) -> list[Finding]:
 
 
 def leaking_files(checked: Checked) -> list[Finding]:
-    """Validation or test items that training sees too, in rows that are not duplicates."""
+    """Validation or test items that are also in train, in rows that are not duplicates."""
     whole = {row for row, _ in leaks(checked.split.tolist(), checked.ids, checked.contents)}
     findings = []
     for modality, ids in checked.ids.items():
@@ -116,27 +114,10 @@ def split_summary(checked: Checked, name: str) -> SplitSummary:
     """The size of a split, and its chance recall."""
     rows = np.flatnonzero(checked.split == name)
     group = checked.pairs.group
-    labels = None if group is None else [group[row] for row in rows.tolist()]
+    groups = None if group is None else len({group[row] for row in rows.tolist()} - {""})
     distinct = {modality: len(np.unique(ids[rows][ids[rows] >= 0])) for modality, ids in checked.ids.items()}
-    tested = name in test_splits(checked.split.tolist())
-    return SplitSummary(
-        len(rows),
-        None if labels is None else len({label for label in labels if label}),
-        distinct,
-        {
-            f"{a} → {b}": found
-            for a, b in permutations(checked.ids, 2)
-            if (found := _chance(checked, rows, a, b, labels)) is not None
-        }
-        if tested
-        else None,
-    )
-
-
-def _chance(
-    checked: Checked, rows: NDArray[np.int64], query: str, candidate: str, labels: Sequence[str] | None
-) -> dict[int, float] | None:
-    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels or ()))}
-    group = None if labels is None else np.array([numbers[label] if label else -1 for label in labels])
-    right = relevance(checked.ids[query][rows], checked.ids[candidate][rows], group)
-    return chance_recall(right) if len(right.query) else None
+    if name in NOT_TESTS:
+        return SplitSummary(len(rows), groups, distinct, None)
+    table = EncodedPairs(checked.pairs, {}, checked.ids, relation_keys(checked.pairs, checked.ids))
+    by_chance = {f"{a} → {b}": chance(table, rows, a, b, "split", (1, 5, 10)) for a, b in directions(table, rows)}
+    return SplitSummary(len(rows), groups, distinct, by_chance)

@@ -88,8 +88,8 @@ def _print_splits(found: TableReport) -> None:
     table = new_table(title, ("split", *sizes, "by chance", "@1", "@5", "@10"), text={"split", "by chance"})
     for name, split in found.splits.items():
         counts = [split.rows, *([] if split.groups is None else [split.groups]), *split.distinct.values()]
-        label = [safe(name), *(f"{count:,}" for count in counts)]
+        label = [safe(name), *(safe(f"{count:,}") for count in counts)]
         for direction, recall in (split.chance or {"": {}}).items():
             table.add_row(*label, safe(direction), *(f"{100 * value:.1f}" for value in recall.values()))
-            label = [""] * len(label)
+            label = [safe("")] * len(label)
     Console().print(table)
