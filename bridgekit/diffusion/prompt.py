@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,35 +227,13 @@ def _why_prompt_itself(pipeline: Any) -> str | None:
 def _returned_names(pipeline: Any) -> list[str]:
     """The names in `encode_prompt`'s return statement, which diffusers names like the call's arguments."""
     taken = call_parameters(pipeline)
-    returned = [
-        [_name_of(value) for value in (node.value.elts if isinstance(node.value, ast.Tuple) else [node.value])]
-        for node in _own_returns(_source_of(pipeline.encode_prompt))
-        if node.value is not None
-    ]
-    names = max(returned, key=lambda names: sum(name in taken for name in names), default=[])
+    nodes = ast.walk(_source_of(pipeline.encode_prompt))
+    returned = [node.value for node in nodes if isinstance(node, ast.Return) and node.value is not None]
+    expressions = [value.elts if isinstance(value, ast.Tuple) else [value] for value in returned]
+    # The variable is the first word of an expression: of `x`, `x if guided else None` and `x.to(device)`.
+    variables = [[re.split(r"\W", ast.unparse(value), maxsplit=1)[0] for value in values] for values in expressions]
+    names = max(variables, key=lambda names: sum(name in taken for name in names), default=[])
     return names if len(names) != 1 else ["prompt_embeds"]
-
-
-def _own_returns(node: ast.AST) -> Iterator[ast.Return]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Return):
-            yield child
-        elif not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
-            yield from _own_returns(child)
-
-
-def _name_of(value: ast.expr) -> str:
-    """The variable behind an expression: `x`, `x if guided else None` and `x.to(device)` are all x."""
-    while not isinstance(value, ast.Name):
-        if isinstance(value, ast.IfExp):
-            value = value.body
-        elif isinstance(value, ast.Call):
-            value = value.func
-        elif isinstance(value, ast.Attribute | ast.Subscript):
-            value = value.value
-        else:
-            return ""
-    return value.id
 
 
 def _source_of(method: Callable[..., Any]) -> ast.AST:
