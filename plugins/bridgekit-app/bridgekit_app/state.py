@@ -1,4 +1,4 @@
-"""What the server works with: the bridges and models there are, opened when first asked for, and the work done with them."""
+"""The server's state: its bridges and models, opened when first requested, and the work done with them."""
 
 from __future__ import annotations
 
