@@ -38,11 +38,13 @@ def command(
 
     Example: [b]bridgekit check clips.csv[/b]
     """
+    from dataclasses import asdict
+
     from bridgekit.recipes.check import check_pairs
 
     found = check_pairs(pairs, a, b, more=c or (), latents=latents, device=device, outside=outside)
     if as_json:
-        print_json(found.as_json())
+        print_json(asdict(found))
     else:
         _print(found, outside)
     if found.count("error") or (strict and found.count("warning")):

@@ -114,12 +114,14 @@ def _print_recall(bridge: Bridge, options: EvalOptions, report: Report, as_json:
 
 
 def _print_zero_shot(bridge: Bridge, options: EvalOptions, templates: Sequence[str], report: Report, as_json: bool) -> None:
+    from dataclasses import asdict
+
     from bridgekit.evaluation.zero_shot import evaluate_zero_shot
     from bridgekit.retrieval import TEMPLATES
 
     result = evaluate_zero_shot(bridge, options, templates or TEMPLATES, report)
     if as_json:
-        print_json(result.as_json())
+        print_json(asdict(result))
         return
     print_set_aside(result.set_aside)
     counts = f"{result.items} items, {len(result.per_class)} classes"

@@ -250,7 +250,7 @@ def fit_conditioner(
 
 
 def _own_encoding(conditioning: Conditioning, items: Sequence[Any]) -> dict[str, Tensor]:
-    """The model's own encoding. Incomplete models may load without an error and only fail here."""
+    """The model's own encoding. A model with missing parts may load without an error and fail only here."""
     try:
         return conditioning.encode(items)
     except BridgekitError:
