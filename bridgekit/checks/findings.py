@@ -116,10 +116,11 @@ class Checked:
         item = str(self.pairs.columns[modality][row] or "")
         return f"row {self.pairs.rows[row]} ({self.split[row]}), {modality}: {item[:100]}{f' ({why})' if why else ''}"
 
-    def first_rows(self, modality: str) -> NDArray[np.int64]:
-        """The first row of each distinct item of a modality."""
-        there = np.flatnonzero(self.ids[modality] >= 0)
-        return there[np.unique(self.ids[modality][there], return_index=True)[1]]
+    def distinct(self, modality: str) -> dict[int, Inspected]:
+        """The first row of each distinct item, to the result of its inspection."""
+        items, inspected = self.pairs.columns[modality], self.inspected[modality]
+        first = np.unique(self.ids[modality], return_index=True)[1].tolist()
+        return {row: inspected[item] for row in first if (item := items[row]) is not None}
 
 
 def count_of(count: int, noun: str) -> str:

@@ -28,7 +28,7 @@ def latent_findings(
     checked: Checked, modality: str, encoder: Encoder, report: Report
 ) -> tuple[list[Finding], dict[str, float]]:
     """Encode a column and check its latents."""
-    rows = checked.first_rows(modality)
+    rows = np.array([*checked.distinct(modality)], np.int64)
     encoded = encode_items(encoder, [checked.pairs.columns[modality][row] for row in rows.tolist()], report=report)
     findings = []
     if encoded.failed:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bridgekit.cli.common import PAIRS, Device, Json, Outside, new_table, print_json, safe
+from bridgekit.cli.common import PAIRS, SIDE, Device, Json, Outside, new_table, print_json, safe
 
 if TYPE_CHECKING:
     from bridgekit.checks.findings import TableReport
@@ -18,12 +18,7 @@ SHOWN = 3
 
 def command(
     pairs: Annotated[str, typer.Argument(help=PAIRS)],
-    a: Annotated[
-        str | None,
-        typer.Option(
-            "--a", help="A modality, or an encoder as [b]provider:model[/b]. [dim]default: all modality columns[/dim]"
-        ),
-    ] = None,
+    a: Annotated[str | None, typer.Option("--a", help=f"{SIDE} [dim]default: all modality columns[/dim]")] = None,
     b: Annotated[str | None, typer.Option("--b", help="Second modality or encoder.")] = None,
     c: Annotated[list[str] | None, typer.Option("--c", help="Further ones; may be repeated.")] = None,
     latents: Annotated[bool, typer.Option(help="Encode the items and check their latents, which align will reuse.")] = True,

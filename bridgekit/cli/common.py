@@ -1,4 +1,4 @@
-"""Helpers shared by the verbs: finding the bridge, guessing modalities, printing, handling Ctrl-C."""
+"""Helpers shared by the verbs: finding the bridge, inferring modalities, printing, handling Ctrl-C."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
 #: Default folder of bridges.
 BRIDGES = Path("bridges")
-#: Maximum size in bytes of a bridge.json that is read.
+#: Maximum size in bytes of a bridge.json.
 LARGEST = 16 << 20
 #: Help text of options that several verbs have.
 OUTSIDE = "Let a table refer to files outside its own folder."
 PAIRS = "CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a plugin's source (see bridgekit plugins)."
+SIDE = "A modality, or an encoder as [b]provider:model[/b]."
 NEWEST = "The bridge's folder. [dim]default: the newest in ./bridges[/dim]"
 
 BridgeArgument = Annotated[Path | None, typer.Argument(help=NEWEST)]
@@ -58,7 +59,7 @@ SHOWN = 10
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM came from `kill`, a time limit or a shutdown: work ends as it does on Ctrl-C."""
+    """SIGTERM from `kill`, a time limit or a shutdown, which is handled like Ctrl-C."""
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -67,9 +68,9 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a verb that the same command resumes: Ctrl-C and SIGTERM end it with a message instead of a traceback."""
+    """Wrap a verb so that Ctrl-C and SIGTERM end it with a message instead of a traceback."""
 
-    # Inside the verb, since typer would swallow the interrupt.
+    # Around the verb rather than the program, since typer would swallow the interrupt.
     @functools.wraps(verb)
     def run(*arguments: object, **options: object) -> None:
         main = threading.current_thread() is threading.main_thread()  # no other thread may set signal handlers
@@ -88,7 +89,7 @@ def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def _import_torch() -> None:
-    """Import PyTorch, which every verb needs and which takes seconds. On a terminal, show a spinner meanwhile."""
+    """Import PyTorch, which every verb needs and which takes seconds, with a spinner if on a terminal."""
     if sys.stderr.isatty() and "torch" not in sys.modules:
         from rich.console import Console
 
@@ -123,7 +124,7 @@ def newest_bridge(modalities: Set[str] = frozenset()) -> Path | None:
 
 
 def query_modality(bridge: Bridge, queries: Sequence[str], named: str | None) -> str:
-    """The modality of queries: the given one, or else guessed from whether they are files."""
+    """The modality of queries: the named one, or else inferred from whether they are files."""
     if named is not None:
         bridge.side(named)
         return named
@@ -173,18 +174,14 @@ def print_json(value: object) -> None:
 
 def print_set_aside(rows: Sequence[SetAside]) -> None:
     """Print how many rows were set aside, and the first `SHOWN` of them, on standard error."""
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False, markup=False)
-    if rows:
-        console.print(f"{len(rows)} {'row was' if len(rows) == 1 else 'rows were'} set aside:")
+    if not rows:
+        return
+    say(f"{len(rows)} {'row was' if len(rows) == 1 else 'rows were'} set aside:", sys.stderr)
     for row in sorted(rows, key=lambda row: row.row)[:SHOWN]:
-        line = f"row {row.row}, {row.column}: {f'{row.item}: ' if row.item else ''}{row.reason}"
-        console.print(f"  {plain(line)}", soft_wrap=True)
+        say(f"  row {row.row}, {row.column}: {f'{row.item}: ' if row.item else ''}{row.reason}", sys.stderr)
     if len(rows) > SHOWN:
-        console.print(f"  ... and {len(rows) - SHOWN} more")
-    if rows:
-        console.print("  fix: correct or remove these rows, or continue without them")
+        say(f"  ... and {len(rows) - SHOWN} more", sys.stderr)
+    say("  fix: correct or remove these rows, or continue without them", sys.stderr)
 
 
 def safe(text: object) -> Text:

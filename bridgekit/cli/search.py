@@ -29,28 +29,18 @@ def command(
     queries: Annotated[list[str], typer.Argument(help="Files or texts.")],
     bridge: BridgeOption = None,
     among: Annotated[
-        str | None,
-        typer.Option(
-            help="A table, a folder of files, a .txt of lines, or a source. [dim]default: the bridge's own pairs[/dim]"
-        ),
+        str | None, typer.Option(help="Table, folder, .txt of lines, or source. [dim]default: the bridge's own pairs[/dim]")
     ] = None,
     from_: Annotated[str | None, typer.Option("--from", help="The queries' modality, if it cannot be inferred.")] = None,
-    to: Annotated[
-        str | None, typer.Option(help="The modality to search. [dim]default: the other one; of several, text[/dim]")
-    ] = None,
+    to: Annotated[str | None, typer.Option(help="The modality to search. [dim]default: the other one, or text[/dim]")] = None,
     through: Annotated[
-        str | None,
-        typer.Option(help="Search through a third modality; better if the two had no pairs."),
+        str | None, typer.Option(help="Search through a third modality; better if the two had no pairs.")
     ] = None,
-    index: Annotated[
-        str | None, typer.Option(help="Search this index, made by [b]bridgekit index[/b]: a folder or URL.")
-    ] = None,
+    index: Annotated[str | None, typer.Option(help="Folder or URL of an index, from [b]bridgekit index[/b].")] = None,
     where: Annotated[
         str | None, typer.Option(help="With --index: a filter on columns, such as [b]\"split = 'test' and year > 1990\"[/b].")
     ] = None,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="With --index: compare with every row, however many there are.")
-    ] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="With --index: compare with every row.")] = False,
     k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="Results per query.")] = 5,
     device: Device = "auto",
     outside: Outside = False,
