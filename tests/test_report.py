@@ -307,6 +307,12 @@ def test_metrics_that_are_not_about_the_table_are_one_message(tmp_path: Path, ch
         small_report(tmp_path, metrics=[record("FuseMix"), record("FuseMix", **changes)])
 
 
+@pytest.mark.parametrize("odd", [{}, {"epoch": 2}, {"epoch": 2, "loss": 1, "score": 1, "recall@1 audio → text": 1}])
+def test_a_history_that_lacks_numbers_is_one_message(tmp_path: Path, odd: dict[str, float]) -> None:
+    with pytest.raises(BridgekitError, match=r"history\.jsonl does not have the same numbers for every epoch"):
+        small_report(tmp_path, history=[{"epoch": 1, "loss": 1, "score": 1}, odd])
+
+
 @pytest.mark.usefixtures("toy")
 def test_nonsense_metrics_of_a_saved_bridge_are_a_message_and_exit_code_2(run: Run, tmp_path: Path) -> None:
     table = tone_table(tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -71,9 +71,8 @@ _FAULTS = {
 }
 
 
-def faulty_items(checked: Checked) -> list[Finding]:
+def faulty_items(checked: Checked) -> Iterator[Finding]:
     """Items that are silent, clipped or a single colour."""
-    findings = []
     for modality in checked.ids:
         found = checked.distinct(modality)
         for kind, (grade, adjective, remedy) in _FAULTS.items():
@@ -81,13 +80,11 @@ def faulty_items(checked: Checked) -> list[Finding]:
             if faults:
                 what = f"{len(faults):,} of {len(found):,} {modality} files {'is' if len(faults) == 1 else 'are'} {adjective}"
                 items = tuple(checked.describe(row, modality, fault) for row, fault in faults.items())
-                findings.append(Finding(kind, grade, what, remedy, items))
-    return findings
+                yield Finding(kind, grade, what, remedy, items)
 
 
-def extreme_lengths(checked: Checked) -> list[Finding]:
+def extreme_lengths(checked: Checked) -> Iterator[Finding]:
     """Items of extreme length, relative to the rest of the table or to the encoders' window."""
-    findings = []
     for modality in checked.ids:
         lengths = _lengths_of(checked, modality)
         unit = " characters" if modality == TEXT else " s"
@@ -96,8 +93,7 @@ def extreme_lengths(checked: Checked) -> list[Finding]:
             if found:
                 items = tuple(checked.describe(row, modality, f"{length:,.4g}{unit}") for row, length in found.items())
                 what = f"{len(items):,} of {len(lengths):,} {modality} items {which}"
-                findings.append(Finding("length", grade, what, remedy, items))
-    return findings
+                yield Finding("length", grade, what, remedy, items)
 
 
 def _extremes(modality: str, unit: str, middle: float) -> list[tuple[float, float, str, str, str]]:

@@ -116,12 +116,6 @@ class PromptConditioning:
         """One argument as a tensor of n rows; a list of sequences as a padded tensor and its mask."""
         if isinstance(value, Tensor):
             return {name: value.detach().cpu()}
-        if not all(isinstance(row, Tensor) and row.ndim == 2 for row in value):
-            raise BridgekitError(
-                f"encode_prompt returned {name} as an unsupported type: {type(value).__name__}",
-                where=type(self.pipeline).__name__,
-                remedy="use another model",
-            )
         rows = [row.detach().cpu() for row in value]
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
@@ -146,7 +140,8 @@ class PromptConditioning:
         for name, tensor in tensors.items():
             if _is_mask(name):
                 if name in self._taken:
-                    arguments[name] = tensor.to(self.pipeline._execution_device, self._mask_dtypes.get(name, torch.long))
+                    dtype = self._mask_dtypes.get(name.removeprefix("negative_"), torch.long)
+                    arguments[name] = tensor.to(self.pipeline._execution_device, dtype)
                 continue
             ready = placed(self.pipeline, tensor)
             lengths = tensors.get(f"{name}_mask")
@@ -176,11 +171,7 @@ class PromptConditioning:
     def _mask_dtypes(self) -> dict[str, torch.dtype]:
         if all(part is None for name, part in self.pipeline.components.items() if name.startswith("text_encoder")):
             return {}
-        return {
-            name: tensor.dtype
-            for negative, tensor in self._empty.items()
-            for name in (negative, negative.removeprefix("negative_"))
-        }
+        return {name.removeprefix("negative_"): tensor.dtype for name, tensor in self._empty.items()}
 
 
 def why_no_prompt_embeds(pipeline: Any) -> str | None:

@@ -21,6 +21,7 @@ from bridgekit.bridge.bridge import Bridge
 from bridgekit.bridge.provenance import provenance_text
 from bridgekit.checks.findings import Finding
 from bridgekit.encoders import Item
+from bridgekit.errors import BridgekitError
 from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.progress import Report, silent
 from bridgekit.report.plots import best_epoch, cosines, similarities
@@ -56,9 +57,15 @@ def report_page(
         bridge, name: the bridge and its name.
         tables: its tables, from `table_results`.
         findings: problems of the tables, worst first.
-        report: progress.
+
+    Raises:
+        BridgekitError: the bridge's history is incomplete.
     """
     report("writing the report", 0, 1)
+    for record in bridge.history:
+        if record.keys() != bridge.history[0].keys() or not {"epoch", "loss", "score"} <= record.keys():
+            what = "history.jsonl does not have the same numbers for every epoch, with epoch, loss and score"
+            raise BridgekitError(what, where=name, remedy="copy the bridge again, or train it again")
     # Each direction within the tables' shown splits with its worst and best cases, lowest recall first.
     retrievals = [
         (each, *worst_and_best(table.held_out, table.embedded, each.query, each.answer, CASES))
