@@ -47,8 +47,8 @@ def command(
         str | None, typer.Option(help=f"{JUDGED} table of reference images. [dim]default: starter:openmoji[/dim]")
     ] = None,
     judge: Annotated[str, typer.Option(help=f"{JUDGED} image encoder that matches the images.")] = "image",
-    among: Annotated[str, typer.Option(help=f"{JUDGED} candidates, gallery or queries (of test captions).")] = "gallery",
-    gap: Annotated[list[str] | None, typer.Option(help=f"{JUDGED} gap method, captions, mean or none; repeatable.")] = None,
+    among: Annotated[str, typer.Option(help=f"{JUDGED} candidates: gallery (all) or queries (of test captions).")] = "gallery",
+    gap: Annotated[list[str] | None, typer.Option(help=f"{JUDGED} modality gap: captions, mean or none; repeatable.")] = None,
     limit: Annotated[int, typer.Option(min=1, help=f"{JUDGED} maximum number of test items.")] = 300,
     device: Device = "auto",
     outside: Outside = False,
