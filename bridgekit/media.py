@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bridgekit.decoding.files import opened, unreadable
 from bridgekit.decoding.isolation import decode
 from bridgekit.encoders import Item
 from bridgekit.errors import ItemError
+from bridgekit.storage.bounded import opened, unreadable
 
 #: Characters of a text: a long novel. A tokenizer takes about 60 bytes per character, and no encoder reads that far.
 MAX_TEXT = 1_000_000

@@ -18,8 +18,8 @@ import soundfile
 import soxr
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from bridgekit.decoding.files import AGAIN, opened
 from bridgekit.errors import ItemError
+from bridgekit.storage.bounded import AGAIN, opened
 
 MAX_HOURS = 4
 RATES = (100, 1_000_000)  # Hz

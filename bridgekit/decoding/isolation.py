@@ -36,8 +36,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from bridgekit.decoding.files import AGAIN, file_size
 from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.storage.bounded import AGAIN, file_size
 
 T = TypeVar("T")
 B = TypeVar("B", bytearray, memoryview)

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
-from bridgekit.decoding.files import file_size, unreadable
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.pairs import EXTENSIONS, Pairs, SetAside
 from bridgekit.plain import plain
-from bridgekit.storage.bounded import OutOfBounds, homes, is_within
+from bridgekit.storage.bounded import OutOfBounds, file_size, homes, is_within, unreadable
 from bridgekit.tables.formats import FILL, TABLES, read_records, read_utf8
 from bridgekit.tables.splits import split_name
 
