@@ -17,9 +17,8 @@ from bridgekit.fusion import subsets
 from bridgekit.fusion.subsets import choose_subset, greedy_k_dpp
 from bridgekit.pairs import Pairs
 from bridgekit.recipes.subset import choose_pairs
-from bridgekit.tables.formats import TABLES
+from bridgekit.tables.formats import TABLES, write_pairs
 from bridgekit.tables.reading import read_pairs
-from bridgekit.tables.writing import write_pairs
 from tests.toys import tone_table
 
 Matrix = NDArray[np.float32]
@@ -301,7 +300,7 @@ def test_a_write_that_fails_leaves_the_old_table(tmp_path: Path, monkeypatch: py
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bridgekit.tables.writing._write", full)
+    monkeypatch.setattr("bridgekit.tables.formats._write", full)
     with pytest.raises(BridgekitError, match="No space left"):
         write_pairs(Pairs({"text": ("a",)}, "somewhere", (2,)), table)
     assert table.read_text() == "old"

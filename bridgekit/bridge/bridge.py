@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bridgekit.bridge.card import model_card
 from bridgekit.bridge.format import FORMAT, read_history, read_metadata, read_tensors
-from bridgekit.bridge.provenance import TrainedOn, trained_on
+from bridgekit.bridge.provenance import TrainedOn
 from bridgekit.bridge.trust import refuse_untrusted_encoder, refuse_untrusted_table
 from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError, ItemError
@@ -108,7 +108,15 @@ class Bridge:
     @property
     def tables(self) -> list[TrainedOn]:
         """The tables that it was trained on: the first one, and one for each modality that was bound to it later."""
-        return trained_on(self.provenance, tuple(self.sides))
+        return [
+            TrainedOn(
+                table.get("pairs", ""),
+                tuple(table.get("modalities", self.sides)),
+                table.get("seed", 0),
+                table.get("modality"),
+            )
+            for table in (self.provenance, *self.provenance.get("bound", ()))
+        ]
 
     def table_of(self, modality: str) -> str:
         """The source of the first of these tables with this modality, or an empty string."""

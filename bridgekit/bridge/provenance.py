@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,16 +26,6 @@ class TrainedOn:
     modalities: tuple[str, ...]
     seed: int
     bound: str | None
-
-
-def trained_on(provenance: Mapping[str, Any], modalities: Sequence[str]) -> list[TrainedOn]:
-    """The tables that a bridge was trained on, from its provenance; `modalities` are assumed where none are recorded."""
-    return [
-        TrainedOn(
-            table.get("pairs", ""), tuple(table.get("modalities", modalities)), table.get("seed", 0), table.get("modality")
-        )
-        for table in (provenance, *provenance.get("bound", ()))
-    ]
 
 
 def installed_version() -> str:

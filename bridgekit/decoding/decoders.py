@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -358,7 +358,14 @@ def _is_plain(kind: Any) -> bool:
 
 def _parquet_rows(path: Path, file: Any, used: list[str]) -> Iterator[bytes]:
     with _arrow_errors(path), file:
-        _check_claims(file.metadata, used, path)
+        # First by the table's metadata, before any of it is uncompressed.
+        if file.metadata.num_rows > MAX_ROWS:
+            raise _too_large(path, f"has {file.metadata.num_rows:,} rows, over {MAX_ROWS:,}")
+        groups = (file.metadata.row_group(at) for at in range(file.metadata.num_row_groups))
+        chunks = (group.column(at) for group in groups for at in range(file.metadata.num_columns))
+        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in used)
+        if size > MAX_TABLE_GB * 1e9:
+            raise _too_large(path, f"unpacks to {size / 1e9:,.1f} GB, over {MAX_TABLE_GB} GB")
         size = 0
         for batch in file.iter_batches(batch_size=4_096, columns=used, use_threads=False) if used else ():
             cells = {name: column.to_pylist() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
@@ -380,17 +387,6 @@ def _arrow_errors(path: Path) -> Iterator[None]:
         raise ItemError(
             f"this is not a Parquet file, or it is damaged ({reason})", where=str(path), remedy="write it again"
         ) from None
-
-
-def _check_claims(metadata: Any, used: Sequence[str], path: Path) -> None:
-    """Refuse a table by the size in its metadata, before any of it is uncompressed."""
-    if metadata.num_rows > MAX_ROWS:
-        raise _too_large(path, f"has {metadata.num_rows:,} rows, over {MAX_ROWS:,}")
-    groups = (metadata.row_group(at) for at in range(metadata.num_row_groups))
-    chunks = (group.column(at) for group in groups for at in range(metadata.num_columns))
-    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in used)
-    if size > MAX_TABLE_GB * 1e9:
-        raise _too_large(path, f"unpacks to {size / 1e9:,.1f} GB, over {MAX_TABLE_GB} GB")
 
 
 def _too_large(path: Path, claim: str) -> ItemError:

@@ -17,8 +17,8 @@ from bridgekit.latents.store import Latents
 from bridgekit.pairs import Pairs, SetAside
 from bridgekit.plugins import encoder_name, installed_plugins, load_encoder
 from bridgekit.progress import Report, progress_bars
+from bridgekit.tables.formats import check_place, write_pairs
 from bridgekit.tables.reading import Home, Table, open_table
-from bridgekit.tables.writing import check_place, write_pairs
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,21 @@
-"""Reading table files (CSV, TSV, JSON Lines, Parquet) as text cells, with row numbers for messages."""
+"""Table files (CSV, TSV, JSON Lines, Parquet): reads them as text cells with row numbers for messages, and writes pairs."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bridgekit.decoding.isolation import decode
+from bridgekit.encoders import Item
 from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.pairs import Pairs
 from bridgekit.storage.bounded import open_regular, parse_json, read_bounded, why_no_json
+from bridgekit.storage.cache import write_atomically
 
 MAX_TABLE = 4 << 30  # bytes
 MAX_ROW = 16 << 20  # characters of a JSON Lines row or a CSV cell
@@ -168,3 +171,59 @@ def read_utf8(path: Path) -> str:
 
 def _bad_row(path: Path, row: int, what: str, remedy: str) -> BridgekitError:
     return BridgekitError(what, where=f"{path}, row {row}", remedy=remedy)
+
+
+def write_pairs(pairs: Pairs, path: Path) -> None:
+    """Write a table for `read_pairs`: one column per modality, and `split` and `group` if present. Replaces an existing file.
+
+    Raises:
+        BridgekitError: the path does not end in one of `TABLES`, or cannot be written.
+    """
+    check_place(path, pairs.source)
+    folder = path.parent.absolute()
+    columns: dict[str, Sequence[str | None]] = {
+        modality: [_cell(item, folder) for item in items] for modality, items in pairs.columns.items()
+    }
+    for name, cells in (("split", pairs.split), ("group", pairs.group)):
+        if cells is not None:
+            columns[name] = [cell or None for cell in cells]
+    write_atomically(path, lambda aside: _write(columns, path.suffix.lower(), aside))
+
+
+def _write(columns: Mapping[str, Sequence[str | None]], suffix: str, path: Path) -> None:
+    if suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()}), path)
+        return
+    rows = zip(*columns.values(), strict=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if suffix in (".csv", ".tsv"):
+            writer = csv.writer(file, delimiter="," if suffix == ".csv" else "\t")
+            writer.writerow(columns)
+            writer.writerows(rows)
+        else:
+            for row in rows:
+                there = {name: cell for name, cell in zip(columns, row, strict=True) if cell is not None}
+                file.write(json.dumps(there, ensure_ascii=False) + "\n")
+
+
+def _cell(item: Item | None, folder: Path) -> str | None:
+    """An item as a cell of a table in this folder: paths inside it are relative."""
+    if not isinstance(item, Path):
+        return item
+    path = item.absolute()
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+def check_place(path: Path, source: object) -> None:
+    """Raise BridgekitError if a table cannot be written to this path, or would overwrite its own source."""
+    if path.suffix.lower() not in TABLES:
+        raise BridgekitError(
+            f"cannot write a table as {path.suffix or 'a file without an extension'}",
+            where=str(path),
+            remedy=f"use {', '.join(TABLES)}",
+        )
+    if isinstance(source, str | Path) and path.exists() and Path(source).exists() and path.samefile(source):
+        raise BridgekitError("the output would overwrite the source table", where=str(path), remedy="give another --out")

@@ -7,7 +7,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from bridgekit.encoders import TEXT, Item
@@ -26,7 +26,7 @@ _OPTIONAL = ("split", "group")
 
 @dataclass(frozen=True)
 class Table:
-    """An opened table: read once, then queried for any of its columns.
+    """An opened table: read once, then queried for any columns.
 
     Arguments:
         source: the path of a table or folder, or the name of a plugin's source.
@@ -166,7 +166,7 @@ def _items_in(path: Path, source: str | Path, modality: str, outside: bool) -> I
 
 
 def _in_memory(source: str, modalities: Sequence[str], build: Callable[[], Pairs], checked: bool = False) -> Table:
-    """A table of pairs that are in memory or built on first use."""
+    """A table of pairs in memory, or built on first use."""
 
     def select(wanted: tuple[str, ...]) -> Pairs:
         pairs = build()
@@ -176,10 +176,8 @@ def _in_memory(source: str, modalities: Sequence[str], build: Callable[[], Pairs
     def cells() -> dict[str, dict[int, str]]:
         pairs = build()
         columns = {**pairs.columns, "split": pairs.split or (), "group": pairs.group or ()}
-        return {
-            name: {row: str(item) for row, item in zip(pairs.rows, items, strict=False) if item}
-            for name, items in columns.items()
-        }
+        filled = {name: zip(pairs.rows, items, strict=False) for name, items in columns.items()}
+        return {name: {row: str(item) for row, item in items if item} for name, items in filled.items()}
 
     return Table(source, tuple(modalities), select, cells=cells, checked=checked)
 
@@ -207,7 +205,7 @@ def _table_file(path: Path, home: Path | None) -> Table:
     def cells() -> dict[str, dict[int, str]]:
         found: dict[str, dict[int, str]] = {}
         for name in filter(None, records.names):
-            with contextlib.suppress(BridgekitError):  # cells that are neither text nor numbers
+            with contextlib.suppress(BridgekitError):  # its cells are neither text nor numbers
                 found[name] = {row: cell for row, cell in zip(records.rows, records.column(name), strict=True) if cell}
         return found
 
@@ -286,16 +284,14 @@ class Home:
 
     def __init__(self, folder: Path) -> None:
         self._places = homes(folder)
-        self._known: dict[str, bool] = {}
+        self._parent_inside = cache(partial(is_within, places=self._places))
 
     def holds(self, file: Path) -> bool:
         """Whether the file's path, existing or not, is inside the folder."""
         parent, name = os.path.split(file)
         if name in ("", ".", "..") or file.is_symlink():
             return is_within(file, self._places)
-        if parent not in self._known:
-            self._known[parent] = is_within(parent, self._places)
-        return self._known[parent]
+        return self._parent_inside(parent)
 
 
 def _usable(pairs: Pairs, modalities: Sequence[str], folder: Path | None) -> Pairs:
@@ -321,9 +317,7 @@ def _usable(pairs: Pairs, modalities: Sequence[str], folder: Path | None) -> Pai
         why = f" (row {set_aside[0].row}: {set_aside[0].reason}: {set_aside[0].item})" if set_aside else ""
         remedy = "fix the table; its paths are relative to its own folder"
         if set_aside and set_aside[0].reason == LEAVES:
-            remedy = (
-                "move the files into the table's folder or, if you trust the table, add --outside (in Python: outside=True)"
-            )
+            remedy = "move the files into the table's folder, or if you trust it, add --outside (in Python: outside=True)"
         raise BridgekitError(f"none of the {len(set_aside):,} rows is usable{why}", where=pairs.source, remedy=remedy)
     split = pairs.split if pairs.split and any(pairs.split) else None
     group = pairs.group if pairs.group and any(pairs.group) else None
