@@ -13,9 +13,6 @@ from bridgekit.pairs import Content, Pairs
 
 MIN_ROWS = 10  # to train at all, with at least one row each for validation and test
 
-_TRAIN = ("train", "training")
-_VAL = ("val", "valid", "validation", "dev")
-
 
 def split_pairs(pairs: Pairs, seed: int, content: Content) -> tuple[str, ...]:
     """Split rows into train, val and test.
@@ -134,9 +131,9 @@ def _components(pairs: Pairs, content: Content, rows: Sequence[int]) -> list[lis
 def split_name(cell: str) -> str:
     """The canonical name of a split: `train`, `val`, or as the table has it."""
     name = cell.strip().lower()
-    if name in ("", *_TRAIN):
+    if name in ("", "train", "training"):
         return "train"
-    return "val" if name in _VAL else name
+    return "val" if name in ("val", "valid", "validation", "dev") else name
 
 
 #: Splits that metrics are not reported on.
