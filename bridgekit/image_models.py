@@ -39,7 +39,6 @@ class Conditioning(Protocol):
             BridgekitError: the pipeline has no encoder for these items.
             ItemError: an item cannot be read.
         """
-        ...
 
     def arguments(self, tensors: Mapping[str, Tensor], *, guided: bool, prompt: str | None = None) -> dict[str, Any]:
         """Keyword arguments of a pipeline call for n images.
@@ -54,11 +53,9 @@ class Conditioning(Protocol):
         Raises:
             BridgekitError: the pipeline ignores prompts, or its negatives cannot be encoded.
         """
-        ...
 
     def takes_latents_of(self, encoder: Encoder) -> bool:
         """Whether this frozen encoder's latents already are this conditioning, so no map is needed."""
-        ...
 
 
 @dataclass(frozen=True)

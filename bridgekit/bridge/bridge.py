@@ -123,11 +123,7 @@ class Bridge:
         return next((table.source for table in self.tables if modality in table.modalities), "")
 
     def followed(self, source: str) -> str:
-        """`source`, a table that the bridge names, if it is trusted.
-
-        Raises:
-            BridgekitError: as from `bridgekit.bridge.trust.refuse_untrusted_table`.
-        """
+        """`source`, a table that the bridge names: raises what `bridgekit.bridge.trust.refuse_untrusted_table` raises."""
         refuse_untrusted_table(source, self.folder)
         return source
 

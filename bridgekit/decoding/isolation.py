@@ -287,11 +287,7 @@ os.register_at_fork(
 
 
 def serve(memory_cap: int) -> None:
-    """Answer requests from standard input until it ends.
-
-    Arguments:
-        memory_cap: limit on this process's address space in bytes.
-    """
+    """Answer requests from standard input until it ends, with at most `memory_cap` bytes of address space."""
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what C decoders print to standard output would garble the replies
     _stand_alone(memory_cap)

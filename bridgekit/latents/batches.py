@@ -40,13 +40,7 @@ AGREEMENT = 0.999
 
 @dataclass(frozen=True)
 class Batch:
-    """Items to encode together.
-
-    Arguments:
-        number: index of the batch in its run.
-        items: paths or texts.
-        reduced: use bfloat16 for matrix products.
-    """
+    """Items to encode together: the `number`th batch of its run, in bfloat16 if `reduced`."""
 
     number: int
     items: Sequence[Item]
@@ -90,11 +84,7 @@ Run = Callable[[Sequence[Batch]], Generator[Encoded, None, None]]
 
 
 def plan_batches(sizes: Mapping[T, int]) -> list[list[T]]:
-    """Group items of similar size to limit padding: `BATCH_SIZE` per batch, or up to `MOST` small ones.
-
-    Arguments:
-        sizes: item to size in characters or bytes, sorted by size.
-    """
+    """Group items, given by ascending size, to limit padding: `BATCH_SIZE` per batch, or up to `MOST` small ones."""
     batches: list[list[T]] = []
     for item, size in sizes.items():
         count = len(batches[-1]) if batches else MOST
@@ -123,12 +113,7 @@ def encode_batches(encoder: Encoder, batches: Sequence[Batch]) -> Generator[Enco
 
 
 def encode_batch(encoder: Encoder, inputs: Sequence[Any], reduced: bool = False) -> Tensor:
-    """(n, dim) latents, possibly not finite, of n items that the encoder has prepared: float32, on the CPU.
-
-    Arguments:
-        encoder: the encoder.
-        inputs: what its `prepare` returned.
-        reduced: use bfloat16 for matrix products.
+    """(n, dim) latents of n prepared items, possibly not finite: float32, on the CPU. `reduced` multiplies in bfloat16.
 
     Raises:
         PluginError: the encoder fails, or returns something of another shape.
