@@ -94,7 +94,7 @@ def _provider(provider: EncoderProvider, encoder: Encoder) -> Iterator[str]:
         yield f"its provider's models() fails: {_one_line(error)}"
     else:
         if not all(isinstance(model, str) for model in models):
-            yield f"its provider's models() must give names, and gives {models}"
+            yield f"its provider's models() must return names, and returns {models}"
     for modality in provider.defaults:
         if modality not in provider.modalities:
             yield f"its provider has a default for {modality!r}, which is not among its modalities {provider.modalities}"

@@ -32,7 +32,7 @@ AHEAD = 4
 
 #: Items that are encoded in both precisions to compare them.
 CHECKED = 32
-#: Runs with fewer items use float32: the comparison would take longer than it saves.
+#: Runs with fewer items use float32, as the comparison would take longer than it saves.
 WORTH_CHECKING = 256
 #: Minimum cosine similarity between bfloat16 and float32 latents.
 AGREEMENT = 0.999
@@ -136,9 +136,9 @@ def encode_batch(encoder: Encoder, inputs: Sequence[Any], reduced: bool = False)
     return latents.detach().float().cpu()
 
 
-def bfloat16_is_fast(encoder: Encoder) -> bool:
-    """Whether bfloat16 products are faster on the encoder's device, or `$BRIDGEKIT_PRECISION` requests them."""
-    return product_dtype(_kind_of_device(encoder)) == torch.bfloat16
+def may_reduce(encoder: Encoder, count: int, elsewhere: bool) -> bool:
+    """Whether bfloat16 may pay off for so many items: it must be fast on this device, unless they are encoded elsewhere."""
+    return count >= WORTH_CHECKING and (elsewhere or product_dtype(_kind_of_device(encoder)) == torch.bfloat16)
 
 
 def check_precision(run: Run, items: Sequence[Item]) -> Precision:
