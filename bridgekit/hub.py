@@ -90,13 +90,13 @@ def _in_cache(repository: str, revision: str | None, patterns: Sequence[str]) ->
     other = [pattern for pattern in patterns if any(fnmatch(pattern, weights) for weights in _OTHER_WEIGHTS)]
     safe = [pattern for pattern in patterns if pattern not in other]
     wants_weights = bool(other) or any(fnmatch(pattern, SAFE) for pattern in patterns)
-    for wanted, weights in ((safe, [SAFE]), ([*patterns], [SAFE, *_OTHER_WEIGHTS])):
+    for wanted in (safe, [*patterns]):
         try:
             folder = Path(snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=wanted))
         except (OSError, ValueError):
             continue  # not in the cache, or incomplete
         found = needed_files((path.relative_to(folder).as_posix() for path in folder.rglob("*")), wanted)
-        if not wants_weights or any(fnmatch(file, pattern) for file in found for pattern in weights):
+        if not wants_weights or any(fnmatch(file, pattern) for file in found for pattern in (SAFE, *_OTHER_WEIGHTS)):
             return folder
     return None
 

@@ -151,7 +151,7 @@ def test_models_and_defaults_that_make_no_sense_are_told(monkeypatch: pytest.Mon
     assert "default for 'audio'" in default
     install(monkeypatch, offering(lambda model, device: LetterEncoder(), models=lambda: [1]))
     (broken,) = sentences("odd:x")
-    assert "models() must give names" in broken
+    assert "models() must return names" in broken
 
 
 # ---- the revision

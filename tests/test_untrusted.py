@@ -183,7 +183,7 @@ def test_the_tables_of_a_bridge_that_was_made_here_are_read_wherever_they_are(
 ) -> None:
     bridge = Bridge.load(shutil.copytree(ground.folder / "bridge", tmp_path / "bridge"))
     away = str(ground.folder / "pairs.csv")
-    with pytest.raises(BridgekitError, match="not read unasked"):
+    with pytest.raises(BridgekitError, match="needs your permission"):
         bridge.followed(away)
     monkeypatch.setenv("BRIDGEKIT_OUTSIDE", "yes")
     assert bridge.followed(away) == away

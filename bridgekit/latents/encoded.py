@@ -75,7 +75,7 @@ def encode_pairs(
     Arguments:
         pairs: the table.
         encoders: modality to its encoder.
-        report: progress.
+        report: gets the progress.
         strict: fail if a row would be set aside.
         runs: modality to the function that encodes its batches, if not on this machine.
 

@@ -319,10 +319,9 @@ def _usable(pairs: Pairs, modalities: Sequence[str], folder: Path | None) -> Pai
         if set_aside and set_aside[0].reason == LEAVES:
             remedy = "move the files into the table's folder, or if you trust it, add --outside (in Python: outside=True)"
         raise BridgekitError(f"none of the {len(set_aside):,} rows is usable{why}", where=pairs.source, remedy=remedy)
-    split = pairs.split if pairs.split and any(pairs.split) else None
+    split = tuple(map(split_name, pairs.split)) if pairs.split and any(pairs.split) else None
     group = pairs.group if pairs.group and any(pairs.group) else None
-    named = None if split is None else tuple(split_name(cell) for cell in split)
-    return Pairs(columns, pairs.source, pairs.rows, named, group, tuple(set_aside)).take(kept)
+    return Pairs(columns, pairs.source, pairs.rows, split, group, tuple(set_aside)).take(kept)
 
 
 def _fault(items: Mapping[str, Item | None], home: Home | None) -> tuple[str, str] | None:
