@@ -489,7 +489,7 @@ def test_a_bridge_without_audio_and_one_without_text_say_so(
 ) -> None:
     run = partial(generate, steps=2, size=32, progress=False)
     pictured = workshop.bridge(tmp_path / "pictured", "audio", "image")
-    with pytest.raises(BridgekitError, match="no side for 'text'") as caught:
+    with pytest.raises(BridgekitError, match="no modality 'text'") as caught:
         run(pictured, [Input("text", "owl")], model=str(sd))
     clear(caught.value)
     with pytest.raises(BridgekitError, match=r"has audio and image, .* made of text") as caught:

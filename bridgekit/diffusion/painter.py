@@ -67,7 +67,7 @@ def open_painter(
         outside: let the table of captions refer to files outside its own folder.
 
     Raises:
-        BridgekitError: the bridge has no side for the model's conditioning, or its pairs cannot be read.
+        BridgekitError: the bridge has no modality for the model's conditioning, or its pairs cannot be read.
     """
     file = folder / "conditioners" / f"{_slug(model.name)}.safetensors" if folder else None
     frozen = {modality: bridge.encoder(modality) for modality, side in bridge.sides.items() if side.frozen}

@@ -104,7 +104,7 @@ MISTAKES = {
         ["search", "owl", "--index", "bridges/audio-text.index", "--to", "image"],
         "the index has no image",
     ),
-    "a modality that the bridge lacks": (["index", "clips", "--modality", "image"], "no side for 'image'"),
+    "a modality that the bridge lacks": (["index", "clips", "--modality", "image"], "no modality 'image'"),
     "nothing to index": (["index", "nothing.csv"], "no such table"),
     "a folder without any": (["index", "bridges"], "found no text or audio"),
     "the bridge's own folder": (["index", "clips", "--out", "bridges/audio-text"], "not an index"),
