@@ -72,11 +72,8 @@ def model_folder(name: str, patterns: Sequence[str], *, plugin: str) -> Path:
 def pinned(name: str, folder: Path) -> str:
     """The name that resolves to the same model on every machine: `org/model@commit` for a hub model.
 
-    A branch such as `main` moves; a commit identifies its files by content, so bridges record the commit.
-
-    Arguments:
-        name: as passed to `model_folder`.
-        folder: the folder that `model_folder` returned.
+    A branch such as `main` moves; a commit identifies its files by content, so bridges record the commit. `folder` is what
+    `model_folder` returned for `name`.
     """
     from_hub = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name) and not Path(name).expanduser().is_dir()
     return f"{name.partition('@')[0]}@{folder.name}" if from_hub else name

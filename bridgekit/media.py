@@ -50,10 +50,7 @@ def audio_seconds(path: Path, most: float) -> float:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decode an image, upright.
-
-    Arguments:
-        path: the file. The first frame of an animation is taken.
+    """Decode an image, or the first frame of an animation.
 
     Returns:
         An RGB image: rotated by its EXIF orientation, transparency on white, 16-bit grey scaled to 8 bits.

@@ -33,12 +33,7 @@ def refuse_untrusted_table(source: str, folder: Path | None) -> None:
 
 
 def refuse_untrusted_encoder(encoder: str, folder: Path | None) -> None:
-    """Raise BridgekitError for an encoder that runs code from its repository, or whose name contains a path outside.
-
-    Arguments:
-        encoder: `provider:model`.
-        folder: as for `refuse_untrusted_table`.
-    """
+    """Raise BridgekitError for an encoder that runs code from its repository, or whose name contains such an outside path."""
     if "trust_remote_code=yes" in encoder and os.environ.get(REMOTE_CODE) != "yes":
         raise BridgekitError(
             "this bridge names an encoder that runs code from its model's repository",

@@ -113,8 +113,8 @@ def _mono_blocks(sound: _Stream, path: Path) -> Iterator[npt.NDArray[np.float32]
     # header is an estimate, and its bytes have been counted already.
     slack = 2 * _MPEG_FRAME if sound.format == "MP3" else 0
     if decoded + slack < promised < _UNKNOWN_FRAMES and not sound.format.startswith("WAV"):
-        seconds = (promised / sound.samplerate, decoded / sound.samplerate)
-        raise ItemError(f"{_CUT_SHORT}: {seconds[1]:.1f} s of {seconds[0]:.1f} s are there", where=str(path), remedy=AGAIN)
+        what = f"{_CUT_SHORT}: {decoded / rate:.1f} s of {promised / rate:.1f} s are there"
+        raise ItemError(what, where=str(path), remedy=AGAIN)
 
 
 def _resampled(blocks: Iterator[npt.NDArray[np.float32]], rate: int, wanted: int) -> Iterator[npt.NDArray[np.float32]]:

@@ -86,7 +86,7 @@ def open_table(source: str | Path | Pairs | Table, *, outside: bool = False) -> 
 
 
 def read_pairs(source: str | Path, modalities: Sequence[str], *, outside: bool = False) -> Pairs:
-    """Read a table of pairs, setting aside unusable rows.
+    """Read a table of pairs: its usable rows, with the others in `set_aside`.
 
     A table has a header and one column per modality, named after it. The `text` column holds texts; the others hold file
     paths relative to the table's folder. Empty cells are missing items. The columns `split` and `group` are optional; any
@@ -99,9 +99,6 @@ def read_pairs(source: str | Path, modalities: Sequence[str], *, outside: bool =
         source: as for `open_table`.
         modalities: the columns to read.
         outside: allow files outside the table's folder.
-
-    Returns:
-        the usable rows.
 
     Raises:
         BridgekitError: the table does not exist, lacks a column, is malformed or not UTF-8, or has no usable row. The

@@ -420,8 +420,7 @@ def width_that_lies(ground: Ground) -> None:
         )
 
     _rewrite(Path("bridge"), swap)
-    saying = "is not the encoder that this bridge was trained on"
-    _refused("embed", "a red apple", "--modality", "text", "--bridge", "bridge", saying=saying)
+    _refused("embed", "a red apple", "--modality", "text", "--bridge", "bridge", saying="is not the encoder that")
 
 
 def key_twice(ground: Ground) -> None:
