@@ -30,7 +30,7 @@ HOOKS = (
 OURS = ("clap", "ray", "starter", "timm", "transformers")
 #: The verbs of our own plugins, and what `bridgekit --help` says of those that are not installed; packages are named likewise.
 VERBS = {
-    "app": "Serve a page where you speak and see, and an API for programs.",
+    "app": "Serve a web page for search and image generation, and an HTTP API, on this machine.",
     "index": "Embed items once and keep them in an index, to be searched with search --index.",
     "subset": "Choose k training pairs, diverse or at random. Rows of other splits are kept.",
 }
