@@ -26,7 +26,7 @@ PRESET = PRESETS["default"]
 
 
 def columns(encoded: EncodedPairs, split: NDArray[np.str_], *modalities: str) -> tuple[EncodedPairs, NDArray[np.str_]]:
-    """The rows of `train` and `val` that have all of these modalities, with only these columns."""
+    """The rows of `train` and `val` that have all these modalities, with only these columns."""
     there = np.all([encoded.ids[modality] >= 0 for modality in modalities], axis=0)
     rows = np.flatnonzero(there & np.isin(split, ("train", "val")))
     chosen = encoded.pairs.take(rows)
