@@ -31,7 +31,7 @@ OURS = ("clap", "ray", "starter", "timm", "transformers")
 #: The verbs of our own plugins, and what `bridgekit --help` says of those that are not installed; packages are named likewise.
 VERBS = {
     "app": "Serve a web page for search and image generation, and an HTTP API, on this machine.",
-    "index": "Embed items once and keep them in an index, to be searched with search --index.",
+    "index": "Embed items and store them in an index for bridgekit search --index.",
     "subset": "Choose k training pairs, diverse or at random. Rows of other splits are kept.",
 }
 #: How to install a plugin of ours. Not from PyPI, where such a name could be a stranger's package.
