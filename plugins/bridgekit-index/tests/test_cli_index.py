@@ -111,7 +111,7 @@ MISTAKES = {
     "another bridge": (["search", "owl", "--index", "bridges/audio-text.index", "--bridge", "other"], "another bridge"),
     "another bridge to add": (
         ["index", "clips", "--bridge", "other", "--out", "bridges/audio-text.index"],
-        "or index again with this one into another --out",
+        "or create another index for this one with --out",
     ),
     "a place that cannot be written": (["index", "clips", "--out", "/proc/x"], "/proc/x"),
 }
