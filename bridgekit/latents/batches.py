@@ -139,7 +139,7 @@ def encode_batch(encoder: Encoder, inputs: Sequence[Any], reduced: bool = False)
             latents = encoder.encode(inputs)
     except BridgekitError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # plugin code can raise anything
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(
             f"{plugin_of(encoder)} failed to encode: {reason}",
