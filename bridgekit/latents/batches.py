@@ -126,9 +126,13 @@ def encode_batch(encoder: Encoder, inputs: Sequence[Any], reduced: bool = False)
             latents = encoder.encode(inputs)
     except BridgekitError:
         raise
-    except Exception as error:
-        what = f"{plugin_of(encoder)} failed to encode: {type(error).__name__}: {error}"
-        raise PluginError(what, where=encoder.revision, remedy=remedy) from error
+    except (Exception, SystemExit) as error:  # plugin code can raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise PluginError(
+            f"{plugin_of(encoder)} failed to encode: {reason}",
+            where=encoder.revision,
+            remedy="report it to the plugin's author",
+        ) from error
     if not isinstance(latents, Tensor) or latents.shape != (len(inputs), encoder.dim):
         shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
         what = f"{plugin_of(encoder)} returned {shape} for {len(inputs)} items; expected {(len(inputs), encoder.dim)}"

@@ -11,11 +11,11 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-import torch
 from torch import Tensor
 
 from bridgekit.bridge.bridge import Bridge
-from bridgekit.errors import BridgekitError, PluginError
+from bridgekit.errors import PluginError
+from bridgekit.latents.batches import encode_batch
 from bridgekit.plugins import plugin_of
 from bridgekit_app.limits import busy
 
@@ -35,13 +35,9 @@ class _Waiting:
 
 
 class Batcher:
-    """Encodes requests in one worker thread, a batch at a time, oldest first.
+    """Encodes requests in one worker thread, a batch at a time, oldest first. At most `most` items are queued.
 
-    Arguments:
-        most: maximum number of queued items.
-
-    Attributes:
-        batches, items: numbers encoded so far.
+    `batches` and `items` count what has been encoded.
     """
 
     def __init__(self, most: int) -> None:
@@ -52,12 +48,7 @@ class Batcher:
         self._thread = anyio.CapacityLimiter(1)  # not the default pool: searches waiting for a gallery can fill that
 
     async def embed(self, bridge: Bridge, modality: str, prepared: Sequence[Any]) -> Tensor:
-        """Encode and project n items: (n, dim) float32, unit length.
-
-        Arguments:
-            bridge: its encoder is opened if necessary.
-            modality: one of the bridge's modalities.
-            prepared: results of the encoder's `prepare`.
+        """Encode and project n results of the encoder's `prepare`: (n, dim) float32, unit length.
 
         Raises:
             Refusal: too many items are queued.
@@ -117,15 +108,7 @@ class Batcher:
 def _embed(bridge: Bridge, modality: str, prepared: list[Any]) -> Tensor:
     """Prepared items as (n, dim) embeddings. Bypasses the latent store: clients' inputs must not be kept."""
     encoder = bridge.encoder(modality)
-    try:
-        with torch.inference_mode():
-            latents = encoder.encode(prepared).detach().float().cpu()
-            vectors = bridge.project(modality, latents)
-    except BridgekitError:
-        raise
-    except (Exception, SystemExit) as error:  # plugin code can raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise PluginError(f"{plugin_of(encoder)} failed to encode: {reason}", where=encoder.revision) from error
+    vectors = bridge.project(modality, encode_batch(encoder, prepared))
     if not vectors.isfinite().all():
         raise PluginError(f"{plugin_of(encoder)} returned NaN or infinity", where=encoder.revision)
     return vectors

@@ -67,10 +67,9 @@ def command(
 def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
         raise BridgekitError(
-            f"cannot listen on this address: {reason}",
+            f"cannot listen on this address: {error.strerror or error}",
             where=f"{host}, port {port}",
             remedy="stop the program that uses the port, or choose another --port (0 picks a free one)",
         ) from None

@@ -39,13 +39,7 @@ PATIENCE = 4
 
 
 class Guard:
-    """The middleware.
-
-    Arguments:
-        app: the application.
-        limits: the server's limits.
-        host: the address the server listens on, which is allowed in the `Host` header.
-    """
+    """The middleware. `host` is the address the server listens on, which is allowed in the `Host` header."""
 
     def __init__(self, app: App, limits: Limits, host: str) -> None:
         self.app, self.limits = app, limits

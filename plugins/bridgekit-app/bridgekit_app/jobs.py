@@ -82,12 +82,9 @@ class Job:
 
 
 class Queue:
-    """Jobs and the thread that runs them, round-robin over clients.
+    """At most `most` jobs, `most_each` per client, and the thread that runs them, round-robin over clients.
 
-    Arguments:
-        what: what the jobs produce, for messages.
-        most: maximum number of queued jobs.
-        most_each: the same per client.
+    `what` names the jobs' products in messages.
     """
 
     def __init__(self, what: str, most: int, most_each: int) -> None:
@@ -101,12 +98,7 @@ class Queue:
         self._thread.start()
 
     def submit(self, client: str, work: Work, patience: float = math.inf) -> Job:
-        """Append a job to its client's queue.
-
-        Arguments:
-            client: identifies the client.
-            work: the job.
-            patience: maximum seconds it may wait, estimated from the duration of the last job.
+        """Append a job to its client's queue. `patience` limits its estimated waiting time, in seconds.
 
         Raises:
             Refusal: too many jobs are queued, of all clients (503) or of this one (429).

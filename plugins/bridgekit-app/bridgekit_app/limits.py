@@ -45,14 +45,7 @@ class Limits:
 
 
 class Refusal(BridgekitError):
-    """A refused request.
-
-    Arguments:
-        status: HTTP status.
-        what: the message.
-        where, remedy: as for `BridgekitError`.
-        retry_after: seconds, for the header `Retry-After`.
-    """
+    """A refused request, with its HTTP status and the seconds for the header `Retry-After`."""
 
     def __init__(
         self, status: int, what: str, *, where: str | None = None, remedy: str | None = None, retry_after: int | None = None

@@ -24,10 +24,7 @@ THUMBNAIL = 320
 class Media:
     """Serves the files that searches have found, and no others, under names that reveal nothing about their paths.
 
-    Files are decoded and re-encoded as PNG or WAV; their own bytes are never sent.
-
-    Arguments:
-        most_bytes: size of the cache in memory.
+    Files are decoded and re-encoded as PNG or WAV; their own bytes are never sent. Up to `most_bytes` are cached in memory.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -58,7 +55,7 @@ class Media:
         if name not in self._known:
             return None
         modality, path = self._known[name]
-        made = ("audio/wav", _wav(path)) if modality == "audio" else ("image/png", _thumbnail(path))
+        made = _encoded(modality, path)
         with self._lock:
             self._held[name] = made
             while len(self._held) > 1 and sum(len(data) for _, data in self._held.values()) > self._most:
@@ -66,16 +63,13 @@ class Media:
         return made
 
 
-def _wav(path: Path) -> bytes:
-    samples = read_audio(path, CLIP_RATE)[: CLIP_SECONDS * CLIP_RATE]
+def _encoded(modality: str, path: Path) -> tuple[str, bytes]:
     buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(samples, -1, 1), CLIP_RATE, format="WAV", subtype="PCM_16")
-    return buffer.getvalue()
-
-
-def _thumbnail(path: Path) -> bytes:
+    if modality == "audio":
+        samples = read_audio(path, CLIP_RATE)[: CLIP_SECONDS * CLIP_RATE]
+        soundfile.write(buffer, np.clip(samples, -1, 1), CLIP_RATE, format="WAV", subtype="PCM_16")
+        return "audio/wav", buffer.getvalue()
     picture = read_image(path)
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    return buffer.getvalue()
+    return "image/png", buffer.getvalue()

@@ -53,15 +53,7 @@ REPORT_SECONDS = 0.2
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """An open bridge.
-
-    Arguments:
-        name: its name in the API.
-        folder: its folder.
-        stamp: when it was written, to notice that it was trained again.
-        bridge: the bridge.
-        galleries: its own items.
-    """
+    """An open bridge. `stamp` is the time it was written, to notice that it was trained again."""
 
     name: str
     folder: Path
@@ -71,15 +63,7 @@ class Opened:
 
 
 class AppState:
-    """Bridges, models, encoders and queues of one server.
-
-    Arguments:
-        limits: the server's limits.
-        bridges: folder of the bridges to serve.
-        named: another bridge, which becomes the default.
-        model: a model in addition to the plugins', which becomes the default.
-        device: a torch device, or `auto`.
-    """
+    """Bridges, models, encoders and queues of one server. Arguments as for `create_app`, whose `bridge` is `named` here."""
 
     def __init__(
         self, limits: Limits, bridges: Path, named: Path | None = None, model: str | None = None, device: str = "auto"
@@ -267,18 +251,10 @@ class AppState:
     ) -> dict[str, Any]:
         """Generate an image from the weighted mixture of n inputs. Runs in the thread of `pictures`.
 
-        Arguments:
-            opened: the bridge.
-            model: name of the text-to-image model.
-            inputs: n inputs.
-            vectors: (n, dim), their embeddings.
-            options: generation options.
-            seed: random seed of the noise.
+        Arguments as for `/generate`, whose response it returns, and:
+            vectors: (n, dim), the embeddings of the inputs.
             previews: emit previews; each adds a tenth to the generation time.
             emit: receives `progress` and `preview`.
-
-        Returns:
-            the response of `/generate`.
         """
         started = time.monotonic()
         report = _throttled(emit)

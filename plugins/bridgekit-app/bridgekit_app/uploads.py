@@ -48,10 +48,7 @@ async def read_request(
     In a multipart form, an input is a field `text`, or a file in a field named after its modality. JSON has only texts:
     `{"text": "a dog"}`, or a list of them.
 
-    Arguments:
-        request: the request, whose body has not been read yet.
-        folder: a temporary folder for this request is created in it.
-        limits: the server's limits.
+    Files are put into a temporary folder for this request, inside `folder`.
 
     Raises:
         Refusal: the body is neither a form nor JSON, is malformed, exceeds a limit, or has no inputs.

@@ -533,7 +533,7 @@ def test_an_encoder_with_too_much_before_it_says_busy(spoken_words: SpokenWords)
 
 def test_an_encoder_that_fails_answers_everyone_in_the_batch_and_goes_on() -> None:
     class Encoder:
-        revision = "toy@1"
+        revision, dim = "toy@1", 1
 
         def encode(self, batch: list[int]) -> torch.Tensor:
             if 0 in batch:

@@ -423,16 +423,16 @@ function joined(blocks) {
 // loudest 20 ms.
 function trim(samples, rate) {
   const size = Math.round(rate / 50);
-  const loud = [];
+  const levels = [];
   for (let at = 0; at + size <= samples.length; at += size) {
-    loud.push(Math.sqrt(samples.subarray(at, at + size).reduce((sum, sample) => sum + sample * sample, 0) / size));
+    levels.push(Math.sqrt(samples.subarray(at, at + size).reduce((sum, sample) => sum + sample * sample, 0) / size));
   }
-  const most = Math.max(...loud, 0);
+  const most = Math.max(...levels, 0);
   if (most < 1e-4) return new Float32Array(0);
-  const heard = (level) => level > most / 100;
+  const audible = (level) => level > most / 100;
   const margin = Math.round(rate / 10);
-  const from = loud.findIndex(heard) * size - margin;
-  const to = (loud.findLastIndex(heard) + 1) * size + margin;
+  const from = levels.findIndex(audible) * size - margin;
+  const to = (levels.findLastIndex(audible) + 1) * size + margin;
   return samples.subarray(Math.max(0, from), Math.min(samples.length, to));
 }
 
