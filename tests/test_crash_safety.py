@@ -678,7 +678,7 @@ def test_a_run_goes_on_where_only_its_checkpoints_find_no_room(
     fill(small_disk, 8_192)
     monkeypatch.setattr("bridgekit.fusion.checkpoint.CHECKPOINT_SECONDS", -1.0)
     align(pairs=table, out=tmp_path / "wild", preset=preset, progress=False)
-    assert capsys.readouterr().err.count("training goes on without a checkpoint (this cannot be written: No space left") == 1
+    assert capsys.readouterr().err.count("training continues without a checkpoint (this cannot be written: No space left") == 1
     assert adapters(tmp_path / "wild") == adapters(tmp_path / "calm")
 
 

@@ -238,7 +238,7 @@ class Painter(nn.Module):
         self.transformer = new_transformer()
         # Auxiliary task: predict patch i from token i. So the cheap head learns what the image looks like, and the expensive
         # transformer only how to draw it. Not exported.
-        self.foretell = nn.Linear(TokenHead.WIDTH, 4 * CHANNELS)
+        self.predict_patches = nn.Linear(TokenHead.WIDTH, 4 * CHANNELS)
 
 
 def patches(latents: Tensor) -> Tensor:
@@ -277,7 +277,7 @@ def train_transformer(work: Path, latents: Tensor, names: list[str], look: Calla
         with torch.autocast("cpu", torch.bfloat16):
             tokens = model.head(vectors)
             made = predict(model.transformer, schedule.add_noise(real, noise, times), tokens, times)
-            predicted = model.predict(tokens)
+            predicted = model.predict_patches(tokens)
         v_loss = mse_loss(made.float(), schedule.get_velocity(real, noise, times))
         conditional_loss = ((predicted.float() - patches(real)).square().mean((1, 2)) * conditional[:, 0]).mean()
         run.update(v_loss + 0.5 * conditional_loss)
