@@ -18,7 +18,6 @@ from bridgekit.storage.bounded import opened, unreadable
 #: Characters of a text: a long novel. A tokenizer takes about 60 bytes per character, and no encoder reads that far.
 MAX_TEXT = 1_000_000
 
-_BLOCK = 1 << 18  # bytes hashed at a time
 _BROKEN = re.compile("[\0\ud800-\udfff]")  # NUL, or a lone surrogate
 
 
@@ -110,7 +109,7 @@ def content_hash(item: Item) -> bytes:
     digest = hashlib.sha256(b"file\0")
     with opened(item, may_be_empty=True) as file:
         try:
-            while block := file.read(_BLOCK):
+            while block := file.read(1 << 18):
                 digest.update(block)
         except OSError as error:
             raise unreadable(item, error) from None
