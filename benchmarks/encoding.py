@@ -192,7 +192,7 @@ def timm_loop(workers: int) -> Encode:
     # The file has timm's tensors in timm's order under other names, the classifier's two last.
     model.load_state_dict(dict(zip(model.state_dict(), stored.values(), strict=False)))
     model.eval()
-    transform = create_transform(**resolve_model_data_config(model))  # type: ignore[no-untyped-call]
+    transform = create_transform(**resolve_model_data_config(model))
 
     @torch.inference_mode()
     def encode(items: Sequence[Item]) -> Tensor:

@@ -1,4 +1,4 @@
-"""`bridgekit check`: the worst first, a remedy for each, and an exit code for scripts."""
+"""`bridgekit check`: the worst finding first, a remedy for each, and an exit code for scripts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.toys import tone_table
 pytestmark = pytest.mark.usefixtures("toy")
 
 
-def test_a_sound_table_is_said_to_be_sound_and_what_comes_next(run: Run, tmp_path: Path) -> None:
+def test_a_clean_table_is_reported_as_clean_with_the_next_command(run: Run, tmp_path: Path) -> None:
     tone_table(tmp_path)
     code, out, err = run("check", "pairs.csv")
     assert code == 0

@@ -67,7 +67,7 @@ def on_cluster(name: str, encoder: Encoder, workers: int | None = None) -> Run:
     """
 
     def run(batches: Sequence[Batch]) -> Generator[Encoded, None, None]:
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        resources: dict[str, float] = ray.cluster_resources()
         gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         count = max(1, min(workers or gpus or cores // 2, len(batches)))
         share: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": max(1, min(2, cores // count))}
