@@ -4,16 +4,16 @@
 # make alone  each plugin in an environment of its own with the core and nothing else of ours, and its tests there
 # make torture  the attacks of docs/PROMISES.md at full length, with their counts (under 40 minutes on two cores)
 # make reference  docs/reference/ from docstrings and the command line
-# make coverage  which lines of the core, the page and the index the tests reach
+# make coverage  which lines of the core, the page, the index and subset the tests reach
 # make dist   wheels and sdists of the core and the plugins, installed into an empty environment, where `align` runs
-# make lock   what make test installs, pinned anew in requirements.lock (requirements-clap.lock for .venv-clap)
+# make lock   pins what make test installs again, in requirements.lock (requirements-clap.lock for .venv-clap)
 # make audit  known vulnerabilities among what is pinned; asks PyPI's advisory database
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PLUGINS := $(addprefix plugins/bridgekit-,app index ray starter timm transformers template)
-CHECKED := bridgekit docs/hooks.py docs/make_reference.py plugins/bridgekit-starter/training examples benchmarks $(foreach name,app index ray starter timm transformers clap,plugins/bridgekit-$(name)/bridgekit_$(name)) plugins/bridgekit-template/bridgekit_template.py
+PLUGINS := $(addprefix plugins/bridgekit-,app index ray starter subset timm transformers template)
+CHECKED := bridgekit docs/hooks.py docs/make_reference.py plugins/bridgekit-starter/training examples benchmarks $(foreach name,app index ray starter subset timm transformers clap,plugins/bridgekit-$(name)/bridgekit_$(name)) plugins/bridgekit-template/bridgekit_template.py
 # Not in .venv: laion-clap needs numpy below 2.
 CLAP := .venv-clap
 LOCK := --quiet --upgrade --universal --python-version 3.10 --no-annotate --custom-compile-command "make lock" --overrides $(VENV)/without-torch.txt --no-emit-package bridgekit-core --no-emit-package torch --no-emit-package torchvision
@@ -70,7 +70,7 @@ test: $(VENV)/.installed $(VENV)/.browser $(CLAP)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 	OMP_NUM_THREADS=1 $(CLAP)/bin/python -m pytest plugins/bridgekit-clap
 
-alone: $(foreach name,app index starter timm transformers template clap,.venv-$(name)/.tested)
+alone: $(foreach name,app index starter subset timm transformers template clap,.venv-$(name)/.tested)
 
 .venv-%/.tested: FORCE
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
@@ -90,7 +90,7 @@ reference: $(VENV)/.installed
 	$(BIN)/python docs/make_reference.py
 
 coverage: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=bridgekit --cov=bridgekit_app --cov=bridgekit_index --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=bridgekit --cov=bridgekit_app --cov=bridgekit_index --cov=bridgekit_subset --cov-report=term:skip-covered
 
 lock: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet uv
@@ -101,14 +101,14 @@ lock: $(VENV)/.installed
 # The environment has nothing of this folder; its folder has no pairs but the starter's, which are spoken and encoded (two minutes).
 dist: $(VENV)/.installed
 	rm -rf dist .venv-dist
-	for project in . $(addprefix plugins/bridgekit-,app clap index ray starter timm transformers); do \
+	for project in . $(addprefix plugins/bridgekit-,app clap index ray starter subset timm transformers); do \
 	  $(BIN)/python -m build --quiet --outdir dist $$project || exit 1; done
 	$(PYTHON) -m venv .venv-dist
 	.venv-dist/bin/python -m pip install --quiet --constraint requirements.lock --find-links dist "bridgekit-core[all]"
 	mkdir .venv-dist/try
 	cd .venv-dist/try && BRIDGEKIT_HOME=$(CURDIR)/.venv-dist/home ../bin/bridgekit align --a audio --b text
 
-# --strict: what the database cannot be asked about is a failure, not a silence.
+# --strict: a package that cannot be looked up is a failure, not skipped silently.
 audit: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement requirements.lock

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from bridgekit.encoders import Encoder as Encoder
     from bridgekit.errors import BridgekitError as BridgekitError
     from bridgekit.errors import ItemError as ItemError
-    from bridgekit.fusion.subsets import choose_subset as choose_subset
     from bridgekit.fusion.training import PRESETS as PRESETS
     from bridgekit.fusion.training import Preset as Preset
     from bridgekit.hookspecs import EncoderProvider as EncoderProvider
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from bridgekit.recipes.generate import generate as generate
     from bridgekit.recipes.judge import judge_generation as judge_generation
     from bridgekit.recipes.report import write_report as write_report
-    from bridgekit.recipes.subset import choose_pairs as choose_pairs
     from bridgekit.tables.reading import read_pairs as read_pairs
 
 _HOME = {
@@ -55,11 +53,15 @@ _HOME = {
     "read_pairs": "tables.reading",
     "load_encoder": "plugins",
     "write_report": "recipes.report",
-    "choose_pairs": "recipes.subset",
-    "choose_subset": "fusion.subsets",
 }
-#: Names that one of our own plugins brings, and which.
-_FROM_PLUGINS = {"Index": "index", "Listing": "index", "list_items": "index"}
+#: Names that are defined in one of our own plugins.
+_FROM_PLUGINS = {
+    "Index": "index",
+    "Listing": "index",
+    "list_items": "index",
+    "choose_pairs": "subset",
+    "choose_subset": "subset",
+}
 __all__ = sorted(_HOME)
 
 

@@ -53,7 +53,7 @@ class Hit:
     Arguments:
         item: a path or text.
         similarity: its cosine similarity to the query.
-        columns: column to cell of its row in an indexed table; empty where no index was searched.
+        columns: column to cell of its row in an indexed table; empty unless an index was searched.
     """
 
     item: Item
@@ -119,17 +119,6 @@ def recall(
     ranks = best_ranks(queries, candidates, right, skip)
     at = {k: float((ranks <= k).float().mean()) for k in ks}
     return Recall(len(ranks), len(candidates), at, float(ranks.double().quantile(0.5)))
-
-
-def chance_recall(right: Relevance, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
-    """Expected recall@k of a random ranking.
-
-    Arguments:
-        right: which candidates are relevant, at least one pair. Candidates are those relevant to any query.
-        ks: the k of recall@k.
-    """
-    rights = np.unique(right.query, return_counts=True)[1]
-    return random_recall(rights, np.full(len(rights), len(np.unique(right.candidate))), ks)
 
 
 def random_recall(rights: NDArray[np.int64], candidates: NDArray[np.int64], ks: Sequence[int]) -> dict[int, float]:
@@ -212,7 +201,7 @@ def nearest(queries: Tensor, candidates: Tensor, items: Sequence[Item], k: int =
 
     Arguments:
         queries, candidates, k: as for `search`.
-        items: m items, one a candidate.
+        items: the m candidates' items.
     """
     scores, indices = search(queries, candidates, k)
     return [

@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-PLUGINS = ("app", "index", "ray", "starter", "timm", "transformers", "clap")
+PLUGINS = ("app", "index", "ray", "starter", "subset", "timm", "transformers", "clap")
 #: Pages that are read from elsewhere in the repository.
 INCLUDED = {
     "changelog.md": "CHANGELOG.md",

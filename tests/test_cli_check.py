@@ -64,3 +64,12 @@ def test_bad_input_is_one_message_and_exit_code_2(run: Run, tmp_path: Path) -> N
     assert "no such table" in err
     tone_table(tmp_path)
     assert run("check", "pairs.csv", "--a", "toy:absent", "--b", "text")[0] == 2
+
+
+def test_a_name_in_the_table_cannot_control_the_terminal(run: Run, tmp_path: Path) -> None:
+    table = with_splits(tone_table(tmp_path))
+    add(table, "clips/absent\x1b]0;title\x07[b].wav,owl,train")
+    code, out, err = run("check", table, "--no-latents")
+    assert code == 0
+    assert "clips/absent\\x1b]0;title\\x07[b].wav" in out
+    assert "\x1b" not in out + err

@@ -48,7 +48,7 @@ ABOUT = {"rtol": 0.0, "atol": 2.0}
 def quick(picture_toys: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The plugin with pictures, an empty working directory, and conditioners fitted with few steps."""
     monkeypatch.setattr(painter, "fit_conditioner", partial(conditioner.fit_conditioner, fit=Fit(steps=3, batch_size=4)))
-    monkeypatch.setattr(conditioner, "ConditionerNet", partial(conditioner.ConditionerNet, width=32))
+    monkeypatch.setattr(conditioner, "WIDTH", 32)
     monkeypatch.chdir(tmp_path)
 
 
@@ -493,7 +493,7 @@ def test_a_bridge_without_audio_and_one_without_text_say_so(
 ) -> None:
     run = partial(generate, steps=2, size=32, progress=False)
     pictured = workshop.bridge(tmp_path / "pictured", "audio", "image")
-    with pytest.raises(BridgekitError, match="no side for 'text'") as caught:
+    with pytest.raises(BridgekitError, match="no modality 'text'") as caught:
         run(pictured, [Input("text", "owl")], model=str(sd))
     clear(caught.value)
     with pytest.raises(BridgekitError, match=r"has audio and image, .* made of text") as caught:

@@ -188,5 +188,5 @@ def test_an_invalid_option_is_one_message(judged: Any, options: dict[str, Any]) 
 
 def test_a_bridge_without_text_has_no_captions_to_judge_by(workshop: Workshop, tmp_path: Path) -> None:
     folder = workshop.bridge(tmp_path / "bridge", "audio", "image")
-    with pytest.raises(BridgekitError, match="no side for 'text'"):
+    with pytest.raises(BridgekitError, match="no modality 'text'"):
         judge_generation(folder, gallery=str(workshop.folder / "gallery.csv"))

@@ -13,8 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bridgekit_subset import choose_pairs
 
-from bridgekit import Bridge, align, bind, check_pairs, choose_pairs
+from bridgekit import Bridge, align, bind, check_pairs
 from bridgekit.evaluation.bridges import EvalOptions, evaluate_bridge
 from bridgekit.evaluation.zero_shot import evaluate_zero_shot
 from bridgekit.recipes.encode import encode_table

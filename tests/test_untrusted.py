@@ -116,9 +116,9 @@ def test_code_that_would_unpickle_is_found(code: str) -> None:
         ("[" * 65, "64 deep"),
         ('{"a":' * 100_000, "64 deep"),
         ('{"a": 1, "a": 2}', "'a' twice"),
-        ('{"a": NaN}', "NaN"),
-        ('{"a": -Infinity}', "Infinity"),
-        ('{"a": 1e999}', "too large"),
+        ('{"a": NaN}', "not finite"),
+        ('{"a": -Infinity}', "not finite"),
+        ('{"a": 1e999}', "not finite"),
         ('{"a": ' + "9" * 5_000 + "}", "5,000 digits"),
         ('{"a": "\\ud800"}', "broken character"),
     ],
@@ -183,7 +183,7 @@ def test_the_tables_of_a_bridge_that_was_made_here_are_read_wherever_they_are(
 ) -> None:
     bridge = Bridge.load(shutil.copytree(ground.folder / "bridge", tmp_path / "bridge"))
     away = str(ground.folder / "pairs.csv")
-    with pytest.raises(BridgekitError, match="not read unasked"):
+    with pytest.raises(BridgekitError, match="needs your permission"):
         bridge.followed(away)
     monkeypatch.setenv("BRIDGEKIT_OUTSIDE", "yes")
     assert bridge.followed(away) == away

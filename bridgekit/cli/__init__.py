@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from bridgekit import plugins as installed
-from bridgekit.cli import align, bind, check, embed, encode, evaluate, generate, info, plugins, report, search, subset
+from bridgekit.cli import align, bind, check, embed, encode, evaluate, generate, info, plugins, report, search
 from bridgekit.cli.common import interruptible
 from bridgekit.errors import BridgekitError
 from bridgekit.plain import plain_json
@@ -26,7 +26,6 @@ VERBS: dict[str, Callable[..., None]] = {
     "embed": embed.command,
     "search": search.command,
     "generate": generate.command,
-    "subset": subset.command,
     "info": info.command,
     "report": report.command,
 }
@@ -82,7 +81,7 @@ def _add_missing(app: typer.Typer, name: str) -> None:
 
 
 def main() -> None:
-    """Run the command line. Errors that the user can mend exit with 2 and no traceback."""
+    """Run the command line. Errors that the user can fix exit with 2, without a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its number

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import BridgeArgument, Outside, find_bridge
+from bridgekit.cli.common import BridgeArgument, Outside, find_bridge, say
 
 
 def command(
@@ -15,9 +15,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="Output file. [dim]default: report.html in the bridge's folder[/dim]")
     ] = None,
-    pairs: Annotated[
-        str | None, typer.Option(help="Another table, or the new path of the bridge's own. [dim]default: its own[/dim]")
-    ] = None,
+    pairs: Annotated[str | None, typer.Option(help="Another table, or the new path of the bridge's own.")] = None,
     check: Annotated[bool, typer.Option(help="Also check every file of the table, as bridgekit check does.")] = True,
     outside: Outside = False,
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
@@ -29,7 +27,7 @@ def command(
     from bridgekit.recipes.report import write_report
 
     file = write_report(find_bridge(bridge), out, pairs=pairs, check=check, outside=outside)
-    print(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")
+    say(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")
     if open_it:
         import webbrowser
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 def mean_and_std(latents: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per dimension of (n, dim) latents.
 
-    The deviation has a lower bound: dividing a nearly constant dimension by its own would turn it into noise.
+    The deviation has a lower bound, since dividing a nearly constant dimension by its own would amplify noise.
     """
     std = latents.std(0)
     return latents.mean(0), std.clamp_min(1e-3 * std.max().clamp_min(1e-6))
@@ -103,15 +103,15 @@ class FusionAdapter(nn.Module):
         self.std.copy_(std)
 
     def normalised(self, latents: Tensor) -> Tensor:
-        """What the head sees while the blocks are the identity: (n, dim) latents standardised, then LayerNorm."""
+        """The head's input if the blocks are the identity: (n, dim) latents, standardised, then LayerNorm."""
         return nn.functional.layer_norm((latents - self.mean) / self.std, self.mean.shape)
 
     @torch.no_grad()
     def set_linear(self, weight: Tensor, bias: Tensor) -> None:
-        """Become the linear map `weight @ normalised(x) + bias`, up to a positive factor.
+        """Set the adapter to the linear map `weight @ normalised(x) + bias`, up to a positive factor.
 
         Arguments:
-            weight: (k, dim). Where k is less than the shared width, the remaining outputs start small and random.
+            weight: (k, dim). If k is less than the shared width, the remaining outputs start small and random.
             bias: (k,).
         """
         for block in self.blocks:
@@ -137,10 +137,10 @@ class FusionAdapter(nn.Module):
 
 
 class FrozenSide(nn.Module):
-    """The identity adapter: the encoder's own latents are the shared space, and the other sides are trained into it.
+    """The identity adapter: the encoder's latents are the shared space, and the other sides are trained to match them.
 
     Arguments:
-        dim: width of the encoder's latents, and so of the shared space.
+        dim: width of the encoder's latents and of the shared space.
     """
 
     def __init__(self, dim: int) -> None:

@@ -1,4 +1,4 @@
-"""Where a training run stands, and how it is saved and resumed: without pickle, and byte for byte."""
+"""The state of a training run, and how it is saved and resumed: without pickle, and byte for byte."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TrainingState:
 
     @property
     def best(self) -> dict[str, float] | None:
-        """The record of the best validation, the first of equals; None where no score was a number."""
+        """The record of the best validation, the first of equals; None if no score was a number."""
         records = [record for record in self.history if math.isfinite(record["score"])]
         return max(records, key=lambda record: record["score"], default=None)
 
@@ -59,19 +59,19 @@ class TrainingState:
         self._set_weights(self._best_weights)
 
     def save_when_due(self, path: Path) -> None:
-        """`save` if the last time was long enough ago. Where it cannot be written, say so once and go on without."""
+        """`save`, if the last time was long enough ago. If it cannot be written, warn once and continue."""
         if time.monotonic() - self._saved_at <= CHECKPOINT_SECONDS:
             return
         try:
             self.save(path)
         except BridgekitError as error:
             if not self._warned:
-                say(f"training goes on without a checkpoint ({error.what}: {path.parent})")
+                say(f"training continues without a checkpoint ({error.what}: {path.parent})")
             self._warned = True
         self._saved_at = time.monotonic()
 
     def save(self, path: Path) -> None:
-        """Write everything that the run has in memory, unless some of it is not finite.
+        """Write the whole state, unless some of it is not finite.
 
         Raises:
             BridgekitError: it cannot be written.
@@ -89,7 +89,7 @@ class TrainingState:
         write_sealed(path, tensors | moments, {"progress": progress})
 
     def resume(self, path: Path) -> None:
-        """`load` a checkpoint, if there is one and it can be used."""
+        """`load` a checkpoint if there is a usable one."""
         try:
             self.load(path)
         except FileNotFoundError:
@@ -98,7 +98,7 @@ class TrainingState:
             say(f"training starts again from the beginning: its checkpoint cannot be used ({error}: {path})")
 
     def load(self, path: Path) -> None:
-        """Take over what `save` wrote. A file that does not fit changes nothing.
+        """Restore what `save` wrote. A file that does not fit changes nothing.
 
         Raises:
             DamagedFile: it is not what was written, or belongs to another run.

@@ -29,12 +29,11 @@ def info_nce(
         y: (n, d); row i belongs to row i of x.
         scale: a scalar, 1 / temperature.
         keys: (n, k, r) integers: k columns, each with the keys of the r rows that were mixed into a row. Two rows that share
-            a key of one column (and it is not negative) are related: they belong together too, and neither is a negative
-            of the other.
-        tile: side of the square of similarities that is in memory at once; the default suits the device. Memory is a few
-            times its square, plus O(n d).
+            a non-negative key in a column are related, and neither is a negative of the other.
+        tile: side of the square tiles of similarities; the default depends on the device. Memory is a few times its square,
+            plus O(n d).
         shares: how rows are shared among processes, if they are: x and y are then this process's own rows, in the order of
-            the processes, and keys those of all. Every process gets the loss of all rows, the gradients of its own rows,
+            the processes, and `keys` those of all rows. Every process gets the loss of all rows, the gradients of its own rows,
             and its summand of the gradient of `scale`.
 
     Returns:
@@ -51,9 +50,9 @@ def info_nce(
 
 
 class _TiledInfoNCE(torch.autograd.Function):
-    """The loss of this process's rows x, (m, d), beside all rows y, (n, d); what is kept for the backward pass is of size n.
+    """The loss of this process's rows x, (m, d), against all rows y, (n, d). It keeps O(n) numbers for the backward pass.
 
-    `first` is the number of x's first row among all; `shared` says that other processes have the other rows.
+    `first` is the number of x's first row among all; `shared` whether other processes have the other rows.
     """
 
     @staticmethod
@@ -75,7 +74,7 @@ class _TiledInfoNCE(torch.autograd.Function):
             columns.log_()
         ctx.save_for_backward(x, y, scale, keys, rows, columns)
         own_pairs = (x.to(dtype) * y[first : first + len(x)].to(dtype)).sum(1) * scale
-        # A process knows its own rows' part of the loss; the columns' sums, once added up, are known to all.
+        # A process knows its own rows' part of the loss; after the sum over processes, all know the columns' sums.
         part = (rows / 2 - own_pairs).sum() + columns[first : first + len(x)].sum() / 2
         if shared:
             part = sum_over_processes(part)
@@ -83,7 +82,7 @@ class _TiledInfoNCE(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients for x, and for y and scale the part of them that x's rows give."""
+        """Gradients for x, and the contribution of x's rows to those for y and scale."""
         x, y, scale, keys, rows, columns = ctx.saved_tensors
         dtype = rows.dtype
         grad_x, grad_y = (torch.zeros(of.shape, dtype=dtype, device=of.device) for of in (x, y))
@@ -133,7 +132,7 @@ _Tiled = Callable[..., None]
 
 
 def _fused(work: _Tiled, x: Tensor) -> _Tiled:
-    """On a GPU the passes over a tile are compiled into few kernels. On a CPU the tile is in the cache and passes are cheap."""
+    """On a GPU, the passes over a tile are compiled into a few kernels. On a CPU, the tile is cached and passes are cheap."""
     return _compiled(work) if x.device.type in FUSED_ON else work
 
 
@@ -194,9 +193,9 @@ def _add_product(to: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def needed_keys(keys: Tensor) -> Tensor:
-    """The columns of (n, k) keys without those that another column implies.
+    """The columns of (n, k) keys that no other column implies.
 
-    Where all rows that share a key in one column also share one in another (clips of one file, and their class), the first
+    If all rows that share a key in one column also share one in another (clips of one file, and their class), the first
     column adds no relation.
     """
     kept = list(range(keys.shape[1]))
@@ -217,7 +216,7 @@ def _implies(narrow: Tensor, wide: Tensor) -> bool:
 
 
 class _Related:
-    """Which rows share a key, by sorting: each tile looks up its own cells, and nothing of size n x n is ever made."""
+    """Which rows share a key, by sorting: each tile looks up its own cells, and nothing of size n x n is allocated."""
 
     def __init__(self, keys: Tensor) -> None:
         self.n = len(keys)
@@ -232,7 +231,7 @@ class _Related:
             self.columns.append((numbers, runs))
 
     def cells(self, rows: slice, columns: slice, first: int) -> tuple[Tensor, Tensor]:
-        """Row and column, within a tile, of all related rows except each row with itself. Some may come twice."""
+        """Row and column, within a tile, of all related rows except each row with itself. May contain duplicates."""
         found_rows, found_columns = [], []
         for numbers, runs in self.columns:
             wanted = numbers[first + rows.start : first + rows.stop]

@@ -1,4 +1,4 @@
-"""One training run shared by several processes, as `torchrun` starts them: who has which rows, and sums over all."""
+"""One training run shared by the processes that `torchrun` started: which rows each has, and sums over all of them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-#: How long a process waits for another: one encodes or measures alone while the others wait for it.
+#: How long processes wait for each other: the first encodes and evaluates alone.
 PATIENCE = timedelta(days=7)
 
 
 def world_size() -> int:
-    """How many processes train together; 1 without `torchrun`."""
+    """The number of processes that train together; 1 without `torchrun`."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -30,7 +30,7 @@ def rank() -> int:
 
 @contextmanager
 def joined_processes() -> Iterator[None]:
-    """Join the other processes that `torchrun` started, if it did. Each takes a GPU of its own.
+    """Join the other processes started by `torchrun`, if any. Each takes its own GPU.
 
     The processes must share a file system: the first one encodes and saves, the others read what it wrote.
     """
@@ -40,14 +40,14 @@ def joined_processes() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    # Never destroyed: a group created again under the keys of one that has ended may wait for its addresses forever.
+    # Never destroyed: a new group with the keys of a destroyed one may wait for its addresses forever.
     atexit.register(dist.destroy_process_group)
     yield
 
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """What is done here, the first process does before the others: they find its results on the disk."""
+    """The first process runs the block before the others, which then find its results on disk."""
     if rank() > 0:
         dist.barrier()
     try:
@@ -68,10 +68,10 @@ def broadcast_from_first(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Shares:
-    """How the rows of a batch are shared among processes: each has a run of them, in the order of the processes.
+    """How the rows of a batch are shared among processes: each has consecutive rows, in the order of the processes.
 
     Arguments:
-        counts: how many rows each process has.
+        counts: the number of rows of each process.
         rank: this process.
     """
 
@@ -85,7 +85,7 @@ class Shares:
 
 
 def gather_rows(x: Tensor, shares: Shares) -> Tensor:
-    """The rows of all processes, (n, d), from each one's own, (m, d). Gradients flow back to whose rows they are."""
+    """The rows of all processes, (n, d), from each one's own, (m, d). Gradients flow back to each process's own rows."""
     rows: Tensor = _GatherRows.apply(x, shares)  # type: ignore[no-untyped-call]
     return rows
 
@@ -94,7 +94,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shares: Shares) -> Tensor:
         ctx.shares = shares
-        # Padded to one size, which gloo asks for.
+        # Padded to one size, as gloo requires.
         most = max(shares.counts)
         own = torch.nn.functional.pad(x, (0, 0, 0, most - len(x))).contiguous()
         all_rows = [torch.empty_like(own) for _ in shares.counts]

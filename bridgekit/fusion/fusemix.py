@@ -15,10 +15,10 @@ def draw_partners(pattern: Tensor, pairing: Pairing) -> tuple[Tensor, Tensor]:
     """Which rows of a batch are mixed with which: two index vectors of equal length.
 
     Arguments:
-        pattern: (n,) integers that say which modalities a row has. Only rows of one pattern are mixed, so that a mixed row
-            has what its parts have, and no item is lost to a partner's hole.
-        pairing: `halves` cuts the rows of a pattern in two and mixes the halves, giving n // 2 mixed rows where all have one
-            pattern, as the release does. `permutation` mixes every row with a random one, giving n.
+        pattern: (n,) integers that encode which modalities a row has. Only rows with the same pattern are mixed, so that a
+            mixed row has the same modalities.
+        pairing: `halves`, as in the release, splits the rows of a pattern in two and mixes the halves, giving n // 2 mixed rows
+            if all have one pattern. `permutation` mixes every row with a random one, giving n.
     """
     order = pattern.argsort(stable=True)
     if pairing == "permutation":
@@ -31,14 +31,14 @@ def draw_partners(pattern: Tensor, pairing: Pairing) -> tuple[Tensor, Tensor]:
 
 
 def draw_lambda(n: int, alpha: float, per: LambdaPer, device: torch.device) -> Tensor:
-    """Lambda ~ Beta(alpha, alpha), shape (1, 1) where one serves the whole batch, (n, 1) where each pair has its own.
+    """Lambda ~ Beta(alpha, alpha), shape (1, 1) for one per batch, (n, 1) for one per pair.
 
     An alpha of 0 means no mixing: lambda is 1.
     """
     shape = (1 if per == "batch" else n, 1)
     if alpha <= 0:
         return torch.ones(shape, device=device)
-    # Two gamma draws make a beta draw, and unlike torch.distributions they follow the device's own generator.
+    # A beta draw from two gamma draws. Unlike torch.distributions, this uses the device's own generator.
     concentration = torch.full((2, *shape), alpha, device=device)
     gamma = torch._standard_gamma(concentration).clamp_min(1e-30)
     return gamma[0] / (gamma[0] + gamma[1])
@@ -49,7 +49,7 @@ def fusemix(first: Tensor, second: Tensor, lam: Tensor) -> Tensor:
 
     Arguments:
         first: (m, d) latents.
-        second: (m, d), those of their partners.
+        second: (m, d) latents of their partners.
         lam: (1, 1) or (m, 1), in [0, 1].
 
     Returns:

@@ -1,4 +1,4 @@
-"""A batch of any size in bounded memory: cut into pieces, shared among processes, and embedded twice where necessary."""
+"""Batches of any size in bounded memory: cut into pieces, shared among processes, and embedded twice if necessary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from bridgekit.fusion.adapter import Adapter, FrozenSide
 from bridgekit.fusion.distributed import rank, world_size
 
-#: A batch is cut into this many pieces, so that up to this many processes can share it and draw the same dropout as one.
+#: A batch is cut into this many pieces, so that up to this many processes can share it and draw the same dropout masks as one.
 PIECES = 8
 #: No piece has fewer rows than this: smaller products would not use the processor well.
 SMALLEST_PIECE = 512
@@ -48,7 +48,7 @@ def cut(n: int, most_rows: int) -> Pieces:
 
 
 def activation_bytes(adapters: Sequence[Adapter]) -> int:
-    """About how many bytes the activations of one row take between the forward and the backward pass."""
+    """Approximate bytes that the activations of one row take between the forward and the backward pass."""
     numbers = 0
     for adapter in adapters:
         if isinstance(adapter, FrozenSide):
@@ -71,7 +71,7 @@ def seed_here(*place: int) -> None:
     """Seed torch with a place in a run (seed, epoch, step, piece), so that any process draws the same numbers there."""
     # Torch's generator on the CPU uses 32 bits.
     number = int.from_bytes(hashlib.blake2b(repr(place).encode(), digest_size=4).digest(), "big")
-    # Not torch.manual_seed: where CUDA is not initialized, it stores a stack trace at every call.
+    # Not torch.manual_seed: if CUDA is not initialized, it stores a stack trace at every call.
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed(number)
@@ -89,9 +89,9 @@ def backward_in_pieces(
     """The loss of a batch that is embedded in pieces; its gradients are added to those of the parameters.
 
     Arguments:
-        embed: from a piece's number to its embeddings, one tensor a side; the same ones whenever it is called.
+        embed: maps a piece's number to its embeddings, one tensor per side; deterministic.
         pieces: the numbers of the pieces.
-        loss_of: from the embeddings of all pieces, one tensor a side, to a scalar.
+        loss_of: maps the embeddings of all pieces, one tensor per side, to a scalar.
         keep: keep the activations of all pieces. Otherwise only one piece's activations are in memory at a time, and each piece
             is embedded twice.
 

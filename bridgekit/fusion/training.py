@@ -35,7 +35,7 @@ class Preset:
     """Hyperparameters of training.
 
     Arguments:
-        shared_dim: width of the shared space; where a side is frozen, its width is taken instead.
+        shared_dim: width of the shared space; a frozen side's width overrides it.
         blocks, expansion, dropout, input_dropout: as in `FusionAdapter`.
         alpha: lambda ~ Beta(alpha, alpha); 0 turns mixup off.
         pairing: `halves` or `permutation`, see `draw_partners`.
@@ -45,7 +45,7 @@ class Preset:
         epochs: passes over the training rows.
         lr, min_lr, warmup_steps: see `learning_rate`.
         weight_decay: AdamW's, applied to weight matrices only.
-        temperature: what training starts with; where it is not learned, what it ends with.
+        temperature: the initial temperature; constant if it is not learned.
         learn_temperature: learn the temperature itself (not its logarithm), at the learning rate of the weights.
         standardise: standardise latents by the mean and standard deviation of the training rows.
         warm_start: start from the closed-form linear solution with this much regularisation (see `warm_start`); 0 starts from
@@ -105,11 +105,11 @@ class Trained:
     """The result of training.
 
     Arguments:
-        adapters: modality to its adapter, in eval mode, on the CPU. Fixed ones are those that were given.
+        adapters: modality to its adapter, in eval mode, on the CPU. Fixed ones are returned as given.
         temperature: the temperature of the best epoch.
         history: one record per validation: epoch, loss, temperature, lr, and what `validate` returned.
         best_epoch: the epoch that the adapters are from.
-        diverged: the epoch in which loss or weights were no longer finite and training ended, or None.
+        diverged: the epoch in which the loss or a weight became non-finite and training stopped, or None.
     """
 
     adapters: dict[str, Adapter]
@@ -126,7 +126,7 @@ def initial_adapters(
     seed: int,
     fixed: Mapping[str, Adapter] | None = None,
 ) -> dict[str, Adapter]:
-    """The adapters that training starts from, beside the fixed ones: random, or the closed-form solution if the preset has one.
+    """The initial adapters: the fixed ones, and random ones or the closed-form solution, depending on the preset.
 
     Arguments:
         latents, rows, preset, seed, fixed: as for `train`.
@@ -164,33 +164,33 @@ def train(
     checkpoint: Path | None = None,
     on_epoch: Callable[[int, float], object] = lambda epoch, loss: None,
 ) -> Trained:
-    """Train fusion adapters so that the latents of two or more modalities meet in one space.
+    """Train fusion adapters that map the latents of two or more modalities into one space.
 
     Every row is mixed with another that has the same modalities, by one lambda for all of them. The loss is the symmetric
     InfoNCE of each pair of modalities over the mixed rows that have both, averaged over the pairs of modalities. (Weighting
-    the pairs by their rows instead gave less: with 12,000 rows of speech and text and 1,500 of text and a picture, recall@1
-    from speech to pictures was 60 against 66 %, and from pictures to text no better.)
+    the pairs by their number of rows was worse: with 12,000 rows of speech and text and 1,500 of text and images, recall@1
+    from speech to images was 60 instead of 66 %, and from images to text no better.)
 
-    A batch goes through the adapters in pieces, each with random numbers of its own. Where its activations would take more than
-    `activation_room`, only the embeddings are kept, and each piece is embedded again once the loss's gradients for them are
-    known: memory then does not grow with the batch. Where `torchrun` started several processes, each embeds some of the
-    pieces, and the adapters are those of one process, up to rounding, as long as there are no more processes than pieces.
+    A batch goes through the adapters in pieces, each with its own random numbers. If its activations would need more than
+    `activation_room`, only the embeddings are kept, and each piece is embedded again when the gradients of the loss are
+    known, so that memory does not grow with the batch. Under `torchrun` each process embeds some of the pieces; the result
+    is that of a single process, up to rounding, if there are no more processes than pieces.
 
     Arguments:
         latents: modality to the distinct items' latents, (m_modality, d_modality). They may be memory-mapped. On a GPU they
-            are in its memory, in bfloat16 where products are. Training runs in float64 where they are float64.
-        rows: modality to n indices into its latents: the training rows, each with two items at least. Negative for a hole.
-        keys: (n, k) integers: rows that share one that is not negative belong together and are never each other's negatives.
-        validate: from adapters in eval mode to figures; the adapters with the largest `score` among them are kept.
+            are copied to its memory, in bfloat16 if products are. float64 latents are trained on in float64.
+        rows: modality to n indices into its latents: the training rows, each with at least two items. Negative if missing.
+        keys: (n, k) integers: rows that share a non-negative key are related, and never each other's negatives.
+        validate: maps adapters in eval mode to metrics; the adapters with the largest `score` are kept.
         preset: the hyperparameters.
-        seed: of initialisation, batches, mixup and dropout. The same seed on the same machine gives the same adapters.
+        seed: random seed for initialisation, batches, mixup and dropout. On one machine it determines the adapters.
         fixed: modality to an adapter that is not trained: a side's own latents (`FrozenSide`), or a trained bridge's
-            adapter that a further modality is bound to.
+            adapter that another modality is bound to.
         device: a torch device.
         checkpoint: a file to resume from if it exists, and to write every few seconds. Removed when training ends.
         on_epoch: called after each epoch with its number (from 1) and mean loss.
 
-    Where loss or weights are no longer finite, training ends with the best adapters of the validations before.
+    If the loss or a weight becomes non-finite, training stops and returns the best adapters so far.
 
     Raises:
         BridgekitError: that happened before the first validation.
@@ -225,15 +225,15 @@ def train(
         incomplete=bool((index < 0).any()),
         forward=[torch.compile(each) for each in forward] if on_gpu and preset.epochs * steps >= COMPILE_STEPS else forward,
         products=products,
-        # Two fixed sides have nothing to learn from each other.
+        # Nothing is learned from two fixed sides.
         compared=[(a, b) for a, b in combinations(range(len(names)), 2) if not {names[a], names[b]} <= set(fixed)],
         temperature=temperature,
         optimizer=optimizer,
         rows_that_fit=activation_room(device) // max(1, activation_bytes([adapters[name] for name in moving])),
     )
     diverged: int | None = None
-    # All that is drawn is drawn from a seed of its own place in the run: a run that is resumed, and a process that has only
-    # some of the pieces, draw what one undisturbed process draws.
+    # Random numbers are seeded by their place in the run, so that a resumed run, or a process with only some of the pieces,
+    # draws the same ones as a single uninterrupted process.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if on_gpu else []), fast_products(device):
         for epoch in range(state.epoch + 1, preset.epochs + 1):
             moving.train()
@@ -245,7 +245,7 @@ def train(
                     group["lr"] = lr
                 losses.append(train_step(run, batch, (seed, epoch, step)))
             loss = float(torch.stack(losses).mean())
-            # A finite loss says nothing about the last step: the weights may have diverged in it, and are validated next.
+            # The loss is from before the last step, in which the weights may have diverged.
             if not (math.isfinite(loss) and state.is_finite()):
                 diverged = epoch
                 break
@@ -273,17 +273,17 @@ def train(
 
 @dataclass(frozen=True)
 class _Run:
-    """What every step of a run needs, on its device. Sides are numbered in the order of the latents.
+    """What every step needs, on the device of the run. Sides are numbered in the order of the latents.
 
     Arguments:
         preset: the hyperparameters.
         latents: for each side its latents, (m, d).
-        index: (n, sides) each row's place in them, negative for a hole.
+        index: (n, sides) each row's indices into them, negative if missing.
         keys: (n, k) see `train`.
-        incomplete: whether there are holes.
-        forward: for each side `_mix_and_embed` with its adapter, compiled where that is worth it.
+        incomplete: whether any row lacks an item.
+        forward: for each side `_mix_and_embed` with its adapter, compiled if that is worth it.
         products: the number format of matrix products.
-        compared: the pairs of sides whose loss counts.
+        compared: the pairs of sides to compute the loss of.
         temperature, optimizer: as in `TrainingState`.
         rows_that_fit: how many rows' activations fit into memory.
     """
@@ -302,15 +302,15 @@ class _Run:
 
 
 def draw_batches(n: int, size: int, device: str) -> Sequence[Tensor]:
-    """One epoch's batches of row numbers, drawn without replacement; the rest that fills no batch is dropped."""
+    """One epoch's batches of row numbers, drawn without replacement; an incomplete last batch is dropped."""
     return torch.split(torch.randperm(n, device=device)[: n // size * size], size)
 
 
 def learning_rate(preset: Preset, epoch: int, step: int, steps: int) -> float:
-    """The learning rate of a step: a cosine from lr to min_lr that is set once an epoch, and a linear warm-up from min_lr.
+    """The learning rate of a step: a cosine from lr to min_lr, set once per epoch, after a linear warm-up from min_lr.
 
-    Warm-up takes `warmup_steps`, or a tenth of a run that is shorter than ten times that. The release warms up within the
-    first epoch only, which is the same where the first epoch is long enough.
+    Warm-up takes `warmup_steps`, but at most a tenth of the run. The release warms up within the
+    first epoch only, which is the same if the first epoch is long enough.
 
     Arguments:
         epoch: from 1.
@@ -328,7 +328,7 @@ def train_step(run: _Run, batch: Tensor, place: tuple[int, ...]) -> Tensor:
 
     Arguments:
         batch: (b,) numbers of rows.
-        place: what the step's random numbers are seeded with.
+        place: seeds the step's random numbers.
 
     Returns:
         the loss before the step, a scalar.
@@ -361,7 +361,7 @@ def train_step(run: _Run, batch: Tensor, place: tuple[int, ...]) -> Tensor:
 
 
 def _embed(run: _Run, first: Tensor, second: Tensor, lam: Tensor) -> list[Tensor]:
-    """For each side the embeddings, at unit length, of those mixed rows that have it.
+    """For each side the embeddings, at unit length, of the mixed rows that have it.
 
     Arguments:
         first, second: (m,) numbers of the rows that are mixed.
@@ -379,7 +379,7 @@ def _embed(run: _Run, first: Tensor, second: Tensor, lam: Tensor) -> list[Tensor
 
 
 def _mix_and_embed(adapter: Adapter, latents: Tensor, one: Tensor, other: Tensor, lam: Tensor) -> Tensor:
-    """Latents mixed with others, as embeddings of unit length in float32 (float64 for float64)."""
+    """Mix latents and embed them: embeddings of unit length in float32 (float64 for float64)."""
     embedded = adapter(fusemix(latents[one], latents[other], lam))
     return nn.functional.normalize(embedded.to(torch.promote_types(embedded.dtype, torch.float32)), dim=-1)
 
@@ -388,9 +388,9 @@ def _loss(run: _Run, first: Tensor, second: Tensor, bounds: Sequence[tuple[int, 
     """The mean over pairs of sides of the InfoNCE of the mixed rows that have both.
 
     Arguments:
-        first, second: (m,) numbers of the rows that were mixed. A mixed row is related to whatever either of them is.
+        first, second: (m,) numbers of the mixed rows. A mixed row is related to whatever either of its rows is.
         bounds: for each process the number of its first mixed row and the one after its last.
-        embedded: for each side the embeddings of those of this process's rows that have it, in their order.
+        embedded: for each side the embeddings of this process's rows that have it, in order.
     """
     keys = torch.stack([run.keys[first], run.keys[second]], -1)
     there = run.index[first] >= 0
@@ -410,11 +410,11 @@ def _loss(run: _Run, first: Tensor, second: Tensor, bounds: Sequence[tuple[int, 
 
 
 def _optimizer(weights: Sequence[nn.Parameter], temperature: nn.Parameter, preset: Preset) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone: not on biases, norms and the temperature."""
+    """AdamW with weight decay on matrices only, not on biases, norms or the temperature."""
     matrices = [weight for weight in weights if weight.ndim > 1]
     others = [weight for weight in weights if weight.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": preset.weight_decay},
-        {"params": [*others, *([temperature] if preset.learn_temperature else [])], "weight_decay": 0.0},
+        {"params": [*others, *([temperature] if temperature.requires_grad else [])], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=preset.lr, fused=True)

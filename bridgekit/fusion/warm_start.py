@@ -1,4 +1,4 @@
-"""Where training starts from: the best linear adapters, in closed form, rather than random ones."""
+"""Initial adapters: the best linear ones, in closed form, instead of random ones."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def warm_start(
 ) -> None:
     """Set adapters to the regularised canonical correlation analysis of their training latents.
 
-    On a few thousand pairs a linear map with the right regularisation is hard to beat from a random start; starting from it,
-    FuseMix only has to improve on it. Residual blocks begin as the identity (their last layers are zeroed) and the head
-    becomes the linear map, so before the first step the adapters are exactly that solution.
+    On a few thousand pairs, a well-regularised linear map is hard to beat from a random start, so training starts from one.
+    Residual blocks begin as the identity (their last layers are zeroed) and the head is set to the linear map, so before the
+    first step the adapters are exactly that solution.
 
     Arguments:
-        adapters: two or more. Where some are fixed, the others become the ridge regressions onto those.
+        adapters: two or more. If some are fixed, the others become ridge regressions onto those.
         latents: modality to its distinct items' latents, (m_modality, d_modality).
-        rows: modality to n indices into its latents, one a training row; negative for a hole.
+        rows: modality to n indices into its latents, one per training row; negative if missing.
         ridge: added to each covariance's diagonal, in units of its mean eigenvalue.
         fixed: the modalities whose adapters stay as they are.
 
@@ -41,9 +41,9 @@ def warm_start(
 
     Source: Hotelling, Relations between two sets of variates, 1936; regularised as in Vinod, Canonical ridge, 1976; for more
     than two sets the sum of correlations as in Kettenring, Canonical analysis of several sets of variables, 1971, which is
-    Hotelling's for two. Two sets without a row in common count as uncorrelated and meet through the others. Canonical
-    directions are weighted by the square root of their correlation, so that cosine similarity trusts a direction as far as
-    it is shared.
+    Hotelling's for two. Two sets without a row in common count as uncorrelated and are connected through the others. Canonical
+    directions are weighted by the square root of their correlation, so that cosine similarity weights directions by how much
+    the sets share them.
     """
     if fixed:
         for name, partners in joining_order(fixed, rows):
@@ -55,15 +55,15 @@ def warm_start(
 def spread_rows(
     latents: Mapping[str, Tensor], rows: Mapping[str, Tensor], most: int = ENOUGH_ROWS
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-    """At most so many rows, evenly spread over the table, with the latents of their items alone.
+    """At most `most` rows, evenly spread over the table, with only the latents of their items.
 
     Arguments:
         latents: modality to (m, d).
-        rows: modality to n indices into its latents, negative for a hole.
-        most: how many rows.
+        rows: modality to n indices into its latents, negative if missing.
+        most: the maximum number of rows.
 
     Returns:
-        latents and rows; the given ones where they are no more than that.
+        latents and rows; the given ones if there are no more than that.
     """
     n = len(next(iter(rows.values())))
     if n <= most:
@@ -81,7 +81,7 @@ def spread_rows(
 def joining_order(start: Collection[str], rows: Mapping[str, Tensor]) -> list[tuple[str, list[str]]]:
     """The other modalities, nearest first, each with those before it (or in `start`) that it has a row in common with.
 
-    Modalities that no chain of rows ties to `start` are left out.
+    Modalities that no chain of rows connects to `start` are left out.
     """
     done = list(start)
     order: list[tuple[str, list[str]]] = []
@@ -105,7 +105,7 @@ def _regress(
     name: str,
     partners: list[str],
 ) -> None:
-    """Ridge regression of one modality onto where the partners of its items lie in the shared space."""
+    """Ridge regression of one modality onto the embeddings of its items' partners."""
     adapter = adapters[name]
     assert isinstance(adapter, FusionAdapter)
     inputs, targets = [], []
@@ -139,7 +139,7 @@ def _correlate(
         blocks[a, b] = roots[a] @ cross @ roots[b]
         blocks[b, a] = blocks[a, b].T
     values, vectors = torch.linalg.eigh(torch.cat([torch.cat([blocks[a, b] for b in adapters], 1) for a in adapters]))
-    # Eigenvalues come in ascending order. Those that are not positive are no correlations.
+    # Eigenvalues are in ascending order. Only positive ones are correlations.
     width = next(iter(adapters.values())).shared_dim
     best = torch.arange(len(values) - 1, -1, -1)[: min(width, int((values > 1e-9 * values[-1]).sum()))]
     weighted = vectors[:, best] * values[best].sqrt()

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from bridgekit.bridge.bridge import Bridge, Side, check_free
-from bridgekit.encoders import Encoder
+from bridgekit.bridge.bridge import Bridge, check_free
 from bridgekit.errors import BridgekitError
-from bridgekit.fusion.adapter import Adapter, FrozenSide
+from bridgekit.fusion.adapter import FrozenSide
 from bridgekit.fusion.distributed import first_process_first, joined_processes, rank
 from bridgekit.fusion.training import PRESETS, Preset
 from bridgekit.hardware import resolve_device
-from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.pairs import Pairs
-from bridgekit.progress import Report, progress_bars
-from bridgekit.recipes.fit import measure, measure_gap, train_encoded
-from bridgekit.recipes.outcome import (
-    Alignment,
-    checkpoint_of,
-    encode_and_split,
-    fingerprint_of,
-    provenance_of,
-    unseen_item,
-)
-from bridgekit.recipes.sides import TrainingOptions, choose_sides, open_encoders, open_pairs, select_pairs, takes
+from bridgekit.progress import progress_bars
+from bridgekit.recipes.fit import Alignment, Run, encode_and_split, fit
+from bridgekit.recipes.sides import TrainingOptions, choose_sides, open_encoders, select_pairs, takes
 from bridgekit.report.plots import heat_maps, training_curves
 from bridgekit.storage.cache import one_writer
+from bridgekit.tables.reading import open_table
 
 
 @dataclass(frozen=True)
@@ -91,7 +78,7 @@ def run_alignment(options: AlignOptions) -> Alignment:
     device = resolve_device(options.device)
     progress = options.progress and rank() == 0
     with first_process_first():
-        table = open_pairs(options.pairs, options.outside)
+        table = None if options.pairs is None else open_table(options.pairs, outside=options.outside)
     with progress_bars(progress) as report:
         encoders = open_encoders(choose_sides((options.a, options.b, *options.more), table), device, report)
     if options.frozen is not None and options.frozen not in encoders:
@@ -108,28 +95,21 @@ def run_alignment(options: AlignOptions) -> Alignment:
         with progress_bars(progress) as report:
             opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
             encoded, split = encode_and_split(pairs, opened, options, report)
-            fingerprint = fingerprint_of(
-                encoded,
-                split,
-                encoders={modality: (name, encoder.revision) for modality, (name, encoder) in encoders.items()},
-                preset=asdict(preset),
-                frozen=options.frozen,
-                seed=options.seed,
-                device=device,
-            )
-            example = unseen_item(encoded, split, next(iter(encoders)))
-            finished = _same_bridge(folder, fingerprint, device) if options.resume else None
+            settings = {
+                "encoders": {modality: (name, encoder.revision) for modality, (name, encoder) in encoders.items()},
+                "preset": asdict(preset),
+                "frozen": options.frozen,
+            }
+            fixed = {options.frozen: FrozenSide(opened[options.frozen].dim)} if options.frozen else {}
+            run = Run(encoded, split, encoders, preset, fixed, options, device, settings)
+            finished = _same_bridge(folder, run.fingerprint, device) if options.resume else None
             if finished:
-                return Alignment(finished, folder, encoded.pairs.set_aside, example, reused=True)
+                return run.result(finished, folder, reused=True)
             check_free(folder, options.overwrite)
-            bridge = _fuse(encoders, encoded, split, preset, options, device, fingerprint, report)
-        provenance = {
-            **provenance_of(encoded, split, options.seed, device, started),
-            "preset": preset_name,
-            "fingerprint": fingerprint,
-            **bridge.provenance,
-        }
-        bridge = replace(bridge, provenance=provenance, training_rows=encoded.training_rows(split))
+            empty = Bridge({}, {}, preset, preset.temperature, {}, (), (), device)
+            bridge, trained, provenance = fit(run, empty, started, report)
+            provenance |= {"preset": preset_name, "epochs": preset.epochs, **bridge.provenance}
+            bridge = replace(bridge, temperature=trained.temperature, history=trained.history, provenance=provenance)
         with first_process_first():
             if rank() == 0:
                 pictures = {"training.png": training_curves(bridge.history), **heat_maps(bridge, encoded, split)}
@@ -141,41 +121,7 @@ def run_alignment(options: AlignOptions) -> Alignment:
                 bridge.save(folder, pictures=pictures, overwrite=options.overwrite)
             else:
                 bridge = Bridge.load(folder, device)
-        return Alignment(bridge, folder, encoded.pairs.set_aside, example, reused=False)
-
-
-def _fuse(
-    encoders: Mapping[str, tuple[str, Encoder]],
-    encoded: EncodedPairs,
-    split: NDArray[np.str_],
-    preset: Preset,
-    options: AlignOptions,
-    device: str,
-    fingerprint: str,
-    report: Report,
-) -> Bridge:
-    """Train, and measure the baselines and FuseMix on the test splits."""
-    frozen, seed = options.frozen, options.seed
-    checkpoint = checkpoint_of(fingerprint, options.resume)
-    fixed: dict[str, Adapter] = {frozen: FrozenSide(encoders[frozen][1].dim)} if frozen else {}
-    trained = train_encoded(
-        encoded, split, preset=preset, seed=seed, fixed=fixed, device=device, checkpoint=checkpoint, report=report
-    )
-    for adapter in trained.adapters.values():
-        adapter.to(device)
-    sides = {
-        modality: Side(name, encoder.revision, encoder.dim, modality == frozen)
-        for modality, (name, encoder) in encoders.items()
-    }
-    opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
-    provenance: dict[str, Any] = {"best_epoch": trained.best_epoch, "epochs": preset.epochs}
-    if trained.diverged:
-        provenance["diverged"] = trained.diverged
-    bridge = Bridge(sides, trained.adapters, preset, trained.temperature, provenance, (), trained.history, device, {}, opened)
-    if rank() > 0:
-        return bridge  # only the first process evaluates and saves
-    bridge = measure_gap(bridge, encoded, split)
-    return replace(bridge, metrics=measure(bridge, encoded, split, preset=preset, seed=seed, fixed=fixed))
+        return run.result(bridge, folder, reused=False)
 
 
 def _preset(preset: str | Preset) -> tuple[str, Preset]:

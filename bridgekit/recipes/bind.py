@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bridgekit.bridge.bridge import Bridge, Side, check_free
+from bridgekit.bridge.bridge import Bridge, check_free
 from bridgekit.errors import BridgekitError
 from bridgekit.evaluation.recall import sides_of
 from bridgekit.fusion.distributed import first_process_first, joined_processes, rank
@@ -15,15 +15,7 @@ from bridgekit.hardware import resolve_device
 from bridgekit.pairs import Pairs
 from bridgekit.plugins import encoder_name, load_encoder, recorded_name
 from bridgekit.progress import progress_bars
-from bridgekit.recipes.fit import measure, measure_gap, train_encoded
-from bridgekit.recipes.outcome import (
-    Alignment,
-    checkpoint_of,
-    encode_and_split,
-    fingerprint_of,
-    provenance_of,
-    unseen_item,
-)
+from bridgekit.recipes.fit import Alignment, Run, encode_and_split, fit
 from bridgekit.recipes.sides import TrainingOptions, takes
 from bridgekit.report.plots import heat_maps, training_curves
 from bridgekit.storage.cache import one_writer
@@ -84,21 +76,19 @@ def run_binding(options: BindOptions) -> Alignment:
         partners = _partners(old, new, table)
         encoders = {modality: old.encoder(modality) for modality in partners} | {new: encoder}
         encoded, split = encode_and_split(table.pairs((*partners, new)), encoders, options, report, needs=new)
-        fingerprint = fingerprint_of(
-            encoded,
-            split,
+        settings = {
             # Only the sides that it is bound to: binding further modalities does not affect this one.
-            sides={modality: asdict(old.sides[modality]) for modality in partners},
-            adapters=old.weights_hash(partners),
-            encoder=[name, encoder.revision],
-            preset=asdict(old.preset),
-            seed=options.seed,
-            device=device,
-        )
-        example = unseen_item(encoded, split, new)
-        finished = _bound_before(folder, fingerprint, device) if options.resume else None
+            "sides": {modality: asdict(old.sides[modality]) for modality in partners},
+            "adapters": old.weights_hash(partners),
+            "encoder": [name, encoder.revision],
+            "preset": asdict(old.preset),
+        }
+        fixed = {modality: old.adapters[modality] for modality in partners}
+        preset = replace(old.preset, temperature=old.temperature, learn_temperature=False)
+        run = Run(encoded, split, {new: (name, encoder)}, preset, fixed, options, device, settings)
+        finished = _bound_before(folder, run.fingerprint, device) if options.resume else None
         if finished:
-            return Alignment(finished, folder, encoded.pairs.set_aside, example, reused=True)
+            return run.result(finished, folder, reused=True)
         if bound and not options.overwrite:
             raise BridgekitError(
                 f"{new} was already bound to this bridge, with other pairs or another seed",
@@ -106,48 +96,17 @@ def run_binding(options: BindOptions) -> Alignment:
                 remedy="bind it again with --overwrite; the other sides do not change",
             )
         check_free(folder, overwrite)
-        old = _without(new, old)
-        fixed = {modality: old.adapters[modality] for modality in partners}
-        preset = replace(old.preset, temperature=old.temperature, learn_temperature=False)
-        trained = train_encoded(
-            encoded,
-            split,
-            preset=preset,
-            seed=options.seed,
-            fixed=fixed,
-            device=device,
-            checkpoint=checkpoint_of(fingerprint, options.resume),
-            report=report,
-        )
-        if rank() > 0:  # only the first process evaluates and saves
-            with first_process_first():
-                return Alignment(Bridge.load(folder, device), folder, encoded.pairs.set_aside, example, reused=False)
-        provenance = {
-            "modality": new,
-            **provenance_of(encoded, split, options.seed, device, started),
-            "fingerprint": fingerprint,
-            "best_epoch": trained.best_epoch,
-            **({"diverged": trained.diverged} if trained.diverged else {}),
-        }
-        larger = replace(
-            old,
-            sides={**old.sides, new: Side(name, encoder.revision, encoder.dim, frozen=False)},
-            adapters={**old.adapters, new: trained.adapters[new].to(device)},
-            provenance={**old.provenance, "bound": [*old.provenance.get("bound", ()), provenance]},
-            _encoders={**old._encoders, new: encoder},
-            training_rows=old.training_rows | encoded.training_rows(split),
-        )
-        larger = measure_gap(larger, encoded, split)
-        records = [
-            record
-            for record in measure(larger, encoded, split, preset=preset, seed=options.seed, fixed=fixed)
-            if new in sides_of(record)
-        ]
-        larger = replace(larger, metrics=[*old.metrics, *records])
-        pictures = {f"training-{new}.png": training_curves(trained.history), **heat_maps(larger, encoded, split)}
+        larger, trained, provenance = fit(run, _without(new, old), started, report)
+        provenance = {"modality": new, **provenance}
+        records = [*larger.provenance.get("bound", ()), provenance]
+        larger = replace(larger, provenance={**larger.provenance, "bound": records})
         with first_process_first():
-            larger.save(folder, pictures=pictures, overwrite=overwrite, grown_from=source)
-        return Alignment(larger, folder, encoded.pairs.set_aside, example, reused=False)
+            if rank() == 0:
+                pictures = {f"training-{new}.png": training_curves(trained.history), **heat_maps(larger, encoded, split)}
+                larger.save(folder, pictures=pictures, overwrite=overwrite, grown_from=source)
+            else:
+                larger = Bridge.load(folder, device)
+        return run.result(larger, folder, reused=False)
 
 
 def _is_bound(bridge: Bridge, modality: str, source: Path) -> bool:

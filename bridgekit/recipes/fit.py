@@ -1,9 +1,15 @@
-"""From an encoded table to a measured bridge: train on its `train` rows, choose by its `val` rows, report on the others."""
+"""What `align` and `bind` share: encode and split a table, train on it, measure, and save the bridge."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,18 +19,195 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bridgekit.bridge.bridge import Bridge
+from bridgekit.bridge.bridge import Bridge, Side
+from bridgekit.bridge.provenance import command_line, installed_version
+from bridgekit.encoders import Encoder, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.evaluation.baselines import before_training, linear
-from bridgekit.evaluation.recall import Embed, directions, evaluate_splits, split_recall
+from bridgekit.evaluation.leaks import refuse_leaks
+from bridgekit.evaluation.recall import Embed, directions, evaluate_splits, sides_of, split_recall
 from bridgekit.fusion.adapter import Adapter, project
+from bridgekit.fusion.distributed import first_process_first, rank
 from bridgekit.fusion.training import Preset, Trained, train
 from bridgekit.fusion.warm_start import joining_order, spread_rows
-from bridgekit.latents.encoded import EncodedPairs
+from bridgekit.hardware import product_dtype
+from bridgekit.latents.encoded import EncodedPairs, encode_pairs
+from bridgekit.pairs import Pairs, SetAside
 from bridgekit.progress import Report, silent
+from bridgekit.recipes.sides import TrainingOptions
+from bridgekit.storage.cache import cache_folder
+from bridgekit.tables.splits import split_pairs, test_splits
 
 #: Validation looks at this many rows at most, so that it stays a small part of training.
 VALIDATION_ROWS = 4_096
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Summary of an `align` or `bind` run.
+
+    Arguments:
+        bridge: the saved bridge.
+        folder: its folder.
+        set_aside: the rows that were not used.
+        example: an item not seen in training, to try a search with.
+        reused: whether the bridge already existed, from an identical call.
+    """
+
+    bridge: Bridge
+    folder: Path
+    set_aside: Sequence[SetAside]
+    example: Item
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """A table to train on, and everything that the trained adapters depend on.
+
+    Arguments:
+        encoded: the table with its latents.
+        split: (n,) each row's split.
+        sides: the new sides: modality to full name and encoder.
+        preset: hyperparameters.
+        fixed: modality to an adapter that is not trained.
+        options: random seed, and whether to resume.
+        device: a torch device.
+        settings: everything else that the adapters depend on, as plain data.
+    """
+
+    encoded: EncodedPairs
+    split: NDArray[np.str_]
+    sides: Mapping[str, tuple[str, Encoder]]
+    preset: Preset
+    fixed: Mapping[str, Adapter]
+    options: TrainingOptions
+    device: str
+    settings: Mapping[str, Any]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash over everything that trained adapters depend on. Runs with the same fingerprint share checkpoints."""
+        inputs = {
+            **self.settings,
+            "seed": self.options.seed,
+            "device": self.device,
+            "latents": {modality: latents.fingerprint for modality, latents in self.encoded.latents.items()},
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "products": str(product_dtype(self.device)),
+            "bridgekit": installed_version(),
+            "split": self.split.tolist(),
+        }
+        whole = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
+        for ids in self.encoded.ids.values():
+            whole.update(ids.tobytes())
+        whole.update(self.encoded.keys.tobytes())
+        return whole.hexdigest()[:32]
+
+    def result(self, bridge: Bridge, folder: Path, *, reused: bool) -> Alignment:
+        """The summary of the run, with an item of the first new side that was not seen in training, if there is one."""
+        modality = next(iter(self.sides))
+        unseen = np.isin(self.split, test_splits(self.split.tolist())[:1] or ["val"])
+        there = self.encoded.ids[modality] >= 0
+        row = int(np.flatnonzero(unseen & there if (unseen & there).any() else there)[0])
+        example = self.encoded.pairs.columns[modality][row]
+        assert example is not None
+        return Alignment(bridge, folder, self.encoded.pairs.set_aside, example, reused)
+
+
+def encode_and_split(
+    pairs: Pairs, encoders: Mapping[str, Encoder], options: TrainingOptions, report: Report, needs: str | None = None
+) -> tuple[EncodedPairs, NDArray[np.str_]]:
+    """Encode a table and split its rows, and check that it can be trained on.
+
+    Arguments:
+        pairs: the table.
+        encoders: modality to its encoder.
+        options: seed and strictness.
+        report: progress.
+        needs: drop rows without an item of this modality.
+
+    Raises:
+        BridgekitError: rows are duplicated across splits, or all rows have the same item of a modality.
+    """
+    with first_process_first():
+        encoded = encode_pairs(pairs, encoders, report, strict=options.strict)
+    split = np.asarray(split_pairs(encoded.pairs, options.seed, encoded.ids))
+    if needs:
+        rows = np.flatnonzero(encoded.ids[needs] >= 0)
+        if not len(rows):
+            raise BridgekitError(f"no row has {needs}", where=pairs.source)
+        kept = {modality: ids[rows] for modality, ids in encoded.ids.items()}
+        encoded = EncodedPairs(encoded.pairs.take(rows.tolist()), encoded.latents, kept, encoded.keys[rows])
+        split = split[rows]
+    refuse_leaks(encoded, split)
+    for modality, ids in encoded.ids.items():
+        if len(np.unique(ids[ids >= 0])) < 2:
+            raise BridgekitError(f"every row has the same {modality}, or none: there is nothing to learn", where=pairs.source)
+    return encoded, split
+
+
+def fit(run: Run, base: Bridge, started: float, report: Report) -> tuple[Bridge, Trained, dict[str, Any]]:
+    """Train the new sides of a bridge and, in the first process, measure it beside its baselines.
+
+    Arguments:
+        run: what to train on.
+        base: the bridge that the sides are added to; it may have none.
+        started: when the run began, by `time.monotonic`.
+        report: progress.
+
+    Returns:
+        the larger bridge, the result of training, and the provenance of the new sides.
+    """
+    encoded, split, seed, fixed = run.encoded, run.split, run.options.seed, run.fixed
+    checkpoint = cache_folder() / "training" / f"{run.fingerprint}.safetensors"
+    if not run.options.resume:
+        checkpoint.unlink(missing_ok=True)
+    trained = train_encoded(
+        encoded,
+        split,
+        preset=run.preset,
+        seed=seed,
+        fixed=fixed,
+        device=run.device,
+        checkpoint=checkpoint,
+        report=report,
+    )
+    bridge = replace(
+        base,
+        sides={**base.sides, **{m: Side(name, new.revision, new.dim, m in fixed) for m, (name, new) in run.sides.items()}},
+        adapters={**base.adapters, **{modality: trained.adapters[modality].to(run.device) for modality in run.sides}},
+        training_rows=base.training_rows | encoded.training_rows(split),
+        _encoders={**base._encoders, **{modality: encoder for modality, (_, encoder) in run.sides.items()}},
+    )
+    if rank() == 0:
+        bridge = measure_gap(bridge, encoded, split)
+        methods = {**baselines(encoded, split, preset=run.preset, seed=seed, fixed=fixed), "FuseMix": bridge.project}
+        records = [
+            record
+            for method, embed in methods.items()
+            for record in evaluate_splits(encoded, split.tolist(), embed, method)
+            if sides_of(record) & set(run.sides)
+        ]
+        bridge = replace(bridge, metrics=[*base.metrics, *records])
+    provenance = {
+        "pairs": encoded.pairs.source,
+        "modalities": list(encoded.ids),
+        "rows": {name: int((split == name).sum()) for name in dict.fromkeys(split.tolist())},
+        "set_aside": len(encoded.pairs.set_aside),
+        "seed": seed,
+        "device": run.device,
+        "seconds": round(time.monotonic() - started, 1),
+        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command_line(),
+        "machine": f"{platform.system()} {platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads",
+        "bridgekit": installed_version(),
+        "fingerprint": run.fingerprint,
+        "best_epoch": trained.best_epoch,
+        **({"diverged": trained.diverged} if trained.diverged else {}),
+    }
+    return bridge, trained, provenance
 
 
 def train_encoded(
@@ -121,20 +304,6 @@ def baselines(
         **before_training(latents, rows, preset, seed, fixed),
         "linear": linear(latents, rows, lambda embed: score(embed)["score"], fixed),
     }
-
-
-def measure(
-    bridge: Bridge,
-    encoded: EncodedPairs,
-    split: NDArray[np.str_],
-    *,
-    preset: Preset,
-    seed: int,
-    fixed: Mapping[str, Adapter],
-) -> list[dict[str, Any]]:
-    """Recall of the baselines and of the bridge on the test splits, as `evaluate_splits` gives it."""
-    methods = {**baselines(encoded, split, preset=preset, seed=seed, fixed=fixed), "FuseMix": bridge.project}
-    return [record for method, embed in methods.items() for record in evaluate_splits(encoded, split.tolist(), embed, method)]
 
 
 def measure_gap(bridge: Bridge, encoded: EncodedPairs, split: NDArray[np.str_]) -> Bridge:

@@ -12,11 +12,11 @@ import numpy as np
 
 from bridgekit.bridge.bridge import Bridge
 from bridgekit.checks.findings import Finding
+from bridgekit.checks.table import check_table
 from bridgekit.errors import BridgekitError
 from bridgekit.evaluation.recall import evaluate_splits, sides_of
 from bridgekit.latents.encoded import EncodedPairs, encode_pairs
 from bridgekit.progress import Report, progress_bars
-from bridgekit.recipes.check import check_pairs
 from bridgekit.report import FILE, TableResults, report_page, table_results
 from bridgekit.storage.cache import write_atomically
 from bridgekit.tables.reading import Table, open_table
@@ -51,17 +51,13 @@ def write_report(
     bridge = Bridge.load(folder)
     with progress_bars(progress) as report:
         tables = _tables(bridge, pairs, outside, report)
-    findings: list[Finding] = []
-    for table in tables if check else ():
-        encoders = [bridge.sides[modality].encoder for modality in table.pairs.modalities]
-        findings += check_pairs(table.pairs, more=encoders, device=bridge.device, progress=progress).findings
-    with progress_bars(progress) as report:
+        findings: list[Finding] = []
+        for table in tables if check else ():
+            encoders = {modality: bridge.encoder(modality) for modality in table.pairs.modalities}
+            findings += check_table(table.pairs, encoders, report).findings
         page = report_page(bridge, Path(folder).absolute().name, tables, findings=findings, report=report)
     file = Path(out) if out else Path(folder) / FILE
-    try:
-        write_atomically(file, lambda aside: aside.write_bytes(page))
-    except OSError as error:
-        raise BridgekitError(f"the report cannot be written: {error.strerror or error}", where=str(file)) from error
+    write_atomically(file, lambda aside: aside.write_bytes(page))
     return file
 
 

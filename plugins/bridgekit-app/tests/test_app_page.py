@@ -95,15 +95,15 @@ def test_a_word_spoken_into_the_microphone_is_heard_and_becomes_a_picture(server
         drawn(page)
         assert page.evaluate("looks") >= 2
         assert "penguin" in nearest_words(page)[:3]
-        assert "sure, among 24 words" in page.inner_text("#sure-text")
+        assert "confidence among 24 texts" in page.inner_text("#sure-text")
         assert colours(page) > 20
-        assert page.locator("#picture").get_attribute("alt") == "A picture of recording 1.wav"
+        assert page.locator("#picture").get_attribute("alt") == "Image generated from recording 1.wav"
         assert page.locator(".tiles img").count() == 5
         until(page, "[...document.querySelectorAll('.tiles img')].every((image) => image.naturalWidth > 0)")
         assert page.inner_text("#problem") == ""
         screenshot(page, "app-desktop", full=True)
         with page.expect_download() as waiting:
-            page.get_by_role("link", name="Save the picture").click()
+            page.get_by_role("link", name="Save image").click()
         assert Path(waiting.value.path()).read_bytes().startswith(b"\x89PNG")
 
 
@@ -169,11 +169,11 @@ def test_two_inputs_are_mixed_with_the_slider(server: Served, tmp_path: Path) ->
         opened(page, server)
         page.set_input_files("#file", say("snail", tmp_path / "snail.wav"))
         drawn(page)
-        page.get_by_role("button", name="Mix a second one in").click()
+        page.get_by_role("button", name="Add a second input").click()
         page.fill("#words", "violin")
         page.get_by_role("button", name="Go").click()
         page.wait_for_selector("#mixing:not([hidden])")
-        slider = page.get_by_role("slider", name="How much of each")
+        slider = page.get_by_role("slider", name="Mix ratio")
         for key, word in (("Home", "snail"), ("End", "violin")):
             slider.focus()
             page.keyboard.press(key)

@@ -239,7 +239,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
         400,
         "not JSON",
     ),
-    "a number for a text": ({"json": {"text": 5}}, 400, "not texts"),
+    "a number for a text": ({"json": {"text": 5}}, 400, "not strings"),
     "another type": ({"content": b"<a/>", "headers": {"content-type": "text/xml"}}, 415, "neither a form nor JSON"),
     "a broken form": (
         {"content": b"--x\r\nno", "headers": {"content-type": "multipart/form-data; boundary=x"}},
@@ -528,7 +528,7 @@ def test_an_encoder_with_a_full_queue_says_busy(spoken_words: SpokenWords) -> No
 
 def test_an_encoder_that_fails_answers_everyone_in_the_batch_and_goes_on() -> None:
     class Encoder:
-        revision = "toy@1"
+        revision, dim = "toy@1", 1
 
         def encode(self, batch: list[int]) -> torch.Tensor:
             if 0 in batch:
@@ -619,7 +619,7 @@ def test_work_that_would_wait_longer_than_its_client_is_refused() -> None:
         running = queue.submit("a", lambda _: began.set() or gate.wait())
         await asyncio.to_thread(began.wait)
         first = queue.submit("b", lambda _: "first", patience=0.1)  # nobody waits before it
-        with pytest.raises(Refusal, match="busy: 1 jobs are waiting"):
+        with pytest.raises(Refusal, match="busy: 1 jobs are already queued"):
             queue.submit("c", lambda _: "second", patience=0.1)
         second = queue.submit("c", lambda _: "second")
         gate.set()

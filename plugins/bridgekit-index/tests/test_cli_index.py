@@ -108,14 +108,14 @@ MISTAKES = {
         ["search", "owl", "--index", "bridges/audio-text.index", "--to", "image"],
         "the index has no image",
     ),
-    "a modality that the bridge lacks": (["index", "clips", "--modality", "image"], "no side for 'image'"),
+    "a modality that the bridge lacks": (["index", "clips", "--modality", "image"], "no modality 'image'"),
     "nothing to index": (["index", "nothing.csv"], "no such table"),
     "a folder without any": (["index", "bridges"], "found no text or audio"),
     "the bridge's own folder": (["index", "clips", "--out", "bridges/audio-text"], "not an index"),
     "another bridge": (["search", "owl", "--index", "bridges/audio-text.index", "--bridge", "other"], "another bridge"),
     "another bridge to add": (
         ["index", "clips", "--bridge", "other", "--out", "bridges/audio-text.index"],
-        "or index again with this one into another --out",
+        "or create another index for this one with --out",
     ),
     "a place that cannot be written": (["index", "clips", "--out", "/proc/x"], "/proc/x"),
 }

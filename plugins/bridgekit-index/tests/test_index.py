@@ -117,13 +117,13 @@ def test_filters_take_columns_of_the_table_in_any_case(tmp_path: Path) -> None:
         ("vector = 1", "no column `vector`"),
         ("year = 'x'", "does not fit the columns"),
         ("split =", "does not fit the columns"),
-        ("split = 'x", "cannot be read from"),
+        ("split = 'x", "syntax error"),
         ("", "empty"),
-        ("year = 1; drop table text", "cannot be read from"),
-        ("repeat(item, 1000000000) = 'x'", "calls repeat()"),
+        ("year = 1; drop table text", "syntax error"),
+        ("repeat(item, 1000000000) = 'x'", "not allowed in a filter: repeat()"),
         ("year in (select year from text)", "no column `select`"),
         ("item = 'a' -- year", "does not fit the columns"),
-        ('"split" = 1', "cannot be read from"),
+        ('"split" = 1', "syntax error"),
         ("(" * 900 + "year = 1" + ")" * 900, "does not fit the columns"),
         ("year = 1 or " * 200 + "year = 2", f"at most {MAX_LENGTH:,}"),
     ],
@@ -223,7 +223,7 @@ def test_columns_keep_their_type_and_reserved_names_are_renamed(tmp_path: Path) 
         "Vector_": "numbers",
         "code": "text",
     }
-    with pytest.raises(BridgekitError, match="`a_b` holds numbers in the index, and texts here"):
+    with pytest.raises(BridgekitError, match="`a_b` contains numbers in the index but text here"):
         index.add(bridge, Listing("text", ["cat"], cells={"a.b": ["many"]}))
     assert index.add(bridge, Listing("text", ["cat"], cells={"code": ["9"]})).new == 1
 
@@ -344,7 +344,7 @@ def test_a_missing_index_and_another_kind_of_folder_are_refused(tmp_path: Path) 
     assert [entry.name for entry in tmp_path.iterdir()] == ["bridge.json"]
     index = Index.create(tmp_path / "i")
     index.add(toy_bridge(), Listing("text", ["ant"]))
-    with pytest.raises(BridgekitError, match="it holds text"):
+    with pytest.raises(BridgekitError, match="it contains text"):
         index.search(torch.eye(1, 8), "audio")
 
 

@@ -1,4 +1,4 @@
-"""The starter kit: small real encoders, pair sources and a small text-to-image model, all of which work without a network."""
+"""The starter kit: small pre-trained encoders, pair sources and a text-to-image model. None of them needs a network."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MODELS = ("text", "image", "audio", "audio-30s")
 
 
 def open_encoder(model: str, device: str) -> Encoder:
-    """The starter's encoder of that name, on that torch device.
+    """One of the starter's encoders.
 
     Raises:
-        PluginError: there is no such model, or its weights are missing or are not the expected ones.
+        PluginError: there is no such model, or its weights are missing or not the expected ones.
     """
-    # The imports stand here because each brings torch and a model library with it: `bridgekit --help` needs none of them.
+    # Imported here to keep `bridgekit --help` fast: each module imports torch and a model library.
     if model == "text":
         from bridgekit_starter.text import TextEncoder
 
@@ -37,13 +37,13 @@ def open_encoder(model: str, device: str) -> Encoder:
 
         return AudioEncoder(device, padded=model == "audio-30s")
     raise PluginError(
-        f"The starter has no model {model!r}.", where=f"starter:{model}", remedy=f"choose one of: {', '.join(MODELS)}"
+        f"the starter has no model {model!r}", where=f"starter:{model}", remedy=f"choose one of: {', '.join(MODELS)}"
     )
 
 
 @hookimpl
 def encoder_providers() -> Sequence[EncoderProvider]:
-    """`starter:text`, `starter:image`, `starter:audio` and `starter:audio-30s`: the defaults for their modalities."""
+    """`starter:text`, `starter:image`, `starter:audio` (the default encoders) and `starter:audio-30s`."""
     return [
         EncoderProvider(
             name="starter",
@@ -57,14 +57,14 @@ def encoder_providers() -> Sequence[EncoderProvider]:
 
 @hookimpl
 def pair_sources() -> Sequence[PairSource]:
-    """Pictures and their names, the names spoken, and both in one table; the latter two also with everyday names only."""
+    """Images with their names, spoken names, and both in one table; the latter two also for everyday names only."""
     from bridgekit_starter import openmoji, spoken, spoken_pictures
 
     return [openmoji.SOURCE, spoken.WORDS, spoken.SOURCE, spoken_pictures.WORDS, spoken_pictures.SOURCE]
 
 
 def open_generator(device: str) -> ImageModel:
-    """`starter:openmoji-64`, on that torch device."""
+    """`starter:openmoji-64` on a torch device."""
     from bridgekit_starter import generator
 
     return generator.open_generator(device)
@@ -76,7 +76,7 @@ def image_generators() -> Sequence[ImageGenerator]:
     return [
         ImageGenerator(
             "starter:openmoji-64",
-            "64 x 64 pictures in the manner of OpenMoji, trained on 1,679 of them (weights CC BY-SA 4.0)",
+            "64 x 64 images in the style of OpenMoji, trained on 1,679 of them (weights CC BY-SA 4.0)",
             open_generator,
         )
     ]

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from bridgekit.encoders import TEXT, Encoder
 from bridgekit.errors import BridgekitError
-from bridgekit.fusion.subsets import check_choice, choose_subset
 from bridgekit.latents.encode import encode_items
 from bridgekit.latents.store import Latents
 from bridgekit.pairs import Pairs, SetAside
 from bridgekit.plugins import encoder_name, installed_plugins, load_encoder
 from bridgekit.progress import Report, progress_bars
 from bridgekit.tables.reading import Home, Table, open_table
-from bridgekit.tables.writing import check_place, write_pairs
+from bridgekit_subset.k_dpp import check_choice, choose_subset
+from bridgekit_subset.writing import check_place, write_pairs
 
 
 @dataclass(frozen=True)

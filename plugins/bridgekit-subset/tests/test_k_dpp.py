@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bridgekit_subset import k_dpp
+from bridgekit_subset.k_dpp import choose_subset, greedy_k_dpp
+from bridgekit_subset.pairs import choose_pairs
+from bridgekit_subset.writing import write_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bridgekit.errors import BridgekitError
-from bridgekit.fusion import subsets
-from bridgekit.fusion.subsets import choose_subset, greedy_k_dpp
 from bridgekit.pairs import Pairs
-from bridgekit.recipes.subset import choose_pairs
 from bridgekit.tables.formats import TABLES
 from bridgekit.tables.reading import read_pairs
-from bridgekit.tables.writing import write_pairs
 from tests.toys import tone_table
 
 Matrix = NDArray[np.float32]
@@ -62,9 +62,9 @@ def naive_gains(whole: NDArray[np.float64], chosen: list[int]) -> NDArray[np.flo
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A front, batches and tiles so small that a few items need many."""
-    monkeypatch.setattr(subsets, "FRONT", 4)
-    monkeypatch.setattr(subsets, "BATCH", 7)
-    monkeypatch.setattr(subsets, "TILE", 3)
+    monkeypatch.setattr(k_dpp, "FRONT", 4)
+    monkeypatch.setattr(k_dpp, "BATCH", 7)
+    monkeypatch.setattr(k_dpp, "TILE", 3)
 
 
 @settings(max_examples=200, deadline=None)
@@ -85,7 +85,7 @@ def test_every_choice_is_the_one_of_greedy_determinant_maximisation(
     whole = kernel(x)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("FRONT", front), ("BATCH", batch), ("TILE", tile)):
-            patch.setattr(subsets, name, value)
+            patch.setattr(k_dpp, name, value)
         found = greedy_k_dpp(x, k)
     items = found.items.tolist()
     assert len(set(items)) == len(items) <= min(n, k)
@@ -121,8 +121,8 @@ def plain_greedy(x: Matrix, k: int) -> list[int]:
 def test_thousands_of_items_are_chosen_as_plain_greedy_chooses_them_with_a_fraction_of_its_gains(
     n: int, d: int, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subsets, "FRONT", 64)
-    monkeypatch.setattr(subsets, "BATCH", 200)
+    monkeypatch.setattr(k_dpp, "FRONT", 64)
+    monkeypatch.setattr(k_dpp, "BATCH", 200)
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(40, d))[rng.integers(0, 40, n)] + 0.4 * rng.normal(size=(n, d))).astype(np.float32)
     found = greedy_k_dpp(x, k)
@@ -198,7 +198,7 @@ def test_identical_items_are_taken_in_order() -> None:
     assert choose_subset(np.ones((1_000, 6)), 5).tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("method", subsets.METHODS)
+@pytest.mark.parametrize("method", k_dpp.METHODS)
 def test_no_more_than_there_are_and_none_at_all(method: str) -> None:
     x = latents("plain", 6, 3, 0)
     for k in (6, 7, 1_000):
@@ -230,8 +230,8 @@ def test_a_diverse_choice_has_the_larger_determinant() -> None:
 
 
 def test_neither_the_kernel_nor_a_row_for_every_item_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subsets, "FRONT", 64)
-    monkeypatch.setattr(subsets, "BATCH", 512)
+    monkeypatch.setattr(k_dpp, "FRONT", 64)
+    monkeypatch.setattr(k_dpp, "BATCH", 512)
     n, k = 10_000, 600
     x = latents("plain", n, 40, 0)
     tracemalloc.start()
@@ -301,7 +301,7 @@ def test_a_write_that_fails_leaves_the_old_table(tmp_path: Path, monkeypatch: py
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bridgekit.tables.writing._write", full)
+    monkeypatch.setattr("bridgekit_subset.writing._write", full)
     with pytest.raises(BridgekitError, match="No space left"):
         write_pairs(Pairs({"text": ("a",)}, "somewhere", (2,)), table)
     assert table.read_text() == "old"

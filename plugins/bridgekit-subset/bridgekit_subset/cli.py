@@ -30,7 +30,7 @@ def command(
 
     Example: [b]bridgekit subset --pairs clips.csv --k 5000 --out chosen.csv[/b]
     """
-    from bridgekit.recipes.subset import choose_pairs
+    from bridgekit_subset.pairs import choose_pairs
 
     done = choose_pairs(pairs, k, on=on, method=method, seed=seed, out=out, device=device, strict=strict, outside=outside)
     if as_json:
