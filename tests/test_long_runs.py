@@ -16,10 +16,10 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 
 def test_encoding_and_training_do_not_leak() -> None:
-    outcome = run(1_000, 150, kinds=("texts", "steps"))
+    outcome = run(2_000, 300, kinds=("texts", "steps"))
     assert not outcome.failures
     assert outcome.held == outcome.tried == 6
-    assert set(outcome.figures) == {"1,000 texts", "150 steps"}
+    assert set(outcome.figures) == {"2,000 texts", "300 steps"}
 
 
 def test_a_leak_of_adapters_is_caught() -> None:
