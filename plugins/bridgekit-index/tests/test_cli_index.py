@@ -102,7 +102,10 @@ def test_an_approximate_index_reports_its_recall(run: Run, toys: Path, monkeypat
 MISTAKES = {
     "no index": (["search", "owl", "--index", "gone"], "there is no such folder"),
     "a filter without an index": (["search", "owl", "--where", "split = 'x'"], "name one with --index"),
-    "among and an index": (["search", "owl", "--index", "bridges/audio-text.index", "--among", "clips"], "leave out --among"),
+    "among and an index": (
+        ["search", "owl", "--index", "bridges/audio-text.index", "--among", "clips"],
+        "do not apply to an index",
+    ),
     "an unknown column": (["search", "owl", "--index", "bridges/audio-text.index", "--where", "colour = 'red'"], "`colour`"),
     "an unknown modality": (
         ["search", "owl", "--index", "bridges/audio-text.index", "--to", "image"],
