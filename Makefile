@@ -6,7 +6,7 @@
 # make reference  docs/reference/ from docstrings and the command line
 # make coverage  which lines of the core, the page, the index and subset the tests reach
 # make dist   wheels and sdists of the core and the plugins, installed into an empty environment, where `align` runs
-# make lock   what make test installs, pinned anew in requirements.lock (requirements-clap.lock for .venv-clap)
+# make lock   pins what make test installs again, in requirements.lock (requirements-clap.lock for .venv-clap)
 # make audit  known vulnerabilities among what is pinned; asks PyPI's advisory database
 
 PYTHON ?= python3
@@ -108,7 +108,7 @@ dist: $(VENV)/.installed
 	mkdir .venv-dist/try
 	cd .venv-dist/try && BRIDGEKIT_HOME=$(CURDIR)/.venv-dist/home ../bin/bridgekit align --a audio --b text
 
-# --strict: what the database cannot be asked about is a failure, not a silence.
+# --strict: a package that cannot be looked up is a failure, not skipped silently.
 audit: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement requirements.lock

@@ -45,7 +45,7 @@ class Log:
     Arguments:
         seconds: kind of request to how long each took that was served.
         busy: kind of request to the number of "busy" responses.
-        errors: whatever else was answered.
+        errors: all other responses.
     """
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))

@@ -25,7 +25,7 @@ _MODALITY = re.compile(r"\w(?:[\w -]{0,62}\w)?")
 class Encoder(Protocol):
     """A frozen, pre-trained, unimodal model: items in, one vector per item out.
 
-    Separating `prepare` from `encode` allows parallel decoding and batching by length, and confines a bad file to its own row.
+    Separating `prepare` from `encode` allows parallel decoding and batching by length, and a bad file affects only its own row.
 
     Attributes:
         modality: what it encodes: `audio`, `image`, `text`, or a modality added by a plugin.
@@ -33,8 +33,8 @@ class Encoder(Protocol):
         revision: identifies the exact weights and preprocessing. It is part of the key of every stored latent, so it must
             change whenever the vectors would.
 
-    An optional fourth attribute, `pinned`, is the full name, `provider:model`, that resolves to the same weights on every
-    machine, if the name the encoder was opened by may change its meaning. Bridges record it: see `bridgekit.hub.pinned`.
+    If the name by which the encoder was opened may come to mean other weights, an optional fourth attribute, `pinned`, is a
+    `provider:model` that resolves to the same weights on every machine. Bridges record it: see `bridgekit.hub.pinned`.
     """
 
     modality: str

@@ -1,4 +1,4 @@
-"""Hardware: device, matrix product precision, threads and free memory."""
+"""Hardware: device, precision of matrix products, threads and free memory."""
 
 from __future__ import annotations
 
@@ -53,25 +53,25 @@ def _probed(kind: str) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float32
     if kind != "cpu":
         return torch.float32
-    # Cached on disk: timings vary on a busy machine, and a different answer would keep an interrupted run from resuming and
-    # change the adapters that the same call trains.
+    # Cached on disk, since timings vary on a busy machine: with another answer, an interrupted run could not be resumed, and
+    # the same call would train different adapters.
     note = cache_folder() / f"products-{_processor()}.txt"
-    known = _cached(note)
-    if known:
+    formats = {str(kind): kind for kind in (torch.float32, torch.bfloat16)}
+
+    def cached() -> torch.dtype | None:
+        with suppress(OSError, ValueError):
+            return formats.get(note.read_text(encoding="utf-8"))
+        return None
+
+    if known := cached():
         return known
     speedup = _seconds(torch.float32) / _seconds(torch.bfloat16)
     found = torch.bfloat16 if speedup >= MIN_SPEEDUP else torch.float32
-    known = _cached(note)  # another process may have written it meanwhile
+    known = cached()  # another process may have written it meanwhile
     if not known:
-        with suppress(BridgekitError):  # read-only cache: probe again next time
+        with suppress(BridgekitError):  # a read-only cache: probe again next time
             write_text_atomically(note, str(found))
     return known or found
-
-
-def _cached(note: Path) -> torch.dtype | None:
-    with suppress(OSError, ValueError):
-        return {str(kind): kind for kind in (torch.float32, torch.bfloat16)}.get(note.read_text(encoding="utf-8"))
-    return None
 
 
 def _processor() -> str:
@@ -99,10 +99,10 @@ def _seconds(dtype: torch.dtype) -> float:
 
 @contextmanager
 def fast_products(device: str = "cpu") -> Iterator[None]:
-    """Within this context, float32 matrix products may multiply at lower precision; they still accumulate in float32.
+    """Within this context, float32 matrix products may multiply at lower precision, but accumulate in float32.
 
-    On a CPU with AMX, oneDNN multiplies in bfloat16; on other CPUs in float32, often faster than MKL. A GPU uses TF32.
-    Has no effect if `product_dtype` is float32.
+    On a CPU with AMX, oneDNN multiplies in bfloat16; on other CPUs in float32, often faster than MKL. A GPU uses TF32. This
+    has no effect if `product_dtype` is float32.
     """
     backend: Any = getattr(torch.backends, "mkldnn" if torch.device(device).type == "cpu" else "cuda")
     matmul: Any = getattr(backend, "matmul", None)
@@ -134,7 +134,7 @@ def threads() -> int:
 
 
 def free_memory() -> float:
-    """Available memory in bytes, capped by the container's limit; infinite if unknown."""
+    """Available memory in bytes, at most the container's limit; infinite if unknown."""
     free = math.inf
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

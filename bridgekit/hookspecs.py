@@ -1,4 +1,4 @@
-"""The plugin contract and nothing else: implement any of these hooks, under the entry point group `bridgekit`."""
+"""The plugin contract: implement any of these hooks under the entry point group `bridgekit`."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class EncoderProvider:
     Arguments:
         name: the part before the colon, for example `timm`.
         modalities: the modalities that its models encode.
-        open: `open(model, device)` gives the encoder. Import heavy packages inside it, not at the top of the plugin.
-        models: a few model names for people to start from.
-        defaults: modality to model, for those modalities whose default encoder this provider wants to be.
+        open: `open(model, device)` returns the encoder. Import heavy packages inside it, not at the top of the plugin.
+        models: returns a few model names as examples.
+        defaults: modality to model, where this provider offers the modality's default encoder.
     """
 
     name: str
@@ -46,11 +46,11 @@ class PairSource:
 
     Arguments:
         name: `provider:source`.
-        description: one line: what is in it, how many pairs, which licence.
+        description: one line: what it contains, how many pairs, the licence.
         modalities: its columns.
-        build: makes the pairs. It may write files, once, under `bridgekit.storage.cache.cache_folder()`.
-        default: whether this is the table for exactly these modalities where the user names none. Where no source sets it, a
-            source that is the only one for its modalities is their default.
+        build: returns the pairs. It may write files, once, under `bridgekit.storage.cache.cache_folder()`.
+        default: use this table if the user names none for exactly these modalities. If no source sets this, the only source
+            for its modalities is the default.
     """
 
     name: str
@@ -66,8 +66,8 @@ class ImageGenerator:
 
     Arguments:
         name: `provider:model`.
-        description: one line: what it draws, how large, which licence.
-        open: `open(device)` gives the model. Import heavy packages inside it.
+        description: one line: what it draws, the image size, the licence.
+        open: `open(device)` returns the model. Import heavy packages inside it.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Approximate:
 
     Arguments:
         kind: the kind of index.
-        rows: how many rows it was built on.
+        rows: how many rows it was built from.
         recall: modality of the queries to recall@10 against exact search, measured when it was built.
     """
 
@@ -100,12 +100,12 @@ class Approximate:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search of an index found.
+    """The result of searching an index.
 
     Arguments:
-        hits: for each query its hits, best first.
+        hits: each query's hits, best first.
         candidates: how many rows were searched: all rows of the modality that pass the filter.
-        approximate: the approximate index that was used, or None where every candidate was compared.
+        approximate: the approximate index that was used, or None if the search was exact.
     """
 
     hits: Sequence[Sequence[Hit]]
@@ -118,11 +118,11 @@ class SearchIndex(Protocol):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The modalities that it holds."""
+        """The modalities in the index."""
 
     @property
     def bridge_path(self) -> str | None:
-        """The folder of the bridge that it was made with, if that is known."""
+        """The folder of the bridge that it was made with, if known."""
 
     def find(
         self,
@@ -136,32 +136,32 @@ class SearchIndex(Protocol):
         exact: bool,
         report: Report,
     ) -> SearchResult:
-        """The k rows of modality `to` that are nearest to each query, embedded by a `bridgekit.Bridge`.
+        """The k rows of modality `to` nearest to each query, which a `bridgekit.Bridge` embeds.
 
-        `where` is a filter on the rows' columns. `exact` asks for every row to be compared.
+        `where` filters the rows by their columns. `exact` forces an exact search.
         """
 
 
 @hookspec
 def encoder_providers() -> Sequence[EncoderProvider]:  # type: ignore[empty-body]
-    """Return the encoder providers of this plugin."""
+    """Return this plugin's encoder providers."""
 
 
 @hookspec
 def pair_sources() -> Sequence[PairSource]:  # type: ignore[empty-body]
-    """Return the named tables of pairs that this plugin brings."""
+    """Return this plugin's named tables of pairs."""
 
 
 @hookspec
 def image_generators() -> Sequence[ImageGenerator]:  # type: ignore[empty-body]
-    """Return the named text-to-image models that this plugin brings."""
+    """Return this plugin's named text-to-image models."""
 
 
 @hookspec
 def register_commands(app: typer.Typer) -> None:
-    """Add commands of the plugin's own to the `bridgekit` command line."""
+    """Add this plugin's commands to the `bridgekit` command line."""
 
 
 @hookspec(firstresult=True)
 def open_index(path: str) -> SearchIndex | None:
-    """Open the index at a path or URL for `bridgekit search --index`, or return None where it is not one of the plugin's."""
+    """Open the index at a path or URL for `bridgekit search --index`, or return None if it is not one of this plugin's."""

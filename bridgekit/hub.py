@@ -12,7 +12,7 @@ from bridgekit.errors import PluginError, one_line
 
 #: Seconds to wait for the hub's first answer.
 PATIENCE = 10.0
-#: Weights that cannot run code when loaded. Other formats are fetched only if a repository has none of these.
+#: Weights that cannot run code when loaded. Other formats are fetched only if a repository has no such files.
 SAFE = "*.safetensors"
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.npz", "*.h5", "*.msgpack", "*.onnx")
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -63,11 +63,9 @@ def model_folder(name: str, patterns: Sequence[str], *, plugin: str) -> Path:
         why, remedy = "the hub has no such model, or it is private", "check the spelling; for a private one run: hf auth login"
     except HfHubHTTPError as error:
         why, remedy = f"the hub answered: {one_line(error)}", "check the name and revision, or try again later"
-    except Exception as error:  # the HTTP library, and so its exceptions, differ between versions of the hub client
-        why, remedy = (
-            f"the hub cannot be reached ({type(error).__name__}: {one_line(error)})",
-            "connect to a network, or give the path of a local folder",
-        )
+    except Exception as error:  # the hub client's HTTP library, and so its exceptions, depend on its version
+        why = f"the hub cannot be reached ({type(error).__name__}: {one_line(error)})"
+        remedy = "connect to a network, or give the path of a local folder"
     raise PluginError(f"{plugin} cannot fetch this model: {why}", where=name, remedy=remedy)
 
 
@@ -85,10 +83,10 @@ def pinned(name: str, folder: Path) -> str:
 
 
 def _in_cache(repository: str, revision: str | None, patterns: Sequence[str]) -> Path | None:
-    """The model's folder in the hub cache if its weights are there: another program may have fetched only its config."""
+    """The model's folder in the hub cache, if it has weights: another program may have fetched only the config."""
     from huggingface_hub import snapshot_download
 
-    # First without other weight formats: with safetensors these were never fetched, and the snapshot is complete without them.
+    # First without the other weight formats, which are not fetched if there are safetensors.
     other = [pattern for pattern in patterns if any(fnmatch(pattern, weights) for weights in _OTHER_WEIGHTS)]
     safe = [pattern for pattern in patterns if pattern not in other]
     wants_weights = bool(other) or any(fnmatch(pattern, SAFE) for pattern in patterns)

@@ -1,7 +1,4 @@
-"""Reading audio, images and text: a file is either read whole or refused with a reason.
-
-Audio and images are decoded in separate processes (`decoding.isolation`): a file that crashes a decoder costs one item.
-"""
+"""Reading audio, images and text: a file is read whole, or refused with a reason. See `decoding.isolation` for crashes."""
 
 from __future__ import annotations
 
@@ -13,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from bridgekit.decoding.files import opened, unreadable
 from bridgekit.decoding.isolation import decode
 from bridgekit.encoders import Item
 from bridgekit.errors import ItemError
+from bridgekit.storage.bounded import opened, unreadable
 
 #: Characters of a text: a long novel. A tokenizer takes about 60 bytes per character, and no encoder reads that far.
 MAX_TEXT = 1_000_000
@@ -26,7 +23,7 @@ _BROKEN = re.compile("[\0\ud800-\udfff]")  # NUL, or a lone surrogate
 
 
 def read_audio(path: Path, sample_rate: int) -> npt.NDArray[np.float32]:
-    """Decode an audio file: WAV, FLAC, Ogg, MP3 and whatever else libsndfile reads, at any rate, with any number of channels.
+    """Decode an audio file: WAV, FLAC, Ogg, MP3 or another format of libsndfile, with any sample rate and number of channels.
 
     Arguments:
         path: the file.
@@ -36,9 +33,9 @@ def read_audio(path: Path, sample_rate: int) -> npt.NDArray[np.float32]:
         float32 samples of shape (n,) with n > 0, full scale at -1 and 1; channels are averaged.
 
     Raises:
-        ItemError: there is no such file; it is not audio, is empty, is cut short or damaged, has samples that are not
-            finite, or claims to last over four hours or to have a sample rate below 100 Hz or above 1 MHz; or decoding takes
-            too long or too much memory, or crashes the decoder (see `bridgekit.decoding.isolation`).
+        ItemError: the file is missing, is not audio, is empty, cut short or damaged, has samples that are not finite, claims
+            to last over four hours or to have a sample rate outside 100 Hz to 1 MHz, or crashes the decoder or exceeds its
+            time or memory limit (see `bridgekit.decoding.isolation`).
     """
     return decode("audio", Path(path), lambda _, data: np.frombuffer(data, np.float32).copy(), sample_rate=sample_rate)
 
@@ -62,8 +59,8 @@ def read_image(path: Path) -> Image.Image:
         An RGB image: rotated by its EXIF orientation, transparency on white, 16-bit grey scaled to 8 bits.
 
     Raises:
-        ItemError: there is no such file; it is not an image, is cut short or damaged, has over 100 megapixels, or a side
-            below 8 pixels; or decoding takes too long or too much memory, or crashes the decoder.
+        ItemError: the file is missing, is not an image, is cut short or damaged, has over 100 megapixels or a side below 8
+            pixels, or crashes the decoder or exceeds its time or memory limit.
     """
     return decode("image", Path(path), lambda facts, data: Image.frombytes("RGB", tuple(facts["size"]), data, "raw", "RGBX"))
 
@@ -72,23 +69,22 @@ def read_text(item: Item) -> str:
     """A text, stripped of surrounding white space. A path is read as a UTF-8 file.
 
     Raises:
-        ItemError: it is empty, has NUL bytes or lone surrogates, or over a million characters.
+        ItemError: it is empty, has NUL bytes or lone surrogates, or has over a million characters.
     """
+    where = str(item) if isinstance(item, Path) else repr(item.strip()[:60])
+    too_long = ItemError(f"the text has over {MAX_TEXT:,} characters", where=where, remedy="cut it into shorter texts")
     if isinstance(item, Path):
-        where = str(item)
         with opened(item) as file:
             data = file.read(4 * MAX_TEXT + 1)
         if len(data) > 4 * MAX_TEXT:  # a character has at most four bytes
-            raise _too_long(where)
+            raise too_long
         try:
-            text = data.decode("utf-8-sig").strip()
+            item = data.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise ItemError("this is not text in UTF-8", where=where, remedy="save it as UTF-8") from None
-    else:
-        text = item.strip()
-        where = repr(text[:60])
+    text = item.strip()
     if len(text) > MAX_TEXT:
-        raise _too_long(where)
+        raise too_long
     if not text:
         raise ItemError("the text is empty", where=where, remedy="fill it in, or remove the row")
     if _BROKEN.search(text):
@@ -96,12 +92,8 @@ def read_text(item: Item) -> str:
     return text
 
 
-def _too_long(where: str) -> ItemError:
-    return ItemError(f"the text has over {MAX_TEXT:,} characters", where=where, remedy="cut it into shorter texts")
-
-
 def size_hint(item: Item) -> int:
-    """Roughly how much work an item is, without reading it: bytes of a file (0 if it is missing), characters of a text."""
+    """Roughly how much work an item is, without reading it: bytes of a file (0 if missing) or characters of a text."""
     if isinstance(item, str):
         return len(item)
     try:
@@ -111,7 +103,7 @@ def size_hint(item: Item) -> int:
 
 
 def content_hash(item: Item) -> bytes:
-    """SHA-256 of an item's content, 32 bytes: of a file's bytes, whatever its name, or of a text stripped of white space.
+    """SHA-256 of an item's content, 32 bytes: of a file's bytes, not its name, or of a text stripped of white space.
 
     Raises:
         ItemError: the file is missing or cannot be read.

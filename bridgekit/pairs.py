@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from bridgekit.encoders import Item
 
-#: Extensions recognised in class folders, including formats we cannot read: those are reported rather than skipped silently.
+#: File extensions of each modality in folders. Formats that cannot be read are included, to be reported rather than skipped.
 EXTENSIONS = {
     "audio": ["aac", "aif", "aiff", "au", "caf", "flac", "m4a", "mp3", "oga", "ogg", "opus", "w64", "wav", "wma"],
     "image": ["avif", "bmp", "gif", "heic", "jp2", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"],
@@ -25,8 +25,8 @@ class SetAside:
     """An excluded row and the reason.
 
     Arguments:
-        row: the row number as a spreadsheet shows it (the first data row of a CSV is 2; blank lines count). Parquet rows and
-            files in class folders are counted from 1.
+        row: its number in a spreadsheet (the first data row of a CSV is 2; blank lines count). Parquet rows and files in class
+            folders are counted from 1.
         column: the modality of the faulty item.
         item: the path or the beginning of the text.
         reason: one line.
@@ -69,11 +69,10 @@ class Pairs:
     def take(self, indices: Iterable[int]) -> Pairs:
         """A table of the rows with these 0-based indices, in this order. It keeps `set_aside`."""
         chosen = [int(index) for index in indices]
-        return Pairs(
+        return replace(
+            self,
             columns={modality: tuple(items[i] for i in chosen) for modality, items in self.columns.items()},
-            source=self.source,
             rows=tuple(self.rows[i] for i in chosen),
             split=None if self.split is None else tuple(self.split[i] for i in chosen),
             group=None if self.group is None else tuple(self.group[i] for i in chosen),
-            set_aside=self.set_aside,
         )

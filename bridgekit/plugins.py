@@ -1,4 +1,4 @@
-"""Finds plugins by entry point, says what is broken in a bad one, and resolves `provider:model` and `provider:source` names."""
+"""Finds plugins by entry point, reports faulty ones, and resolves `provider:model` and `provider:source` names."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ from bridgekit import hookspecs
 from bridgekit.encoders import Encoder, is_modality
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.hookspecs import EncoderProvider, ImageGenerator, PairSource, SearchIndex
+from bridgekit.progress import say
 
 if TYPE_CHECKING:
     import typer
 
 GROUP = "bridgekit"
-#: Each hook that returns a list: its name, the field of `Plugin` for it, the type of its elements, and their name.
+#: Each hook that returns a list: its name, the field of `Plugin` for it, and the type and name of its elements.
 HOOKS = (
     ("encoder_providers", "providers", EncoderProvider, "encoder provider"),
     ("pair_sources", "sources", PairSource, "pair source"),
     ("image_generators", "generators", ImageGenerator, "text-to-image model"),
 )
-#: Our own plugins without a verb; the package of each is `bridgekit-NAME`, and those with encoders name their provider NAME.
+#: Our own plugins without a command. Their packages are named `bridgekit-NAME`, their encoder providers NAME.
 OURS = ("clap", "ray", "starter", "timm", "transformers")
-#: The verbs of our own plugins, and what `bridgekit --help` says of those that are not installed; packages are named likewise.
+#: The commands of our own plugins, whose packages are named likewise, with the help shown while they are not installed.
 VERBS = {
     "app": "Serve a page where you speak and see, and an API for programs.",
     "index": "Embed items once and keep them in an index, to be searched with search --index.",
     "subset": "Choose k training pairs, diverse or at random. Rows of other splits are kept.",
 }
-#: How to install a plugin of ours. Not from PyPI, where such a name could be a stranger's package.
+#: How to install one of our plugins. Not from PyPI, where the name may be someone else's.
 INSTALL = "in bridgekit's own folder: pip install plugins/bridgekit-{}"
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """One installed plugin: what it brings, or why it could not be used.
+    """An installed plugin, and what it provides.
 
     Arguments:
         name: the entry point's name.
@@ -48,7 +49,7 @@ class Plugin:
         providers: its encoder providers.
         sources: its named tables of pairs.
         generators: its named text-to-image models.
-        problem: one line, or None where all is well. A plugin may bring something and still have a problem.
+        problem: what is wrong with it, in one line, or None. The rest of it may still be usable.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Plugin:
 
 @cache
 def _loaded() -> tuple[pluggy.PluginManager, tuple[Plugin, ...]]:
-    """Import every plugin once; what each provides is queried later, so that `--help` stays quick."""
+    """Import every plugin once. What it provides is queried later, so that `--help` stays fast."""
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     found: list[Plugin] = []
@@ -70,7 +71,7 @@ def _loaded() -> tuple[pluggy.PluginManager, tuple[Plugin, ...]]:
         problem = None
         try:
             manager.register(point.load(), name=point.name)
-        except (Exception, SystemExit) as error:  # whatever a stranger's module does at import
+        except (Exception, SystemExit) as error:  # a module may raise anything at import
             problem = f"cannot be loaded: {type(error).__name__}: {error}"
         found.append(Plugin(point.name, package, problem=problem))
     return manager, tuple(found)
@@ -78,43 +79,39 @@ def _loaded() -> tuple[pluggy.PluginManager, tuple[Plugin, ...]]:
 
 @cache
 def installed_plugins() -> tuple[Plugin, ...]:
-    """Every plugin that is installed and what it brings; for a broken one, the reason. A broken plugin affects no other."""
+    """All installed plugins, including faulty ones, which do not affect the others."""
     manager, loaded = _loaded()
     plugins = [plugin if plugin.problem else _with_contents(plugin, manager) for plugin in loaded]
     return tuple(_without_clashes(plugin, [other for other in plugins if other is not plugin]) for plugin in plugins)
 
 
 def forget_plugins() -> None:
-    """Discover plugins again at the next call: for tests, and after an installation in the same process."""
+    """Discover plugins again at the next call: for tests, or after an installation in the same process."""
     _loaded.cache_clear()
     installed_plugins.cache_clear()
 
 
 def _with_contents(plugin: Plugin, manager: pluggy.PluginManager) -> Plugin:
-    """The plugin with what its hooks return, and what is wrong with that."""
+    """The plugin with what its hooks return, and any problems with it."""
     contents: dict[str, Any] = {}
     problems: list[str] = []
     for hook, field, kind, _ in HOOKS:
         contents[field] = ()
         for implementation in getattr(manager.hook, hook).get_hookimpls():
-            if implementation.plugin_name != plugin.name:
-                continue
-            try:
-                returned = tuple(implementation.function())
-            except Exception as error:
-                problems.append(f"{hook}() failed: {type(error).__name__}: {error}")
-                continue
-            contents[field] += tuple(thing for thing in returned if isinstance(thing, kind))
-            if not all(isinstance(thing, kind) for thing in returned):
-                problems.append(f"{hook}() must return a list of {kind.__name__}")
+            if implementation.plugin_name == plugin.name:
+                try:
+                    returned = tuple(implementation.function())
+                except Exception as error:
+                    problems.append(f"{hook}() failed: {type(error).__name__}: {error}")
+                    continue
+                contents[field] += tuple(thing for thing in returned if isinstance(thing, kind))
+                if not all(isinstance(thing, kind) for thing in returned):
+                    problems.append(f"{hook}() must return a list of {kind.__name__}")
     return replace(plugin, **contents, problem="; ".join(problems) or None)
 
 
 def _without_clashes(plugin: Plugin, others: Sequence[Plugin]) -> Plugin:
-    """The plugin without the names that another one brings too.
-
-    Neither gets the name: an accident of order should not decide whose encoder a bridge is trained on.
-    """
+    """The plugin without names that another one uses too. Neither gets the name, as the choice would be arbitrary."""
     contents: dict[str, Any] = {}
     problems = [plugin.problem] if plugin.problem else []
     for _, field, _, what in HOOKS:
@@ -122,26 +119,24 @@ def _without_clashes(plugin: Plugin, others: Sequence[Plugin]) -> Plugin:
         things = getattr(plugin, field)
         contents[field] = tuple(thing for thing in things if thing.name not in taken)
         for name in dict.fromkeys(thing.name for thing in things if thing.name in taken):
-            problems.append(f"its {what} {name!r} cannot be used, as {taken[name]} brings one of that name too")
+            problems.append(f"its {what} {name!r} cannot be used, as {taken[name]} has one with the same name")
     return replace(plugin, **contents, problem="; ".join(problems) or None)
 
 
 def register_commands(app: typer.Typer) -> None:
-    """Let each plugin add its own commands; one that fails adds none."""
+    """Let each plugin add its commands."""
     for implementation in _loaded()[0].hook.register_commands.get_hookimpls():
         try:
             implementation.function(app=app)
         except Exception as error:
-            import sys
-
-            print(f"plugin {implementation.plugin_name!r}: its commands failed: {error}", file=sys.stderr)
+            say(f"the plugin {implementation.plugin_name!r} failed to add its commands: {error}")
 
 
 def open_index(path: str) -> SearchIndex:
-    """The index at a path or URL, opened by the plugin that can.
+    """The index at a path or URL, opened by a plugin.
 
     Raises:
-        BridgekitError: no plugin can, or there is no index.
+        BridgekitError: no plugin can open it.
     """
     found: SearchIndex | None = _loaded()[0].hook.open_index(path=path)
     if found is None:
@@ -150,13 +145,12 @@ def open_index(path: str) -> SearchIndex:
 
 
 def ours(package: str, name: str) -> Any:
-    """A public name of one of our own plugins, which lies at the top of its module.
+    """A name from the module of one of our own plugins.
 
     Raises:
         BridgekitError: the plugin is not installed, or does not work.
     """
-    manager, _ = _loaded()
-    module = manager.get_plugin(package)
+    module = _loaded()[0].get_plugin(package)
     if module is None:
         raise not_installed(package)
     return getattr(module, name)
@@ -164,9 +158,9 @@ def ours(package: str, name: str) -> Any:
 
 def not_installed(package: str) -> BridgekitError:
     """The error for one of our own plugins that is not installed, or does not work."""
-    broken = next((plugin for plugin in _loaded()[1] if plugin.name == package and plugin.problem), None)
-    if broken:
-        return _does_not_work(broken)
+    for plugin in _loaded()[1]:
+        if plugin.name == package and plugin.problem:
+            return _does_not_work(plugin)
     return BridgekitError(f"the package bridgekit-{package} is not installed", remedy=INSTALL.format(package))
 
 
@@ -184,10 +178,10 @@ def _closest(name: str, known: Iterable[str], what: str, none: str) -> str:
 
 
 def find_pair_source(name: str) -> PairSource:
-    """The named table of pairs of some plugin.
+    """A plugin's table of pairs, by name.
 
     Raises:
-        BridgekitError: no plugin brings it.
+        BridgekitError: no plugin has it.
     """
     sources = {source.name: source for plugin in installed_plugins() for source in plugin.sources}
     if name not in sources:
@@ -200,16 +194,16 @@ def find_pair_source(name: str) -> PairSource:
 
 
 def find_image_generator(name: str | None) -> ImageGenerator | None:
-    """The named text-to-image model of some plugin, or the first one for None; None where no plugin brings it."""
+    """A plugin's text-to-image model by name, or the first one for None; None if there is none."""
     generators = {generator.name: generator for plugin in installed_plugins() for generator in plugin.generators}
     return next(iter(generators.values()), None) if name is None else generators.get(name)
 
 
 def default_pair_source(modalities: Iterable[str]) -> PairSource:
-    """The named table that serves these modalities where the user gives no table.
+    """The table of some plugin that is the default for these modalities.
 
     Raises:
-        BridgekitError: none, or more than one, does.
+        BridgekitError: there is none, or more than one.
     """
     wanted = set(modalities)
     fitting = [source for plugin in installed_plugins() for source in plugin.sources if set(source.modalities) == wanted]
@@ -224,12 +218,12 @@ def default_pair_source(modalities: Iterable[str]) -> PairSource:
 
 
 def default_modalities() -> set[str]:
-    """The modalities for which some plugin offers a default encoder."""
+    """The modalities for which a plugin offers a default encoder."""
     return {modality for plugin in installed_plugins() for provider in plugin.providers for modality in provider.defaults}
 
 
 def encoder_name(name: str) -> str:
-    """`provider:model` for what the user gave: that itself, or a modality, which means its default encoder.
+    """`provider:model`: what the user gave, or the default encoder if that is a modality.
 
     Raises:
         BridgekitError: no plugin, or more than one, has a default for the modality.
@@ -253,10 +247,10 @@ def encoder_name(name: str) -> str:
 
 
 def load_encoder(name: str, device: str = "auto") -> Encoder:
-    """Open a frozen encoder by `provider:model`, or by modality for the default one.
+    """Open a frozen encoder.
 
     Arguments:
-        name: for example `starter:audio`, `timm:resnet50`, or `text`.
+        name: `provider:model`, for example `timm:resnet50`, or a modality for its default encoder.
         device: a torch device, or `auto`.
 
     Raises:
@@ -272,7 +266,7 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
             if broken.problem and (broken.name == provider_name or f"encoder provider {provider_name!r}" in broken.problem):
                 raise _does_not_work(broken, full)
         near = _closest(provider_name, owners, "use one of", "see bridgekit plugins")
-        package = INSTALL.format(provider_name) if provider_name in OURS else "install the plugin that brings it"
+        package = INSTALL.format(provider_name) if provider_name in OURS else "install the plugin that provides it"
         if provider_name == "clap":
             package += " in an environment of its own (it needs numpy below 2)"
         raise PluginError(f"no installed plugin provides {provider_name!r}", where=full, remedy=f"{package}, or {near}")
@@ -288,23 +282,19 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
 
 
 def recorded_name(name: str, encoder: Encoder) -> str:
-    """The name by which a bridge finds an encoder again: its `pinned` one, or else that which it was opened by.
-
-    Arguments:
-        name: `provider:model`.
-        encoder: what `load_encoder` gave for it.
+    """The name that a bridge records for an encoder: its `pinned` one if it has one, else `name`, which it was opened by.
 
     Raises:
-        PluginError: the plugin pins it to a name that is not its own.
+        PluginError: the pinned name belongs to another provider.
     """
     pinned = getattr(encoder, "pinned", name)
     if not isinstance(pinned, str) or pinned.partition(":")[0] != name.partition(":")[0]:
-        raise PluginError(f"{plugin_of(encoder)} returned an encoder whose `pinned` is no name of its own", where=name)
+        raise PluginError(f"{plugin_of(encoder)} returned an encoder whose `pinned` name is not its provider's", where=name)
     return pinned
 
 
 def plugin_of(encoder: Encoder) -> str:
-    """The package and version of the plugin that an encoder comes from, or its module where no entry point tells."""
+    """`the plugin PACKAGE VERSION` that an encoder comes from, or its module if no entry point names it."""
     module = type(encoder).__module__.partition(".")[0]
     for point in entry_points(group=GROUP):
         if point.dist and point.value.partition(":")[0].partition(".")[0] == module:

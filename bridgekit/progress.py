@@ -45,9 +45,8 @@ def _lines() -> Report:
         start, before = began[what] = began.get(what, (now, done)) if done else (now, 0)
         if now - printed.setdefault(what, now - LINE_SECONDS + PATIENCE) >= LINE_SECONDS:
             printed[what] = now
-            print(
-                f"{what}: {done:,} of {total:,}{_pace(done - before, now - start, total - done)}", file=sys.stderr, flush=True
-            )
+            pace = _pace(done - before, now - start, total - done)
+            print(f"{what}: {done:,} of {total:,}{pace}", file=sys.stderr, flush=True)
 
     return report
 
@@ -61,10 +60,7 @@ def _pace(done: int, seconds: float, left: int) -> str:
 
 @contextmanager
 def progress_bars(show: bool = True) -> Iterator[Report]:
-    """A `Report` with one bar per task, showing rate and time left. Tasks shorter than `PATIENCE` show none.
-
-    Without a terminal on standard error it prints a line every `LINE_SECONDS` instead.
-    """
+    """A `Report` that draws a bar for each task longer than `PATIENCE`, or prints lines if standard error is no terminal."""
     if not show:
         yield silent
         return
@@ -75,33 +71,25 @@ def progress_bars(show: bool = True) -> Iterator[Report]:
     if _on_terminal is not None:  # nested call: reuse the bars that are already shown
         yield _on_terminal
         return
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    class Bars(Progress):
-        """One bar per task that takes a while. Drawn by a thread, so a slow first step also shows."""
+    class Bars(progress.Progress):
+        """Hides tasks shorter than `PATIENCE`. A thread draws the bars, so that a slow first step is shown too."""
 
         def get_renderables(self) -> Iterator[RenderableType]:
             slow = [task for task in self.tasks if (task.finished_time or task.elapsed or 0) >= PATIENCE]
             yield self.make_tasks_table(slow)
 
     columns = (
-        TextColumn("{task.description:16}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        progress.TextColumn("{task.description:16}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[rate]}"),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
     )
-    tasks: dict[str, TaskID] = {}
+    tasks: dict[str, progress.TaskID] = {}
     with Bars(*columns, console=Console(stderr=True)) as bars:
 
         def report(what: str, done: int, total: int) -> None:

@@ -121,17 +121,6 @@ def recall(
     return Recall(len(ranks), len(candidates), at, float(ranks.double().quantile(0.5)))
 
 
-def chance_recall(right: Relevance, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
-    """Expected recall@k of a random ranking.
-
-    Arguments:
-        right: which candidates are relevant, at least one pair. Candidates are those relevant to any query.
-        ks: the k of recall@k.
-    """
-    rights = np.unique(right.query, return_counts=True)[1]
-    return random_recall(rights, np.full(len(rights), len(np.unique(right.candidate))), ks)
-
-
 def random_recall(rights: NDArray[np.int64], candidates: NDArray[np.int64], ks: Sequence[int]) -> dict[int, float]:
     """Expected recall@k of a random ranking.
 

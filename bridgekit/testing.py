@@ -1,4 +1,4 @@
-"""Checks that a plugin's encoder keeps its contract, in one line of a test: `check_encoder("demo:v1", paths)`."""
+"""Checks that a plugin's encoder keeps the encoder contract: call `check_encoder("demo:v1", paths)` in a test."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from bridgekit.latents.encode import encode_items
 from bridgekit.media import content_hash, size_hint
 from bridgekit.plugins import encoder_name, installed_plugins, load_encoder, recorded_name
 
-#: How far apart two vectors of one item may be, relative to their length. 1 % is a cosine of 0.99995.
+#: Maximum distance between two vectors of one item, relative to their length. 1 % is a cosine of 0.99995.
 IN_ANY_BATCH = 0.01
-#: 4 % is a cosine of 0.9992: other devices compute in another order, some with fewer bits.
+#: The same between devices, which compute in a different order, some with fewer bits. 4 % is a cosine of 0.9992.
 ON_ANY_DEVICE = 0.04
 #: Threads that prepare at the same time.
 THREADS = 8
-#: Bytes of resident memory by which a few rounds may grow each time: allocators keep some in reserve.
+#: Bytes by which resident memory may grow in each of a few rounds, since allocators keep some in reserve.
 RESIDENT = 2 << 20
 
 
 def check_encoder(
     name: str, items: Sequence[Item], bad: Sequence[Item] = (), *, changed: str | None = None, device: str = "cpu"
 ) -> None:
-    """Check all that `bridgekit.encoders.Encoder` asks of an encoder, and that its plugin is found.
+    """Check that an encoder meets all requirements of `bridgekit.encoders.Encoder`, and that its plugin is found.
 
     Arguments:
-        name: `provider:model`, of an installed plugin.
-        items: at least three different items, best of different lengths, that the encoder must take.
-        bad: items that it must refuse: for example an empty file, a file cut short, a file of another kind.
+        name: `provider:model`, from an installed plugin.
+        items: at least three different items, ideally of different lengths, that the encoder must accept.
+        bad: items that it must refuse, for example an empty file, a truncated file, a file of another kind.
         changed: the name of the same model with other weights, which must have another revision.
-        device: the torch device to check on. What it gives is compared with each other kind that this machine has.
+        device: the torch device to check on. Its vectors are compared with those of this machine's other kinds of device.
 
     Raises:
-        AssertionError: the encoder breaks rules of its contract. The message has a sentence for each.
-        ValueError: `items` holds fewer than three different items.
+        AssertionError: the encoder breaks rules of the contract. The message has a sentence for each.
+        ValueError: there are fewer than three different items.
     """
     if len({content_hash(item) for item in items}) < 3:
         raise ValueError("check_encoder needs at least three different items")
@@ -65,13 +65,13 @@ def check_encoder(
     plugin, provider = owners[name.partition(":")[0]]
     broken = [problems[plugin.package]] if plugin.problem else []
     broken += [*_provider(provider, encoder), *_revision(name, encoder, changed, device)]
-    broken += [*_bad_items(encoder, bad), *_good_items(encoder, items)]
+    broken += _refusals(encoder, items, bad)
     usable = [item for item in items if _failure(encoder, item) is None]
     if usable:
         try:
             output = list(_output(encoder, usable))
             broken += output
-            # A vector that is wrong by itself would show up in every comparison again.
+            # A vector that is wrong in itself would fail every comparison again.
             if not output:
                 broken += [*_batches(encoder, usable), *_threads(encoder, usable)]
                 broken += [*_table(encoder, usable, bad), *_devices(name, encoder, usable, device)]
@@ -82,7 +82,7 @@ def check_encoder(
         raise AssertionError(_message(f"{name} (plugin {plugin.package})", broken))
 
 
-# ---- the rules: each yields a sentence for whatever is broken
+# ---- the rules: each yields a sentence for every violation
 
 
 def _provider(provider: EncoderProvider, encoder: Encoder) -> Iterator[str]:
@@ -121,35 +121,32 @@ def _revision(name: str, encoder: Encoder, changed: str | None, device: str) -> 
             yield f"its revision {found!r} is also that of {changed}, which has other weights"
 
 
-def _bad_items(encoder: Encoder, bad: Sequence[Item]) -> Iterator[str]:
+def _refusals(encoder: Encoder, items: Sequence[Item], bad: Sequence[Item]) -> Iterator[str]:
     for item in bad:
         failure = _failure(encoder, item)
         if not isinstance(failure, ItemError):
             does = f"raises {_one_line(failure)}" if failure else "takes it"
             yield f"prepare must raise an ItemError for the bad item {_called(item)}, and {does}"
-
-
-def _good_items(encoder: Encoder, items: Sequence[Item]) -> Iterator[str]:
     for item in items:
         if failure := _failure(encoder, item):
             yield f"prepare refuses the good item {_called(item)}: {_one_line(failure)}"
 
 
 def _output(encoder: Encoder, items: Sequence[Item]) -> Iterator[str]:
-    """What one batch gives. Gradients are enabled, as they are for a caller who forgets to disable them."""
+    """Checks one batch. Gradients are enabled, in case a caller forgets to disable them."""
     first = _encode(encoder, items)
     with torch.enable_grad():
         raw = encoder.encode([encoder.prepare(item) for item in items])
     if raw.requires_grad:
         yield "encode keeps a gradient: run the model under torch.inference_mode() or torch.no_grad()"
     if raw.dtype != torch.float32:
-        yield f"encode must give float32, and gives {str(raw.dtype).removeprefix('torch.')}"
+        yield f"encode must return float32, and returns {str(raw.dtype).removeprefix('torch.')}"
     if not first.isfinite().all():
-        yield "encode gives vectors that are not finite numbers"
+        yield "encode returns vectors that are not finite"
         return
     worst = _distance(_encode(encoder, items), first).max().item()
     if worst > IN_ANY_BATCH:
-        yield f"the same batch gives other vectors the second time ({worst:.0%} apart): is dropout on?"
+        yield f"encoding the same batch again gives other vectors ({worst:.0%} apart): is dropout on?"
     elif len(items) > 1 and _distance(first, first[:1]).max().item() < 1e-6:
         yield "all items, though different, have the same vector"
 
@@ -163,36 +160,36 @@ def _batches(encoder: Encoder, items: Sequence[Item]) -> Iterator[str]:
         for row, place in enumerate(order):
             distance = _distance(alone, found[row])
             own, nearest = distance[place].item(), int(distance.argmin())
-            # Judged by ratio, since the vectors of some encoders are all near to one another.
+            # By ratio, since all vectors of some encoders are close together.
             if distance[nearest] <= IN_ANY_BATCH and own > 10 * distance[nearest].item() + 1e-4:
                 yield (
-                    f"encode does not keep the order of its batch: where {_called(items[place])} was, "
-                    f"the vector of {_called(items[nearest])} comes back"
+                    "encode does not keep the order of its batch: "
+                    f"instead of {_called(items[place])}, it returns the vector of {_called(items[nearest])}"
                 )
                 return
             if own > worst:
                 worst, worst_item = own, items[place]
     if worst > IN_ANY_BATCH:
         yield (
-            f"the vector of {_called(worst_item)} depends on its batch: it is {worst:.0%} away from the one "
-            "that the item has alone (padding that is not masked? batch norm in training mode?)"
+            f"the vector of {_called(worst_item)} depends on its batch: it is {worst:.0%} away from that of the item alone "
+            "(padding that is not masked? batch norm in training mode?)"
         )
 
 
 def _threads(encoder: Encoder, items: Sequence[Item]) -> Iterator[str]:
-    # As many tasks as threads, each waiting once: were there more, those cancelled after a failure would never arrive.
+    # As many tasks as threads, each waiting once: with more, tasks cancelled after a failure would never arrive.
     together = Barrier(THREADS)
     n = len(items)
 
     def prepare(number: int) -> list[Any]:
         together.wait()
-        # Each thread starts with another item.
+        # Each thread starts with a different item.
         prepared = {place % n: encoder.prepare(items[place % n]) for place in range(number, number + n)}
         return [prepared[place] for place in range(n)]
 
     expected = _encode(encoder, items)
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)  # so that threads interrupt each other in the middle
+    sys.setswitchinterval(1e-5)  # so that threads interrupt each other often
     try:
         with ThreadPoolExecutor(THREADS) as pool:
             batches = list(pool.map(prepare, range(THREADS)))
@@ -210,7 +207,7 @@ def _threads(encoder: Encoder, items: Sequence[Item]) -> Iterator[str]:
 
 
 def _table(encoder: Encoder, items: Sequence[Item], bad: Sequence[Item]) -> Iterator[str]:
-    """Good and bad items as rows of one table, as `align` gets them."""
+    """Checks good and bad items in one table, as in `align`."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             failed = encode_items(encoder, [*items, *bad], folder=Path(folder)).failed
@@ -238,16 +235,22 @@ def _memory(encoder: Encoder, items: Sequence[Item]) -> Iterator[str]:
     small = sorted(items, key=size_hint)[:2]
 
     def used() -> tuple[int, int]:
+        """Bytes of live tensors, and resident bytes of this process: 0 if the system does not report them."""
         for _ in range(2):
             _encode(encoder, small)
-        return _tensor_bytes(), _resident_bytes()
+        gc.collect()
+        # `type`, not isinstance, which would load other libraries' lazy objects.
+        tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+        statm = Path("/proc/self/statm")
+        resident = int(statm.read_text(encoding="ascii").split()[1]) * resource.getpagesize() if statm.exists() else 0
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors), resident
 
     steps = [(after[0] - before[0], after[1] - before[1]) for before, after in pairwise([used() for _ in range(4)])]
     tensors, resident = (min(step) for step in zip(*steps, strict=True))  # a leak grows each time, a cache does not
     if tensors > 0:
-        yield f"memory grows: each two batches leave {tensors:,} more bytes of tensors alive"
+        yield f"memory grows: every two batches leave {tensors:,} more bytes of tensors alive"
     elif resident > RESIDENT:
-        yield f"memory grows: each two batches take {resident:,} more bytes and keep them"
+        yield f"memory grows: every two batches take {resident:,} more bytes and keep them"
 
 
 # ---- measuring
@@ -268,7 +271,7 @@ def _encode(encoder: Encoder, items: Sequence[Item]) -> Tensor:
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """The distance between rows, relative to the length of the longer one; b may be one row."""
+    """Distances between rows, relative to the longer one; b may be a single row."""
     length = torch.maximum(a.norm(dim=-1), b.norm(dim=-1)).clamp(min=1e-30)
     distance: Tensor = (a - b).norm(dim=-1) / length
     return distance
@@ -277,22 +280,6 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
 def _other_devices(device: str) -> list[str]:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     return [kind for kind in there if there[kind] and kind != torch.device(device).type]
-
-
-def _tensor_bytes() -> int:
-    gc.collect()
-    # `type`, not isinstance: that would wake other libraries' lazy objects.
-    tensors = (thing for thing in gc.get_objects() if issubclass(type(thing), Tensor))
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _resident_bytes() -> int:
-    """Memory of this process that is in use, 0 where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return 0
-    return pages * resource.getpagesize()
 
 
 # ---- the message

@@ -1,6 +1,6 @@
 """Write the generated parts of docs/reference/*.md: `make reference`.
 
-What stands between `<!-- ::: NAME -->` and `<!-- ::: end -->` is generated: the signature and docstring of a Python name, or,
+The text between `<!-- ::: NAME -->` and `<!-- ::: end -->` is generated: the signature and docstring of a Python name, or,
 for the name `command line`, every command with its arguments and options. The pages are committed, so that they can also be
 read on a code host; tests/test_docs.py fails where one is out of date.
 """

@@ -261,7 +261,7 @@ def test_the_command_line_joins_three_binds_and_searches_across(run: Run, worksh
     code, out, _ = run(*across, "--through", "text", "--json")
     assert (code, Path(json.loads(out)[0]["found"][0]["item"]).name) == (0, "owl.png")
     code, _, err = run(*across, "--through", "image")
-    assert (code, err.splitlines()[0]) == (2, "bridgekit: audio and image cannot meet through image")
+    assert (code, err.splitlines()[0]) == (2, "bridgekit: audio and image cannot be connected through image")
     code, out, _ = run("eval", "bridges/two")
     assert code == 0
     assert "image → text" in out

@@ -20,7 +20,7 @@ from bridgekit.checks.findings import Finding, TableReport
 from bridgekit.encoders import Item
 from bridgekit.latents.encode import encode_items
 from bridgekit.plugins import load_encoder
-from bridgekit.retrieval import Relevance, chance_recall, similar_pairs
+from bridgekit.retrieval import random_recall, similar_pairs
 from tests.test_evaluation import SHORT, with_splits
 from tests.toys import NAMES, LetterEncoder, ToneEncoder, ToyPlugin, install, tone_table
 
@@ -301,12 +301,12 @@ def test_an_encoder_that_is_named_and_not_there_is_refused(tmp_path: Path, toy: 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=8))
 def test_chance_is_the_mean_over_all_orders(links: list[tuple[int, int]]) -> None:
     unique = np.unique(np.array(links), axis=0)
-    right = Relevance(unique[:, 0], unique[:, 1])
-    candidates = sorted(set(right.candidate.tolist()))
-    for k, expected in chance_recall(right, (1, 2, 3)).items():
+    queries, answers = np.unique(unique[:, 0], return_counts=True)
+    candidates = sorted(set(unique[:, 1].tolist()))
+    for k, expected in random_recall(answers, np.full(len(queries), len(candidates)), (1, 2, 3)).items():
         hits = [
             bool({candidate for query, candidate in links if query == asked} & set(order[:k]))
-            for asked in set(right.query.tolist())
+            for asked in queries.tolist()
             for order in permutations(candidates)
         ]
         assert expected == pytest.approx(np.mean(hits))

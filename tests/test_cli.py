@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from bridgekit import PRESETS, align
+from bridgekit.cli import common
 from tests.conftest import Run
 from tests.toys import tone_table
 
@@ -282,3 +283,17 @@ def test_a_run_that_diverges_gives_its_last_good_state_and_says_so(
     assert code == 2
     assert "training diverged: the loss is not finite in epoch 1" in err
     assert not (tmp_path / "none").exists()
+
+
+def test_a_recall_table_fits_80_columns_without_cutting_a_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    recalls = {"recall@1": 1.0, "recall@5": 1.0, "recall@10": 1.0, "median_rank": 1234.5}
+    record = {"split": "[b]unseen[/b] speakers", "direction": "accelerometer → spectrogram", "candidates": 123456, **recalls}
+    common.print_metrics([{**record, "queries": 30, "method": name} for name in ("closed-form start", "FuseMix")], "Recall")
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert "…" not in "".join(lines)
+    assert [line.split()[-4:] for line in lines if "100.0" in line] == [["100.0", "100.0", "100.0", "1234.5"]] * 2
+    assert "[b]unseen[/b]" in "".join(lines)

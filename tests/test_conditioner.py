@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ QUICK = Fit(steps=4, batch_size=4)
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks of a width that twenty captions need."""
-    monkeypatch.setattr(conditioner, "ConditionerNet", partial(conditioner.ConditionerNet, width=64))
+    monkeypatch.setattr(conditioner, "WIDTH", 64)
 
 
 @pytest.fixture

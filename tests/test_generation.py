@@ -48,7 +48,7 @@ ABOUT = {"rtol": 0.0, "atol": 2.0}
 def quick(picture_toys: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The plugin with pictures, an empty folder to be in, and conditioners that are hardly fitted."""
     monkeypatch.setattr(painter, "fit_conditioner", partial(conditioner.fit_conditioner, fit=Fit(steps=3, batch_size=4)))
-    monkeypatch.setattr(conditioner, "ConditionerNet", partial(conditioner.ConditionerNet, width=32))
+    monkeypatch.setattr(conditioner, "WIDTH", 32)
     monkeypatch.chdir(tmp_path)
 
 

@@ -78,7 +78,7 @@ def test_of_two_providers_with_one_name_none_is_used_and_both_are_named(monkeypa
     assert "'toy' cannot be used" in str(first.problem)
     assert "'toy' cannot be used" in str(second.problem)
     assert third.problem is None
-    with pytest.raises(PluginError, match="brings one of that name too") as caught:
+    with pytest.raises(PluginError, match="has one with the same name") as caught:
         load_encoder("toy:letters")
     assert "uninstall it" in str(caught.value)
     assert isinstance(load_encoder("fine:x"), LetterEncoder)

@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 from bridgekit import PRESETS, Bridge, align, write_report
 from bridgekit.bridge.bridge import Side
 from bridgekit.checks.findings import Finding
+from bridgekit.errors import BridgekitError
 from bridgekit.evaluation.recall import chance, split_recall
 from bridgekit.fusion.adapter import Adapter, FusionAdapter
 from bridgekit.latents.encoded import EncodedPairs, encode_pairs
@@ -296,6 +297,39 @@ def test_metadata_of_a_strangers_bridge_stays_text(tmp_path: Path) -> None:
         assert not [key for _, attributes in found.found for key in attributes if key.startswith("on")]
         assert all((each.get("href") or "#").startswith(("#", "data:,")) for _, each in found.found)
         assert text_of(page).count(" ".join(text.split())) >= 9  # each of them is shown, word for word
+
+
+@pytest.mark.parametrize(
+    "changes", [{"split": "nowhere"}, {"direction": "audio → smell"}, {"direction": "smell → text"}, {"split": ""}]
+)
+def test_metrics_that_are_not_about_the_table_are_one_message(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(BridgekitError, match="the bridge's metrics are not about this table: no row of its split"):
+        small_report(tmp_path, metrics=[record("FuseMix"), record("FuseMix", **changes)])
+
+
+@pytest.mark.parametrize("odd", [{}, {"epoch": 2}, {"epoch": 2, "loss": 1, "score": 1, "recall@1 audio → text": 1}])
+def test_a_history_that_lacks_numbers_is_one_message(tmp_path: Path, odd: dict[str, float]) -> None:
+    with pytest.raises(BridgekitError, match=r"history\.jsonl does not have the same numbers for every epoch"):
+        small_report(tmp_path, history=[{"epoch": 1, "loss": 1, "score": 1}, odd])
+
+
+@pytest.mark.usefixtures("toy")
+def test_nonsense_metrics_of_a_saved_bridge_are_a_message_and_exit_code_2(run: Run, tmp_path: Path) -> None:
+    table = tone_table(tmp_path)
+    align(pairs=table, out=tmp_path / "tones", preset=QUICK, write_report=False, progress=False)
+    file = tmp_path / "tones" / "bridge.json"
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    for changes in ({"split": "nowhere"}, {"direction": "text → smell"}, {"recall@1": 2}, {"queries": None}):
+        broken = {**saved, "metrics": [{**saved["metrics"][0], **changes}]}
+        file.write_text(json.dumps(broken), encoding="utf-8")
+        code, out, err = run("report", "tones", "--no-check")
+        assert (code, out) == (2, "")
+        assert "metrics" in err
+        assert "fix: " in err
+    # Numbers that cannot be, but can be shown, are no reason to refuse a report.
+    odd = {"queries": 2**53, "candidates": 0, "among": "sideways", "median_rank": 0}
+    file.write_text(json.dumps({**saved, "metrics": [{**saved["metrics"][0], **odd}]}), encoding="utf-8")
+    assert run("report", "tones", "--no-check")[0] == 0
 
 
 def test_methods_stand_in_order_with_what_they_are_and_unknown_ones_first(tmp_path: Path) -> None:

@@ -199,10 +199,10 @@ class Altered(LetterEncoder):
         (lambda latents: latents[:, :-1], r"returned \(4, 47\) for 4 items; expected \(4, 48\)"),
         (lambda latents: latents[:-1], r"returned \(3, 48\) for 4 items; expected \(4, 48\)"),
         (lambda latents: latents.numpy(), "returned ndarray for 4 items"),
-        (lambda latents: latents.double(), "must give float32, and gives float64"),
+        (lambda latents: latents.double(), "must return float32, and returns float64"),
         (lambda latents: latents / 0, "not finite"),
         (lambda latents: latents * torch.ones(48, requires_grad=True), "keeps a gradient"),
-        (lambda latents: torch.nn.functional.dropout(latents), "other vectors the second time"),
+        (lambda latents: torch.nn.functional.dropout(latents), "other vectors"),
         (lambda latents: torch.ones_like(latents), "all items, though different, have the same vector"),
         (lambda latents: latents[latents.norm(dim=1).argsort()], "does not keep the order of its batch"),
         (lambda latents: latents - latents.mean(0) / 9, "depends on its batch"),
@@ -377,7 +377,7 @@ def test_other_memory_that_stays_in_use_is_told(monkeypatch: pytest.MonkeyPatch)
         return memory
 
     (broken,) = broken_rules(monkeypatch, lambda: Hoarder(keep=mapped))
-    assert "memory grows: each two batches take" in broken
+    assert "memory grows: every two batches take" in broken
 
 
 def test_a_cache_that_fills_once_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The bridge, which training makes: it embeds items of its modalities into one space, and is saved as a readable folder."""
+"""The bridge, the result of training: it embeds items of its modalities into one space, and is saved as a readable folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bridgekit.bridge.card import model_card
 from bridgekit.bridge.format import FORMAT, read_history, read_metadata, read_tensors
-from bridgekit.bridge.provenance import TrainedOn, trained_on
+from bridgekit.bridge.provenance import TrainedOn
 from bridgekit.bridge.trust import refuse_untrusted_encoder, refuse_untrusted_table
 from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError, ItemError
@@ -45,7 +45,7 @@ class Side:
         encoder: `provider:model`.
         revision: the encoder's exact weights and preprocessing at training time.
         dim: width of the encoder's latents.
-        frozen: whether the encoder's latents are the shared space themselves, without an adapter.
+        frozen: whether the encoder's latents are the shared space, so that it has no adapter.
     """
 
     encoder: str
@@ -59,8 +59,8 @@ class Embedded:
     """Embeddings of the usable items in a list.
 
     Arguments:
-        vectors: (n, dim) float32 at unit length, in order, without the failed ones.
-        failed: position in the list to the reason.
+        vectors: (n, dim) float32 at unit length, in order, without the failed items.
+        failed: position in the list to error message.
     """
 
     vectors: Tensor
@@ -76,14 +76,14 @@ class Bridge:
         adapters: modality to its fusion adapter, in eval mode.
         preset: the hyperparameters that the adapters were trained with.
         temperature: the learned temperature.
-        provenance: where the pairs came from, random seed, versions, command, counts.
+        provenance: source of the pairs, random seed, versions, command, counts.
         metrics: recall on held-out rows, as records of `evaluation.recall.evaluate_splits`.
         history: one record per validation during training.
         device: where adapters and encoders run.
         means: modality to the mean of its training embeddings, (dim,). Their difference is the modality gap.
         training_rows: hashes of the rows that it was trained on.
         folder: where it was loaded from, or None for a bridge made in this process. Paths that a loaded bridge names are
-            checked before they are opened, see `bridgekit.bridge.trust`.
+            checked before they are opened: see `bridgekit.bridge.trust`.
     """
 
     sides: Mapping[str, Side]
@@ -107,24 +107,32 @@ class Bridge:
 
     @property
     def tables(self) -> list[TrainedOn]:
-        """The tables that the bridge was trained on: the first one, and one for each modality that was bound to it later."""
-        return trained_on(self.provenance, tuple(self.sides))
+        """The tables that it was trained on: the first one, and one for each modality that was bound to it later."""
+        return [
+            TrainedOn(
+                table.get("pairs", ""),
+                tuple(table.get("modalities", self.sides)),
+                table.get("seed", 0),
+                table.get("modality"),
+            )
+            for table in (self.provenance, *self.provenance.get("bound", ()))
+        ]
 
     def table_of(self, modality: str) -> str:
-        """The source of the first of these tables that has a modality, or an empty string."""
+        """The source of the first of these tables with this modality, or an empty string."""
         return next((table.source for table in self.tables if modality in table.modalities), "")
 
     def followed(self, source: str) -> str:
-        """`source`, a table that the bridge names, if it may be read without asking.
+        """`source`, a table that the bridge names, if it is trusted.
 
         Raises:
-            BridgekitError: it may not, see `bridgekit.bridge.trust.refuse_untrusted_table`.
+            BridgekitError: as from `bridgekit.bridge.trust.refuse_untrusted_table`.
         """
         refuse_untrusted_table(source, self.folder)
         return source
 
     def weights_hash(self, modalities: Sequence[str]) -> str:
-        """SHA-256 of the weights of some modalities' adapters: equal exactly where they give the same embeddings."""
+        """SHA-256 of the adapters' weights for some modalities. It changes whenever their embeddings do."""
         digest = hashlib.sha256()
         for modality in modalities:
             for name, tensor in self.adapters[modality].state_dict().items():
@@ -132,23 +140,21 @@ class Bridge:
         return digest.hexdigest()
 
     def side(self, modality: str) -> Side:
-        """One side.
+        """The side of a modality.
 
         Raises:
             BridgekitError: the bridge does not have the modality.
         """
         if modality not in self.sides:
-            raise BridgekitError(
-                f"this bridge has no side for {modality!r}", remedy=f"its modalities are {', '.join(self.sides)}"
-            )
+            raise BridgekitError(f"this bridge has no modality {modality!r}", remedy=f"it has {', '.join(self.sides)}")
         return self.sides[modality]
 
     def encoder(self, modality: str) -> Encoder:
         """The side's frozen encoder, opened on first use.
 
         Raises:
-            BridgekitError: the installed encoder is not the one that the bridge was trained on, or the user has to allow it
-                first, see `bridgekit.bridge.trust.refuse_untrusted_encoder`.
+            BridgekitError: the installed encoder is not the one that the bridge was trained on; or as from
+                `bridgekit.bridge.trust.refuse_untrusted_encoder`.
         """
         side = self.side(modality)
         if modality not in self._encoders:
@@ -158,13 +164,13 @@ class Bridge:
                 raise BridgekitError(
                     f"{side.encoder} is not the encoder that this bridge was trained on",
                     where=f"trained on {side.revision}, installed is {encoder.revision}",
-                    remedy="install the version it was trained with, or train the bridge again",
+                    remedy="install the version it was trained with, or retrain the bridge",
                 )
             if (encoder.modality, encoder.dim) != (modality, side.dim):
                 raise BridgekitError(
                     f"this bridge says that {side.encoder} encodes {modality} into {side.dim} dimensions",
                     where=f"it encodes {encoder.modality} into {encoder.dim} dimensions",
-                    remedy="copy the bridge again, or train it again",
+                    remedy="copy the bridge again, or retrain it",
                 )
             self._encoders[modality] = encoder
         return self._encoders[modality]
@@ -189,11 +195,11 @@ class Bridge:
         """
         embedded = self.embed_usable(modality, items, report=report)
         for position, reason in embedded.failed.items():
-            raise ItemError(reason, where=str(_as_list(items)[position])[:200], remedy="repair this item, or leave it out")
+            raise ItemError(reason, where=str(_as_list(items)[position])[:200], remedy="fix this item, or leave it out")
         return embedded.vectors
 
     def embed_usable(self, modality: str, items: Sequence[Item] | Item, *, report: Report = silent) -> Embedded:
-        """`embed`, which leaves out items that cannot be used, and says which they are."""
+        """Like `embed`, but items that cannot be used are set aside."""
         typed = [item if modality == TEXT else Path(item) for item in _as_list(items)]
         encoder = self.encoder(modality)
         latents = encode_items(encoder, typed, report=report)
@@ -254,7 +260,7 @@ class Bridge:
             among: the candidates. Those that cannot be used are left out.
             k: hits per query.
             through: a third modality and items of it, for example `("text", names)`: each query is replaced by its expected
-                counterpart among these (see `expected`). It helps two modalities that were never paired with each other.
+                counterpart among them (see `expected`). This helps if the two modalities were never paired with each other.
             report: gets the progress of encoding.
 
         Raises:
@@ -281,17 +287,17 @@ class Bridge:
         overwrite: bool = False,
         grown_from: Path | None = None,
     ) -> Path:
-        """Write the bridge's folder atomically: aside first, then renamed into place.
+        """Write the bridge's folder atomically.
 
         Arguments:
             path: the folder.
             pictures: file name to PNG bytes, written into the folder.
             overwrite: whether an existing bridge may be replaced.
-            grown_from: folder of the bridge that this one extends: its pictures, report and conditioners stay valid and are
-                copied.
+            grown_from: folder of the bridge that this one extends: its pictures, report and conditioners stay valid, so they
+                are copied.
 
         Raises:
-            BridgekitError: something is there that must not be replaced, or the place cannot be written.
+            BridgekitError: something is there that must not be replaced, or the folder cannot be written.
         """
         folder = Path(path)
         tensors = {
@@ -317,12 +323,11 @@ class Bridge:
             self.training_rows.save(aside)
             (aside / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self.history))
             if grown_from:
-                for file in (*grown_from.glob("*.png"), *grown_from.glob("report.html")):
-                    shutil.copyfile(file, aside / file.name)
-                if (grown_from / "conditioners").is_dir():
-                    for file in (grown_from / "conditioners").glob("[!.]*"):  # hidden ones are still being written
-                        (aside / "conditioners").mkdir(exist_ok=True)
-                        shutil.copyfile(file, aside / "conditioners" / file.name)
+                for pattern in ("*.png", "report.html", "conditioners/[!.]*"):  # hidden conditioners are still being written
+                    for file in grown_from.glob(pattern):
+                        copy = aside / file.relative_to(grown_from)
+                        copy.parent.mkdir(exist_ok=True)
+                        shutil.copyfile(file, copy)
             for name, data in (pictures or {}).items():
                 (aside / name).write_bytes(data)
             shown = sorted(file.name for file in aside.glob("*.png"))
@@ -352,14 +357,14 @@ class Bridge:
                 try:
                     bridge = cls._load(path, device)
                 except BridgekitError:
-                    # One failure is no proof: it may have fallen between a writer's two renames, and been put back since.
+                    # A single failure proves nothing: the folder may have been missing between a writer's two renames.
                     if still_there() and failed:
                         raise
                     failed = still_there()
                 else:
                     if still_there():
                         return bridge
-            # The folder was replaced meanwhile, so the files read may be of two bridges: read again.
+            # The folder was replaced meanwhile, so the files may belong to two bridges: read them again.
 
     @classmethod
     def _load(cls, path: str | Path, device: str) -> Bridge:
@@ -367,7 +372,7 @@ class Bridge:
         metadata = read_metadata(folder)
         preset = Preset(**metadata["preset"])
         sides = {modality: Side(**side) for modality, side in metadata["sides"].items()}
-        # Made without memory for their tensors, which are then taken from the file.
+        # Without memory for their tensors, which are then taken from the file.
         with torch.device("meta"):
             adapters: dict[str, Adapter] = {
                 modality: FrozenSide(side.dim)
@@ -396,7 +401,7 @@ class Bridge:
             metadata["metrics"],
             read_history(folder),
             device,
-            # In the sides' order: safetensors gives its tensors in any.
+            # In the order of the sides: safetensors returns tensors in any order.
             {modality: tensors[MEAN + modality] for modality in sides if MEAN + modality in tensors},
             training_rows=TrainingRows.load(folder),
             folder=folder,
@@ -405,12 +410,12 @@ class Bridge:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether the same folder is still at this path.
+    """Yields a function that tells whether the same folder is still at this path.
 
-    The folder is kept open meanwhile: otherwise its inode number, by which it is known, could go to the one that replaces it.
+    The folder is kept open meanwhile, or its replacement could get its inode number, which identifies it.
     """
     descriptor = None
-    with suppress(OSError):  # it is missing, or may not be listed
+    with suppress(OSError):  # it is missing, or cannot be listed
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     before = _inode(folder) if descriptor is None else os.fstat(descriptor).st_ino
     try:
@@ -438,9 +443,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
         check_writable(folder.parent)
         return
     if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "bridge.json").exists()):
-        raise BridgekitError(
-            "this place holds something that is not a bridge", where=str(folder), remedy="choose another --out"
-        )
+        raise BridgekitError("there is something here that is not a bridge", where=str(folder), remedy="choose another --out")
     if (folder / "bridge.json").exists() and not overwrite:
         raise BridgekitError(
             "there is already a bridge here, trained on other pairs or with other settings",

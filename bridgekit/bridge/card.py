@@ -19,20 +19,20 @@ def model_card(metadata: Mapping[str, Any], name: str, pictures: Sequence[str]) 
     """The text of a model card.
 
     Arguments:
-        metadata: what `bridge.json` holds. Its texts may be a stranger's: none of them becomes markup.
-        name: of the bridge.
-        pictures: names of image files in its folder.
+        metadata: the content of `bridge.json`. Its texts may be untrusted, so they are escaped.
+        name: the bridge's name.
+        pictures: names of the image files in its folder.
     """
     return _TEMPLATES.get_template("card.md.j2").render(metadata=metadata, name=name, pictures=pictures)
 
 
 def _escaped(value: object) -> object:
-    """Markdown that shows a value as it is. Filters below return `Markup`, which is used unchanged."""
+    """Escape a value, unless a filter below made it `Markup`."""
     return value if isinstance(value, Markup) else markdown(value)
 
 
 def _code(text: str) -> Markup:
-    """Inline code that no pipe or backtick in it ends."""
+    """Inline code, also if the text has pipes or backticks."""
     shown = plain(text).replace("`", "'").replace("|", "\\|")
     return Markup(f"`{shown}`")
 

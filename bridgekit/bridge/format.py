@@ -1,4 +1,4 @@
-"""A bridge's folder as a stranger may have written it: every field is checked before anything is built or allocated from it."""
+"""Reading a bridge's folder, which may be untrusted: every field is checked before anything is built or allocated from it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,12 @@ from bridgekit.encoders import is_modality
 from bridgekit.errors import BridgekitError
 from bridgekit.fusion.training import TEMPERATURE_BOUNDS, Preset
 from bridgekit.plain import plain
-from bridgekit.storage.bounded import (
-    OutOfBounds,
-    homes,
-    is_within,
-    open_regular,
-    parse_json,
-    read_bounded,
-    read_json,
-    why_no_json,
-)
+from bridgekit.storage.bounded import OutOfBounds, homes, is_within, parse_json, read_bounded, read_json, why_no_json
 
 FORMAT = 1
 MAX_METADATA = 16 << 20  # bytes of bridge.json
-MAX_LINE, MAX_HISTORY = 64 << 10, 64 << 20  # bytes of a line of history.jsonl, and of all of it
-MAX_HEADER = 16 << 20  # bytes of the list of tensors in adapters.safetensors
+MAX_LINE, MAX_HISTORY = 64 << 10, 64 << 20  # bytes of a line of history.jsonl, and of the whole file
+MAX_HEADER = 16 << 20  # bytes of adapters.safetensors besides its tensors
 MAX_SIDES = 32
 MAX_DIM = 1 << 16
 MAX_TEXT = 4_096  # characters of a name, a path or a revision
@@ -42,18 +33,15 @@ MAX_TEXT = 4_096  # characters of a name, a path or a revision
 
 
 def damaged(folder: Path, why: str) -> BridgekitError:
-    """The error for a bridge that cannot be used as it is."""
+    """The error for a damaged bridge."""
     return BridgekitError(f"this bridge is damaged: {why}", where=str(folder), remedy="copy it again, or train it again")
 
 
 def check_links(folder: Path) -> None:
-    """Refuse a bridge with links that leave its folder.
+    """Raise BridgekitError if a bridge has links that lead outside its folder.
 
-    Binding to it or sharing it would copy what they point to, and conditioners would be written there. The folder itself may
-    be reached through a link, and files in the hub's cache may be links into its blobs.
-
-    Raises:
-        BridgekitError: there is such a link.
+    Binding to it or sharing it would copy their targets, and conditioners would be written there. The path of the folder itself
+    may have links, and files in the hub's cache may be links into its blobs.
     """
     own = homes(folder)
     try:
@@ -65,12 +53,12 @@ def check_links(folder: Path) -> None:
         raise BridgekitError(
             f"this bridge has a link that leaves its folder: {outside[0].relative_to(folder)}",
             where=str(folder),
-            remedy="remove the link, or put the file itself in its place",
+            remedy="remove the link, or replace it with the file itself",
         )
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """The content of `bridge.json`, with every field checked for its type and range.
+    """The content of `bridge.json`, after checking the type and range of every field.
 
     Raises:
         BridgekitError: there is no bridge, it is damaged (the message names the field), or a newer version wrote it.
@@ -94,7 +82,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise BridgekitError(
             f"this bridge has format {version}; this bridgekit reads format {FORMAT}",
             where=str(folder),
-            remedy="install a newer bridgekit, from where this one came",
+            remedy="install a newer version of bridgekit",
         )
     if isinstance(metadata.get("preset"), dict):
         for name in _RETIRED_FIELDS:
@@ -127,61 +115,43 @@ def read_history(folder: Path) -> list[dict[str, float]]:
 def read_tensors(
     folder: Path, sha256: str, shapes: Mapping[str, tuple[int, ...]], optional: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
-    """The tensors of `adapters.safetensors`, all float32 and finite.
-
-    The file's header and size are compared with the tensors that must be in it before any of them is read.
+    """The tensors of `adapters.safetensors`, all float32 and finite. A file larger than they need is not read.
 
     Arguments:
-        folder: the bridge's.
-        sha256: of the file, from `bridge.json`.
+        folder: the bridge's folder.
+        sha256: the file's checksum, from `bridge.json`.
         shapes: name to shape of the required tensors.
-        optional: name to shape of the tensors that may be there.
+        optional: name to shape of the tensors that may be missing.
 
     Raises:
-        BridgekitError: the file is missing or is not the one that `bridge.json` describes.
+        BridgekitError: the file is missing, or is not the one that `bridge.json` describes.
     """
-    wanted = sum(map(math.prod, shapes.values())) + sum(map(math.prod, optional.values()))
+    known = {**shapes, **optional}
     try:
-        with open_regular(folder / "adapters.safetensors") as file:
-            size = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
-            length = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or length > min(size - 8, MAX_HEADER):
-                raise OutOfBounds("its header is longer than the file, or than a header may be")
-            if size > 8 + length + 4 * wanted:
-                raise OutOfBounds(f"it has {size:,} bytes, more than its tensors need")
-            header = file.read(length)
-            _check_header(parse_json(header), shapes, optional)
-            weights = prefix + header + file.read(4 * wanted)
+        weights = read_bounded(folder / "adapters.safetensors", MAX_HEADER + 4 * sum(map(math.prod, known.values())))
         if hashlib.sha256(weights).hexdigest() != sha256:
             raise OutOfBounds("its SHA-256 is not the one in bridge.json")
         tensors = load(weights)
-    except Exception as error:  # safetensors has errors of its own; torch raises what it likes
+    except Exception as error:  # safetensors has errors of its own, and torch may raise anything
         raise damaged(folder, f"adapters.safetensors cannot be used ({_reason(error)})") from None
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise damaged(folder, f"in adapters.safetensors, {name} has values that are not finite")
-        if name.endswith(".std") and not bool((tensor > 0).all()):
-            raise damaged(folder, f"in adapters.safetensors, {name} has standard deviations that are not above 0")
+    for name in (*shapes, *tensors):
+        if fault := _tensor_fault(tensors.get(name), known.get(name), name):
+            raise damaged(folder, f"in adapters.safetensors, {fault}")
     return tensors
 
 
-def _check_header(header: Any, shapes: Mapping[str, tuple[int, ...]], optional: Mapping[str, tuple[int, ...]]) -> None:
-    if not isinstance(header, dict):
-        raise OutOfBounds("its header is not a JSON object")
-    for name in shapes:
-        if name not in header:
-            raise OutOfBounds(f"it has no tensor {name}")
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        shape = shapes.get(name, optional.get(name))
-        if shape is None:
-            raise OutOfBounds(f"it has a tensor {name[:100]!r}, which belongs to no side of this bridge")
-        if not isinstance(entry, dict) or entry.get("dtype") != "F32":
-            raise OutOfBounds(f"its tensor {name} is not float32")
-        if entry.get("shape") != list(shape):
-            raise OutOfBounds(f"its tensor {name} has the shape {str(entry.get('shape'))[:60]}, not {list(shape)}")
+def _tensor_fault(tensor: Tensor | None, shape: tuple[int, ...] | None, name: str) -> str | None:
+    if tensor is None:
+        return f"the tensor {name} is missing"
+    if shape is None:
+        return f"the tensor {name[:100]!r} belongs to no side of this bridge"
+    if tensor.dtype != torch.float32 or tensor.shape != shape:
+        return f"the tensor {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not float32 of shape {shape}"
+    if not tensor.isfinite().all():
+        return f"{name} has values that are not finite"
+    if name.endswith(".std") and not (tensor > 0).all():
+        return f"{name} has standard deviations that are not above 0"
+    return None
 
 
 def _reason(error: Exception) -> str:
@@ -189,22 +159,23 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split())[:200] or type(error).__name__
 
 
-# ---- what bridge.json must hold
+# ---- the schema of bridge.json
 
 
 class Rule(NamedTuple):
-    """What a value must be, in words, and the test for it."""
+    """What a value must be, in words and as a test."""
 
     must_be: str
     holds: Callable[[Any], bool]
 
 
-#: Of a value, of an object's fields, or of each element of a list. A field `name?` may be missing; `*` is any other field.
+#: A rule for a value, or a schema for each field of an object or for all elements of a list. A field `name?` is optional; `*`
+#: stands for any other field.
 Schema = Rule | dict[str, "Schema"] | list["Schema"]
 
 
 def _faults(value: Any, schema: Schema, path: str = "") -> Iterator[str]:
-    """A sentence for each place where a value departs from its schema."""
+    """A sentence for each violation of the schema."""
     if isinstance(schema, Rule):
         if not schema.holds(value):
             yield f"`{path}` must be {schema.must_be}"
@@ -241,8 +212,8 @@ def _text(low: int) -> Rule:
     return Rule(what, lambda value: isinstance(value, str) and low <= len(value) <= MAX_TEXT)
 
 
-def _is_line(value: object) -> bool:
-    return _text(1).holds(value) and plain(value) == value
+def _line(what: str, holds: Callable[[str], bool] = bool) -> Rule:
+    return Rule(what, lambda value: _text(1).holds(value) and plain(value) == value and holds(value))
 
 
 def _one_of(names: Collection[str]) -> Rule:
@@ -255,14 +226,14 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 _UNKNOWN = Rule("left out: this version does not know it", lambda _: False)
 
 _SIDE: Schema = {
-    "encoder": Rule("a name like provider:model", lambda value: _is_line(value) and ":" in value[1:]),
-    "revision": Rule(f"one line of at most {MAX_TEXT:,} characters", _is_line),
+    "encoder": _line("a name like provider:model", lambda value: ":" in value[1:]),
+    "revision": _line(f"one line of at most {MAX_TEXT:,} characters"),
     "dim": _integer(1, MAX_DIM),
     "frozen": _BOOLEAN,
     "*": _UNKNOWN,
 }
 
-#: The bounds of a preset's numbers; of those not named here, 0 and a million.
+#: The bounds of a preset's numbers; 0 to a million for those not listed.
 _PRESET_BOUNDS: Mapping[str, tuple[float, float]] = {
     "shared_dim": (1, MAX_DIM),
     "blocks": (0, 64),
@@ -276,7 +247,7 @@ _PRESET_BOUNDS: Mapping[str, tuple[float, float]] = {
     "temperature": (1e-6, 1e6),
 }
 
-#: Fields of a preset that earlier versions wrote. They only concerned training: reading drops them.
+#: Fields of a preset that earlier versions wrote. They only affected training, and are ignored.
 _RETIRED_FIELDS = ("alpha_end", "patience", "keep_best")
 
 
@@ -300,7 +271,7 @@ _METRIC: Schema = {
 
 
 def _schema(modalities: Collection[str]) -> Schema:
-    """What the metadata of a bridge of these modalities must be."""
+    """The schema of the metadata of a bridge with these modalities."""
     modality, (low, high) = _one_of(modalities), TEMPERATURE_BOUNDS
     table: dict[str, Schema] = {
         "pairs?": _text(0),
@@ -315,7 +286,7 @@ def _schema(modalities: Collection[str]) -> Schema:
         "sides": dict.fromkeys(modalities, _SIDE),
         "preset": _PRESET,
         "dim": _integer(1, MAX_DIM),
-        "temperature": _number(0.99 * low, 1.01 * high),  # a little beyond: earlier versions clamped its logarithm
+        "temperature": _number(0.99 * low, 1.01 * high),  # wider: earlier versions clamped the logarithm
         "adapters_sha256": Rule("a SHA-256 in hexadecimal", lambda value: bool(_SHA256.fullmatch(str(value)))),
         "provenance": {**table, "bound?": [bound]},
         "metrics": [_METRIC],
@@ -323,7 +294,7 @@ def _schema(modalities: Collection[str]) -> Schema:
 
 
 def _fault(metadata: Mapping[str, Any]) -> str | None:
-    """What is wrong with a bridge's metadata: the first wrong field and what it must be."""
+    """The first fault in a bridge's metadata: the field and what it must be."""
     sides = metadata.get("sides")
     if not isinstance(sides, dict) or not 1 <= len(sides) <= MAX_SIDES or not all(map(is_modality, sides)):
         return f"`sides` must be an object of 1 to {MAX_SIDES} sides, each under the name of a modality"

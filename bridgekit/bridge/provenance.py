@@ -1,10 +1,10 @@
-"""A bridge's provenance: the tables that it was trained on, the command that made it, and what is recorded, as text."""
+"""A bridge's provenance: the tables it was trained on, the command that made it, and all of it as text."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +16,9 @@ class TrainedOn:
     """A table that a bridge was trained on.
 
     Arguments:
-        source: its path or name, as it was given.
+        source: its path or name, as the user gave it.
         modalities: the columns that were used.
-        seed: the random seed of its splits, where the table has none of its own.
+        seed: the random seed of its splits, unless the table defines them.
         bound: the modality that was bound to the bridge with it, or None for the bridge's first table.
     """
 
@@ -28,38 +28,20 @@ class TrainedOn:
     bound: str | None
 
 
-def trained_on(provenance: Mapping[str, Any], modalities: Sequence[str]) -> list[TrainedOn]:
-    """The tables that a bridge was trained on: the first one, and one for each modality that was bound to it later.
-
-    Arguments:
-        provenance: the bridge's.
-        modalities: all of the bridge's, for a table that does not say which it has.
-    """
-    return [
-        TrainedOn(
-            str(table.get("pairs", "")),
-            tuple(table.get("modalities", modalities)),
-            int(table.get("seed", 0)),
-            table.get("modality"),
-        )
-        for table in (provenance, *provenance.get("bound", ()))
-    ]
-
-
 def installed_version() -> str:
-    """The version of bridgekit, to be recorded in the provenance."""
+    """The version of bridgekit, for the provenance."""
     return version("bridgekit-core")
 
 
 def command_line() -> str:
-    """The command that is running, to be recorded in the provenance."""
+    """The running command, for the provenance."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv and sys.argv[0] else "python"
 
 
 def provenance_text(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """Readable name to readable value of each provenance field.
+    """Readable names and values of the provenance's fields, without fingerprints.
 
-    Left out are fingerprints, and modalities bound later: each entry of `provenance["bound"]` is a provenance of its own.
+    Modalities bound later are left out too: each entry of `provenance["bound"]` is a provenance of its own.
     """
     hidden = ("bound", "fingerprint", "modality")
     return {key.replace("_", " "): _text(value) for key, value in provenance.items() if key not in hidden}

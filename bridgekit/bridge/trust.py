@@ -1,4 +1,4 @@
-"""What a bridge may make this machine open. Whoever wrote a bridge chose the paths and encoders that it names."""
+"""Which of the tables and encoders that a bridge names may be opened. The bridge's author chose them, not the user."""
 
 from __future__ import annotations
 
@@ -9,47 +9,41 @@ from pathlib import Path
 from bridgekit.errors import BridgekitError
 from bridgekit.storage.bounded import homes, is_within
 
-#: Environment variable: `yes` lets bridges open encoders that run code from a model's repository.
+#: Environment variable: `yes` lets bridges use encoders that run code from a model's repository.
 REMOTE_CODE = "BRIDGEKIT_TRUST_REMOTE_CODE"
 #: Environment variable: `yes` lets loaded bridges name tables and encoders anywhere on disk.
 OUTSIDE = "BRIDGEKIT_OUTSIDE"
 
 
 def refuse_untrusted_table(source: str, folder: Path | None) -> None:
-    """Refuse a table that a bridge names, unless it lies in the working directory or the bridge's folder, or is a plugin's.
+    """Raise BridgekitError for a table outside the working directory and the bridge's folder, after resolving links.
 
     Arguments:
-        source: the table's path, or the name of a plugin's source.
-        folder: the bridge's, or None for a bridge made in this process, which may name any path.
-
-    Raises:
-        BridgekitError: it lies elsewhere, with all links followed.
+        source: the table's path, or the name of a plugin's source, which is allowed.
+        folder: the bridge's folder, or None for a bridge made in this process, which may name any path.
     """
     is_name = ":" in source and not os.path.lexists(source)
     if source and not is_name and not _may_open(source, folder):
         raise BridgekitError(
             "this bridge names a table outside this folder and its own, which is not read unasked",
             where=source,
-            remedy="name it if you trust it (eval or report --pairs, search --among, generate --captions), "
+            remedy="if you trust it, name it yourself (eval or report --pairs, search --among, generate --captions), "
             f"or set {OUTSIDE}=yes",
         )
 
 
 def refuse_untrusted_encoder(encoder: str, folder: Path | None) -> None:
-    """Refuse an encoder that a bridge names, if it would run code from its repository, or is or holds a path that is elsewhere.
+    """Raise BridgekitError for an encoder that runs code from its repository, or whose name contains a path outside.
 
     Arguments:
         encoder: `provider:model`.
         folder: as for `refuse_untrusted_table`.
-
-    Raises:
-        BridgekitError: it would, and the user has not allowed it.
     """
     if "trust_remote_code=yes" in encoder and os.environ.get(REMOTE_CODE) != "yes":
         raise BridgekitError(
             "this bridge names an encoder that runs code from its model's repository",
             where=encoder,
-            remedy=f"if you have read that code and trust it, set {REMOTE_CODE}=yes",
+            remedy=f"if you have read the code and trust it, set {REMOTE_CODE}=yes",
         )
     for part in re.split("[:,=@+;|]", encoder):
         path = Path(os.path.expanduser(part))  # noqa: PTH111  (Path.expanduser fails where there is no such user)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from bridgekit.encoders import Item
 from bridgekit.pairs import Pairs, SetAside
 from bridgekit.tables.seen import Contents, Ids
 
-#: Worst first. `align` rejects a table with errors; warnings hurt training or evaluation; notes are for information.
+#: Worst first. `align` rejects tables with errors; warnings hurt training or evaluation; notes are for information.
 GRADES = ("error", "warning", "note")
 
 
@@ -41,8 +40,7 @@ class SplitSummary:
     """The size of a split.
 
     Arguments:
-        rows: number of rows.
-        groups: number of distinct groups; None if the table has no groups.
+        rows, groups: number of rows, and of distinct groups; None if the table has no groups.
         distinct: modality to number of distinct items.
         chance: direction to k to expected recall@k of a random ranking, for test splits; None for others.
     """
@@ -79,10 +77,6 @@ class TableReport:
         """The number of findings with this grade."""
         return sum(finding.grade == grade for finding in self.findings)
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain data for `--json`."""
-        return asdict(self) | {"set_aside": [vars(row) for row in self.set_aside]}
-
 
 @dataclass(frozen=True)
 class Inspected:
@@ -106,8 +100,7 @@ class Checked:
     """A table with inspected items, the input of all checks.
 
     Arguments:
-        pairs: its n usable rows.
-        split: each row's split.
+        pairs, split: its n usable rows, and each row's split.
         ids, contents: see `bridgekit.tables.seen`.
         inspected: modality to item to inspection result.
     """
@@ -123,10 +116,11 @@ class Checked:
         item = str(self.pairs.columns[modality][row] or "")
         return f"row {self.pairs.rows[row]} ({self.split[row]}), {modality}: {item[:100]}{f' ({why})' if why else ''}"
 
-    def first_rows(self, modality: str) -> NDArray[np.int64]:
-        """The first row of each distinct item of a modality."""
-        there = np.flatnonzero(self.ids[modality] >= 0)
-        return there[np.unique(self.ids[modality][there], return_index=True)[1]]
+    def distinct(self, modality: str) -> dict[int, Inspected]:
+        """The first row of each distinct item, to the result of its inspection."""
+        items, inspected = self.pairs.columns[modality], self.inspected[modality]
+        first = np.unique(self.ids[modality], return_index=True)[1].tolist()
+        return {row: inspected[item] for row in first if (item := items[row]) is not None}
 
 
 def count_of(count: int, noun: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,68 +71,54 @@ _FAULTS = {
 }
 
 
-def faulty_items(checked: Checked) -> list[Finding]:
+def faulty_items(checked: Checked) -> Iterator[Finding]:
     """Items that are silent, clipped or a single colour."""
-    findings = []
-    for modality, items in checked.pairs.columns.items():
-        for kind, (grade, adjective, remedy) in _FAULTS.items():
-            faulty = [
-                checked.describe(row, modality, checked.inspected[modality][item].faults[kind])
-                for row in checked.first_rows(modality).tolist()
-                if (item := items[row]) is not None and kind in checked.inspected[modality][item].faults
-            ]
-            if faulty:
-                verb = "is" if len(faulty) == 1 else "are"
-                what = f"{len(faulty):,} of {len(checked.contents[modality]):,} {modality} files {verb} {adjective}"
-                findings.append(Finding(kind, grade, what, remedy, tuple(faulty)))
-    return findings
-
-
-def extreme_lengths(checked: Checked) -> list[Finding]:
-    """Items of extreme length, relative to the rest of the table or to the encoders' window."""
-    findings = []
     for modality in checked.ids:
-        rows, lengths = _lengths_of(checked, modality)
+        found = checked.distinct(modality)
+        for kind, (grade, adjective, remedy) in _FAULTS.items():
+            faults = {row: each.faults[kind] for row, each in found.items() if kind in each.faults}
+            if faults:
+                what = f"{len(faults):,} of {len(found):,} {modality} files {'is' if len(faults) == 1 else 'are'} {adjective}"
+                items = tuple(checked.describe(row, modality, fault) for row, fault in faults.items())
+                yield Finding(kind, grade, what, remedy, items)
+
+
+def extreme_lengths(checked: Checked) -> Iterator[Finding]:
+    """Items of extreme length, relative to the rest of the table or to the encoders' window."""
+    for modality in checked.ids:
+        lengths = _lengths_of(checked, modality)
         unit = " characters" if modality == TEXT else " s"
-        for low, high, grade, which, remedy in _extremes(modality, unit, float(np.median(lengths)) if len(rows) else 0.0):
-            mask = (lengths > low) & (lengths < high)
-            if mask.any():
-                found = zip(rows[mask].tolist(), lengths[mask].tolist(), strict=True)
-                items = tuple(checked.describe(row, modality, f"{length:,.4g}{unit}") for row, length in found)
-                what = f"{len(items):,} of {len(rows):,} {modality} items {which}"
-                findings.append(Finding("length", grade, what, remedy, items))
-    return findings
+        for low, high, grade, which, remedy in _extremes(modality, unit, median([*lengths.values()])) if lengths else ():
+            found = {row: length for row, length in lengths.items() if low < length < high}
+            if found:
+                items = tuple(checked.describe(row, modality, f"{length:,.4g}{unit}") for row, length in found.items())
+                what = f"{len(items):,} of {len(lengths):,} {modality} items {which}"
+                yield Finding("length", grade, what, remedy, items)
 
 
-def _extremes(modality: str, unit: str, median: float) -> list[tuple[float, float, str, str, str]]:
+def _extremes(modality: str, unit: str, middle: float) -> list[tuple[float, float, str, str, str]]:
     """Length ranges to report: (low, high, grade, description, remedy)."""
     verify = "check that they are correct"
-    found = [(EXTREME * median, np.inf, "note", f"with over {EXTREME} times the median of {median:,.4g}{unit}", verify)]
+    found = [(EXTREME * middle, np.inf, "note", f"with over {EXTREME} times the median of {middle:,.4g}{unit}", verify)]
     if modality == "audio":
         found += [
             (-1, SHORTEST, "warning", f"under {SHORTEST} s", "remove their rows: they are too short to be useful"),
-            (SHORTEST, median / EXTREME, "note", f"under a tenth of the median of {median:,.4g} s", verify),
+            (SHORTEST, middle / EXTREME, "note", f"under a tenth of the median of {middle:,.4g} s", verify),
             (WINDOW, np.inf, "note", f"over {WINDOW:.0f} s", "cut them: encoders average over windows of this length"),
         ]
     return found
 
 
-def _lengths_of(checked: Checked, modality: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The first row and the length of each distinct item that has a length."""
-    rows, lengths = [], []
-    for row in checked.first_rows(modality).tolist():
-        item = checked.pairs.columns[modality][row]
-        if item is not None and (length := checked.inspected[modality][item].length) is not None:
-            rows.append(row)
-            lengths.append(length)
-    return np.array(rows, np.int64), np.array(lengths, np.float64)
+def _lengths_of(checked: Checked, modality: str) -> dict[int, float]:
+    """The first row of each distinct item that has a length, to its length."""
+    return {row: each.length for row, each in checked.distinct(modality).items() if each.length is not None}
 
 
 def length_figures(checked: Checked, modality: str) -> dict[str, float]:
     """Minimum, median and maximum length of a column's items."""
-    _, lengths = _lengths_of(checked, modality)
-    if not len(lengths):
+    lengths = [*_lengths_of(checked, modality).values()]
+    if not lengths:
         return {}
     unit = "characters" if modality == TEXT else "seconds"
-    values = {"least": lengths.min(), "median": np.median(lengths), "most": lengths.max()}
+    values = {"least": min(lengths), "median": median(lengths), "most": max(lengths)}
     return {f"{name} {unit}": round(float(value), 3) for name, value in values.items()}

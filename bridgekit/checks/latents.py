@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -28,7 +30,7 @@ def latent_findings(
     checked: Checked, modality: str, encoder: Encoder, report: Report
 ) -> tuple[list[Finding], dict[str, float]]:
     """Encode a column and check its latents."""
-    rows = checked.first_rows(modality)
+    rows = np.array([*checked.distinct(modality)], np.int64)
     encoded = encode_items(encoder, [checked.pairs.columns[modality][row] for row in rows.tolist()], report=report)
     findings = []
     if encoded.failed:
@@ -53,11 +55,10 @@ def latent_findings(
     return findings, {"share of latents in common": round(1 - own, 4), "dimensions": matrix.shape[1]}
 
 
-def _near_and_far(checked: Checked, modality: str, rows: NDArray[np.int64], matrix: Tensor) -> list[Finding]:
+def _near_and_far(checked: Checked, modality: str, rows: NDArray[np.int64], matrix: Tensor) -> Iterator[Finding]:
     """Items whose latents are very far from all others, or indistinguishable from the median."""
     distance = (matrix - matrix.median(0).values).norm(dim=1)
     typical = distance.median()
-    findings = []
     for mask, what, remedy in (
         (distance > FAR * typical, "far from all others, which distorts training", "inspect them, or remove their rows"),
         (distance < typical / 1_000, "at the median of all others", "remove their rows if they are empty"),
@@ -65,15 +66,15 @@ def _near_and_far(checked: Checked, modality: str, rows: NDArray[np.int64], matr
         items = tuple(checked.describe(row, modality) for row in rows[mask.numpy()].tolist())
         if items:
             what = f"{count_of(len(items), f'{modality} item')} with latents {what}"
-            findings.append(Finding("latents", "warning", what, remedy, items))
-    return findings
+            yield Finding("latents", "warning", what, remedy, items)
 
 
-def _near_duplicates(checked: Checked, modality: str, rows: NDArray[np.int64], centred: Tensor) -> list[Finding]:
+def _near_duplicates(checked: Checked, modality: str, rows: NDArray[np.int64], centred: Tensor) -> Iterator[Finding]:
     """Distinct items that the encoder cannot tell apart: between train and other splits, and within them."""
     if len(rows) > FEW:
         what = f"{len(rows):,} {modality} items were not checked for near-duplicates: the limit is {FEW:,}"
-        return [Finding("near-duplicate", "note", what, "check a part of the table")]
+        yield Finding("near-duplicate", "note", what, "check a part of the table")
+        return
     across: list[str] = []
     within: list[str] = []
     for one, other, cosine in similar_pairs(centred.float(), SAME, MAX_PAIRS):
@@ -82,11 +83,9 @@ def _near_duplicates(checked: Checked, modality: str, rows: NDArray[np.int64], c
         line = f"{checked.describe(first, modality)} = {checked.describe(second, modality)} (cosine {cosine:.6f})"
         (across if leaking else within).append(line)
     grade = "note" if modality == TEXT else "warning"
-    findings = []
     if across:
         what = f"{count_of(len(across), 'pair')} of near-duplicate {modality} items between train and another split"
-        findings.append(Finding("near-duplicate", grade, what, "if they are copies, put both in one split", tuple(across)))
+        yield Finding("near-duplicate", grade, what, "if they are copies, put both in one split", tuple(across))
     if within:
         what = f"{count_of(len(within), 'pair')} of near-duplicate {modality} items"
-        findings.append(Finding("near-duplicate", "note", what, "check whether they are copies", tuple(within)))
-    return findings
+        yield Finding("near-duplicate", "note", what, "check whether they are copies", tuple(within))

@@ -3,48 +3,40 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from itertools import permutations
+from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bridgekit.checks.findings import Checked, Finding, SplitSummary, count_of
 from bridgekit.encoders import TEXT, Item
 from bridgekit.evaluation.leaks import leaks
+from bridgekit.evaluation.recall import chance, directions
+from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.pairs import SetAside
-from bridgekit.retrieval import chance_recall, relevance
-from bridgekit.tables.splits import test_splits
+from bridgekit.tables.splits import NOT_TESTS, relation_keys
 
 
-def rows_set_aside(checked: Checked) -> list[Finding]:
+def rows_set_aside(checked: Checked) -> Iterator[Finding]:
     """One finding per reason, ignoring numbers in it."""
     reasons: dict[str, list[SetAside]] = {}
     for row in checked.pairs.set_aside:
         reasons.setdefault(re.sub(r"\d[\d,.]*", "…", row.reason), []).append(row)
     total = len(checked.pairs.set_aside) + len(checked.pairs)
-    return [
-        Finding(
-            "set aside",
-            "warning",
-            f"{len(rows):,} of {total:,} rows are set aside: {reason if len(rows) > 1 else rows[0].reason}",
-            "fix or remove them; training skips them",
-            tuple(f"row {row.row}, {row.column}: {row.item}{f' ({row.reason})' if '…' in reason else ''}" for row in rows),
-        )
-        for reason, rows in reasons.items()
-    ]
+    for reason, rows in reasons.items():
+        what = f"{len(rows):,} of {total:,} rows are set aside: {reason if len(rows) > 1 else rows[0].reason}"
+        items = tuple(f"row {row.row}, {row.column}: {row.item}{f' ({row.reason})' if '…' in reason else ''}" for row in rows)
+        yield Finding("set aside", "warning", what, "fix or remove them; training skips them", items)
 
 
-def same_everywhere(checked: Checked) -> list[Finding]:
+def same_everywhere(checked: Checked) -> Iterator[Finding]:
     """Columns with the same item in every row."""
-    return [
-        Finding("variety", "error", f"every row has the same {modality}: there is nothing to learn", "add other pairs")
-        for modality, contents in checked.contents.items()
-        if len(contents) < 2
-    ]
+    for modality, contents in checked.contents.items():
+        if len(contents) < 2:
+            what = f"every row has the same {modality}: there is nothing to learn"
+            yield Finding("variety", "error", what, "add other pairs")
 
 
-def leaking_rows(checked: Checked) -> list[Finding]:
+def leaking_rows(checked: Checked) -> Iterator[Finding]:
     """Validation or test rows that duplicate rows of an earlier split."""
     found = leaks(checked.split.tolist(), checked.ids, checked.contents)
     what = f"{count_of(len(found), 'validation or test row')} also seen in training: metrics would be inflated"
@@ -52,13 +44,13 @@ def leaking_rows(checked: Checked) -> list[Finding]:
         f"row {checked.pairs.rows[row]} ({checked.split[row]}) = row {checked.pairs.rows[other]} ({checked.split[other]})"
         for row, other in found
     )
-    return [Finding("leak", "error", what, "put both in the same split, or remove one", items)] if found else []
+    if found:
+        yield Finding("leak", "error", what, "put both in the same split, or remove one", items)
 
 
-def leaking_files(checked: Checked) -> list[Finding]:
-    """Validation or test items that training sees too, in rows that are not duplicates."""
+def leaking_files(checked: Checked) -> Iterator[Finding]:
+    """Validation or test items that are also in train, in rows that are not duplicates."""
     whole = {row for row, _ in leaks(checked.split.tolist(), checked.ids, checked.contents)}
-    findings = []
     for modality, ids in checked.ids.items():
         seen = set(ids[(checked.split == "train") & (ids >= 0)].tolist())
         rows = [row for row in np.flatnonzero(checked.split != "train").tolist() if int(ids[row]) in seen and row not in whole]
@@ -67,14 +59,13 @@ def leaking_files(checked: Checked) -> list[Finding]:
         if modality != TEXT and rows:
             what = f"{count_of(count, f'{modality} file')} of other splits also in train, in other pairs"
             remedy = "put all rows of a file in the same split, unless the file represents a class"
-            findings.append(Finding("file leak", "warning", what, remedy, items))
+            yield Finding("file leak", "warning", what, remedy, items)
         elif rows:
             what = f"{count_of(count, 'text')} of other splits also in train"
-            findings.append(Finding("text leak", "note", what, "nothing to do if texts are class names", items))
-    return findings
+            yield Finding("text leak", "note", what, "nothing to do if texts are class names", items)
 
 
-def leaking_groups(checked: Checked) -> list[Finding]:
+def leaking_groups(checked: Checked) -> Iterator[Finding]:
     """Groups with rows in train and in another split."""
     groups: dict[str, set[str]] = {}
     for name, split in zip(checked.pairs.group or (), checked.split.tolist(), strict=False):
@@ -84,12 +75,12 @@ def leaking_groups(checked: Checked) -> list[Finding]:
     what = f"train shares {count_of(len(crossing), 'group')} with other splits"
     items = tuple(f"group {name}: {', '.join(sorted(splits))}" for name, splits in crossing.items())
     remedy = "nothing to do if groups are classes; if they are speakers or recordings, keep each in one split"
-    return [Finding("group leak", "note", what, remedy, items)] if crossing else []
+    if crossing:
+        yield Finding("group leak", "note", what, remedy, items)
 
 
-def duplicate_rows(checked: Checked) -> list[Finding]:
+def duplicate_rows(checked: Checked) -> Iterator[Finding]:
     """Rows and files with identical content under different names."""
-    findings = []
     first: dict[tuple[object, ...], int] = {}
     same = []
     for row in range(len(checked.pairs)):
@@ -98,7 +89,7 @@ def duplicate_rows(checked: Checked) -> list[Finding]:
             same.append(f"row {checked.pairs.rows[row]} ({checked.split[row]}) = row {checked.pairs.rows[other]}")
     if same:
         what = f"{count_of(len(same), 'row')} with the same content as another row of the same split, under other names"
-        findings.append(Finding("duplicate", "warning", what, "remove them: they count twice", tuple(same)))
+        yield Finding("duplicate", "warning", what, "remove them: they count twice", tuple(same))
     for modality, inspected in checked.inspected.items():
         names: dict[bytes, list[Item]] = {}
         for item, found in inspected.items():
@@ -108,35 +99,17 @@ def duplicate_rows(checked: Checked) -> list[Finding]:
         if modality != TEXT and several:
             what = f"{count_of(len(several), f'{modality} file')} under several names"
             items = tuple(" = ".join(map(str, items)) for items in several)
-            findings.append(Finding("duplicate file", "note", what, "nothing to do: they count as one item", items))
-    return findings
+            yield Finding("duplicate file", "note", what, "nothing to do: they count as one item", items)
 
 
 def split_summary(checked: Checked, name: str) -> SplitSummary:
     """The size of a split, and its chance recall."""
     rows = np.flatnonzero(checked.split == name)
     group = checked.pairs.group
-    labels = None if group is None else [group[row] for row in rows.tolist()]
+    groups = None if group is None else len({group[row] for row in rows.tolist()} - {""})
     distinct = {modality: len(np.unique(ids[rows][ids[rows] >= 0])) for modality, ids in checked.ids.items()}
-    tested = name in test_splits(checked.split.tolist())
-    return SplitSummary(
-        len(rows),
-        None if labels is None else len({label for label in labels if label}),
-        distinct,
-        {
-            f"{a} → {b}": found
-            for a, b in permutations(checked.ids, 2)
-            if (found := _chance(checked, rows, a, b, labels)) is not None
-        }
-        if tested
-        else None,
-    )
-
-
-def _chance(
-    checked: Checked, rows: NDArray[np.int64], query: str, candidate: str, labels: Sequence[str] | None
-) -> dict[int, float] | None:
-    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels or ()))}
-    group = None if labels is None else np.array([numbers[label] if label else -1 for label in labels])
-    right = relevance(checked.ids[query][rows], checked.ids[candidate][rows], group)
-    return chance_recall(right) if len(right.query) else None
+    if name in NOT_TESTS:
+        return SplitSummary(len(rows), groups, distinct, None)
+    table = EncodedPairs(checked.pairs, {}, checked.ids, relation_keys(checked.pairs, checked.ids))
+    by_chance = {f"{a} → {b}": chance(table, rows, a, b, "split", (1, 5, 10)) for a, b in directions(table, rows)}
+    return SplitSummary(len(rows), groups, distinct, by_chance)

@@ -81,7 +81,7 @@ def _add_missing(app: typer.Typer, name: str) -> None:
 
 
 def main() -> None:
-    """Run the command line. Errors that the user can mend exit with 2 and no traceback."""
+    """Run the command line. Errors that the user can fix exit with 2, without a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its number

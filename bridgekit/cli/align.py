@@ -7,27 +7,16 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import PAIRS, Device, Json, Outside, Resume, Seed, Strict, print_alignment
+from bridgekit.cli.common import PAIRS, SIDE, Device, Json, Outside, Resume, Seed, Strict, print_alignment
 
 
 def command(
-    a: Annotated[
-        str | None,
-        typer.Option(
-            "--a",
-            help="First side: a modality, or an encoder as [b]provider:model[/b]. [dim]default: the table's columns[/dim]",
-        ),
-    ] = None,
+    a: Annotated[str | None, typer.Option("--a", help=f"First side. {SIDE} [dim]default: the table's columns[/dim]")] = None,
     b: Annotated[str | None, typer.Option("--b", help="Second side. [dim]default: the table's columns[/dim]")] = None,
     c: Annotated[list[str] | None, typer.Option("--c", help="Further sides; may be repeated.")] = None,
-    pairs: Annotated[
-        str | None,
-        typer.Option(help=f"{PAIRS} [dim]default: a plugin's source for these sides[/dim]"),
-    ] = None,
+    pairs: Annotated[str | None, typer.Option(help=f"{PAIRS} [dim]default: a plugin's source for these sides[/dim]")] = None,
     out: Annotated[Path | None, typer.Option(help="The bridge's folder. [dim]default: bridges/A-B[/dim]")] = None,
-    preset: Annotated[
-        str, typer.Option(help="Hyperparameters: default (for a few thousand pairs) or paper (as published).")
-    ] = "default",
+    preset: Annotated[str, typer.Option(help="Hyperparameters: default, or paper (as published).")] = "default",
     freeze: Annotated[str | None, typer.Option(help="Use this modality's latents as the shared space.")] = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -35,9 +24,7 @@ def command(
     strict: Strict = False,
     resume: Resume = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another bridge at --out.")] = False,
-    write_report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Write report.html into the bridge's folder.")
-    ] = True,
+    write_report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the folder.")] = True,
     as_json: Json = False,
 ) -> None:
     """Train a shared space for two or more modalities and save it as a bridge.

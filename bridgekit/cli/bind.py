@@ -7,18 +7,14 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import Device, Json, Outside, Resume, Seed, Strict, print_alignment
+from bridgekit.cli.common import SIDE, Device, Json, Outside, Resume, Seed, Strict, print_alignment
 
 
 def command(
     bridge: Annotated[Path, typer.Argument(help="The bridge's folder.")],
-    add: Annotated[str, typer.Option("--add", help="What to add: a modality, or an encoder as [b]provider:model[/b].")],
-    pairs: Annotated[
-        str, typer.Option(help="A table or source with a column for it and for at least one of the bridge's modalities.")
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the larger bridge. [dim]default: replace the bridge[/dim]")
-    ] = None,
+    add: Annotated[str, typer.Option("--add", help=f"What to add. {SIDE}")],
+    pairs: Annotated[str, typer.Option(help="A table or source that pairs it with one or more of the bridge's modalities.")],
+    out: Annotated[Path | None, typer.Option(help="The larger bridge's folder. [dim]default: replace the bridge[/dim]")] = None,
     seed: Seed = 0,
     device: Device = "auto",
     outside: Outside = False,

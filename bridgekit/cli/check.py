@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bridgekit.cli.common import PAIRS, Device, Json, Outside, print_json
+from bridgekit.cli.common import PAIRS, SIDE, Device, Json, Outside, new_table, print_json, safe
 
 if TYPE_CHECKING:
     from bridgekit.checks.findings import TableReport
@@ -17,16 +17,8 @@ SHOWN = 3
 
 
 def command(
-    pairs: Annotated[
-        str,
-        typer.Argument(help=PAIRS),
-    ],
-    a: Annotated[
-        str | None,
-        typer.Option(
-            "--a", help="A modality, or an encoder as [b]provider:model[/b]. [dim]default: all modality columns[/dim]"
-        ),
-    ] = None,
+    pairs: Annotated[str, typer.Argument(help=PAIRS)],
+    a: Annotated[str | None, typer.Option("--a", help=f"{SIDE} [dim]default: all modality columns[/dim]")] = None,
     b: Annotated[str | None, typer.Option("--b", help="Second modality or encoder.")] = None,
     c: Annotated[list[str] | None, typer.Option("--c", help="Further ones; may be repeated.")] = None,
     latents: Annotated[bool, typer.Option(help="Encode the items and check their latents, which align will reuse.")] = True,
@@ -41,11 +33,13 @@ def command(
 
     Example: [b]bridgekit check clips.csv[/b]
     """
+    from dataclasses import asdict
+
     from bridgekit.recipes.check import check_pairs
 
     found = check_pairs(pairs, a, b, more=c or (), latents=latents, device=device, outside=outside)
     if as_json:
-        print_json(found.as_json())
+        print_json(asdict(found))
     else:
         _print(found, outside)
     if found.count("error") or (strict and found.count("warning")):
@@ -83,26 +77,16 @@ def _print(found: TableReport, outside: bool) -> None:
 
 
 def _print_splits(found: TableReport) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     title = "The table's splits" if found.own_splits else "Splits that align will create (with seed 0)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    sizes = list(found.splits.values())
-    modalities = list(sizes[0].distinct)
-    table.add_column("split", no_wrap=True)
-    for name in ("rows", *(["groups"] if sizes[0].groups is not None else []), *(f"distinct {each}" for each in modalities)):
-        table.add_column(name, justify="right")
-    table.add_column("by chance", no_wrap=True)
-    for k in (1, 5, 10):
-        table.add_column(f"@{k}", justify="right")
+    first = next(iter(found.splits.values()))
+    sizes = ["rows", *([] if first.groups is None else ["groups"]), *(f"distinct\n{modality}" for modality in first.distinct)]
+    table = new_table(title, ("split", *sizes, "by chance", "@1", "@5", "@10"), text={"split", "by chance"})
     for name, split in found.splits.items():
-        cells = [f"{split.rows:,}", *([] if split.groups is None else [f"{split.groups:,}"])]
-        cells += [f"{split.distinct[each]:,}" for each in modalities]
-        lines = [
-            (direction, *(f"{100 * recall[k]:.1f}" for k in (1, 5, 10))) for direction, recall in (split.chance or {}).items()
-        ] or [("", "", "", "")]
-        for number, line in enumerate(lines):
-            table.add_row(*([name, *cells] if number == 0 else [""] * (1 + len(cells))), *line)
+        counts = [split.rows, *([] if split.groups is None else [split.groups]), *split.distinct.values()]
+        label = [safe(name), *(safe(f"{count:,}") for count in counts)]
+        for direction, recall in (split.chance or {"": {}}).items():
+            table.add_row(*label, safe(direction), *(f"{100 * value:.1f}" for value in recall.values()))
+            label = [safe("")] * len(label)
     Console().print(table)

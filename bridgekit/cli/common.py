@@ -1,4 +1,4 @@
-"""Helpers shared by the verbs: finding the bridge, guessing modalities, printing, handling Ctrl-C."""
+"""Helpers shared by the verbs: finding the bridge, inferring modalities, printing, handling Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,17 +22,21 @@ from bridgekit.plain import plain, plain_json
 from bridgekit.storage.cache import put_all_back
 
 if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
     from bridgekit.bridge.bridge import Bridge
     from bridgekit.pairs import SetAside
     from bridgekit.recipes.fit import Alignment
 
 #: Default folder of bridges.
 BRIDGES = Path("bridges")
-#: Maximum size in bytes of a bridge.json that is read.
+#: Maximum size in bytes of a bridge.json.
 LARGEST = 16 << 20
 #: Help text of options that several verbs have.
 OUTSIDE = "Let a table refer to files outside its own folder."
 PAIRS = "CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a plugin's source (see bridgekit plugins)."
+SIDE = "A modality, or an encoder as [b]provider:model[/b]."
 NEWEST = "The bridge's folder. [dim]default: the newest in ./bridges[/dim]"
 
 BridgeArgument = Annotated[Path | None, typer.Argument(help=NEWEST)]
@@ -55,7 +59,7 @@ SHOWN = 10
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM came from `kill`, a time limit or a shutdown: work ends as it does on Ctrl-C."""
+    """SIGTERM from `kill`, a time limit or a shutdown, which is handled like Ctrl-C."""
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -64,9 +68,9 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a verb that the same command resumes: Ctrl-C and SIGTERM end it with a message instead of a traceback."""
+    """Wrap a verb so that Ctrl-C and SIGTERM end it with a message instead of a traceback."""
 
-    # Inside the verb, since typer would swallow the interrupt.
+    # Around the verb rather than the program, since typer would swallow the interrupt.
     @functools.wraps(verb)
     def run(*arguments: object, **options: object) -> None:
         main = threading.current_thread() is threading.main_thread()  # no other thread may set signal handlers
@@ -85,7 +89,7 @@ def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def _import_torch() -> None:
-    """Import PyTorch, which every verb needs and which takes seconds. On a terminal, show a spinner meanwhile."""
+    """Import PyTorch, which every verb needs and which takes seconds, with a spinner if on a terminal."""
     if sys.stderr.isatty() and "torch" not in sys.modules:
         from rich.console import Console
 
@@ -120,7 +124,7 @@ def newest_bridge(modalities: Set[str] = frozenset()) -> Path | None:
 
 
 def query_modality(bridge: Bridge, queries: Sequence[str], named: str | None) -> str:
-    """The modality of queries: the given one, or else guessed from whether they are files."""
+    """The modality of queries: the named one, or else inferred from whether they are files."""
     if named is not None:
         bridge.side(named)
         return named
@@ -170,53 +174,52 @@ def print_json(value: object) -> None:
 
 def print_set_aside(rows: Sequence[SetAside]) -> None:
     """Print how many rows were set aside, and the first `SHOWN` of them, on standard error."""
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False, markup=False)
-    if rows:
-        console.print(f"{len(rows)} {'row was' if len(rows) == 1 else 'rows were'} set aside:")
+    if not rows:
+        return
+    say(f"{len(rows)} {'row was' if len(rows) == 1 else 'rows were'} set aside:", sys.stderr)
     for row in sorted(rows, key=lambda row: row.row)[:SHOWN]:
-        line = f"row {row.row}, {row.column}: {f'{row.item}: ' if row.item else ''}{row.reason}"
-        console.print(f"  {plain(line)}", soft_wrap=True)
+        say(f"  row {row.row}, {row.column}: {f'{row.item}: ' if row.item else ''}{row.reason}", sys.stderr)
     if len(rows) > SHOWN:
-        console.print(f"  ... and {len(rows) - SHOWN} more")
-    if rows:
-        console.print("  fix: correct or remove these rows, or continue without them")
+        say(f"  ... and {len(rows) - SHOWN} more", sys.stderr)
+    say("  fix: correct or remove these rows, or continue without them", sys.stderr)
+
+
+def safe(text: object) -> Text:
+    """Untrusted text for a rich table, where brackets would otherwise be markup."""
+    from rich.text import Text
+
+    return Text(plain(text))
+
+
+def new_table(title: str, columns: Sequence[str], text: Set[str]) -> Table:
+    """An empty table with numbers in all columns but those named by `text`, which wrap where it would be too wide."""
+    from rich import box
+    from rich.table import Table
+
+    shape = box.SIMPLE_HEAD
+    table = Table(title=safe(title), title_justify="left", box=shape, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="left" if name in text else "right", no_wrap=name not in text)
+    return table
 
 
 def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Print a recall table, one line per method for each split, direction and candidate set. Fits 80 columns."""
+    """Print a recall table, one line per method for each split, direction and candidate set."""
     if not metrics:
         return
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    table = Table(
-        title=Text(plain(title)),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for name in ("split", "query → answer"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("among", justify="right", no_wrap=True)
-    table.add_column("method", no_wrap=True)
-    for k in (1, 5, 10):
-        table.add_column(f"@{k}", justify="right")
-    table.add_column("median\nrank", justify="right")
+    columns = ("split", "query → answer", "among", "method", "@1", "@5", "@10", "median\nrank")
+    table = new_table(title, columns, text={"split", "query → answer", "method"})
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for record in metrics:
         groups.setdefault((record["split"], record["direction"], f"{record['candidates']:,}"), []).append(record)
     for key, records in groups.items():
         for number, record in enumerate(records):
-            # As Text: rich would interpret brackets in a plain string as markup.
-            label = [Text(plain(part)) for part in (key if number == 0 else ("", "", ""))]
+            label = [safe(part) for part in (*(key if number == 0 else ("", "", "")), record["method"])]
             recalls = [f"{100 * record[f'recall@{k}']:.1f}" for k in (1, 5, 10)]
             style = "bold" if record["method"] == "FuseMix" and len(records) > 1 else None
-            table.add_row(*label, Text(plain(record["method"])), *recalls, f"{record['median_rank']:g}", style=style)
+            table.add_row(*label, *recalls, f"{record['median_rank']:g}", style=style)
     Console().print(table)
     print("among: number of candidates, first the split's own, then the whole table's.")
     methods = {record["method"] for record in metrics}

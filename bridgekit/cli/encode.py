@@ -6,23 +6,15 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import PAIRS, Device, Json, Outside, Strict, print_json, print_set_aside, say
+from bridgekit.cli.common import PAIRS, SIDE, Device, Json, Outside, Strict, print_json, print_set_aside, say
 
 
 def command(
-    pairs: Annotated[
-        str | None,
-        typer.Option(help=f"{PAIRS} [dim]default: as for align[/dim]"),
-    ] = None,
-    a: Annotated[
-        str | None,
-        typer.Option("--a", help="A modality, or an encoder as [b]provider:model[/b]. [dim]default: as for align[/dim]"),
-    ] = None,
+    pairs: Annotated[str | None, typer.Option(help=f"{PAIRS} [dim]default: as for align[/dim]")] = None,
+    a: Annotated[str | None, typer.Option("--a", help=f"{SIDE} [dim]default: as for align[/dim]")] = None,
     b: Annotated[str | None, typer.Option("--b", help="Second modality or encoder.")] = None,
     c: Annotated[list[str] | None, typer.Option("--c", help="Further ones; may be repeated.")] = None,
-    ray: Annotated[
-        bool, typer.Option("--ray", help="Encode on the Ray cluster at $RAY_ADDRESS, or in Ray workers on this machine.")
-    ] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Encode with Ray, on the cluster at $RAY_ADDRESS or locally.")] = False,
     strict: Strict = False,
     device: Device = "auto",
     outside: Outside = False,

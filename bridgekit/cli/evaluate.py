@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bridgekit.evaluation.bridges import EvalOptions
     from bridgekit.progress import Report
 
+JUDGED = "For --generate:"
 UNKNOWN = "This bridge has no record of its training rows. If the table contains some of them, metrics are inflated."
 
 
@@ -31,36 +32,24 @@ def command(
     bridge: BridgeArgument = None,
     pairs: Annotated[str | None, typer.Option(help="A table, folder or source. [dim]default: the bridge's own[/dim]")] = None,
     split: Annotated[
-        list[str] | None,
-        typer.Option(help="A split to evaluate; may be repeated. [dim]default: all but train and val[/dim]"),
+        list[str] | None, typer.Option(help="A split to evaluate; may be repeated. [dim]default: all but train and val[/dim]")
     ] = None,
-    unseen: Annotated[
-        bool, typer.Option("--unseen", help="Set aside rows of --pairs that were seen in training, instead of failing.")
-    ] = False,
-    zero_shot: Annotated[
-        bool, typer.Option("--zero-shot", help="Zero-shot classification, with the table's texts as class names.")
-    ] = False,
+    unseen: Annotated[bool, typer.Option("--unseen", help="Set aside rows seen in training, instead of failing.")] = False,
+    zero_shot: Annotated[bool, typer.Option("--zero-shot", help="Zero-shot classification; texts are class names.")] = False,
     template: Annotated[
-        list[str] | None,
-        typer.Option(help="Prompt template for --zero-shot, with {} for the class name; may be repeated."),
+        list[str] | None, typer.Option(help="For --zero-shot: prompt template with {} for the class name; may be repeated.")
     ] = None,
-    generate: Annotated[
-        bool, typer.Option("--generate", help="Generate images from test items and match them with an image encoder.")
-    ] = False,
+    generate: Annotated[bool, typer.Option("--generate", help="Generate images and have an image encoder match them.")] = False,
     model: Annotated[
-        str | None, typer.Option(help="For --generate: text-to-image model. [dim]default: starter:openmoji-64[/dim]")
+        str | None, typer.Option(help=f"{JUDGED} text-to-image model. [dim]default: starter:openmoji-64[/dim]")
     ] = None,
     gallery: Annotated[
-        str | None, typer.Option(help="For --generate: table of reference images. [dim]default: starter:openmoji[/dim]")
+        str | None, typer.Option(help=f"{JUDGED} table of reference images. [dim]default: starter:openmoji[/dim]")
     ] = None,
-    judge: Annotated[str, typer.Option(help="For --generate: image encoder that matches the images.")] = "image",
-    among: Annotated[
-        str, typer.Option(help="For --generate: candidates, gallery (all images) or queries (those of the test captions).")
-    ] = "gallery",
-    gap: Annotated[
-        list[str] | None, typer.Option(help="For --generate: modality gap method, captions, mean or none; may be repeated.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="For --generate: maximum number of test items.")] = 300,
+    judge: Annotated[str, typer.Option(help=f"{JUDGED} image encoder that matches the images.")] = "image",
+    among: Annotated[str, typer.Option(help=f"{JUDGED} candidates: gallery (all) or queries (of test captions).")] = "gallery",
+    gap: Annotated[list[str] | None, typer.Option(help=f"{JUDGED} modality gap: captions, mean or none; repeatable.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help=f"{JUDGED} maximum number of test items.")] = 300,
     device: Device = "auto",
     outside: Outside = False,
     as_json: Json = False,
@@ -114,12 +103,14 @@ def _print_recall(bridge: Bridge, options: EvalOptions, report: Report, as_json:
 
 
 def _print_zero_shot(bridge: Bridge, options: EvalOptions, templates: Sequence[str], report: Report, as_json: bool) -> None:
+    from dataclasses import asdict
+
     from bridgekit.evaluation.zero_shot import evaluate_zero_shot
     from bridgekit.retrieval import TEMPLATES
 
     result = evaluate_zero_shot(bridge, options, templates or TEMPLATES, report)
     if as_json:
-        print_json(result.as_json())
+        print_json(asdict(result))
         return
     print_set_aside(result.set_aside)
     counts = f"{result.items} items, {len(result.per_class)} classes"

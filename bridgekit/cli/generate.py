@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import BRIDGES, Device, Json, Outside, newest_bridge, print_json, say
+from bridgekit.cli.common import BRIDGES, BridgeOption, Device, Json, Outside, newest_bridge, print_json, say
 from bridgekit.errors import BridgekitError
 
 
@@ -16,27 +16,19 @@ def command(
     audio: Annotated[list[str] | None, typer.Option(help="A clip, or a folder of clips for one image each.")] = None,
     image: Annotated[list[str] | None, typer.Option(help="An image or a folder, if the bridge has images.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="Text to condition on, through the bridge.")] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="Weights of the mixed inputs, in the order audio, image, text: 2,1."),
-    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Weights of mixed inputs, such as 2,1: audio, image, then text.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Text prompt for the model itself, for example for the style.")] = None,
     prompt_weight: Annotated[float, typer.Option(min=0, max=1, help="Weight of the prompt relative to the inputs.")] = 0.3,
-    bridge: Annotated[
-        Path | None, typer.Option(help="The bridge's folder. [dim]default: the newest suitable one in ./bridges[/dim]")
-    ] = None,
+    bridge: BridgeOption = None,
     model: Annotated[
-        str | None,
-        typer.Option(help="A plugin's model, a diffusers folder or a hub id. [dim]default: starter:openmoji-64[/dim]"),
+        str | None, typer.Option(help="A plugin's model, diffusers folder or hub id. [dim]default: starter:openmoji-64[/dim]")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="A .png, or a folder. [dim]default: the input's name, in . or ./pictures[/dim]")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A .png or a folder. [dim]default: named after the input[/dim]")] = None,
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Images per input, with consecutive seeds.")] = 1,
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first image.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps. [dim]default: the model's[/dim]")] = None,
     guidance: Annotated[
-        float | None, typer.Option(min=0, help="Guidance scale; 1 for none. [dim]default: the model's[/dim]")
+        float | None, typer.Option(min=0, help="Guidance scale, 1 for none. [dim]default: the model's[/dim]")
     ] = None,
     size: Annotated[int | None, typer.Option(min=8, max=4096, help="Side in pixels. [dim]default: the model's[/dim]")] = None,
     gap: Annotated[str, typer.Option(help="How to close the modality gap: captions, mean or none.")] = "captions",

@@ -5,10 +5,7 @@ from __future__ import annotations
 from bridgekit.cli.common import BridgeArgument, Json, find_bridge, print_json, print_metrics, say
 
 
-def command(
-    bridge: BridgeArgument = None,
-    as_json: Json = False,
-) -> None:
+def command(bridge: BridgeArgument = None, as_json: Json = False) -> None:
     """Show a bridge's encoders, provenance and metrics.
 
     Example: [b]bridgekit info bridges/audio-text[/b]

@@ -15,9 +15,7 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="Output file. [dim]default: report.html in the bridge's folder[/dim]")
     ] = None,
-    pairs: Annotated[
-        str | None, typer.Option(help="Another table, or the new path of the bridge's own. [dim]default: its own[/dim]")
-    ] = None,
+    pairs: Annotated[str | None, typer.Option(help="Another table, or the new path of the bridge's own.")] = None,
     check: Annotated[bool, typer.Option(help="Also check every file of the table, as bridgekit check does.")] = True,
     outside: Outside = False,
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bridgekit.cli.common import OUTSIDE, find_bridge, other_modality, print_json, query_modality, say
+from bridgekit.cli.common import (
+    BridgeOption,
+    Device,
+    Json,
+    Outside,
+    find_bridge,
+    other_modality,
+    print_json,
+    query_modality,
+    say,
+)
 from bridgekit.errors import BridgekitError
 
 if TYPE_CHECKING:
@@ -16,48 +26,36 @@ if TYPE_CHECKING:
 
 
 def command(
-    queries: Annotated[list[str], typer.Argument(help="Files, or words.")],
-    bridge: Annotated[
-        Path | None, typer.Option(help="The bridge's folder. [dim]default: the newest in ./bridges[/dim]")
-    ] = None,
+    queries: Annotated[list[str], typer.Argument(help="Files or texts.")],
+    bridge: BridgeOption = None,
     among: Annotated[
-        str | None,
-        typer.Option(
-            help="A table, a folder of files, a .txt of lines, or a source. [dim]default: the bridge's own pairs[/dim]"
-        ),
+        str | None, typer.Option(help="Table, folder, .txt of lines, or source. [dim]default: the bridge's own pairs[/dim]")
     ] = None,
     from_: Annotated[str | None, typer.Option("--from", help="The queries' modality, if it cannot be inferred.")] = None,
-    to: Annotated[
-        str | None, typer.Option(help="The modality to search. [dim]default: the other one; of several, text[/dim]")
-    ] = None,
+    to: Annotated[str | None, typer.Option(help="The modality to search. [dim]default: the other one, or text[/dim]")] = None,
     through: Annotated[
-        str | None,
-        typer.Option(
-            help="A third modality, whose items in the bridge's own pairs stand between: better where the two had no pairs."
-        ),
+        str | None, typer.Option(help="Search through a third modality; better if the two had no pairs.")
     ] = None,
-    index: Annotated[
-        str | None, typer.Option(help="Search this index, made by [b]bridgekit index[/b]: a folder or URL.")
-    ] = None,
+    index: Annotated[str | None, typer.Option(help="Folder or URL of an index, from [b]bridgekit index[/b].")] = None,
     where: Annotated[
-        str | None, typer.Option(help="With --index: a filter on columns, as [b]\"split = 'test' and year > 1990\"[/b].")
+        str | None, typer.Option(help="With --index: a filter on columns, such as [b]\"split = 'test' and year > 1990\"[/b].")
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="With --index: compare every row, however many there are.")] = False,
-    k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="How many to show for each query.")] = 5,
-    device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
-    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="With --index: compare with every row.")] = False,
+    k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="Results per query.")] = 5,
+    device: Device = "auto",
+    outside: Outside = False,
+    as_json: Json = False,
 ) -> None:
-    """The nearest items of one modality to files or words of another.
+    """Find the items of one modality that are nearest to files or texts of another.
 
     Example: [b]bridgekit search dog.wav rain.flac -k 3[/b]
 
     In an index: [b]bridgekit search dog.wav --index clips.index --to image[/b]
     """
     if index is not None and (among or through):
-        raise BridgekitError("an index is searched as it is", remedy="leave out --among and --through, or --index")
+        raise BridgekitError("--among and --through do not apply to an index", remedy="omit them, or --index")
     if index is None and (where or exact):
-        raise BridgekitError("--where and --exact are for a search in an index", remedy="name one with --index")
+        raise BridgekitError("--where and --exact apply only to an index", remedy="name one with --index")
     from bridgekit.bridge.bridge import Bridge
     from bridgekit.hookspecs import SearchResult
     from bridgekit.plugins import open_index
@@ -75,7 +73,7 @@ def command(
         opened.side(target)
         if through in (source, target):
             raise BridgekitError(
-                f"{source} and {target} cannot meet through {through}", remedy="name a third modality, or none"
+                f"{source} and {target} cannot be connected through {through}", remedy="name a third modality, or none"
             )
         items = read_items(among or opened.followed(opened.table_of(target)), target, outside=outside)
         between = None

@@ -1,17 +1,16 @@
-"""Decodes strangers' files in separate processes: one that crashes a decoder, hangs it or exhausts its memory costs one item.
+"""Decodes untrusted files in separate processes: one that crashes, hangs or exhausts a decoder is refused.
 
 What is covered:
-- Crashes: a segmentation fault or an abort in a C decoder ends its process, and the item is refused.
+- Crashes: a segmentation fault or an abort in a C decoder ends only its own process.
 - Hangs: each file has a time limit, after which the parent kills the process. The process also has an alarm of its own.
-- Memory: each process has a cap on its address space on Linux. macOS does not enforce one.
-- Replies: bytes and JSON, nothing pickled. A decoder that a file has taken over cannot make the parent run code.
+- Memory: the address space of each process is capped. macOS does not enforce the cap.
+- Replies are bytes and JSON, never pickles: a compromised decoder cannot make the parent run code.
 
 What is not covered:
-- This is not a sandbox. A decoder has the user's permissions: code that takes it over can use files and the network.
+- This is not a sandbox. A decoder has the user's permissions: code that a file injects can use files and the network.
 - The parent's memory, which holds the decoded item, is not limited. Neither is disk space.
 
-Processes are started when first needed, one for each thread that decodes at the same time, and are reused. They end with their
-parent.
+Processes are started on demand, as many as there are threads decoding at the same time, and reused. They end with the parent.
 
 A request is a line of JSON. A reply is a series of frames, each of two lengths (of its data and of its JSON, 8 bytes each), the
 data, and the JSON. The first frame with JSON is the last.
@@ -36,35 +35,34 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from bridgekit.decoding.files import AGAIN, file_size
 from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.storage.bounded import AGAIN, file_size
 
 T = TypeVar("T")
 B = TypeVar("B", bytearray, memoryview)
 
-#: The time limit for one file: seconds, and more seconds per megabyte of the file.
+#: The time limit for a file, in seconds: this much, plus this much per megabyte of the file.
 SECONDS = 60.0
 SECONDS_PER_MB = 1.0
-#: Cap on a decoder's address space in bytes, its program included. The largest image allowed takes 2.5 GB (JPEG 2000 with
-#: alpha, 100 megapixels), the longest clip 0.2 GB. Linux enforces it, macOS does not.
+#: Cap on a decoder's address space in bytes, including its program. The largest image allowed takes 2.5 GB (JPEG 2000 with
+#: alpha, 100 megapixels), the longest clip 0.2 GB.
 MEMORY_CAP = 3 << 30
 
 _START_SECONDS = 120.0
 _FRAME = struct.Struct("<QQ")
 _PIPE_SIZE = 1 << 20
 _STEP = 1 << 24  # bytes by which the buffer for a reply grows
-_KEPT = 1 << 24  # bytes of the buffer that are kept for the next reply
+_KEPT = 1 << 24  # a larger buffer is not kept for the next reply
 
-# With our search path: `python -m` would look for modules in the working directory first, which may hold anything.
+# With our search path: `python -m` would first look for modules in the working directory, which may hold anything.
 _PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from bridgekit.decoding.isolation import serve; serve(int(sys.argv[1]))"
 _ENVIRONMENT = {
     # One thread each, as decoders run in parallel.
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
-    # A memory pool that does not reserve address space in advance.
+    # Arrow's own memory pools reserve address space in advance.
     "ARROW_DEFAULT_MEMORY_POOL": "system",
-    # glibc would return the memory of each image and request it again for the next, and the kernel zeroes it each time: that
-    # took longer than decoding a photograph.
+    # By default, glibc returns an image's memory to the kernel, which zeroes it for the next one: slower than decoding a photo.
     "MALLOC_MMAP_THRESHOLD_": str(_KEPT),
     "MALLOC_TRIM_THRESHOLD_": str(4 * _KEPT),
 }
@@ -85,13 +83,13 @@ def decode(
     Arguments:
         operation: `audio`, `duration`, `image` or `parquet`.
         path: the file.
-        finish: makes the result from the operation's facts and its data. The data is only valid during this call.
-        remedy: what to do about a file that crashes a decoder or exceeds its limits.
-        options: the operation's.
+        finish: makes the result from the operation's facts and data. The data is valid only during this call.
+        remedy: what to do about a file that crashes the decoder or exceeds its limits.
+        options: arguments of the operation.
 
     Raises:
-        ItemError: the operation refused the file; or the file crashed the decoder, or took too long or too much memory.
-        BridgekitError: no decoder process can be started.
+        ItemError: the file was refused, crashed the decoder, or took too long or too much memory.
+        BridgekitError: no decoder process could be started.
     """
     seconds = SECONDS + SECONDS_PER_MB * file_size(path) / 1e6
     whole = str(path if path.is_absolute() else Path.cwd() / path)  # a decoder has a working directory of its own
@@ -111,16 +109,16 @@ def decode(
 
 
 def decoder_ids() -> list[int]:
-    """The process ids of this process's decoders."""
+    """The process ids of the decoders."""
     return [decoder.process.pid for decoder in _pool.decoders]
 
 
 class _Ended(Exception):
-    """A decoder ended instead of replying; the message says why."""
+    """A decoder ended without replying; the message says why."""
 
 
 class _Decoder:
-    """A decoder process, as the parent sees it."""
+    """A decoder process, seen from its parent."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -134,17 +132,20 @@ class _Decoder:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._requests, self._replies = self.process.stdin, self.process.stdout
+        self._parent = os.getpid()
         self._buffer = bytearray()
-        _widen(self._replies)
+        if sys.platform == "linux":  # let the pipe hold an image of usual size, so that it is sent in one piece
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(self._replies, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
 
     def ask(self, request: Mapping[str, object] | None, seconds: float) -> tuple[dict[str, Any], memoryview]:
-        """Send a request and wait for the whole reply; without a request, for the message that the process has started.
+        """Send a request and wait for the whole reply; without a request, wait for the message that the process has started.
 
         Returns:
-            The operation's facts and its data. The next reply overwrites the data.
+            The operation's facts and data. The next reply overwrites the data.
 
         Raises:
-            _Ended: the process crashed, or was killed because it took longer than `seconds`.
+            _Ended: the process crashed, or was killed for taking longer than `seconds`.
         """
         self._until, self._limit = time.monotonic() + seconds, seconds
         if len(self._buffer) > _KEPT:
@@ -167,10 +168,12 @@ class _Decoder:
 
     def _read(self, place: B) -> B:
         """Fill `place` with the next bytes of the reply."""
+        poll = select.poll()
+        poll.register(self._replies, select.POLLIN)
         with memoryview(place) as view:
             done = 0
             while done < len(view):
-                if not _is_readable(self._replies, self._until):
+                if not poll.poll(max(0.0, self._until - time.monotonic()) * 1000):
                     self.process.kill()
                     raise self._ended()
                 count = self._replies.readinto(view[done:])  # type: ignore[attr-defined]  # a raw file
@@ -180,7 +183,7 @@ class _Decoder:
         return place
 
     def _ended(self) -> _Ended:
-        """Wait for the process to end; returns why it did."""
+        """Wait for the process to end, and return why it did."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=10)
         if time.monotonic() >= self._until:
@@ -192,24 +195,19 @@ class _Decoder:
         return _Ended(f"the decoder crashed on this file ({name})")
 
     def close(self) -> None:
-        """Kill the process. It holds nothing that could be lost."""
-        self.process.kill()
-        self.process.wait()
-        self._close_pipes()
-
-    def forget(self) -> None:
-        """Leave the process to the parent that started it: this process is a fork of that parent."""
-        self._close_pipes()
-        self.process.returncode = 0  # or `Popen` would warn, when collected, that the process is still running
-
-    def _close_pipes(self) -> None:
+        """Kill the process, which holds nothing that could be lost. A fork of its parent only closes its copy of the pipes."""
+        if os.getpid() == self._parent:
+            self.process.kill()
+            self.process.wait()
+        else:
+            self.process.returncode = 0  # or `Popen` would warn, when collected, that the process is still running
         for pipe in (self._requests, self._replies):
             with contextlib.suppress(OSError):
                 pipe.close()
 
 
 class _Pool:
-    """This process's decoders: as many as were ever needed at the same time."""
+    """The decoders of this process: as many as were ever needed at the same time."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -218,7 +216,7 @@ class _Pool:
 
     @contextlib.contextmanager
     def borrowed(self) -> Iterator[_Decoder]:
-        """A decoder for one file. If the file ends it, or waiting is interrupted, it is not used again."""
+        """A decoder for one file. It is discarded if the file ends it or the caller is interrupted."""
         decoder = self._take()
         try:
             yield decoder
@@ -233,7 +231,7 @@ class _Pool:
                 decoder = self._idle.pop()
                 if decoder.process.poll() is None:
                     return decoder
-                self._drop(decoder)  # it was ended since its last file
+                self._drop(decoder)  # it has ended since its last file
         try:
             with self.lock:
                 decoder = _Decoder()
@@ -253,19 +251,16 @@ class _Pool:
         decoder.close()
 
     def close(self) -> None:
-        """Kill all decoders."""
+        """Close all decoders."""
         with self.lock:
-            decoders, self.decoders = self.decoders, []
-            self._idle.clear()
+            decoders, self.decoders, self._idle = self.decoders, [], []
         for decoder in decoders:
             decoder.close()
 
-    def start_anew(self) -> None:
-        """Forget all decoders in a forked child, whose requests would mix with its parent's."""
+    def forked(self) -> None:
+        """Give up all decoders in a forked child, whose requests would mix with its parent's."""
         self.lock = threading.Lock()
-        decoders, self.decoders, self._idle = self.decoders, [], []
-        for decoder in decoders:
-            decoder.forget()
+        self.close()
 
 
 def _not_started(reason: str) -> BridgekitError:
@@ -276,27 +271,11 @@ def _not_started(reason: str) -> BridgekitError:
     )
 
 
-def _widen(pipe: Any) -> None:
-    """Let a pipe hold an image of usual size, so that it is sent in one piece. Only Linux has this."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-
-
-def _is_readable(pipe: Any, until: float) -> bool:
-    """Wait for data or the end of a pipe; False if neither comes in time."""
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
-    return bool(poll.poll(max(0.0, until - time.monotonic()) * 1000))
-
-
 _pool = _Pool()
 atexit.register(_pool.close)
-# The lock is held during a fork, so that no decoder is half started then.
+# The lock is held during a fork, so that no decoder is being started then.
 os.register_at_fork(
-    before=lambda: _pool.lock.acquire(),
-    after_in_parent=lambda: _pool.lock.release(),
-    after_in_child=_pool.start_anew,
+    before=lambda: _pool.lock.acquire(), after_in_parent=lambda: _pool.lock.release(), after_in_child=_pool.forked
 )
 
 
@@ -309,9 +288,10 @@ def serve(memory_cap: int) -> None:
     Arguments:
         memory_cap: limit on this process's address space in bytes.
     """
-    requests, replies = sys.stdin.buffer, _take_standard_output()
+    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what C decoders print to standard output would garble the replies
     _stand_alone(memory_cap)
-    import bridgekit.decoding.decoders  # noqa: F401  # before the first file's time limit begins
+    import bridgekit.decoding.decoders  # noqa: F401  # not on the first file's time
 
     with contextlib.suppress(BrokenPipeError):  # the parent has ended
         _send(replies, facts={"started": True})
@@ -333,7 +313,7 @@ def serve(memory_cap: int) -> None:
 
 
 def _answer(request: Mapping[str, Any], alarm: _Alarm, replies: BinaryIO) -> dict[str, Any]:
-    """Send an operation's data piece by piece, so that little of it is in memory, and return its facts."""
+    """Send an operation's data piece by piece, to save memory, and return its facts."""
     with alarm:
         facts, pieces = _OPERATIONS[request["operation"]](Path(request["path"]), **request["options"])
     while True:
@@ -386,9 +366,9 @@ _OPERATIONS: dict[str, Callable[..., tuple[dict[str, Any], Iterator[Any]]]] = {
 
 
 class _Alarm:
-    """Ends this process after a number of seconds in its `with` blocks, even in C code that never returns.
+    """Ends this process after a number of seconds spent in its `with` blocks, even in C code that never returns.
 
-    Sending is outside these blocks: the time that the parent takes to read does not count, as it may have been stopped.
+    Sending is outside these blocks: the parent may have been stopped, so the time it takes to read does not count.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -411,15 +391,8 @@ def _send(replies: BinaryIO, data: Any = b"", facts: Mapping[str, Any] | None = 
     replies.flush()
 
 
-def _take_standard_output() -> BinaryIO:
-    """Reserve standard output for replies: what a C decoder prints there, which would garble them, goes to standard error."""
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return replies
-
-
 def _stand_alone(memory_cap: int) -> None:
-    """Cap this process's memory, and detach it from the terminal's signals and from its parent's signal settings."""
+    """Cap this process's memory, and make it independent of the terminal's signals and the parent's signal settings."""
     os.setpgrp()  # Ctrl-C is for the parent
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})

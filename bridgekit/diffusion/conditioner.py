@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, normalize
@@ -29,6 +30,8 @@ MAX_PARTS, MAX_SIDE = 16, 1 << 16  # tensors of a model's conditioning, and leng
 SAME_WEIGHTS = 0.999
 #: Texts whose encoding by the model is stored with each conditioner.
 PROBES = ("a red apple", "a dog barks in the rain")
+#: Width of the network's hidden layers, and tokens that the queries of a sequence attend to.
+WIDTH, TOKENS = 512, 8
 #: Factor on the logits of the contrastive softmax: its temperature was learned on mixed pairs, so it is too high for real ones.
 SHARPNESS = 3.0
 #: Methods for moving embeddings of other modalities to the region of the captions' embeddings.
@@ -67,22 +70,15 @@ class ConditionerNet(nn.Module):
         dim: width of the shared space.
         shapes: name to shape without the batch: (d,) for a vector, (L, d) for a sequence, (L,) for a mask.
         masks: which names are masks.
-        width: width of the MLP and the queries.
     """
 
-    TOKENS = 8
-
-    def __init__(self, dim: int, shapes: Mapping[str, tuple[int, ...]], masks: Sequence[str], width: int = 512) -> None:
+    def __init__(self, dim: int, shapes: Mapping[str, tuple[int, ...]], masks: Sequence[str]) -> None:
         super().__init__()
         self.shapes, self.masks = dict(shapes), tuple(masks)
         self.parts = nn.ModuleDict()
         for name, shape in self.shapes.items():
-            if name in self.masks:
-                self.parts[name] = nn.Linear(dim, shape[0])
-            elif len(shape) == 1:
-                self.parts[name] = _Vector(dim, shape[0], 2 * width)
-            else:
-                self.parts[name] = _Sequence(dim, shape[0], shape[1], width, self.TOKENS)
+            kind: type[nn.Module] = nn.Linear if name in self.masks else _Vector if len(shape) == 1 else _Sequence
+            self.parts[name] = kind(dim, *shape)
 
     def forward(self, embeddings: Tensor) -> dict[str, Tensor]:
         """(n, dim) unit vectors to name -> (n, ...), standardised; masks as logits."""
@@ -91,10 +87,10 @@ class ConditionerNet(nn.Module):
 
 
 class _Vector(nn.Module):
-    def __init__(self, dim: int, out: int, width: int) -> None:
+    def __init__(self, dim: int, out: int) -> None:
         super().__init__()
         self.linear = nn.Linear(dim, out)
-        self.mlp = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, out))
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, out))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.linear(x) + self.mlp(x)
@@ -102,13 +98,13 @@ class _Vector(nn.Module):
 
 
 class _Sequence(nn.Module):
-    def __init__(self, dim: int, length: int, out: int, width: int, tokens: int) -> None:
+    def __init__(self, dim: int, length: int, out: int) -> None:
         super().__init__()
-        self.tokens = nn.Sequential(nn.Linear(dim, tokens * width), nn.Unflatten(1, (tokens, width)), nn.LayerNorm(width))
-        self.queries = nn.Parameter(torch.randn(length, width))
-        layer = nn.TransformerDecoderLayer(width, 8, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
-        self.decoder = nn.TransformerDecoder(layer, 2, nn.LayerNorm(width))
-        self.out = nn.Linear(width, out)
+        self.tokens = nn.Sequential(nn.Linear(dim, TOKENS * WIDTH), nn.Unflatten(1, (TOKENS, WIDTH)), nn.LayerNorm(WIDTH))
+        self.queries = nn.Parameter(torch.randn(length, WIDTH))
+        layer = nn.TransformerDecoderLayer(WIDTH, 8, 2 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
+        self.decoder = nn.TransformerDecoder(layer, 2, nn.LayerNorm(WIDTH))
+        self.out = nn.Linear(WIDTH, out)
 
     def forward(self, x: Tensor) -> Tensor:
         queries = self.queries.expand(len(x), -1, -1)
@@ -168,8 +164,7 @@ def close_gap(bridge: Bridge, conditioner: Conditioner, modality: str, embedding
     of a clip differs systematically from that of its caption.
 
     Arguments:
-        bridge: the bridge that produced them.
-        conditioner: a conditioner fitted for it.
+        bridge, conditioner: the bridge that produced them, and a conditioner fitted for it.
         modality: the embeddings' modality. If it is the conditioner's own, they are returned unchanged.
         embeddings: (n, dim) of unit length.
         gap: `none` does nothing. `mean` shifts them by the difference between the two modalities' means. `captions` replaces
@@ -195,10 +190,7 @@ def fit_conditioner(
 
     Arguments:
         bridge: a bridge with a side for the modality that the conditioning is made of.
-        conditioning: the model's conditioning.
         items: captions, or images if the conditioning is made of images. No audio is needed.
-        fit: hyperparameters.
-        report: progress.
 
     Raises:
         BridgekitError: an item cannot be encoded by the bridge, or the model cannot encode them.
@@ -258,7 +250,7 @@ def fit_conditioner(
 
 
 def _own_encoding(conditioning: Conditioning, items: Sequence[Any]) -> dict[str, Tensor]:
-    """The model's own encoding. Incomplete models may load without an error and only fail here."""
+    """The model's own encoding. A model with missing parts may load without an error and fail only here."""
     try:
         return conditioning.encode(items)
     except BridgekitError:
@@ -271,13 +263,9 @@ def _own_encoding(conditioning: Conditioning, items: Sequence[Any]) -> dict[str,
 
 
 def direct_conditioner(bridge: Bridge, conditioning: Conditioning, modality: str, items: Sequence[Item]) -> Conditioner:
-    """The conditioner for a side that is frozen in the conditioning's own space. Only the vectors' norm is fitted.
+    """The conditioner for a frozen side whose latents the conditioning takes directly. Only the vectors' norm is fitted.
 
-    Arguments:
-        bridge: the bridge.
-        conditioning: a conditioning that takes the latents of that side directly.
-        modality: the frozen side.
-        items: items of that modality, which `close_gap` uses as captions.
+    `close_gap` uses the items, which are of that modality, as captions.
     """
     latents = encode_items(bridge.encoder(modality), items)
     rows = latents.matrix[torch.from_numpy(latents.ids[latents.ids >= 0])]
@@ -300,10 +288,8 @@ def _spread(centred: Tensor) -> Tensor:
 
 def _weight(target: Tensor, masks: Sequence[Tensor]) -> Tensor:
     """Loss weight of each of a target's vectors, (n,) or (n, L): 0 for masked ones, which the model never reads."""
-    for mask in masks:
-        if mask.shape == target.shape[:-1]:
-            return mask.float()
-    return torch.ones(target.shape[:-1])
+    fitting = (mask.float() for mask in masks if mask.shape == target.shape[:-1])
+    return next(fitting, torch.ones(target.shape[:-1]))
 
 
 def _cosine(conditioner: Conditioner, targets: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> float:
@@ -320,16 +306,11 @@ def _cosine(conditioner: Conditioner, targets: Mapping[str, Tensor], weights: Ma
 
 def probe(conditioning: Conditioning) -> dict[str, Tensor]:
     """The model's own encoding of two fixed texts or images, one vector each, as a fingerprint of its weights."""
-    encoded = _own_encoding(conditioning, PROBES if conditioning.made_of == TEXT else _probe_images())
+    gradients = [PIL.Image.linear_gradient("L").convert("RGB"), PIL.Image.radial_gradient("L").convert("RGB")]
+    encoded = _own_encoding(conditioning, PROBES if conditioning.made_of == TEXT else gradients)
     return {
         name: (tensor.mean(1) if tensor.ndim == 3 else tensor) for name, tensor in encoded.items() if tensor.dtype != torch.bool
     }
-
-
-def _probe_images() -> list[Any]:
-    from PIL import Image
-
-    return [Image.linear_gradient("L").convert("RGB"), Image.radial_gradient("L").convert("RGB")]
 
 
 def same_weights(conditioner: Conditioner, conditioning: Conditioning) -> bool:

@@ -38,7 +38,7 @@ SAME_ENCODER = 0.99
 
 @dataclass(frozen=True)
 class _FromImages:
-    """What the two conditionings that are made of images share."""
+    """The common part of the two conditionings that are made of images."""
 
     pipeline: Any
     kind = ""
@@ -63,7 +63,7 @@ class _FromImages:
         return {self.kind: torch.cat(rows)}
 
     def takes_latents_of(self, encoder: Encoder) -> bool:
-        """Whether the encoder gives the vectors of the pipeline's own, up to the norm; without one, whether its width fits."""
+        """Whether it gives the pipeline's own image vectors, up to the norm; without an image encoder, of the same width."""
         if encoder.modality != IMAGE:
             return False
         if self._processor() is None:
@@ -156,7 +156,8 @@ class AdapterConditioning(_FromImages):
         name = f"negative_{self.kind}"
         apart = name in call_parameters(self.pipeline)
         arguments: dict[str, Any] = {}
-        if guided or apart:  # a pipeline with a separate argument for negatives would else encode a black image even unguided
+        # If not given, a pipeline with a separate argument for negatives encodes a black image, even unguided.
+        if guided or apart:
             negative = tensors[name] if name in tensors else self._negative(embeds)
             against = placed(self.pipeline, rows_of(negative, len(embeds)))[:, None]
             arguments = {name: [against]} if apart else {}

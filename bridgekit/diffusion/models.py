@@ -1,4 +1,4 @@
-"""Text-to-image models: loading one by name, finding its conditioning, and running it on conditioning tensors."""
+"""Text-to-image models: loading one by name, finding its conditionings, and running it on conditioning tensors."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ if TYPE_CHECKING:
 
 
 def find_conditionings(pipeline: Any) -> list[Conditioning]:
-    """The conditioning a pipeline takes in place of a prompt, best first: IP-Adapter, image embeddings, prompt embeddings.
+    """What a diffusers pipeline takes in place of a prompt, best first: IP-Adapter, image embeddings, prompt embeddings.
 
-    Arguments:
-        pipeline: a loaded diffusers pipeline. It is inspected, not run.
+    The pipeline is inspected, not run.
 
     Raises:
         BridgekitError: it takes none of these. The message says why.
@@ -64,7 +63,6 @@ def open_model(name: str | None = None, device: str = "auto") -> ImageModel:
 
     Arguments:
         name: a plugin's model (`starter:openmoji-64`), a diffusers folder, or a hub id; None for the first one of any plugin.
-        device: a torch device, or `auto`.
 
     Raises:
         BridgekitError: there is no such model, it is incomplete, or its pipeline takes no conditioning.

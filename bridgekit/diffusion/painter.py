@@ -36,14 +36,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Painter:
-    """A bridge and a text-to-image model, with the conditioner between them.
+    """A bridge and a text-to-image model, with the conditioner from the bridge's space to one of the model's conditionings.
 
-    Arguments:
-        bridge: the bridge.
-        model: the text-to-image model.
-        conditioning: the model's conditioning that is used.
-        conditioner: maps the bridge's space to it.
-        fitted: whether the conditioner was just fitted, rather than read from the bridge's folder.
+    `fitted` tells whether the conditioner was just fitted, rather than read from the bridge's folder.
     """
 
     bridge: Bridge
@@ -66,13 +61,10 @@ def open_painter(
     """Load or fit the conditioner between a bridge and a model.
 
     Arguments:
-        bridge: the bridge.
-        model: the text-to-image model.
         folder: the bridge's folder, where conditioners are stored; None or a read-only folder stores none.
         captions: what to fit it on, as for `read_items`; by default the distinct items of the bridge's own pairs.
         refit: fit it again even if one is stored.
         outside: let the table of captions refer to files outside its own folder.
-        report: progress.
 
     Raises:
         BridgekitError: the bridge has no side for the model's conditioning, or its pairs cannot be read.
@@ -150,12 +142,10 @@ def paint(
     """Draw images from embeddings whose modality gap is already closed (see `close_gap`).
 
     Arguments:
-        painter: the bridge, the model and the conditioner.
         embeddings: (n, dim) of unit length.
         options: drawing options; `gap` is ignored.
         seeds: one per image, or one for all. An image depends only on its own seed, up to rounding.
-        report: progress, in steps.
-        watch: called with the latents after each step, see `bridgekit.diffusion.previews`. An exception stops the drawing.
+        watch: called with the latents after each step. An exception stops the drawing.
 
     Returns:
         n images.

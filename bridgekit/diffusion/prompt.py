@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,12 +116,6 @@ class PromptConditioning:
         """One argument as a tensor of n rows; a list of sequences as a padded tensor and its mask."""
         if isinstance(value, Tensor):
             return {name: value.detach().cpu()}
-        if not all(isinstance(row, Tensor) and row.ndim == 2 for row in value):
-            raise BridgekitError(
-                f"encode_prompt returned {name} as an unsupported type: {type(value).__name__}",
-                where=type(self.pipeline).__name__,
-                remedy="use another model",
-            )
         rows = [row.detach().cpu() for row in value]
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
@@ -145,7 +140,8 @@ class PromptConditioning:
         for name, tensor in tensors.items():
             if _is_mask(name):
                 if name in self._taken:
-                    arguments[name] = tensor.to(self.pipeline._execution_device, self._mask_dtypes.get(name, torch.long))
+                    dtype = self._mask_dtypes.get(name.removeprefix("negative_"), torch.long)
+                    arguments[name] = tensor.to(self.pipeline._execution_device, dtype)
                 continue
             ready = placed(self.pipeline, tensor)
             lengths = tensors.get(f"{name}_mask")
@@ -175,11 +171,7 @@ class PromptConditioning:
     def _mask_dtypes(self) -> dict[str, torch.dtype]:
         if all(part is None for name, part in self.pipeline.components.items() if name.startswith("text_encoder")):
             return {}
-        return {
-            name: tensor.dtype
-            for negative, tensor in self._empty.items()
-            for name in (negative, negative.removeprefix("negative_"))
-        }
+        return {name.removeprefix("negative_"): tensor.dtype for name, tensor in self._empty.items()}
 
 
 def why_no_prompt_embeds(pipeline: Any) -> str | None:
@@ -226,35 +218,13 @@ def _why_prompt_itself(pipeline: Any) -> str | None:
 def _returned_names(pipeline: Any) -> list[str]:
     """The names in `encode_prompt`'s return statement, which diffusers names like the call's arguments."""
     taken = call_parameters(pipeline)
-    returned = [
-        [_name_of(value) for value in (node.value.elts if isinstance(node.value, ast.Tuple) else [node.value])]
-        for node in _own_returns(_source_of(pipeline.encode_prompt))
-        if node.value is not None
-    ]
-    names = max(returned, key=lambda names: sum(name in taken for name in names), default=[])
+    nodes = ast.walk(_source_of(pipeline.encode_prompt))
+    returned = [node.value for node in nodes if isinstance(node, ast.Return) and node.value is not None]
+    expressions = [value.elts if isinstance(value, ast.Tuple) else [value] for value in returned]
+    # The variable is the first word of an expression: of `x`, `x if guided else None` and `x.to(device)`.
+    variables = [[re.split(r"\W", ast.unparse(value), maxsplit=1)[0] for value in values] for values in expressions]
+    names = max(variables, key=lambda names: sum(name in taken for name in names), default=[])
     return names if len(names) != 1 else ["prompt_embeds"]
-
-
-def _own_returns(node: ast.AST) -> Iterator[ast.Return]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Return):
-            yield child
-        elif not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
-            yield from _own_returns(child)
-
-
-def _name_of(value: ast.expr) -> str:
-    """The variable behind an expression: `x`, `x if guided else None` and `x.to(device)` are all x."""
-    while not isinstance(value, ast.Name):
-        if isinstance(value, ast.IfExp):
-            value = value.body
-        elif isinstance(value, ast.Call):
-            value = value.func
-        elif isinstance(value, ast.Attribute | ast.Subscript):
-            value = value.value
-        else:
-            return ""
-    return value.id
 
 
 def _source_of(method: Callable[..., Any]) -> ast.AST:

@@ -49,17 +49,16 @@ def made_here(path: Path) -> bool:
         return False
 
 
-def contact_sheet(images: Sequence[Image], labels: Sequence[Sequence[str]], columns: int | None = None) -> Image:
-    """Images in a grid, each above its lines of text.
+def contact_sheet(images: Sequence[Image], labels: Sequence[Sequence[str]]) -> Image:
+    """Images in a roughly square grid of at most six columns, each above its lines of text.
 
     Arguments:
         images: n images, resized to the same size.
         labels: the lines below each image; lines that are too long are cut with an ellipsis.
-        columns: images per row; by default about as many as rows, at most six.
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    columns = columns or min(6, max(1, math.ceil(math.sqrt(len(images)))))
+    columns = min(6, max(1, math.ceil(math.sqrt(len(images)))))
     lines = max((len(label) for label in labels), default=0)
     height = TILE + LINE * lines + 8
     sheet = Image.new("RGB", (columns * (TILE + 8) + 8, math.ceil(len(images) / columns) * height + 8), "white")

@@ -137,7 +137,7 @@ def sides_in(bridge: Bridge, table: Table) -> tuple[str, ...]:
 def leave_out_seen(
     bridge: Bridge, table: Pairs, rows: Sequence[int], modality: str, *, refuse: bool
 ) -> tuple[list[int], list[SetAside]]:
-    """The rows whose item of a modality was not seen in training, in any pair, and the other rows set aside.
+    """The rows whose item of a modality was not in any training pair, and the other rows set aside.
 
     Rows of splits named `train` or `val` are kept.
 

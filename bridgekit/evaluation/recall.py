@@ -45,15 +45,8 @@ def evaluate_splits(
                 result = split_recall(encoded, embedded, rows, query, candidate, among)
                 if among == "all" and result.candidates == records[-1]["candidates"]:
                     continue
-                records.append(
-                    {
-                        "split": name,
-                        "direction": f"{query} → {candidate}",
-                        "among": among,
-                        "method": method,
-                        **result.as_json(),
-                    }
-                )
+                label = {"split": name, "direction": f"{query} → {candidate}", "among": among, "method": method}
+                records.append({**label, **result.as_json()})
     return records
 
 
@@ -64,12 +57,8 @@ def sides_of(record: Mapping[str, Any]) -> frozenset[str]:
 
 def directions(encoded: EncodedPairs, rows: NDArray[np.int64]) -> list[tuple[str, str]]:
     """(query, candidate) modalities with relevant pairs: rows with both, or groups with both."""
-    found = []
-    for a, b in combinations(encoded.ids, 2):
-        together = ((encoded.ids[a][rows] >= 0) & (encoded.ids[b][rows] >= 0)).any()
-        if together or len(correct_items(encoded, rows, a, b).query):
-            found += [(a, b), (b, a)]
-    return found
+    pairs = combinations(encoded.ids, 2)
+    return [way for a, b in pairs if len(correct_items(encoded, rows, a, b).query) for way in ((a, b), (b, a))]
 
 
 def split_recall(
@@ -91,19 +80,22 @@ def split_recall(
             items of other splits, which training may have seen, are excluded.
     """
     right = correct_items(encoded, rows, query, candidate)
+    used, skip = np.unique(right.candidate), None
     if among == "all":
         everywhere = correct_items(encoded, np.arange(len(encoded.pairs)), query, candidate)
         used = np.unique(encoded.ids[candidate][encoded.ids[candidate] >= 0])
-        return _recall_among(embedded, right, query, candidate, used, everywhere)
-    return _recall_among(embedded, right, query, candidate, np.unique(right.candidate), None)
+        skip = Relevance(everywhere.query, np.searchsorted(used, everywhere.candidate))
+    # Candidates are renumbered to the ones used.
+    right = Relevance(right.query, np.searchsorted(used, right.candidate))
+    return recall(embedded[query], embedded[candidate][torch.from_numpy(used)], right, skip=skip)
 
 
 def chance(
     encoded: EncodedPairs, rows: NDArray[np.int64], query: str, candidate: str, among: str, ks: Sequence[int]
 ) -> dict[int, float]:
-    """The expected recall@k of a random ranking. Arguments are those of `split_recall`, and `ks`, the k of recall@k.
+    """The expected recall@k of a random ranking, for each k in `ks`. Other arguments as for `split_recall`.
 
-    It is k over the size of the gallery where each query has one correct item, and more where it has several.
+    It is k / gallery size if each query has one correct item, and more if it has several.
     """
     correct = correct_items(encoded, rows, query, candidate)
     queries, answers = np.unique(correct.query, return_counts=True)
@@ -120,17 +112,3 @@ def correct_items(encoded: EncodedPairs, rows: NDArray[np.int64], query: str, ca
     """Which items of some rows are relevant to which queries, by item ids."""
     group = encoded.group
     return relevance(encoded.ids[query][rows], encoded.ids[candidate][rows], None if group is None else group[rows])
-
-
-def _recall_among(
-    embedded: Mapping[str, Tensor],
-    right: Relevance,
-    query: str,
-    candidate: str,
-    used: NDArray[np.int64],
-    skip: Relevance | None,
-) -> Recall:
-    """Recall with candidates renumbered to the ones used."""
-    renumbered = Relevance(right.query, np.searchsorted(used, right.candidate))
-    left_out = None if skip is None else Relevance(skip.query, np.searchsorted(used, skip.candidate))
-    return recall(embedded[query], embedded[candidate][torch.from_numpy(used)], renumbered, skip=left_out)

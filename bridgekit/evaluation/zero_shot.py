@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -24,8 +23,7 @@ class ZeroShot:
     """Result of zero-shot classification.
 
     Arguments:
-        modality: the modality of the classified items.
-        items: number of items.
+        modality, items: the modality and the number of the classified items.
         accuracy: top-1 accuracy.
         per_class: class to accuracy.
         templates: the prompt templates.
@@ -39,17 +37,6 @@ class ZeroShot:
     templates: Sequence[str]
     set_aside: Sequence[SetAside]
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain data for `--json`."""
-        return {
-            "modality": self.modality,
-            "items": self.items,
-            "accuracy": self.accuracy,
-            "per_class": dict(self.per_class),
-            "templates": list(self.templates),
-            "set_aside": [vars(row) for row in self.set_aside],
-        }
-
 
 def evaluate_zero_shot(
     bridge: Bridge, options: EvalOptions, templates: Sequence[str] = TEMPLATES, report: Report = silent
@@ -60,7 +47,6 @@ def evaluate_zero_shot(
         bridge: a bridge with a text side.
         options: which rows; for the bridge's own table, items seen in training are always set aside.
         templates: prompts with `{}` in place of the class name.
-        report: progress.
 
     Raises:
         BridgekitError: the bridge has no text side, no row is left, or items were seen in training and `unseen` is off.
@@ -87,11 +73,5 @@ def evaluate_zero_shot(
     predicted = search(embedded.vectors, prompts, 1)[1][:, 0].tolist()
     right = np.array([classes[index] == true for index, true in zip(predicted, truth, strict=True)])
     per_class = {name: float(right[[true == name for true in truth]].mean()) for name in classes}
-    return ZeroShot(
-        modality,
-        len(truth),
-        float(right.mean()),
-        per_class,
-        templates,
-        (*table.set_aside, *failed, *(left_out if foreign else ())),
-    )
+    set_aside = (*table.set_aside, *failed, *(left_out if foreign else ()))
+    return ZeroShot(modality, len(truth), float(right.mean()), per_class, templates, set_aside)

@@ -1,12 +1,11 @@
-"""Encoding in batches: planned by length, prepared ahead, and in bfloat16 if that agrees with float32."""
+"""Encoding in batches: grouped by length, prepared ahead, and in bfloat16 if that agrees with float32."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
@@ -17,7 +16,7 @@ from torch.nn.functional import cosine_similarity
 
 from bridgekit.encoders import Encoder, Item
 from bridgekit.errors import BridgekitError, PluginError
-from bridgekit.hardware import VARIABLE, product_dtype, threads
+from bridgekit.hardware import product_dtype, threads
 from bridgekit.plugins import plugin_of
 
 T = TypeVar("T")
@@ -26,7 +25,7 @@ T = TypeVar("T")
 BATCH_SIZE = 32
 #: Maximum batch size for small items: 32 short texts per forward pass would not keep the cores busy.
 MOST = 256
-#: Maximum size, padding included, of a batch of more than `BATCH_SIZE` items, in characters of text or bytes of files.
+#: Maximum size, including padding, of a batch of more than `BATCH_SIZE` items, in characters of text or bytes of files.
 SMALL = 16_384
 #: How many batches to decode ahead of the encoder.
 AHEAD = 4
@@ -62,7 +61,7 @@ class Encoded:
         number: the batch's number.
         kept: positions in the batch of the encoded items.
         latents: (len(kept), d) float32, on the CPU.
-        reasons: position to error message, for the other items.
+        reasons: position to error message for the other items.
     """
 
     number: int
@@ -124,35 +123,31 @@ def encode_batches(encoder: Encoder, batches: Sequence[Batch]) -> Generator[Enco
 
 
 def encode_batch(encoder: Encoder, inputs: Sequence[Any], reduced: bool = False) -> Tensor:
-    """(n, dim) latents of n prepared items, float32 and on the CPU. They need not be finite.
+    """(n, dim) latents, possibly not finite, of n items that the encoder has prepared: float32, on the CPU.
 
     Arguments:
         encoder: the encoder.
         inputs: what its `prepare` returned.
-        reduced: whether products are to be in bfloat16.
+        reduced: use bfloat16 for matrix products.
 
     Raises:
-        PluginError: the encoder fails, or gives something of another shape.
+        PluginError: the encoder fails, or returns something of another shape.
     """
+    remedy = "report it to the plugin's author"
+    # Autocast keeps float32 weights: converting them would need a second copy, for the comparison and for float32 queries.
+    products = torch.autocast(_kind_of_device(encoder), torch.bfloat16) if reduced else nullcontext()
     try:
-        with torch.inference_mode(), _products(encoder, reduced):
+        with torch.inference_mode(), products:
             latents = encoder.encode(inputs)
     except BridgekitError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise PluginError(
-            f"{plugin_of(encoder)} failed to encode: {reason}",
-            where=encoder.revision,
-            remedy="report it to the plugin's author",
-        ) from error
+        what = f"{plugin_of(encoder)} failed to encode: {type(error).__name__}: {error}"
+        raise PluginError(what, where=encoder.revision, remedy=remedy) from error
     if not isinstance(latents, Tensor) or latents.shape != (len(inputs), encoder.dim):
         shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-        raise PluginError(
-            f"{plugin_of(encoder)} returned {shape} for {len(inputs)} items; expected {(len(inputs), encoder.dim)}",
-            where=encoder.revision,
-            remedy="report it to the plugin's author",
-        )
+        what = f"{plugin_of(encoder)} returned {shape} for {len(inputs)} items; expected {(len(inputs), encoder.dim)}"
+        raise PluginError(what, where=encoder.revision, remedy=remedy)
     return latents.detach().float().cpu()
 
 
@@ -161,17 +156,11 @@ def bfloat16_is_fast(encoder: Encoder) -> bool:
     return product_dtype(_kind_of_device(encoder)) == torch.bfloat16
 
 
-def bfloat16_is_refused() -> bool:
-    """Whether `$BRIDGEKIT_PRECISION` rules out bfloat16."""
-    return os.environ.get(VARIABLE) == "float32"
-
-
 def check_precision(run: Run, items: Sequence[Item]) -> Precision:
     """Encode a sample in both precisions and check whether bfloat16 is close enough to float32.
 
-    Uses the lower of two cosine similarities, of the latents and of the centred latents. Latents may share a large common
-    component (97 % of the norm for `starter:audio`), which hides differences in the part that distinguishes items: for spoken
-    words, a raw cosine of 0.9995 was 0.996 after centring.
+    Uses the lower of two cosine similarities: of the latents, and of the latents minus their mean. The mean may dominate (97 %
+    of the norm for `starter:audio`) and hide differences between items: for spoken words, 0.9995 became 0.996 without it.
 
     Arguments:
         run: encodes batches.
@@ -182,7 +171,7 @@ def check_precision(run: Run, items: Sequence[Item]) -> Precision:
         full, reduced = sorted(run([Batch(0, sample), Batch(1, sample, reduced=True)]), key=lambda encoded: encoded.number)
     except PluginError:
         return FLOAT32  # if float32 fails too, the run will report it
-    # Identical results: the encoder does not use torch, or disables autocast, so bfloat16 gains nothing.
+    # Identical results mean that the encoder does not use torch, or disables autocast, so bfloat16 gains nothing.
     if full.kept != reduced.kept or not full.kept or torch.equal(full.latents, reduced.latents):
         return FLOAT32
     found = agreement(full.latents, reduced.latents)
@@ -197,7 +186,7 @@ def agreement(expected: Tensor, found: Tensor) -> float:
 
 
 def _prepare_ahead(encoder: Encoder, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Any]]]:
-    """Each batch with its prepared items, or the exceptions they raised; `AHEAD` batches are prepared ahead."""
+    """Each batch with its prepared items, or the exceptions they raised. `AHEAD` batches are prepared ahead."""
 
     def prepare(items: Sequence[Item]) -> list[Any]:
         return [attempt(item) for item in items]
@@ -229,11 +218,6 @@ def _prepare_ahead(encoder: Encoder, batches: Sequence[Batch]) -> Iterator[tuple
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _products(encoder: Encoder, reduced: bool) -> AbstractContextManager[None]:
-    # Autocast keeps float32 weights: converting them would need a second copy, for the comparison and for float32 queries.
-    return torch.autocast(_kind_of_device(encoder), torch.bfloat16) if reduced else nullcontext()
-
-
 def _kind_of_device(encoder: Encoder) -> str:
     """The device type of the encoder's torch modules; `cpu` if it has none."""
     modules = [value for value in getattr(encoder, "__dict__", {}).values() if isinstance(value, nn.Module)]
@@ -241,7 +225,7 @@ def _kind_of_device(encoder: Encoder) -> str:
 
 
 def _reason(error: Exception, encoder: Encoder) -> str:
-    """Why an item cannot be used. Anything but a BridgekitError is a bug of the plugin."""
+    """Why an item cannot be used. Anything but a BridgekitError is a bug in the plugin."""
     if isinstance(error, BridgekitError):
         return error.reason
     return f"{plugin_of(encoder)} failed on it: {type(error).__name__}: {error}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from bridgekit.encoders import Encoder, Item
 from bridgekit.errors import ItemError
-from bridgekit.hardware import threads
+from bridgekit.hardware import VARIABLE, threads
 from bridgekit.latents.batches import (
     FLOAT32,
     WORTH_CHECKING,
@@ -27,7 +28,6 @@ from bridgekit.latents.batches import (
     Precision,
     Run,
     bfloat16_is_fast,
-    bfloat16_is_refused,
     check_precision,
     encode_batches,
     plan_batches,
@@ -38,12 +38,12 @@ from bridgekit.progress import Report, silent
 from bridgekit.storage.bounded import parse_json, read_bounded
 from bridgekit.storage.cache import check_writable, write_text_atomically
 
-#: Latents are buffered for at most this long, or this many rows, before they are written; a killed run loses the buffer.
+#: Latents are buffered for at most this long, or this many rows, before they are written. A killed run loses the buffer.
 FLUSH_SECONDS = 2.0
 FLUSH_ROWS = 8_192
-#: Small shards that accumulate during a run before they are merged.
+#: How many small shards accumulate during a run before they are merged.
 MANY_DURING = 64
-#: How many times one run tries to encode what is missing from the store.
+#: How often a run tries to encode what is missing from the store.
 ROUNDS = 3
 
 
@@ -62,28 +62,26 @@ def encode_items(
 
     Arguments:
         encoder: an opened encoder.
-        items: paths or texts; None is a missing item.
+        items: paths or texts; None is a missing item. Those that cannot be encoded are listed in `Latents.failed`.
         report: progress of the items to encode.
         folder: the latent store's folder, for tests.
         run: encodes batches with the same encoder, for example on other machines; the default is `encode_batches`.
-
-    An item that cannot be read, or whose latents are not finite, is listed in `Latents.failed`.
 
     Raises:
         PluginError: the encoder violates its contract.
     """
     digests, failed = _hash_all(items)
-    first_position: dict[bytes, int] = {}
-    for position, digest in enumerate(digests):
-        if digest is not None:
-            first_position.setdefault(digest, position)
+    first: dict[bytes, Item] = {}
+    for digest, item in zip(digests, items, strict=True):
+        if digest is not None and item is not None:
+            first.setdefault(digest, item)
     store = LatentStore(encoder.revision, encoder.dim, folder)
 
     # Batches are planned over all items, including stored ones, by length and content: a resumed run has the same batches, so
     # its latents, and the adapters trained on them, are bit-identical.
-    sizes = {digest: size_hint(_item(items, position)) for digest, position in first_position.items()}
+    sizes = {digest: size_hint(item) for digest, item in first.items()}
     plan = plan_batches(dict(sorted(sizes.items(), key=lambda entry: (entry[1], entry[0]))))
-    contents = {digest: _item(items, first_position[digest]) for digest in chain.from_iterable(plan)}
+    contents = {digest: first[digest] for digest in chain.from_iterable(plan)}
 
     encode, task = run or partial(encode_batches, encoder), f"encoding {encoder.modality}"
     precision, reasons, encoded, seconds = FLOAT32, dict[bytes, str](), 0, 0.0
@@ -104,7 +102,7 @@ def encode_items(
             reasons |= bad
             encoded += total - len(bad)
             seconds += time.monotonic() - started
-        usable = [digest for digest in first_position if digest not in reasons]
+        usable = [digest for digest in first if digest not in reasons]
         try:
             matrix = store.read(usable)
             break
@@ -121,7 +119,7 @@ def encode_items(
 
 def _precision(run: Run, items: Sequence[Item], note: Path, worth_checking: bool) -> Precision:
     """The precision of a run. A resumed run keeps the one recorded in its note."""
-    if bfloat16_is_refused():
+    if os.environ.get(VARIABLE) == "float32":
         return FLOAT32
     with suppress(OSError, ValueError, TypeError):  # a damaged note is ignored
         recorded, _, seal = read_bounded(note, 1 << 16).rpartition(b"\n")
@@ -177,7 +175,7 @@ def _encode_missing(
 
 
 def _hash_all(items: Sequence[Item | None]) -> tuple[list[bytes | None], dict[int, str]]:
-    """Content hashes, None for missing items and unreadable files, and the error messages of the latter."""
+    """Content hashes, None for missing items and unreadable files, and error messages for the latter."""
 
     def one(item: Item | None) -> bytes | ItemError | None:
         try:
@@ -186,13 +184,7 @@ def _hash_all(items: Sequence[Item | None]) -> tuple[list[bytes | None], dict[in
             return error
 
     pieces = [items[start : start + 64] for start in range(0, len(items), 64)]
-    with ThreadPoolExecutor(threads()) as pool:  # in chunks: dispatching a text takes longer than hashing it
+    with ThreadPoolExecutor(threads()) as pool:  # in pieces, since dispatching a text takes longer than hashing it
         results = [result for piece in pool.map(lambda piece: [one(item) for item in piece], pieces) for result in piece]
     failed = {position: result.reason for position, result in enumerate(results) if isinstance(result, ItemError)}
     return [result if isinstance(result, bytes) else None for result in results], failed
-
-
-def _item(items: Sequence[Item | None], position: int) -> Item:
-    item = items[position]
-    assert item is not None
-    return item

@@ -77,7 +77,7 @@ def encode_pairs(
         encoders: modality to its encoder.
         report: progress.
         strict: fail if a row would be set aside.
-        runs: modality to the function that encodes its batches; the default is on this machine.
+        runs: modality to the function that encodes its batches, if not on this machine.
 
     Raises:
         BridgekitError: no row is usable, or strict and a row would be set aside.

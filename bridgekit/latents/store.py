@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 import numpy as np
@@ -21,7 +22,6 @@ from torch import Tensor
 from bridgekit.errors import BridgekitError
 from bridgekit.hardware import free_memory
 from bridgekit.latents.batches import FLOAT32, Precision
-from bridgekit.latents.shard_index import ShardIndex
 from bridgekit.progress import say
 from bridgekit.storage.cache import cache_folder
 from bridgekit.storage.locks import locked
@@ -29,9 +29,9 @@ from bridgekit.storage.sealed import DamagedFile, read_sealed, write_sealed
 
 #: Shard format. Shards of other versions, including the first, which had no checksums, are ignored.
 FORMAT = "2"
-#: Shards with fewer rows than this are merged,
+#: Shards with fewer rows than this are small: at the end of a run,
 SMALL_SHARD = 4_096
-#: once there are this many at the end of a run,
+#: this many or more of them are merged
 MANY_AFTER = 8
 #: into shards of about this many rows.
 MERGED_ROWS = 32_768
@@ -76,6 +76,40 @@ class _Shard:
     precision: Precision
 
 
+class ShardIndex:
+    """Maps content hashes to shards and rows, at 32 bytes per item; a dictionary takes 190.
+
+    If several shards have the same content, the last one added wins. A run adds a shard every few seconds without looking
+    anything up, so the sorted lookup table is built on first use.
+    """
+
+    def __init__(self) -> None:
+        self._paths: list[Path] = []
+        self._hashes: list[NDArray[np.bytes_]] = []
+        self._sorted: tuple[NDArray[np.bytes_], NDArray[np.int64], NDArray[np.int64]] | None = None
+
+    def add(self, path: Path, digests: NDArray[np.uint8]) -> None:
+        """Add a shard with its (n, 32) content hashes."""
+        self._paths.append(path)
+        # NumPy ignores trailing zeros when comparing bytes, but hashes of equal length still compare correctly.
+        self._hashes.append(np.ascontiguousarray(digests).view(f"S{digests.shape[1]}")[:, 0])
+        self._sorted = None
+
+    def get(self, digest: bytes) -> tuple[Path, int] | None:
+        """The shard and row of a content; None if it is in no shard."""
+        if self._sorted is None:
+            every = np.concatenate(self._hashes) if self._hashes else np.zeros(0, "S1")
+            order = np.argsort(every, kind="stable")
+            self._sorted = every[order], order, np.cumsum([0, *map(len, self._hashes[:-1])])
+        hashes, order, starts = self._sorted
+        at = int(np.searchsorted(hashes, np.bytes_(digest), side="right")) - 1
+        if at < 0 or hashes[at] != digest.rstrip(b"\0"):
+            return None
+        place = int(order[at])  # the row in the concatenation of all shards
+        shard = int(np.searchsorted(starts, place, side="right")) - 1
+        return self._paths[shard], place - int(starts[shard])
+
+
 class LatentStore:
     """The latents of one encoder revision on disk.
 
@@ -84,26 +118,23 @@ class LatentStore:
         dim: the latents' width.
         folder: the cache; the default is `cache_folder() / "latents"`.
 
-    Shards are written to a temporary file and renamed, so they are complete or absent. Their checksum is verified before
-    latents are used. Several processes may share a store; at worst both encode an item and it is stored twice.
+    Shards are written atomically, and their checksum is verified before latents are used. Several processes may share a store;
+    at worst, two of them encode and store the same item.
     """
 
     def __init__(self, revision: str, dim: int, folder: Path | None = None) -> None:
         slug = re.sub(r"[^A-Za-z0-9.]+", "-", revision)[:60].strip("-.")
         self.revision, self.dim = revision, dim
         self.folder = (folder or cache_folder() / "latents") / f"{slug}-{hashlib.sha256(revision.encode()).hexdigest()[:12]}"
-        self._where = ShardIndex()
-        self._shards: dict[Path, _Shard] = {}
         self._damaged: set[Path] = set()
         self._find_shards()
 
     def _find_shards(self) -> None:
-        self._where.clear()
-        self._shards.clear()
-        if self.folder.is_dir():
-            for path in sorted(self.folder.glob("*.safetensors")):
-                if path not in self._damaged:
-                    self._index(path)
+        self._where = ShardIndex()
+        self._shards: dict[Path, _Shard] = {}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if path not in self._damaged:
+                self._index(path)
 
     def _index(self, path: Path) -> None:
         """Read a shard's metadata. Its checksum is verified later, since most runs need only a few shards."""
@@ -132,7 +163,7 @@ class LatentStore:
             say(f"removed damaged latents ({path}); missing items will be encoded again")
 
     def __contains__(self, digest: bytes) -> bool:
-        return digest in self._where
+        return self._where.get(digest) is not None
 
     def read(self, digests: Sequence[bytes]) -> Tensor:
         """Latents of stored contents, (len(digests), dim). If they would take over half of the free memory, a memory map.
@@ -142,7 +173,7 @@ class LatentStore:
             BridgekitError: there is not enough disk space for the memory map.
         """
         out = _block(len(digests), self.dim, self.folder)
-        for _ in range(2):  # another process may have merged shards, or there may be an intact copy of damaged latents
+        for _ in range(2):  # another process may have merged shards, and damaged latents may have an intact copy
             try:
                 self._read(digests, out)
                 return out
@@ -157,7 +188,10 @@ class LatentStore:
     def _read(self, digests: Sequence[bytes], out: Tensor) -> None:
         by_shard: dict[Path, tuple[list[int], list[int]]] = {}
         for position, digest in enumerate(digests):
-            path, row = self._where[digest]
+            found = self._where.get(digest)
+            if found is None:
+                raise KeyError(digest)
+            path, row = found
             positions, rows = by_shard.setdefault(path, ([], []))
             positions.append(position)
             rows.append(row)
@@ -186,12 +220,9 @@ class LatentStore:
         self._index(path)
 
     def merge_small_shards(self, many: int = MANY_AFTER) -> None:
-        """Merge small shards, of which a run writes one every few seconds, separately for each precision.
+        """Merge the small shards of each precision if there are `many`: a run writes one every few seconds.
 
         This is only an optimisation: it is skipped if another process is merging, the disk is full or a shard is damaged.
-
-        Arguments:
-            many: do nothing if there are fewer.
         """
         if max(map(len, self._small().values()), default=0) < many:
             return
@@ -215,9 +246,9 @@ class LatentStore:
         for number in range(int(rows[-1]) // MERGED_ROWS + 1):  # in chunks, to limit memory
             part = [path for path, end in zip(paths, rows, strict=True) if end // MERGED_ROWS == number]
             digests = list(dict.fromkeys(digest.tobytes() for path in part for digest in self._shards[path].digests))
-            # This also reads contents whose current copy is in another shard, to verify it before these copies are removed.
+            # Contents whose latest copy is in another shard are read too, to verify it before these copies are removed.
             latents = self.read(digests)
-            own = [row for row, digest in enumerate(digests) if self._where[digest][0] in part]
+            own = [row for row, digest in enumerate(digests) if (found := self._where.get(digest)) and found[0] in part]
             agreements = [agreement for path in part if (agreement := self._shards[path].precision.agreement) is not None]
             if own:
                 precision = Precision(products, min(agreements, default=None))
@@ -227,26 +258,20 @@ class LatentStore:
                 path.unlink(missing_ok=True)
 
 
-#: Shards whose checksum this process has verified: path, modification time and size.
+#: Path, modification time and size of the shards whose checksum this process has verified.
 _verified: set[tuple[Path, int, int]] = set()
 
 
 def _verified_latents(path: Path) -> Tensor:
-    """The latents of a shard, whose checksum is verified once per process.
-
-    Raises:
-        DamagedFile: the checksum does not match.
-        FileNotFoundError: the shard was removed.
-    """
+    """The latents of a shard, whose checksum is verified once per process: raises what `read_sealed` raises."""
     status = path.stat()
     key = path, status.st_mtime_ns, status.st_size
-    if key in _verified:
-        with safe_open(path, "pt") as file:
-            latents: Tensor = file.get_tensor("latents")
+    if key not in _verified:
+        latents = read_sealed(path)[0]["latents"]
+        _verified.add(key)
         return latents
-    latents = read_sealed(path)[0]["latents"]
-    _verified.add(key)
-    return latents
+    with safe_open(path, "pt") as file:
+        return cast(Tensor, file.get_tensor("latents"))
 
 
 def _block(rows: int, width: int, folder: Path) -> Tensor:

@@ -1,4 +1,4 @@
-"""Cosine similarities of held-out pairs, and the pictures in a bridge's folder: heat maps and training curves as PNG."""
+"""Cosine similarities of held-out pairs, and the images in a bridge's folder: heat maps and training curves as PNG."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bridgekit.tables.splits import test_splits
 
 #: Pairs on a heat map as PNG.
 HEAT_MAP_ITEMS = 40
-#: Items a modality whose cosines are counted, and bins that they are counted in.
+#: Maximum number of items per modality in a histogram of cosines, and its number of bins.
 MAX_ITEMS, BINS = 1_000, 48
 
 
@@ -44,15 +44,7 @@ class Similarities:
 
 
 def similarities(bridge: Bridge, encoded: EncodedPairs, a: str, b: str, count: int, names: Names) -> Similarities | None:
-    """Compare some pairs that have no item in common, in the order of b's labels. None where no row has both modalities.
-
-    Arguments:
-        bridge: the bridge.
-        encoded: the rows.
-        a, b: modalities.
-        count: at most this many pairs.
-        names: of the items.
-    """
+    """Compare up to `count` pairs that share no item, in the order of b's labels. None if no row has both modalities."""
     rows = np.random.default_rng(0).permutation(np.flatnonzero((encoded.ids[a] >= 0) & (encoded.ids[b] >= 0)))
     for modality in (a, b):  # the first row of each item
         rows = rows[np.sort(np.unique(encoded.ids[modality][rows], return_index=True)[1])]
@@ -72,20 +64,16 @@ def similarities(bridge: Bridge, encoded: EncodedPairs, a: str, b: str, count: i
 
 @dataclass(frozen=True)
 class Cosines:
-    """How the cosines of matching pairs, and of all other pairs, are distributed.
-
-    Arguments:
-        matching, others: cosines, (n,) and (m,).
-    """
+    """Cosines of matching pairs, (n,), and of all other pairs, (m,)."""
 
     matching: NDArray[np.float32]
     others: NDArray[np.float32]
 
     @property
     def bins(self) -> list[tuple[float, float, float, float]]:
-        """Of each bin: from, to, and the shares of matching and of other pairs in it."""
+        """Each bin's lower and upper edge, and the shares of matching and of other pairs in it."""
         edges = np.linspace(min(-0.2, float(min(self.matching.min(), self.others.min()))), 1, BINS + 1)
-        # Rounding may take a cosine just past 1.
+        # Rounding may give a cosine just above 1.
         shares = [np.histogram(np.minimum(each, 1), edges)[0] / len(each) for each in (self.matching, self.others)]
         return list(zip(edges[:-1].tolist(), edges[1:].tolist(), *(each.tolist() for each in shares), strict=True))
 
@@ -101,11 +89,11 @@ def cosines(table: TableResults, a: str, b: str) -> Cosines:
     return Cosines(matrix[matching], matrix[~matching])
 
 
-# ---- the pictures in a bridge's folder
+# ---- the images in a bridge's folder
 
 
 def training_curves(history: Sequence[Mapping[str, float]]) -> bytes:
-    """Loss, and recall on validation rows, over the epochs."""
+    """A PNG of the loss, and of recall on validation rows, by epoch."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display needed, safe in threads
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -130,7 +118,7 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> float:
 
 
 def heat_maps(bridge: Bridge, encoded: EncodedPairs, split: NDArray[np.str_]) -> dict[str, bytes]:
-    """For each two modalities that rows of the first test split (or of `val`) pair, the file name and PNG of a heat map."""
+    """File name and PNG of a heat map for each pair of modalities in the first test split (or else in `val`)."""
     held_out = encoded.take(np.flatnonzero(np.isin(split, test_splits(split.tolist())[:1] or ["val"])))
     names = Names((modality, item) for modality, items in held_out.pairs.columns.items() for item in items)
     found = [similarities(bridge, held_out, a, b, HEAT_MAP_ITEMS, names) for a, b in combinations(encoded.ids, 2)]
@@ -155,7 +143,7 @@ def _heat_map(shown: Similarities) -> bytes:
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # The font lacks some scripts; that a label shows a box is nothing to warn of.
+        # The font lacks some scripts, so labels in them show boxes.
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight", pad_inches=0.15)
     return buffer.getvalue()

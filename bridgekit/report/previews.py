@@ -1,4 +1,4 @@
-"""Names of items, and small copies to embed in a page: an MP3 of a clip's beginning, a thumbnail of a picture."""
+"""Names of items, and small copies to embed in a page: an MP3 of the start of a clip, a thumbnail of an image."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
-from PIL import features
 
 from bridgekit.encoders import Item
 from bridgekit.errors import ItemError
 from bridgekit.media import read_audio, read_image
 from bridgekit.progress import Report, silent
 
-#: Characters of a text that are shown, and of a label on a heat map.
+#: Maximum number of characters shown of a text, and of a label on a heat map.
 LONGEST_TEXT, LABEL = 240, 24
 #: Seconds of a clip that are kept.
 CLIP_SECONDS = 10
 #: Pixels of a thumbnail's longer side.
 THUMBNAIL = 128
-#: Bytes of all previews in a page, as data URIs: a phone's browser still opens that.
+#: Maximum bytes of all previews in a page, as data URIs: a phone's browser can still open that.
 LIMIT_BYTES = 20_000_000
 #: Larger files are not decoded for a preview.
 LARGEST_FILE = 64_000_000
@@ -37,10 +36,10 @@ _THREADS = 2
 
 
 class Names:
-    """How items are called.
+    """Names of items for display.
 
     Arguments:
-        items: all that are shown, with their modality. A folder that all files of a modality are in is not part of names.
+        items: all items shown, as (modality, item). If all files of a modality are in one folder, names omit it.
     """
 
     def __init__(self, items: Iterable[tuple[str, Item | None]]) -> None:
@@ -48,13 +47,13 @@ class Names:
         self._many_folders = {modality for modality, count in Counter(modality for modality, _ in folders).items() if count > 1}
 
     def name(self, modality: str, item: Item) -> str:
-        """A file's name, with its folder where folders differ, or the beginning of a text."""
+        """A file's name, with its folder if there are several, or the start of a text."""
         if isinstance(item, Path):
             return f"{item.parent.name}/{item.name}" if modality in self._many_folders else item.name
         return _shorten(item, LONGEST_TEXT)
 
     def label(self, modality: str, item: Item) -> str:
-        """A short name, without the folder where there is no room for it."""
+        """A short name, without the folder if there is no room for it."""
         name = self.name(modality, item)
         return _shorten(item.name if isinstance(item, Path) and len(name) > LABEL else name, LABEL)
 
@@ -65,13 +64,13 @@ def _shorten(text: str, length: int) -> str:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a page shows of a file.
+    """A small copy of a file.
 
     Arguments:
         kind: `audio` or `image`.
         uri: its data URI.
-        seconds: length of the whole clip; 0 for a picture.
-        wave: the clip's outline, as the path of an SVG 48 wide and 16 high.
+        seconds: length of the whole clip; 0 for an image.
+        wave: the clip's loudness as an SVG path, see `outline`.
         number: its position among all previews of a page.
     """
 
@@ -85,19 +84,18 @@ class Preview:
 def make_previews(
     items: Sequence[tuple[str, Item]], *, limit: int = LIMIT_BYTES, report: Report = silent
 ) -> dict[tuple[str, Item], Preview]:
-    """Previews of these items, in this order, until the limit is reached.
+    """Previews of these items, in order, until the limit is reached.
 
     Arguments:
-        items: modality and item, the most important first. Only audio and image items have previews.
+        items: (modality, item), most important first. Only audio and image files have previews.
         limit: bytes of all data URIs together.
-        report: progress.
 
     Returns:
-        modality and item to preview. Files that cannot be read, are very large, or come after the limit, are missing.
+        (modality, item) to preview, without files that cannot be read, are very large, or exceed the limit.
     """
     wanted = [(modality, item) for modality, item in dict.fromkeys(items) if modality in _MAKERS and isinstance(item, Path)]
     made: dict[tuple[str, Item], Preview] = {}
-    with ThreadPool(_THREADS) as pool:  # leaving it ends the work that is not done yet
+    with ThreadPool(_THREADS) as pool:  # leaving it cancels pending work
         for number, (key, preview) in enumerate(zip(wanted, pool.imap(_preview, wanted), strict=True), 1):
             if preview is None:
                 continue
@@ -114,26 +112,23 @@ def _preview(wanted: tuple[str, Path]) -> Preview | None:
     try:
         return _MAKERS[modality](path) if path.stat().st_size <= LARGEST_FILE else None
     except (ItemError, OSError, soundfile.LibsndfileError):
-        return None  # it could be read when it was encoded; the page does without it
+        return None  # the file was readable when it was encoded
 
 
 def _clip(path: Path) -> Preview:
     wave = read_audio(path, _RATE)
     start = wave[: CLIP_SECONDS * _RATE]
     data = io.BytesIO()
-    # Every browser plays MP3; libsndfile writes it since 2022.
-    container, mime = ("MP3", "audio/mpeg") if "MP3" in soundfile.available_formats() else ("WAV", "audio/wav")
-    soundfile.write(data, start, _RATE, format=container)
-    return Preview("audio", _uri(mime, data), len(wave) / _RATE, outline(start))
+    soundfile.write(data, start, _RATE, format="MP3")
+    return Preview("audio", _uri("audio/mpeg", data), len(wave) / _RATE, outline(start))
 
 
 def _picture(path: Path) -> Preview:
     picture = read_image(path)
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     data = io.BytesIO()
-    container = "WEBP" if features.check("webp") else "JPEG"
-    picture.save(data, container, quality=80)
-    return Preview("image", _uri(f"image/{container.lower()}", data))
+    picture.save(data, "WEBP", quality=80)
+    return Preview("image", _uri("image/webp", data))
 
 
 _MAKERS = {"audio": _clip, "image": _picture}
@@ -144,11 +139,7 @@ def _uri(mime: str, data: io.BytesIO) -> str:
 
 
 def outline(wave: NDArray[np.float32]) -> str:
-    """The loudness of a clip over time as 48 bars: the path of an SVG 48 wide and 16 high.
-
-    Arguments:
-        wave: samples of shape (n,), n > 0.
-    """
+    """The loudness over time of a clip, samples (n,) with n > 0, as 48 bars: the path of an SVG 48 wide and 16 high."""
     starts = (np.arange(_BARS) * len(wave)) // _BARS
     width = max(1, len(wave) // _BARS)
     loud = np.array([np.sqrt(np.mean(np.square(wave[start : start + width]))) for start in starts])

@@ -1,4 +1,4 @@
-"""A map of the shared space: held-out items of all modalities in two dimensions, similar ones close together."""
+"""A map of the shared space: held-out items of all modalities in two dimensions, with similar ones close together."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from bridgekit.encoders import Item
 from bridgekit.latents.encoded import EncodedPairs
 
-#: Items on a map, at most: t-SNE of that many takes seconds.
+#: Maximum number of items on a map: t-SNE of that many takes seconds.
 MAP_ITEMS = 1_500
-#: Matching items kept for each item, at most: the name of a class may match hundreds of clips.
+#: Maximum number of matching items kept per item: a class name may match hundreds of clips.
 MAX_PARTNERS = 40
 
 
@@ -25,9 +25,8 @@ class Point:
     """An item on the map.
 
     Arguments:
-        modality, item: what it is.
         x, y: its position, from 0 to 1 from the left and from the top.
-        partners: index of each matching point to its cosine similarity, the most similar first.
+        partners: index of each matching point to its cosine similarity, most similar first.
     """
 
     modality: str
@@ -41,12 +40,12 @@ def shared_space(held_out: Sequence[tuple[EncodedPairs, Mapping[str, Tensor]]], 
     """Lay out the items of some rows: PCA to 50 dimensions, then t-SNE (van der Maaten and Hinton, 2008), seed 0.
 
     Arguments:
-        held_out: the rows to show, one table or more, each with modality to the embeddings of its items, (m, dim). An item
-            in several tables is one point.
-        limit: at most this many items; of more, a random sample of rows.
+        held_out: one or more tables with the rows to show, each with modality to the embeddings of its items, (m, dim). An
+            item in several tables is one point.
+        limit: maximum number of items; a random sample of rows if there are more.
 
     Returns:
-        one point an item, items of a row next to each other.
+        one point per item, with the items of a row next to each other.
     """
     vectors: dict[tuple[str, Item], Tensor] = {}
     together: dict[tuple[str, Item], set[tuple[str, Item]]] = {}
@@ -70,7 +69,7 @@ def shared_space(held_out: Sequence[tuple[EncodedPairs, Mapping[str, Tensor]]], 
 
 
 def _sample_rows(encoded: EncodedPairs, room: int) -> list[int]:
-    """Random rows, in order, that hold no more than `room` different items together."""
+    """Random rows, in order, with at most `room` distinct items in total."""
     chosen: list[int] = []
     items: set[tuple[str, int]] = set()
     for row in np.random.default_rng(0).permutation(len(encoded.pairs)).tolist():
@@ -90,11 +89,11 @@ def _layout(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     small = PCA(min(50, *vectors.shape), random_state=0).fit_transform(vectors.astype(np.float64))
     if count > 3:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # collapsed embeddings show in the recall, a RuntimeWarning adds nothing
+            warnings.simplefilter("ignore")  # a RuntimeWarning for collapsed embeddings, which recall shows too
             flat = TSNE(perplexity=min(30.0, (count - 1) / 3), init="pca", random_state=0).fit_transform(small)
     else:
         flat = np.pad(small, ((0, 0), (0, 2)))[:, :2]
     low, high = flat.min(0), flat.max(0)
-    # Each axis on its own, to fill the square: t-SNE's axes have no unit.
+    # Each axis is scaled separately, to fill the square: t-SNE's axes have no unit.
     scaled: NDArray[np.float64] = (flat - low) / np.maximum(high - low, 1e-9)
     return np.nan_to_num(scaled, nan=0.5)

@@ -1,4 +1,4 @@
-"""A table of pairs as the report shows it: recall beside the baselines and chance, and the retrievals worth looking at."""
+"""What the report shows of a table: recall beside baselines and chance, and the worst and best retrievals."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bridgekit.bridge.bridge import Bridge
 from bridgekit.encoders import Item
+from bridgekit.errors import BridgekitError
 from bridgekit.evaluation.recall import chance, correct_items
 from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.pairs import Pairs
@@ -21,9 +22,9 @@ from bridgekit.tables.splits import test_splits
 
 #: The k of recall@k.
 KS = (1, 5, 10)
-#: What a bridge is compared with, then the bridge itself, in the order shown. Bridges of older versions have `untrained`.
+#: The baselines, then the bridge itself, in the order shown. Older bridges have `untrained`.
 METHODS = ("random", "untrained", "closed-form start", "linear", "FuseMix")
-#: At most this many queries are searched for retrievals to show; of more, a random sample.
+#: Maximum number of queries searched for retrievals to show; a random sample of more.
 MAX_QUERIES = 2_000
 _TILE = 256
 
@@ -33,10 +34,8 @@ class Direction:
     """Recall in one direction of retrieval.
 
     Arguments:
-        split: the split whose rows the queries come from.
-        query, answer: modalities.
-        among: which gallery: `split`, that split's own items, or `all`, the whole table's.
-        records: method to its record, as of `evaluation.evaluate_splits`, in the order of `METHODS`.
+        split, query, answer, among: see `evaluate_splits`; query and answer are modalities.
+        records: method to its record of `evaluate_splits`, in the order of `METHODS`.
         chance: k to the expected recall@k of a random ranking.
     """
 
@@ -49,13 +48,13 @@ class Direction:
 
     @property
     def telling_k(self) -> int:
-        """The k whose recall says most: 1 in a small gallery, where five random results often hold a correct one."""
+        """The most informative k: 1 in a small gallery, where five random results often include a correct one."""
         return 5 if self.chance[5] < 0.1 else 1
 
 
 @dataclass(frozen=True)
 class TableResults:
-    """A table and how a bridge does on it.
+    """A table and a bridge's results on it.
 
     Arguments:
         pairs: its usable rows, with their splits.
@@ -75,32 +74,40 @@ class TableResults:
 
     @property
     def measured(self) -> list[Direction]:
-        """Directions that the bridge was evaluated in, within their own split."""
+        """Directions in which the bridge was evaluated within one split."""
         return [each for each in self.directions if each.among == "split" and "FuseMix" in each.records]
 
 
 def table_results(
     bridge: Bridge, encoded: EncodedPairs, split: Sequence[str], records: Sequence[Mapping[str, Any]], *, own: bool = True
 ) -> TableResults:
-    """What the report shows of a table: rows of its first test split, or of `val`, or of all where there is neither.
+    """What the report shows of a table: rows of its first test split, or else of `val`, or else all.
 
     Arguments:
-        bridge: the bridge.
-        encoded: the table.
+        bridge, encoded: the bridge and the table.
         split: each row's split.
-        records: recall on this table, as of `evaluation.evaluate_splits`.
+        records: recall on this table, from `evaluate_splits`.
         own: whether the bridge was trained on this table.
+
+    Raises:
+        BridgekitError: a record is about a split or modalities that the table does not have.
     """
     names = np.asarray(split)
-    shown = next(iter([*test_splits(split), *(name for name in ("val",) if name in split), split[0]]))
+    shown = next(name for name in (*test_splits(split), "val", split[0]) if name in split)
     held_out = encoded.take(np.flatnonzero(names == shown))
     groups: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
     for record in sorted(records, key=lambda each: METHODS.index(each["method"]) if each["method"] in METHODS else -1):
         groups.setdefault((record["split"], record["direction"], record["among"]), {})[record["method"]] = record
     directions = []
     for (name, direction, among), methods in groups.items():
-        query, answer = direction.split(" → ")
-        by_chance = chance(encoded, np.flatnonzero(names == name), query, answer, among, KS)
+        rows, (query, answer) = np.flatnonzero(names == name), direction.split(" → ")
+        if not {query, answer} <= encoded.ids.keys() or not len(correct_items(encoded, rows, query, answer).query):
+            raise BridgekitError(
+                f"the bridge's metrics are not about this table: no row of its split {name!r} pairs {query} with {answer}",
+                where=encoded.pairs.source,
+                remedy="report on the table that the bridge was trained on, or train it again",
+            )
+        by_chance = chance(encoded, rows, query, answer, among, KS)
         directions.append(Direction(name, query, answer, among, methods, by_chance))
     embedded = {modality: bridge.project(modality, latents.matrix).cpu() for modality, latents in held_out.latents.items()}
     return TableResults(replace(encoded.pairs, split=tuple(split)), shown, held_out, embedded, directions, own)
@@ -108,12 +115,11 @@ def table_results(
 
 @dataclass(frozen=True)
 class Case:
-    """One query, its top result, and the correct item.
+    """One retrieval.
 
     Arguments:
-        query: the query.
-        found: the top result.
-        correct: the best-ranked correct item: `found` itself where that is correct.
+        query, found: the query and its top result.
+        correct: the best-ranked correct item: `found` itself if that is correct.
         found_cosine, correct_cosine: their similarity to the query.
         rank: of the correct item, from 1. Other correct items do not count; ties count against it.
     """
@@ -129,15 +135,15 @@ class Case:
 def worst_and_best(
     encoded: EncodedPairs, embedded: Mapping[str, Tensor], query: str, answer: str, count: int
 ) -> tuple[list[Case], list[Case]]:
-    """The retrievals with the smallest and the largest margin: the correct item's cosine minus the best wrong one's.
+    """The retrievals with the smallest and the largest margin: the correct item's cosine minus that of the best wrong one.
 
-    No correct item is in a list twice, so that one bad caption does not fill it.
+    A list has no correct item twice, so that one bad caption does not fill it.
 
     Arguments:
         encoded: the rows; at least one has both modalities.
         embedded: modality to the embeddings of its distinct items, (m, dim) at unit length.
         query, answer: modalities.
-        count: how many of each.
+        count: length of each list.
     """
     correct = correct_items(encoded, np.arange(len(encoded.pairs)), query, answer)
     queries = np.unique(correct.query)

@@ -1,4 +1,4 @@
-"""Reading what strangers wrote without trusting its size, its depth or that it is a file; and resolving where paths lead."""
+"""Reading untrusted files: their size, their depth, that they are files at all, and where their paths lead are checked."""
 
 from __future__ import annotations
 
@@ -7,36 +7,37 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-#: Nesting of brackets. Nothing that bridgekit writes has more than six.
+from bridgekit.errors import ItemError
+
+#: Maximum nesting of brackets. Nothing that bridgekit writes has more than six.
 DEPTH = 64
-#: Digits of an integer. No count here has more than 20.
+#: Maximum digits of an integer. No count here has more than 20.
 DIGITS = 40
+#: What to do about a file that is cut short or damaged.
+AGAIN = "copy or download it again, or remove the row"
 
-# A string to its end, or a bracket. An open string runs to the end of the text, or searching would take quadratic time.
+# A string, or a bracket. An unclosed string extends to the end of the text, or the search would take quadratic time.
 _STRINGS_AND_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class OutOfBounds(ValueError):
-    """What was read is larger, deeper or of another kind than it may be. The message is a clause like `it has 9 bytes, ...`."""
+    """A file is too large, nested too deeply or not a regular file. The message is a clause like `it has 9 bytes, ...`."""
 
 
 # ---- files
 
 
 def regular_size(file: Path | int) -> int:
-    """The size in bytes of a regular file: not of a folder, a named pipe, which could block for ever, or an endless device.
-
-    Arguments:
-        file: its path, or an open descriptor of it.
+    """The size in bytes of a regular file, given its path or an open descriptor.
 
     Raises:
-        OutOfBounds: it is something else.
+        OutOfBounds: it is a folder, a named pipe, which could block forever, or a device, which may be endless.
         OSError, ValueError: as from `Path.stat`.
     """
     status = file.stat() if isinstance(file, Path) else os.fstat(file)
@@ -62,7 +63,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """All bytes of a regular file of at most `limit` bytes; nothing is read of a larger one.
+    """The content of a regular file of at most `limit` bytes. Nothing is read of a larger one.
 
     Raises:
         OutOfBounds: it is larger, or not a regular file.
@@ -71,32 +72,66 @@ def read_bounded(path: Path, limit: int) -> bytes:
     with open_regular(path) as file:
         size = regular_size(file.fileno())
         if size > limit:
-            raise OutOfBounds(f"it has {size:,} bytes, over {_amount(limit)}")
+            raise OutOfBounds(f"it has {size:,} bytes, over {limit:,} bytes")
         data = file.read(size + 1)
-    if len(data) > size:  # a file of /proc, for one, which says 0
-        raise OutOfBounds("it grows while it is read, or does not tell its size")
+    if len(data) > size:  # for example, files in /proc claim to have 0 bytes
+        raise OutOfBounds("it grew while being read, or does not report its size")
     return data
 
 
-def _amount(limit: int) -> str:
-    for size, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if limit >= size:
-            return f"{limit / size:g} {unit}"
-    return f"{limit} bytes"
-
-
 def check_stored(checkpoint: Path) -> None:
-    """Refuse a PyTorch checkpoint with compressed parts: it could unpack to a thousand times its size.
+    """Raise OutOfBounds for a PyTorch checkpoint with compressed parts: they may unpack to a thousand times their size.
 
-    PyTorch never writes them, but reads them.
-
-    Raises:
-        OutOfBounds: it has some.
+    PyTorch reads such parts but never writes them.
     """
     if zipfile.is_zipfile(checkpoint):
         with zipfile.ZipFile(checkpoint) as parts:
             if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
-                raise OutOfBounds("its parts are compressed, as PyTorch never writes them")
+                raise OutOfBounds("its parts are compressed, which PyTorch never does")
+
+
+# ---- files of items
+
+
+def file_size(path: Path, *, may_be_empty: bool = False) -> int:
+    """The size in bytes of a regular file.
+
+    Raises:
+        ItemError: there is no such file, it is a folder or a device, or it is empty.
+    """
+    try:
+        size = regular_size(path)
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
+    if size == 0 and not may_be_empty:
+        raise ItemError("the file is empty (0 bytes)", where=str(path), remedy=AGAIN)
+    return size
+
+
+@contextmanager
+def opened(path: Path, *, may_be_empty: bool = False) -> Iterator[BufferedReader]:
+    """A file open for reading.
+
+    Raises:
+        ItemError: as for `file_size`, or the user lacks permission.
+    """
+    file_size(path, may_be_empty=may_be_empty)
+    try:
+        file = open_regular(path)
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
+    with file:
+        yield file
+
+
+def unreadable(path: Path, error: OSError | ValueError) -> ItemError:
+    """The error to show for a file that cannot be found, opened or read."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return ItemError("there is no such file", where=str(path), remedy="check the path, or remove the row")
+    if isinstance(error, OutOfBounds):
+        return ItemError(str(error), where=str(path), remedy="give the path of a file")
+    reason = error.strerror or error if isinstance(error, OSError) else "its name has NUL bytes or broken characters"
+    return ItemError(f"the file cannot be read ({reason})", where=str(path), remedy="check its name and permissions")
 
 
 # ---- JSON
@@ -106,9 +141,9 @@ def parse_json(text: str | bytes, *, limit: int | None = None, lenient: bool = F
     """Parse a JSON text within bounds.
 
     Arguments:
-        text: if bytes, in UTF-8.
-        limit: the largest number of characters (or bytes).
-        lenient: accept NaN, infinity and lone surrogates, as in a table, where they cost one row.
+        text: a string, or bytes in UTF-8.
+        limit: maximum number of characters or bytes.
+        lenient: accept NaN, infinity and lone surrogates: in a table, each affects only its own row.
 
     Raises:
         OutOfBounds: it is longer than `limit` or nested deeper than `DEPTH`, has a duplicate key, or a number or text that
@@ -116,30 +151,29 @@ def parse_json(text: str | bytes, *, limit: int | None = None, lenient: bool = F
         ValueError: it is not JSON, or not in UTF-8.
     """
     if limit is not None and len(text) > limit:
-        raise OutOfBounds(f"it has {len(text):,} bytes, over {_amount(limit)}")
+        raise OutOfBounds(f"it has {len(text):,} bytes, over {limit:,} bytes")
     if isinstance(text, bytes):
         text = text.decode("utf-8-sig")
     if text.count("[") + text.count("{") > DEPTH:
         _check_depth(text)
-    hooks: dict[str, Any] = {} if lenient else {"parse_constant": _no_number, "parse_float": _finite}
-    value = json.loads(text, object_pairs_hook=_unique, parse_int=_whole, **hooks)
-    if not lenient and "\\u" in text:
-        _check_texts(value)
+    value = json.loads(text, object_pairs_hook=_unique, parse_int=_whole)
+    if not lenient:
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError as error:
+            raise OutOfBounds(f"it has a broken character ({error.object[error.start]!a})") from None
+        except ValueError:
+            raise OutOfBounds("it has a number that is not finite") from None
     return value
 
 
 def read_json(path: Path, limit: int) -> Any:
-    """`parse_json` of a regular file of at most `limit` bytes.
-
-    Raises:
-        OutOfBounds, ValueError: as there; or the file is larger.
-        OSError: as from `open`.
-    """
+    """`parse_json` for a file: raises what it and `read_bounded` raise."""
     return parse_json(read_bounded(path, limit))
 
 
 def why_no_json(error: ValueError) -> str:
-    """What `parse_json` found wrong, as a clause about the text."""
+    """An error of `parse_json` as a clause about the text."""
     if isinstance(error, UnicodeDecodeError):
         return "it is not in UTF-8"
     if not isinstance(error, json.JSONDecodeError):
@@ -176,37 +210,13 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if number in (float("inf"), float("-inf")):
-        raise OutOfBounds(f"it has the number {digits[:40]}, which is too large")
-    return number
-
-
-def _no_number(name: str) -> NoReturn:
-    raise OutOfBounds(f"it has {name}, which is not a JSON number")
-
-
-def _check_texts(value: Any) -> None:
-    """Refuse lone surrogates, which cannot be written to a file or a terminal."""
-    left = [value]
-    while left:
-        each = left.pop()
-        if isinstance(each, str) and _LONE_SURROGATE.search(each):
-            raise OutOfBounds(f"it has a broken character ({each[:40]!a})")
-        if isinstance(each, dict):
-            left += [*each.keys(), *each.values()]
-        elif isinstance(each, list):
-            left += each
-
-
 # ---- paths
 
 
 def homes(folder: Path) -> tuple[str, ...]:
-    """The real folders that files named relative to a folder may lie in: the folder itself, with links resolved.
+    """Where the files of a folder may be: the folder with links resolved and, in the hub's cache, the repository's `blobs`.
 
-    In the hub's cache every file of a snapshot is a link into its repository's `blobs`, so that folder counts too.
+    There, the files of a snapshot are links into `blobs`.
     """
     real = Path(os.path.realpath(folder))
     within = next((parent for parent in (real, *real.parents) if parent.parent.name == "snapshots"), None)
@@ -214,10 +224,10 @@ def homes(folder: Path) -> tuple[str, ...]:
 
 
 def is_within(path: str | Path, places: Iterable[str]) -> bool:
-    """Whether a path, with links resolved, lies in one of these real folders. It need not exist.
+    """Whether a path, existing or not, is in one of these resolved folders after resolving its links.
 
     Raises:
-        ValueError: it cannot be a path (NUL bytes, broken characters).
+        ValueError: it has NUL bytes or broken characters.
     """
     real = os.path.realpath(path)
     return any(real == place or real.startswith(place.rstrip(os.sep) + os.sep) for place in places)

@@ -1,4 +1,4 @@
-"""The cache folder, and writing files and folders atomically: nobody ever sees half of one."""
+"""The cache folder, and writing files and folders atomically."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -17,12 +17,12 @@ from uuid import uuid4
 from bridgekit.errors import BridgekitError
 from bridgekit.storage.locks import hold, locked
 
-#: What is being written, and what waits to be removed, lies beside its place as `.NAME.<32 hex digits>.part` or `.old`.
+#: A file or folder being written is `.NAME.<32 hex digits>.part` beside its final path; one about to be removed ends in `.old`.
 PART, OLD = "part", "old"
 _ASIDE = re.compile(rf"\.(?P<name>.+)\.[0-9a-f]{{32}}\.(?P<kind>{PART}|{OLD})", re.DOTALL)
 #: Folders where this process has already removed what killed processes left behind.
 _swept: set[Path] = set()
-#: Arguments of `renameat2` (Linux) and `renamex_np` (macOS): relative to the working directory; exchange the two.
+#: Arguments of `renameat2` (Linux) and `renamex_np` (macOS): relative to the working directory; exchange both paths.
 AT_FDCWD, RENAME_EXCHANGE, RENAME_SWAP = -100, 2, 2
 
 
@@ -38,13 +38,13 @@ def cache_folder() -> Path:
 def write_atomically(path: Path, write: Callable[[Path], object], *, own_folder: bool = False) -> None:
     """Let `write` fill a temporary file, flush it to disk, then rename it to `path`.
 
-    A process killed at any moment leaves the old file or the new one, never a mixture. Temporary files that it leaves are
-    removed by the next process that writes into the folder.
+    If the process is killed, the old file or the new one is there, never a mixture. The next process that writes into the
+    folder removes temporary files left behind.
 
     Arguments:
         path: the file. Missing folders are created.
         write: fills the file whose path it is given.
-        own_folder: whether that file gets a folder to itself, for a library that puts files of its own beside it.
+        own_folder: put the temporary file in a folder of its own, for a library that creates other files beside it.
 
     Raises:
         BridgekitError: it cannot be written.
@@ -73,13 +73,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def write_folder_atomically(path: Path, fill: Callable[[Path], object]) -> None:
-    """Let `fill` fill a temporary folder, flush all of it to disk, then put it in place of `path`.
-
-    A process killed at any moment leaves the old folder or the new one, whole.
-
-    Raises:
-        BridgekitError: it cannot be written.
-    """
+    """`write_atomically` for a folder: `fill` fills a temporary one, which then replaces `path`."""
     folder = real(path)
     aside = _aside(folder, PART)
     try:
@@ -100,25 +94,24 @@ def write_folder_atomically(path: Path, fill: Callable[[Path], object]) -> None:
 
 @contextmanager
 def one_writer(path: Path) -> Iterator[bool]:
-    """Be the only process that writes a folder in a `with` block. Others wait here, and say so.
-
-    Readers need not wait: they find the old folder or the new one.
+    """Be the only process that writes a folder in a `with` block. Others wait here, and say so. Readers need not wait.
 
     Yields:
-        whether this is certain: some file systems have no locks, and neither does a place that cannot be written.
+        whether this is certain: it is not if the file system has no locks or the parent folder cannot be written.
     """
     folder = real(path)
     missing = [parent for parent in folder.parents if not parent.exists()]
     with ExitStack() as stack:
-        stack.callback(_remove_empty, missing)  # an error should leave no empty folders behind
+        for parent in reversed(missing):  # an error should leave no empty folders behind
+            stack.callback(_remove_empty, parent)
         alone = False
-        with suppress(OSError):  # writing will report what is wrong
+        with suppress(OSError):  # writing will report the problem
             _make_folder(folder.parent)
             lock = locked(folder.with_name(f".{folder.name}.lock"), f"another process is writing {path}")
             alone = stack.enter_context(lock)
-        if alone:  # so whatever lies aside was left by killed processes
+        if alone:  # so any temporary folders were left by killed processes
             put_back(folder)
-            for kind in (PART, OLD) if folder.exists() else (PART,):  # an old folder that could not be put back yet stays
+            for kind in (PART, OLD) if folder.exists() else (PART,):  # an old folder that could not be put back is kept
                 for left in _left(folder.parent, kind, folder.name):
                     _remove(left)
         yield alone
@@ -128,22 +121,20 @@ def put_back(folder: Path) -> None:
     """Restore a folder whose writer was killed between the two renames of `_swap`."""
     if not folder.exists():
         for old in _left(folder.parent, OLD, folder.name):
-            with suppress(OSError):  # nothing can be written here, or another process has done it
+            with suppress(OSError):  # the parent cannot be written, or another process has put it back
                 old.rename(folder)
 
 
 def put_all_back(folder: Path) -> None:
     """`put_back` for everything in a folder."""
     for old in _left(folder, OLD):
-        found = _ASIDE.fullmatch(old.name)
-        assert found
-        put_back(folder / found["name"])
+        put_back(folder / old.name[1:].rsplit(".", 2)[0])
 
 
 def check_writable(folder: Path) -> None:
     """Raise BridgekitError unless files may be written in a folder, which need not exist yet."""
     try:
-        # In the nearest folder that exists: an error found later should leave no empty folders behind.
+        # In the nearest existing folder, since a later error should leave no empty folders behind.
         with tempfile.TemporaryFile(dir=next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())):
             return
     except OSError as error:
@@ -151,7 +142,7 @@ def check_writable(folder: Path) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> BridgekitError:
-    """The error to show for a place that cannot be written."""
+    """The error to show for a path that cannot be written."""
     what, place = error.strerror or str(error), path
     if isinstance(error, FileExistsError | NotADirectoryError):
         what = "there is a file where a folder should be"
@@ -163,7 +154,7 @@ def cannot_write(path: Path, error: OSError) -> BridgekitError:
 
 
 def real(path: Path) -> Path:
-    """The path with links resolved: a folder has one lock, whatever path it is reached by."""
+    """The path with links resolved, so that a folder has one lock for all of its paths."""
     return Path(os.path.realpath(path))
 
 
@@ -172,7 +163,7 @@ def _aside(path: Path, kind: str) -> Path:
 
 
 def _left(folder: Path, kind: str, name: str | None = None) -> list[Path]:
-    """What lies aside in a folder, for the place of this name or for any."""
+    """Temporary or old files and folders in a folder, for one name or for all."""
     if not folder.is_dir():
         return []
     found = [(entry.path, _ASIDE.fullmatch(entry.name)) for entry in os.scandir(folder)]
@@ -183,11 +174,11 @@ def _left(folder: Path, kind: str, name: str | None = None) -> list[Path]:
 def _writing_in(folder: Path) -> Iterator[None]:
     """Share the folder's lock with all who write into it, after removing what killed processes left there.
 
-    Whoever holds that lock exclusively knows that nobody is writing: nobody will finish what lies aside then.
+    While a process holds the lock exclusively, nobody is writing, so any temporary files are abandoned.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # no locks here: then nothing is removed
+        with suppress(OSError):  # without locks, nothing is removed
             if folder not in _swept and hold(descriptor):
                 _swept.add(folder)
                 for left in _left(folder, PART):
@@ -199,7 +190,7 @@ def _writing_in(folder: Path) -> Iterator[None]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a folder as far as possible; the rest may be removed another time."""
+    """Remove as much as possible of a file or folder."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -207,10 +198,9 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _remove_empty(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _make_folder(folder: Path) -> None:
@@ -224,23 +214,22 @@ def _flush(path: Path) -> None:
     """Flush a file's content, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with suppress(OSError) if path.is_dir() else nullcontext():  # not every file system does so for folders
+        with suppress(OSError) if path.is_dir() else nullcontext():  # some file systems cannot flush folders
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def _swap(aside: Path, folder: Path) -> None:
-    """Put `aside` in place of `folder`, and remove an older one with all that was put into it later.
+    """Put `aside` in place of `folder`, and remove the old folder.
 
-    There is a folder at every moment, except where the system cannot exchange two folders: there it is missing between two
-    renames, see `put_back`.
+    If the system cannot exchange two folders, `folder` is missing for a moment between two renames: see `put_back`.
     """
     if not folder.exists():
         aside.rename(folder)
         return
     if _exchange(aside, folder):
-        return  # the older one is aside now
+        return  # the old folder is at `aside` now
     while aside.exists():
         old = _aside(folder, OLD)
         with suppress(FileNotFoundError):
@@ -249,7 +238,7 @@ def _swap(aside: Path, folder: Path) -> None:
             aside.rename(folder)
         except BaseException as error:
             put_back(folder)
-            # A reader may have put it back just then: try again.
+            # A reader may just have put the old one back: try again.
             if not isinstance(error, OSError) or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
     for old in _left(folder.parent, OLD, folder.name):
@@ -257,7 +246,7 @@ def _swap(aside: Path, folder: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders in one step; False where the system cannot."""
+    """Exchange two folders in one step; False if the system cannot."""
     library = ctypes.CDLL(None, use_errno=True)
     first, second = os.fsencode(one), os.fsencode(other)
     if sys.platform == "darwin":

@@ -1,4 +1,4 @@
-"""Safetensors files that carry a SHA-256 of all of their content: what the disk has changed is noticed and never used."""
+"""Safetensors files with a SHA-256 of their content, so that corrupted data is detected and never used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SEAL = "sha256"
 
 
 class DamagedFile(Exception):
-    """A file is not what was written. The message says what is wrong."""
+    """A file is not what was written. The message says why."""
 
 
 def write_sealed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -33,14 +33,14 @@ def write_sealed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     sealed = {**metadata, SEAL: seal_of(plain, metadata)}
-    # safetensors 0.8 writes a temporary file of its own beside the one it is given, and a killed process leaves that behind.
+    # safetensors 0.8 creates a temporary file beside the one it is given, which a killed process leaves behind.
     write_atomically(path, lambda aside: save_tensors(aside, plain, sealed), own_folder=True)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """`safetensors.torch.save_file`, with the same bytes for the same call, the system's errors and the folder's permissions.
+    """`safetensors.torch.save_file`, but with reproducible bytes, the system's errors and the folder's permissions.
 
-    safetensors 0.8 itself makes files that only the user can read, wherever they are.
+    safetensors 0.8 itself creates files that only the user can read.
 
     Raises:
         OSError: it cannot be written.
@@ -55,7 +55,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def _order_metadata(path: Path) -> None:
-    """Sort the metadata in a safetensors header: safetensors writes it in an order that changes from call to call."""
+    """Sort the metadata in a safetensors header, which safetensors writes in an order that varies between calls."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -71,10 +71,10 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises:
         DamagedFile: it is not what was written, or has no checksum.
-        OSError: it cannot be read, or does not exist.
+        OSError: it does not exist, or cannot be read.
     """
     try:
-        open_regular(path).close()  # safetensors would wait for a named pipe for ever
+        open_regular(path).close()  # safetensors would wait on a named pipe forever
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (a handle is not a mapping)
@@ -86,7 +86,7 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def seal_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """The SHA-256 of tensors on the CPU with their names, types and shapes, and of the metadata except the checksum itself."""
+    """The SHA-256 of tensors on the CPU, with names, types and shapes, and of the metadata without the checksum itself."""
     digest = hashlib.sha256(json.dumps({key: text for key, text in metadata.items() if key != SEAL}, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -95,7 +95,7 @@ def seal_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 
 def _system_error(error: SafetensorError) -> OSError:
-    """The system's error, which safetensors wraps into a text of its own."""
+    """The system's error, which safetensors wraps in its own message."""
     found = re.search(r"os error (\d+)|code: (\d+)", str(error))
     number = int(found[1] or found[2]) if found else 0
     return OSError(number, os.strerror(number) if number else str(error))

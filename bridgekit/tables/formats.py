@@ -12,10 +12,10 @@ from typing import Any
 
 from bridgekit.decoding.isolation import decode
 from bridgekit.errors import BridgekitError, ItemError
-from bridgekit.storage.bounded import OutOfBounds, open_regular, parse_json, read_bounded, why_no_json
+from bridgekit.storage.bounded import open_regular, parse_json, read_bounded, why_no_json
 
 MAX_TABLE = 4 << 30  # bytes
-MAX_ROW = 16 << 20  # characters in a JSON Lines row or a CSV cell
+MAX_ROW = 16 << 20  # characters of a JSON Lines row or a CSV cell
 FILL = "add a header with column names, and rows"  # remedy for an empty table
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -72,24 +72,17 @@ def _read_delimited(path: Path, delimiter: str) -> Records:
             if not names:
                 names = [name or "" for name in record]
             elif len(record) != len(names):
-                raise BridgekitError(
-                    f"the row has {len(record)} cells, but the header has {len(names)}",
-                    where=f"{path}, row {row}",
-                    remedy='put cells that contain commas, tabs or line breaks in "double quotes"',
-                )
+                what = f"the row has {len(record)} cells, but the header has {len(names)}"
+                raise _bad_row(path, row, what, 'put cells that contain commas, tabs or line breaks in "double quotes"')
             else:
                 records.append((row, record))
     except csv.Error as error:
+        what = 'a double quote (") is never closed' if "end of data" in str(error) else f"the row is malformed ({error})"
+        remedy = 'put the cell in "double quotes", and write each double quote inside it twice ("")'
         if "field limit" in str(error):
-            raise BridgekitError(
-                f"a cell has over {MAX_ROW:,} characters, or an earlier quote is never closed",
-                where=f"{path}, row {row + 1}",
-                remedy='shorten the cell, or remove a stray double quote (")',
-            ) from None
-        reason = 'a double quote (") is never closed' if "end of data" in str(error) else f"the row is malformed ({error})"
-        raise BridgekitError(
-            reason, where=f"{path}, row {row + 1}", remedy='put the cell in "double quotes", and double quotes inside it ("")'
-        ) from None
+            what = f"a cell has over {MAX_ROW:,} characters, or an earlier quote is never closed"
+            remedy = 'shorten the cell, or remove a stray double quote (")'
+        raise _bad_row(path, row + 1, what, remedy) from None
 
     def column(name: str) -> list[str | None]:
         at = names.index(name)
@@ -103,25 +96,15 @@ def _read_json_lines(path: Path) -> Records:
     for row, line in enumerate(read_utf8(path).split("\n"), 1):
         if not line.strip():
             continue
+        remedy = 'write one JSON object per line, like {"audio": "a.wav", "text": "a dog barks"}'
         try:
             value = parse_json(line, limit=MAX_ROW, lenient=True)
-        except OutOfBounds as error:
-            raise BridgekitError(
-                f"the row cannot be read: {error}", where=f"{path}, row {row}", remedy="write one small JSON object per line"
-            ) from None
         except ValueError as error:
-            reason = why_no_json(error)
-            raise BridgekitError(
-                f"the row is not valid JSON ({reason})", where=f"{path}, row {row}", remedy="write one JSON object per line"
-            ) from None
+            raise _bad_row(path, row, f"the row is not valid JSON ({why_no_json(error)})", remedy) from None
         if not isinstance(value, dict):
-            raise BridgekitError(
-                "the row is not a JSON object",
-                where=f"{path}, row {row}",
-                remedy='write one JSON object per line, like {"audio": "a.wav", "text": "a dog barks"}',
-            )
+            raise _bad_row(path, row, "the row is not a JSON object", remedy)
         rows.append((row, value))
-    # Columns are built on demand: if every row had its own keys, all of them would be n columns of n cells.
+    # Columns are built on demand: if every row had different keys, all of them would have n columns of n cells.
     return Records(
         list(dict.fromkeys(name for _, value in rows for name in value)),
         [row for row, _ in rows],
@@ -141,7 +124,7 @@ def _read_parquet(path: Path) -> Records:
                 ]
         return answer
 
-    open_regular(path).close()  # the decoder would wait for a named pipe
+    open_regular(path).close()  # the decoder would wait on a named pipe
     if not path.stat().st_size:
         raise BridgekitError("the table is empty", where=str(path), remedy=FILL)
     try:
@@ -159,7 +142,7 @@ def _read_parquet(path: Path) -> Records:
 
 
 def _as_cell(value: Any, where: str) -> str | None:
-    """A JSON or Parquet value as the text of a CSV cell. Missing values are None."""
+    """A JSON or Parquet value as a CSV cell. Missing values are None."""
     if value is None or value != value:
         return None
     if isinstance(value, str | int | float):
@@ -180,6 +163,8 @@ def read_utf8(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         row = data.count(b"\n" if b"\n" in data else b"\r", 0, error.start) + 1
-        raise BridgekitError(
-            "the table is not valid UTF-8", where=f"{path}, row {row}", remedy="save the table as UTF-8"
-        ) from None
+        raise _bad_row(path, row, "the table is not valid UTF-8", "save the table as UTF-8") from None
+
+
+def _bad_row(path: Path, row: int, what: str, remedy: str) -> BridgekitError:
+    return BridgekitError(what, where=f"{path}, row {row}", remedy=remedy)

@@ -5,39 +5,37 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
-from bridgekit.decoding.files import file_size, unreadable
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.pairs import EXTENSIONS, Pairs, SetAside
 from bridgekit.plain import plain
-from bridgekit.storage.bounded import OutOfBounds, homes, is_within
+from bridgekit.storage.bounded import OutOfBounds, file_size, homes, is_within, unreadable
 from bridgekit.tables.formats import FILL, TABLES, read_records, read_utf8
 from bridgekit.tables.splits import split_name
 
 MAX_PATH = 500  # characters of a path in a message
-SEARCHED, SHOWN = 1_000, 20  # column names searched for a close match, and listed in a message
+SEARCHED, SHOWN = 1_000, 20  # column names that are searched for a close match, and listed in a message
 LEAVES = "its path leads outside the table's folder: move the file there, or allow it with --outside"
 _OPTIONAL = ("split", "group")
 
 
 @dataclass(frozen=True)
 class Table:
-    """An opened table: read once, then queried for any of its columns.
+    """An opened table: read once, then queried for any columns.
 
     Arguments:
         source: the path of a table or folder, or the name of a plugin's source.
         modalities: its columns in order, without `split` and `group`. A folder of class folders has `text`, and audio or
-            image, whichever most of its files are.
-        select: maps column names to unchecked rows.
+            image, whichever has more files.
+        select: returns unchecked rows with the given columns.
         home: the folder that must contain its files after resolving links; None if they may be anywhere.
-        cells: returns all columns as written: name to cells by row number, without empty ones.
-        checked: `select` returns rows to use without checks: the caller's own `Pairs`.
+        cells: returns all non-empty cells as written: column name to row number to cell.
+        checked: the rows need no checks: the caller's own `Pairs`.
     """
 
     source: str
@@ -76,7 +74,7 @@ def open_table(source: str | Path | Pairs | Table, *, outside: bool = False) -> 
     path = Path(source)
     with _readable(source):
         if path.is_dir():
-            return _class_folders_in(path, None if outside else path)
+            return _class_folders(path, None if outside else path)
         if path.exists():
             return _table_file(path, None if outside else path.parent)
     if ":" in str(source) and path.suffix.lower() not in TABLES:
@@ -120,7 +118,7 @@ def _readable(source: str | Path) -> Iterator[None]:
         raise _missing(source) from None
     except (OSError, OutOfBounds) as error:
         reason = getattr(error, "strerror", None) or error
-        # An OSError without an errno comes from a library that cannot parse the file, not from the system.
+        # An OSError without an errno comes from a library that cannot parse the file.
         refused_by_system = isinstance(error, OSError) and error.errno is not None
         remedy = "check its name and permissions" if refused_by_system else "write the table again, as a regular file"
         raise BridgekitError(f"the table cannot be read ({reason})", where=str(source)[:MAX_PATH], remedy=remedy) from None
@@ -161,14 +159,14 @@ def _items_in(path: Path, source: str | Path, modality: str, outside: bool) -> I
         home = Home(path)
         return [file for file in fitting if outside or home.holds(file)]
     if path.is_dir():
-        return [" ".join(re.split(r"[\s_-]+", entry.name)) for entry in sorted(path.iterdir()) if entry.is_dir()]
+        return [_class_name(entry) for entry in sorted(path.iterdir()) if entry.is_dir()]
     if path.suffix.lower() == ".txt" and path.is_file() and modality == TEXT:
         return [line.strip() or None for line in read_utf8(path).splitlines()]
     return read_pairs(source, (modality,), outside=outside).columns[modality]
 
 
 def _in_memory(source: str, modalities: Sequence[str], build: Callable[[], Pairs], checked: bool = False) -> Table:
-    """A table of pairs that are in memory or built on first use."""
+    """A table of pairs in memory, or built on first use."""
 
     def select(wanted: tuple[str, ...]) -> Pairs:
         pairs = build()
@@ -178,10 +176,8 @@ def _in_memory(source: str, modalities: Sequence[str], build: Callable[[], Pairs
     def cells() -> dict[str, dict[int, str]]:
         pairs = build()
         columns = {**pairs.columns, "split": pairs.split or (), "group": pairs.group or ()}
-        return {
-            name: {row: str(item) for row, item in zip(pairs.rows, items, strict=False) if item}
-            for name, items in columns.items()
-        }
+        filled = {name: zip(pairs.rows, items, strict=False) for name, items in columns.items()}
+        return {name: {row: str(item) for row, item in items if item} for name, items in filled.items()}
 
     return Table(source, tuple(modalities), select, cells=cells, checked=checked)
 
@@ -209,7 +205,7 @@ def _table_file(path: Path, home: Path | None) -> Table:
     def cells() -> dict[str, dict[int, str]]:
         found: dict[str, dict[int, str]] = {}
         for name in filter(None, records.names):
-            with contextlib.suppress(BridgekitError):  # cells that are neither text nor numbers
+            with contextlib.suppress(BridgekitError):  # its cells are neither text nor numbers
                 found[name] = {row: cell for row, cell in zip(records.rows, records.column(name), strict=True) if cell}
         return found
 
@@ -217,10 +213,40 @@ def _table_file(path: Path, home: Path | None) -> Table:
     return Table(str(path), tuple(names), select, home, cells)
 
 
-def _class_folders_in(path: Path, home: Path | None) -> Table:
+def _class_folders(path: Path, home: Path | None) -> Table:
+    """A folder of class folders: a row for each of their files, with the name of its class folder as its text."""
     endings = [file.suffix[1:].lower() for file in path.glob("*/*")]
     count = {modality: sum(ending in known for ending in endings) for modality, known in EXTENSIONS.items()}
-    return Table(str(path), (max(count, key=lambda name: count[name]), TEXT), partial(_class_folders, path), home)
+
+    def select(modalities: tuple[str, ...]) -> Pairs:
+        files = [modality for modality in modalities if modality != TEXT]
+        if TEXT not in modalities or len(files) != 1:
+            raise BridgekitError(
+                f"a folder of class folders pairs {TEXT} with one other modality, not {' with '.join(modalities)}",
+                where=str(path),
+                remedy=f"give a table ({', '.join(TABLES)}) with a column for each",
+            )
+        extensions = EXTENSIONS.get(files[0])
+        rows: list[tuple[Item, Item | None]] = [
+            (file, _class_name(label))
+            for label in sorted(entry for entry in path.absolute().iterdir() if entry.is_dir() and entry.name[0] != ".")
+            for file in sorted(label.iterdir())
+            if file.name[0] != "." and (extensions is None or file.suffix[1:].lower() in extensions)
+        ]
+        if not rows:
+            raise BridgekitError(
+                f"the folder has no class folders with {files[0]} files",
+                where=str(path),
+                remedy=f"arrange the files as FOLDER/class_name/file, or give a table ({', '.join(TABLES)})",
+            )
+        columns = dict(zip((files[0], TEXT), zip(*rows, strict=True), strict=True))
+        return Pairs({modality: columns[modality] for modality in modalities}, str(path), tuple(range(1, len(rows) + 1)))
+
+    return Table(str(path), (max(count, key=lambda name: count[name]), TEXT), select, home)
+
+
+def _class_name(folder: Path) -> str | None:
+    return " ".join(folder.name.replace("_", " ").replace("-", " ").split()) or None
 
 
 def _check_columns(names: Sequence[str], wanted: Sequence[str], where: str) -> None:
@@ -250,33 +276,6 @@ def listed_columns(names: Sequence[str]) -> str:
     return found + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
 
 
-def _class_folders(folder: Path, modalities: Sequence[str]) -> Pairs:
-    """One row for each file of each subfolder: the file, and the subfolder's name as its text."""
-    files = [modality for modality in modalities if modality != TEXT]
-    if TEXT not in modalities or len(files) != 1:
-        raise BridgekitError(
-            f"a folder of class folders pairs {TEXT} with one other modality, not {' with '.join(modalities)}",
-            where=str(folder),
-            remedy=f"give a table ({', '.join(TABLES)}) with a column for each",
-        )
-    extensions = EXTENSIONS.get(files[0])
-    items: list[Item | None] = []
-    texts: list[Item | None] = []
-    for label in sorted(entry for entry in folder.absolute().iterdir() if entry.is_dir() and entry.name[0] != "."):
-        for file in sorted(label.iterdir()):
-            if file.name[0] != "." and (extensions is None or file.suffix[1:].lower() in extensions):
-                items.append(file)
-                texts.append(" ".join(label.name.replace("_", " ").replace("-", " ").split()) or None)
-    if not items:
-        raise BridgekitError(
-            f"the folder has no class folders with {files[0]} files",
-            where=str(folder),
-            remedy=f"arrange the files as FOLDER/class_name/file, or give a table ({', '.join(TABLES)})",
-        )
-    columns = {modality: tuple(texts if modality == TEXT else items) for modality in modalities}
-    return Pairs(columns, str(folder), tuple(range(1, len(items) + 1)))
-
-
 class Home:
     """The folder that must contain a table's files after resolving links.
 
@@ -285,26 +284,18 @@ class Home:
 
     def __init__(self, folder: Path) -> None:
         self._places = homes(folder)
-        self._known: dict[str, bool] = {}
+        self._parent_inside = cache(partial(is_within, places=self._places))
 
     def holds(self, file: Path) -> bool:
         """Whether the file's path, existing or not, is inside the folder."""
         parent, name = os.path.split(file)
         if name in ("", ".", "..") or file.is_symlink():
             return is_within(file, self._places)
-        if parent not in self._known:
-            self._known[parent] = is_within(parent, self._places)
-        return self._known[parent]
+        return self._parent_inside(parent)
 
 
-def _usable(pairs: Pairs, modalities: Sequence[str], folder: Path | None = None) -> Pairs:
-    """These columns of the usable rows; the other rows are added to `set_aside`.
-
-    Arguments:
-        pairs: the table.
-        modalities: the columns.
-        folder: the folder that must contain its files; None for no limit.
-    """
+def _usable(pairs: Pairs, modalities: Sequence[str], folder: Path | None) -> Pairs:
+    """These columns of the usable rows, whose files must be in `folder` if given; the other rows are added to `set_aside`."""
     home = Home(folder) if folder is not None else None
     columns = {modality: pairs.columns[modality] for modality in modalities}
     kept: list[int] = []
@@ -326,9 +317,7 @@ def _usable(pairs: Pairs, modalities: Sequence[str], folder: Path | None = None)
         why = f" (row {set_aside[0].row}: {set_aside[0].reason}: {set_aside[0].item})" if set_aside else ""
         remedy = "fix the table; its paths are relative to its own folder"
         if set_aside and set_aside[0].reason == LEAVES:
-            remedy = (
-                "move the files into the table's folder or, if you trust the table, add --outside (in Python: outside=True)"
-            )
+            remedy = "move the files into the table's folder, or if you trust it, add --outside (in Python: outside=True)"
         raise BridgekitError(f"none of the {len(set_aside):,} rows is usable{why}", where=pairs.source, remedy=remedy)
     split = pairs.split if pairs.split and any(pairs.split) else None
     group = pairs.group if pairs.group and any(pairs.group) else None
@@ -337,7 +326,7 @@ def _usable(pairs: Pairs, modalities: Sequence[str], folder: Path | None = None)
 
 
 def _fault(items: Mapping[str, Item | None], home: Home | None) -> tuple[str, str] | None:
-    """The column at fault and the reason if a row is unusable, else None."""
+    """The faulty column and the reason if a row is unusable, else None."""
     empty = [modality for modality, item in items.items() if item is None]
     if len(items) - len(empty) < min(2, len(items)):
         return empty[0], f"no item in this column, and a pair needs two of {', '.join(items)}"

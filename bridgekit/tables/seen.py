@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -16,9 +15,9 @@ from safetensors.numpy import save
 
 from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
-from bridgekit.storage.bounded import open_regular
+from bridgekit.storage.bounded import regular_size
 
-#: Enough for 268 million marks.
+#: Maximum size of the file: 268 million marks.
 MAX_BYTES = 2 << 30
 #: File in a bridge's folder.
 FILE = "training_rows.safetensors"
@@ -61,16 +60,13 @@ class TrainingRows:
 
     def whole(self, ids: Ids, contents: Contents) -> NDArray[np.bool_]:
         """(n,) whether a training row contains all items of each row."""
-        return self._has([_items(ids, contents, row) for row in range(_count(ids))])
+        rows = [_items(ids, contents, row) for row in range(len(next(iter(ids.values()), ())))]
+        marks = np.frombuffer(b"".join(map(_mark, rows)), np.int64)
+        return np.asarray(np.isin(marks, self.marks) & np.array([len(items) > 0 for items in rows], bool), np.bool_)
 
     def files(self, ids: Ids, contents: Contents) -> NDArray[np.bool_]:
         """(n,) whether a training row contains all items of each row except its text."""
         return self.whole({modality: each for modality, each in ids.items() if modality != TEXT}, contents)
-
-    def _has(self, rows: Sequence[Sequence[tuple[str, bytes]]]) -> NDArray[np.bool_]:
-        marks = np.frombuffer(b"".join(_mark(items) for items in rows), np.int64)
-        there = np.array([len(items) > 0 for items in rows], bool)
-        return np.asarray(np.isin(marks, self.marks) & there, np.bool_)
 
     def save(self, folder: Path) -> None:
         """Write them to the folder of a bridge being saved."""
@@ -87,12 +83,11 @@ class TrainingRows:
         """
         file = folder / FILE
         try:
-            with open_regular(file) as opened_file:  # opening a named pipe would block
-                if os.fstat(opened_file.fileno()).st_size > MAX_BYTES:
-                    raise ValueError("it is too large")
-            with safe_open(file, "numpy") as opened:
-                marks: NDArray[np.int64] = opened.get_tensor("marks")
-                checksum = (opened.metadata() or {}).get("sha256")
+            if regular_size(file) > MAX_BYTES:
+                raise ValueError("it is too large")
+            with safe_open(file, "numpy") as tensors:
+                marks: NDArray[np.int64] = tensors.get_tensor("marks")
+                checksum = (tensors.metadata() or {}).get("sha256")
             if marks.dtype != np.int64 or hashlib.sha256(marks.tobytes()).hexdigest() != checksum:
                 raise ValueError("its checksum does not match")
         except FileNotFoundError:
@@ -104,10 +99,6 @@ class TrainingRows:
                 remedy="copy the bridge again, or retrain it",
             ) from None
         return cls(marks.reshape(-1))
-
-
-def _count(ids: Ids) -> int:
-    return len(next(iter(ids.values()), ()))
 
 
 def _items(ids: Ids, contents: Contents, row: int) -> list[tuple[str, bytes]]:

@@ -21,13 +21,13 @@ def split_pairs(pairs: Pairs, seed: int, content: Content) -> tuple[str, ...]:
     """Split rows into train, val and test.
 
     A table's own split is kept. Without one, rows go to train, val and test as 80 : 10 : 10. Rows that share a file or a
-    group stay together, so that no test item was trained on; a text may repeat across splits, as class names do. In a table
-    with a train split and no val split, a tenth of the train rows become val, by the same rule.
+    group stay together, so that no test item was trained on; texts may repeat across splits, as class names do. If a table
+    has a train split but no val split, a tenth of the train rows become val, by the same rule.
 
     Arguments:
         pairs: the table, n rows.
         seed: random seed. The same seed gives the same splits.
-        content: modality to n ids: rows with the same id hold the same item. Negative if missing.
+        content: see `bridgekit.pairs.Content`.
 
     Returns:
         n names: `train`, `val`, and any other name for a test split.
@@ -87,15 +87,15 @@ def split_pairs(pairs: Pairs, seed: int, content: Content) -> tuple[str, ...]:
 
 
 def relation_keys(pairs: Pairs, content: Content) -> npt.NDArray[np.int64]:
-    """Keys that related rows share, so that neither is ever used as the other's negative: the same item, or the same group.
+    """Keys that related rows share: the same item or group. Related rows are never used as each other's negatives.
 
     Arguments:
         pairs: the table, n rows.
-        content: modality to n ids: rows with the same id hold the same item. Negative if missing.
+        content: see `bridgekit.pairs.Content`.
 
     Returns:
         int64 of shape (n, k): a column for each modality, in the table's order, and a last one if it has groups. Two rows
-        are related where any column holds the same id, not negative, for both. An id means nothing in another column.
+        are related if any column has the same non-negative id for both.
     """
     columns = [np.asarray(content[modality], np.int64) for modality in pairs.modalities]
     if pairs.group is not None:
@@ -109,7 +109,7 @@ def _group_ids(group: Sequence[str]) -> list[int]:
 
 
 def _components(pairs: Pairs, content: Content, rows: Sequence[int]) -> list[list[int]]:
-    """These rows as connected components, in order of their first rows: rows that share a file or a group are connected."""
+    """Connected components of these rows, in order of their first rows: rows that share a file or a group are connected."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -363,7 +363,7 @@ def _look_at_latents(workshop: Path, found: Found) -> None:
         with safe_open(shards[0], "np") as file:
             revision, dim = file.metadata()["revision"], file.get_slice("latents").get_shape()[1]
         latents = store.LatentStore(revision, dim, workshop / "home" / "latents")
-        digests = sorted(latents._where)
+        digests = sorted({digest.tobytes() for shard in latents._shards.values() for digest in shard.digests})
         for digest, vector in zip(digests, latents.read(digests).numpy(), strict=True):
             found.latents[revision, digest] = vector.tobytes()
 

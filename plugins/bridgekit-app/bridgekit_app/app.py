@@ -1,9 +1,9 @@
 """The application: a page for people and an API for programs, on one server.
 
-FastAPI with a small front end of its own rather than Gradio, which would have been quicker to write: Gradio brings dozens of
-packages, its pages fetch fonts from the network, it reports its use by default, and it leaves little control over what
-a request may send, which origins may send it, and when work is cancelled whose client has gone. Here that is a few hundred
-lines that can be read, the page works offline, and programs use the same routes as the page.
+FastAPI with a small front end of its own rather than Gradio, which would have been quicker to write: Gradio depends on dozens
+of packages, its pages fetch fonts from the network, it reports its use by default, and it gives little control over what a
+request may contain, which origins may send it, and when work is cancelled after its client has left. Here that is a few
+hundred readable lines, the page works offline, and programs use the same routes as the page.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _through(state: AppState, opened: Opened, named: str | None, modalities: Seq
     if named:
         opened.bridge.side(named)
         if named in (*modalities, target):
-            what = f"{modalities[0]} and {target} cannot meet through {named}"
+            what = f"{modalities[0]} and {target} cannot be connected through {named}"
             raise Refusal(400, what, remedy="name a third modality, or none")
         return named
     return state.between(opened, modalities[0], target) if len(set(modalities)) == 1 else None
@@ -281,7 +281,7 @@ async def bridge(request: Request) -> dict[str, Any]:
 
 @routes.get("/healthz", summary="Whether the server is up, and how much waits")
 async def healthz(request: Request) -> dict[str, Any]:
-    """Answers at once, whatever else goes on."""
+    """Answers at once, even under load."""
     state = _state(request)
     return {
         "status": "ok",

@@ -124,7 +124,7 @@ def _embed(bridge: Bridge, modality: str, prepared: list[Any]) -> Tensor:
             vectors = bridge.project(modality, latents)
     except BridgekitError:
         raise
-    except (Exception, SystemExit) as error:  # a stranger's code
+    except (Exception, SystemExit) as error:  # third-party code
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(f"{plugin_of(encoder)} failed to encode: {reason}", where=encoder.revision) from error
     if not vectors.isfinite().all():

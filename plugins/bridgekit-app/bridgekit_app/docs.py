@@ -28,7 +28,7 @@ def docs_page(api: Mapping[str, Any]) -> str:
 
 
 def _code(text: str) -> Markup:
-    """Text for the page; what stands in backticks is code."""
+    """Text for the page, with code in backticks."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 

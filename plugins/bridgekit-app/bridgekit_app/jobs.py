@@ -169,7 +169,7 @@ class Queue:
             return job
 
     def _do(self, job: Job) -> None:
-        """Run a job. Whoever waits for it receives `started`, what the work emits, and `done` or `failed`."""
+        """Run a job. Its listeners receive `started`, what the work emits, and `done` or `failed`."""
         started = time.monotonic()
         with suppress(Cancelled):  # it may also fail while nobody waits for it any more
             try:

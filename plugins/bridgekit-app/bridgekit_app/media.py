@@ -46,7 +46,7 @@ class Media:
         return name.hexdigest()
 
     def read(self, name: str) -> tuple[str, bytes] | None:
-        """Media type and bytes; None for a name that was never given out.
+        """Media type and bytes; None for an unknown name.
 
         Raises:
             ItemError: the file cannot be read any more.

@@ -1,4 +1,4 @@
-"""What the server works with: the bridges and models there are, opened when first asked for, and the work done with them."""
+"""The server's state: its bridges and models, opened when first requested, and the work done with them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from bridgekit.bridge.provenance import installed_version
 from bridgekit.diffusion.conditioner import close_gap
 from bridgekit.diffusion.models import DrawOptions, open_model
 from bridgekit.diffusion.painter import Painter, mix, open_painter, paint
-from bridgekit.diffusion.previews import preview
 from bridgekit.diffusion.sheets import png
 from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
@@ -39,6 +38,7 @@ from bridgekit_app.galleries import OPENING, Galleries, Gallery, open_encoder
 from bridgekit_app.jobs import Emit, Queue
 from bridgekit_app.limits import Limits, Refusal, busy
 from bridgekit_app.media import Media
+from bridgekit_app.previews import preview
 from bridgekit_app.uploads import Input, prepare
 
 #: Bridges that are kept open, with their encoders.

@@ -1,4 +1,4 @@
-"""What a request brings: texts, and files in a folder of its own that is deleted when the request is answered."""
+"""The inputs of a request: texts, and files in a folder of its own that is deleted when the request is answered."""
 
 from __future__ import annotations
 

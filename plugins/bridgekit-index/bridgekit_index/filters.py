@@ -27,7 +27,7 @@ def check_filter(where: str, columns: Mapping[str, str]) -> str:
     """A filter as SQL that compares columns with texts and numbers, and can do nothing else: it calls no function.
 
     Arguments:
-        where: what the user wrote. Names of columns match in any case; those that are not plain words stand in `backticks`.
+        where: what the user wrote. Names of columns match in any case; those that are not plain words need `backticks`.
         columns: name to what it holds (text or numbers), for messages.
 
     Raises:

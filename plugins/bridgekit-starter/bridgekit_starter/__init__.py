@@ -23,7 +23,7 @@ def open_encoder(model: str, device: str) -> Encoder:
     Raises:
         PluginError: there is no such model, or its weights are missing or are not the expected ones.
     """
-    # The imports stand here because each brings torch and a model library with it: `bridgekit --help` needs none of them.
+    # Imported here because each imports torch and a model library, which `bridgekit --help` does not need.
     if model == "text":
         from bridgekit_starter.text import TextEncoder
 

@@ -56,10 +56,10 @@ class Window:
 class AudioEncoder:
     """Whisper base's encoder: the states after its third and after its last layer, each the mean over a clip's own frames.
 
-    Whisper was trained to write down speech, and its last layers have begun to forget the rest of what they hear; its third
-    layer has not. Both together serve both uses better than the usual last state. Right answers in percent, on standardised
-    vectors (means of the state after a layer over the clip's own frames; 400 clips of ESC-10, logistic regression, one fold
-    of five left out; and 300 spoken names by the nearest of the means over 6 voices, or to 1 voice, asked in 2 others):
+    Whisper was trained to transcribe speech, so its last layers discard part of all other sound; its third layer does not.
+    Together they serve both uses better than the usual last state. Accuracy in percent, on standardised vectors (means of
+    the state after a layer over the clip's own frames; 400 clips of ESC-10, logistic regression, one fold of five left out;
+    and 300 spoken names by the nearest of the means over 6 voices, or to 1 voice, queried in 2 other voices):
 
     | states         | ESC-10, own length | ESC-10, padded | names, 6 voices | names, 1 voice |
     |----------------|--------------------|----------------|-----------------|----------------|

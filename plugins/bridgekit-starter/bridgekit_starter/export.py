@@ -67,7 +67,7 @@ def command(
     model: Annotated[Model, typer.Argument(help="Which of the starter's models.")],
     folder: Annotated[Path, typer.Argument(help="The folder to write. It must not exist yet.")],
 ) -> None:
-    """Write one of the starter's models as a folder in Hugging Face's layout, for transformers and whatever else reads that.
+    """Write one of the starter's models as a folder in Hugging Face's layout, for transformers and others that read it.
 
     Example: [b]bridgekit starter-export whisper-base models/whisper-base[/b]
     """
@@ -89,7 +89,7 @@ def export_whisper(folder: Path) -> Path:
         BridgekitError: there is something at `folder` already, or it cannot be written.
         PluginError: the weights are missing or are not the expected ones.
     """
-    # The imports stand here because they bring numpy and torch with them: `bridgekit --help` loads this module.
+    # Imported here because they import numpy and torch, and `bridgekit --help` loads this module.
     from bridgekit.storage.sealed import save_tensors
     from bridgekit_starter.weights import WHISPER_PARTS, WHISPER_SHA256, read_ctranslate2
 

@@ -32,8 +32,7 @@ HASHES = FOLDER / "sha256.json"
 class SentenceConditioning:
     """MiniLM's sentence vectors, which the head makes into prompt embeddings for the transformer.
 
-    The vectors, not the tokens, are what a bridge must give: a bridge whose text side is a frozen `starter:text` gives
-    them as they are.
+    A bridge must give the vectors, not the tokens: a bridge whose text side is a frozen `starter:text` does so unchanged.
     """
 
     kind = "sentence"

@@ -191,7 +191,7 @@ def train_autoencoder(work: Path, pixels: Tensor) -> AutoencoderKL:
 
 
 def picture_distance(made: Tensor, real: Tensor, *, colours: bool) -> Tensor:
-    """L1 at three scales and on edges, squares for what is far off, and, where asked, colours once more by themselves."""
+    """L1 at three scales and on edges, squares for large errors, and, with `colours`, colours alone."""
     distance = l1_loss(made, real) + 2 * mse_loss(made, real)
     for k in (2, 4):
         distance = distance + l1_loss(avg_pool2d(made, k), avg_pool2d(real, k)) / 2
@@ -237,9 +237,9 @@ class Painter(nn.Module):
         super().__init__()
         self.head = TokenHead()
         self.transformer = new_transformer()
-        # Token i is also asked to foretell patch i. That teaches the head, which is cheap, what the picture looks like, and
-        # leaves to the transformer, which is dear, how to draw it. Not exported.
-        self.foretell = nn.Linear(TokenHead.WIDTH, 4 * CHANNELS)
+        # Token i also has to predict patch i. This teaches the cheap head what the image looks like, and leaves how to draw it
+        # to the expensive transformer. Not exported.
+        self.predict = nn.Linear(TokenHead.WIDTH, 4 * CHANNELS)
 
 
 def patches(latents: Tensor) -> Tensor:
@@ -278,12 +278,14 @@ def train_transformer(work: Path, latents: Tensor, names: list[str], look: Calla
         with torch.autocast("cpu", torch.bfloat16):
             tokens = model.head(vectors)
             made = predict(model.transformer, schedule.add_noise(real, noise, times), tokens, times)
-            foretold = model.foretell(tokens)
+            predicted = model.predict(tokens)
         v_loss = mse_loss(made.float(), schedule.get_velocity(real, noise, times))
-        conditional_loss = ((foretold.float() - patches(real)).square().mean((1, 2)) * conditional[:, 0]).mean()
+        conditional_loss = ((predicted.float() - patches(real)).square().mean((1, 2)) * conditional[:, 0]).mean()
         run.update(v_loss + 0.5 * conditional_loss)
         if step % 50 == 0:
-            print(f"transformer {step:5} v {v_loss:.4f} foretold {conditional_loss:.4f} {run.seconds / 60:.1f} min", flush=True)
+            print(
+                f"transformer {step:5} v {v_loss:.4f} predicted {conditional_loss:.4f} {run.seconds / 60:.1f} min", flush=True
+            )
         if step % 500 == 499:
             averaged = Painter()
             averaged.load_state_dict(run.average)
@@ -312,7 +314,7 @@ def polish_decoder(
     """Teach the decoder, in place, to draw the true pictures from the latents that the transformer makes of training names.
 
     Half of a batch has the transformer's latents, half the encoder's with a little noise. The encoder, and so the
-    transformer's targets, stay as they are.
+    transformer's targets, do not change.
     """
     torch.manual_seed(SEED)
     vectors = sentence_vectors(names)
@@ -408,7 +410,7 @@ def export(autoencoder: AutoencoderKL, painter: Painter, folder: Path) -> None:
 
 
 def compare_settings(pixels: Tensor, names: list[str]) -> None:
-    """How far the exported model's pictures are from the true ones, in pixels, by steps and guidance: no judge is asked."""
+    """How far the exported model's pictures are from the true ones, in pixels, by steps and guidance, without a judge."""
     model = open_generator("cpu")
     conditioning = model.conditionings[0]
     tensors = conditioning.encode(names)

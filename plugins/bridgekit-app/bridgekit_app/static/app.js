@@ -294,8 +294,8 @@ function finish(made) {
   $("save").href = $("picture").src;
   $("save").download = `${(made.nearest[0]?.item || "bridgekit").replace(/[^\w-]+/g, "_")}.png`;
   $("actions").hidden = false;
-  const heard = $("sure").hidden && made.nearest.length ? ` It heard ${made.nearest.map((near) => near.item).join(", ")}.` : "";
-  idle(`Drawn in ${made.seconds.toFixed(1)} s, ${made.width} × ${made.height} pixels.${heard}`);
+  const near = $("sure").hidden && made.nearest.length ? ` Nearest captions: ${made.nearest.map((each) => each.item).join(", ")}.` : "";
+  idle(`Drawn in ${made.seconds.toFixed(1)} s, ${made.width} × ${made.height} pixels.${near}`);
 }
 
 // A data URL would have to be allowed for the whole page; a blob is the page's own.
@@ -409,7 +409,7 @@ function finishRecording() {
   $("record-text").textContent = "Record";
   $("level").hidden = true;
   const sound = trim(joined(blocks), rate);
-  if (!sound.length) return complain({ what: "Nothing was heard.", fix: "check that the microphone is the right one and is not muted" });
+  if (!sound.length) return complain({ what: "The recording is silent.", fix: "check that the microphone is the right one and is not muted" });
   give({ modality: "audio", blob: wav(sound, rate), name: `recording ${++recordings}.wav` });
 }
 
