@@ -159,7 +159,7 @@ class Bridge:
         side = self.side(modality)
         if modality not in self._encoders:
             refuse_untrusted_encoder(side.encoder, self.folder)
-            encoder = load_encoder(side.encoder, self.device)
+            encoder = load_encoder(side.encoder, self.device, revision=side.revision)
             if encoder.revision != side.revision:
                 raise BridgekitError(
                     f"{side.encoder} is not the encoder that this bridge was trained on",

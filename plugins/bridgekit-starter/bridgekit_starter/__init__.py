@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from bridgekit.encoders import Encoder
     from bridgekit.image_models import ImageModel
 
-MODELS = ("text", "image", "audio", "audio-30s")
+MODELS = ("text", "image", "audio", "speech", "audio-30s", "sound")
+#: Before `starter:sound` was added, `starter:audio` was Whisper alone. Its revision starts with its name of that time.
+RENAMED = {"starter:audio@d01c3014881c+layer-3-and-last-own-length-v1": "speech"}
 
 
 def open_encoder(model: str, device: str) -> Encoder:
@@ -32,10 +34,18 @@ def open_encoder(model: str, device: str) -> Encoder:
         from bridgekit_starter.image import ImageEncoder
 
         return ImageEncoder(device)
-    if model in ("audio", "audio-30s"):
+    if model in ("speech", "audio-30s"):
         from bridgekit_starter.audio import AudioEncoder
 
         return AudioEncoder(device, padded=model == "audio-30s")
+    if model == "sound":
+        from bridgekit_starter.sound import SoundEncoder
+
+        return SoundEncoder(device)
+    if model in ("audio", "speech+sound"):
+        from bridgekit_starter.hearing import HearingEncoder
+
+        return HearingEncoder(device)
     raise PluginError(
         f"The starter has no model {model!r}.", where=f"starter:{model}", remedy=f"choose one of: {', '.join(MODELS)}"
     )
@@ -43,7 +53,7 @@ def open_encoder(model: str, device: str) -> Encoder:
 
 @hookimpl
 def encoder_providers() -> Sequence[EncoderProvider]:
-    """`starter:text`, `starter:image`, `starter:audio` and `starter:audio-30s`: the defaults for their modalities."""
+    """The starter's encoders: `starter:text`, `starter:image` and `starter:audio` are the defaults for their modalities."""
     return [
         EncoderProvider(
             name="starter",
@@ -51,6 +61,7 @@ def encoder_providers() -> Sequence[EncoderProvider]:
             open=open_encoder,
             models=lambda: MODELS,
             defaults={"text": "text", "image": "image", "audio": "audio"},
+            renamed=RENAMED,
         )
     ]
 
