@@ -26,7 +26,7 @@ PRESET = PRESETS["default"]
 
 
 def columns(encoded: EncodedPairs, split: NDArray[np.str_], *modalities: str) -> tuple[EncodedPairs, NDArray[np.str_]]:
-    """The rows of `train` and `val` that have all of these modalities, with only these columns."""
+    """The rows of `train` and `val` that have all these modalities, with only these columns."""
     there = np.all([encoded.ids[modality] >= 0 for modality in modalities], axis=0)
     rows = np.flatnonzero(there & np.isin(split, ("train", "val")))
     chosen = encoded.pairs.take(rows)
@@ -58,18 +58,21 @@ def main() -> str:
     for seed in SEEDS:
         speech, drawn = columns(encoded, split, "audio", "text"), columns(encoded, split, "text", "image")
         both = train_encoded(encoded, split, preset=PRESET, seed=seed)
-        heard = train_encoded(*speech, preset=PRESET, seed=seed)
-        seen = train_encoded(*drawn, preset=PRESET, seed=seed)
-        bound = train_encoded(*drawn, preset=PRESET, seed=seed, fixed={"text": heard.adapters["text"]})
+        audio_text = train_encoded(*speech, preset=PRESET, seed=seed)
+        text_image = train_encoded(*drawn, preset=PRESET, seed=seed)
+        bound = train_encoded(*drawn, preset=PRESET, seed=seed, fixed={"text": audio_text.adapters["text"]})
         joint = embeddings(both.adapters, latents)
-        later = embeddings({**heard.adapters, "image": bound.adapters["image"]}, latents)
-        for query, answer, first, second in (("audio", "image", heard, seen), ("image", "audio", seen, heard)):
+        later = embeddings({**audio_text.adapters, "image": bound.adapters["image"]}, latents)
+        for query, answer, first, second in (
+            ("audio", "image", audio_text, text_image),
+            ("image", "audio", text_image, audio_text),
+        ):
             one, other = embeddings(first.adapters, latents), embeddings(second.adapters, latents)
             ends = {
                 "three together": joint,
                 "three together, via text": {**joint, query: expected(joint, query, both.temperature)},
                 "image bound later": later,
-                "image bound later, via text": {**later, query: expected(later, query, heard.temperature)},
+                "image bound later, via text": {**later, query: expected(later, query, audio_text.temperature)},
                 **{
                     f"two bridges, {how}": {query: expected(one, query, temperature, other["text"]), answer: other[answer]}
                     for how, temperature in (("via text", first.temperature), ("via the nearest name", 1e-6))
@@ -84,7 +87,7 @@ def main() -> str:
                         key = (place, f"{query} → {answer}", found.candidates)
                         figures.setdefault(key, {}).setdefault(method, []).append(found.as_json())
         for query, answer in (("audio", "text"), ("text", "audio"), ("image", "text"), ("text", "image")):
-            trained = heard if "audio" in (query, answer) else seen
+            trained = audio_text if "audio" in (query, answer) else text_image
             for method, alone in (("three together", both), ("only these two", trained)):
                 embedded = embeddings(alone.adapters, latents)
                 rows = np.flatnonzero(split == "test-names")

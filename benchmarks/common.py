@@ -23,13 +23,13 @@ from bridgekit.progress import progress_bars
 from bridgekit.recipes.fit import train_encoded
 from bridgekit.tables.splits import split_pairs
 
-#: The recordings are next to the project, not part of it.
+#: The recordings are not part of the repository; they are next to it.
 ESC10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "esc10"
 
 
 @cache
 def encoded_source(source: str, *encoders: str) -> EncodedPairs:
-    """A plugin's table with the latents of the named encoders (from the cache, if there)."""
+    """A plugin's table with the latents of the named encoders, cached."""
     opened = [load_encoder(name, "cpu") for name in encoders]
     return encode(read_pairs(source, [encoder.modality for encoder in opened]), *encoders)
 
@@ -47,7 +47,7 @@ def random_split(encoded: EncodedPairs, seed: int) -> NDArray[np.str_]:
 
 
 def fusemix(encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, seed: int) -> Embed:
-    """Train; return the embedding function."""
+    """Train and return the embedding function."""
     trained = train_encoded(encoded, split, preset=preset, seed=seed)
     return lambda modality, matrix: project(trained.adapters[modality], matrix)
 
@@ -70,7 +70,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def where() -> str:
-    """The machine and versions."""
+    """The machine and package versions."""
     packages = ", ".join(
         f"{name} {version(name)}" for name in ("bridgekit-core", "torch", "scikit-learn", "transformers", "timm")
     )

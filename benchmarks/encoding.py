@@ -42,7 +42,7 @@ ROUNDS = 3
 WARM_UP = 8
 #: The peers' batch size: the default of sentence-transformers and of bridgekit.
 BATCH = 32
-#: Where the last layer starts in the 1,024 dimensions of `starter:audio`. The peer has only that layer.
+#: Start of the last layer in the 1,024 dimensions of `starter:audio`. The peer returns only that layer.
 LAST_LAYER = 512
 #: Samples at 16 kHz per frame of Whisper's encoder.
 FRAME = 320
@@ -53,8 +53,8 @@ class Timed:
     """Times and vectors of one method.
 
     Arguments:
-        seconds: of each round; empty if only the vectors are compared.
-        vectors: (n, d), of the last round.
+        seconds: one per round; empty if only the vectors are compared.
+        vectors: (n, d) of the last round.
     """
 
     seconds: Sequence[float]
@@ -62,7 +62,7 @@ class Timed:
 
 
 def alternate(sides: Mapping[str, Encode], items: Sequence[Item], rounds: int = ROUNDS) -> dict[str, Timed]:
-    """Run the methods in turn, several rounds, so that drift of the machine's speed affects all of them."""
+    """Run the methods in alternating rounds, so that changes in the machine's speed affect all of them."""
     for encode in sides.values():
         encode(items[:WARM_UP])
     # faster-whisper collects garbage after every file; exclude the objects that this program has loaded.
@@ -92,12 +92,12 @@ def bridgekit(name: str) -> Encode:
 
 
 def row(kind: str, name: str, ours: Timed, peer: str, theirs: Timed) -> list[str]:
-    """A row of the table. Vectors of unequal size are compared over their last dimensions."""
+    """A row of the table. Vectors of different sizes are compared over their last dimensions."""
     n = len(ours.vectors)
     ratios = [their / our for our, their in zip(ours.seconds, theirs.seconds, strict=False)]
     spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "not timed"
     own = ours.vectors[:, -theirs.vectors.shape[1] :]
-    # The same mean for both; separate means would hide a shift between them.
+    # Subtract the same mean from both: separate means would hide an offset between them.
     mean = theirs.vectors.mean(0)
     raw, centred = cosine_similarity(own, theirs.vectors), cosine_similarity(own - mean, theirs.vectors - mean)
     rates = [f"{n / statistics.median(side.seconds):,.1f}" if side.seconds else "not timed" for side in (ours, theirs)]
@@ -178,7 +178,7 @@ class Pictures(torch.utils.data.Dataset[Tensor]):
 
 
 def timm_loop(workers: int) -> Encode:
-    """EfficientNet-Lite0 by timm as its documentation runs a model: float32, timm's own transform, batches in order.
+    """EfficientNet-Lite0 by timm as in its documentation: float32, timm's own transform, batches in order.
 
     Arguments:
         workers: processes that decode; 0 decodes between the batches.
@@ -189,10 +189,10 @@ def timm_loop(workers: int) -> Encode:
 
     model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
     stored = torch.load(EFFICIENTNET_WEIGHTS.locate(), weights_only=True)
-    # The file has timm's tensors in timm's order under other names; the classifier's two are last.
+    # The file has timm's tensors in timm's order under other names, the classifier's two last.
     model.load_state_dict(dict(zip(model.state_dict(), stored.values(), strict=False)))
     model.eval()
-    transform = create_transform(**resolve_model_data_config(model))  # type: ignore[no-untyped-call]
+    transform = create_transform(**resolve_model_data_config(model))
 
     @torch.inference_mode()
     def encode(items: Sequence[Item]) -> Tensor:
@@ -223,7 +223,7 @@ def image_rows() -> list[list[str]]:
 
 
 def ctranslate2_whisper(folder: Path) -> Any:
-    """Whisper base as faster-whisper opens it on a CPU, from the same two packages: int8, on all cores."""
+    """Whisper base as faster-whisper opens it on a CPU, from the same two packages: int8, all cores."""
     import ctranslate2
 
     with (folder / "model.bin").open("wb") as model:
@@ -235,13 +235,13 @@ def ctranslate2_whisper(folder: Path) -> Any:
 
 
 def faster_whisper(model: Any, batch: int, padding: Padding) -> Encode:
-    """Whisper's encoder by faster-whisper's parts; the mean of the last state over a clip's own frames.
+    """Whisper's encoder with faster-whisper's preprocessing; mean of the last state over a clip's own frames.
 
     Arguments:
-        model: of `ctranslate2_whisper`.
-        batch: clips in one forward pass.
-        padding: `zeros` after the spectrogram, up to 30 s, as faster-whisper does it; `silence` after the sound, up to 30 s,
-            as Whisper was trained; or `none` but up to a batch's longest.
+        model: from `ctranslate2_whisper`.
+        batch: clips per forward pass.
+        padding: `zeros`: pad the spectrogram to 30 s, as faster-whisper does; `silence`: pad the audio to 30 s, as in
+            Whisper's training; `none`: pad only to the longest clip of the batch.
     """
     import ctranslate2
     from faster_whisper.audio import decode_audio, pad_or_trim
@@ -293,7 +293,7 @@ def audio_rows() -> list[list[str]]:
 
 
 def main() -> str:
-    """Encode everything with both methods; return the table, and what was not measured."""
+    """Encode everything with bridgekit and its peers; return the table."""
     rows, missing = [], []
     for peer, measure in (("sentence_transformers", text_rows), ("timm", image_rows), ("faster_whisper", audio_rows)):
         if not find_spec(peer):

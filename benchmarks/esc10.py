@@ -25,7 +25,7 @@ from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.recipes.fit import training_rows
 from bridgekit.retrieval import class_embeddings, search
 
-#: The captions of training clips, one each, and the prompts at test time.
+#: Training clips get one of these captions each; at test time, all are prompts.
 TEMPLATES = ("the sound of a {}", "{}", "a recording of a {}", "I hear a {}", "this is the sound of {}")
 SEEDS = (0, 1, 2)
 
@@ -45,7 +45,7 @@ def clips() -> tuple[Pairs, NDArray[np.str_], NDArray[np.str_]]:
 
 
 def last_epoch(encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, seed: int) -> Embed:
-    """Train to the last epoch: recall among ten classes saturates too early to select an epoch."""
+    """Train without early stopping: recall among ten classes saturates too early to select an epoch."""
     keys, later = torch.from_numpy(encoded.keys[split == "train"]), count()
     validate = lambda _: {"score": float(next(later))}  # noqa: E731
     trained = train(*training_rows(encoded, split), keys, validate=validate, preset=preset, seed=seed)
@@ -53,7 +53,7 @@ def last_epoch(encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, s
 
 
 def zero_shot(encoded: EncodedPairs, embed: Embed, labels: NDArray[np.str_], test: NDArray[np.int64]) -> float:
-    """The fraction of test clips whose class's prompts are nearest."""
+    """Zero-shot accuracy on the test clips."""
     text = load_encoder("starter:text", "cpu")
 
     def embed_texts(texts: list[str]) -> object:
@@ -75,7 +75,7 @@ def probe(encoded: EncodedPairs, labels: NDArray[np.str_], train: NDArray[np.int
 
 
 def splits(folds: NDArray[np.str_], left_out: str, seed: int) -> NDArray[np.str_]:
-    """The held-out fold is the test split; one clip in ten of the others is for validation."""
+    """The held-out fold is the test split; 10 % of the other clips are for validation."""
     split = np.where(folds == left_out, "test", "train")
     train = np.random.default_rng(seed).permutation(np.flatnonzero(split == "train"))
     split[train[: len(train) // 10]] = "val"

@@ -22,7 +22,7 @@ from bridgekit.retrieval import recall, relevance
 SIZES, WIDTH = (5_000, 20_000), 512
 #: Alternating runs of each method.
 ROUNDS = 3
-#: Cosine of the correct candidate: among 20,000 it ranks first for about half of the queries.
+#: Cosine similarity of the correct candidate. Among 20,000 it ranks first for about half of the queries.
 COSINE = 0.18
 
 
@@ -33,7 +33,7 @@ def tiled(x: Tensor, y: Tensor) -> dict[str, float]:
 
 
 def sorting(x: Tensor, y: Tensor) -> dict[str, float]:
-    """As in open_clip's `get_clip_metrics`, in one direction."""
+    """open_clip's `get_clip_metrics`, in one direction."""
     ranking = torch.argsort(x @ y.T, descending=True)
     ranks = 1 + torch.where(ranking == torch.arange(len(x))[:, None])[1]
     recalls = {f"recall@{k}": round(float((ranks <= k).float().mean()), 6) for k in (1, 5, 10)}

@@ -37,7 +37,7 @@ GAPS = ("captions", "mean", "none")
 
 
 def from_names() -> str:
-    """The text-to-image model alone: names sampled at random, and names that it was not trained on."""
+    """The text-to-image model alone: a random sample of names, and the names held out of its training."""
     from bridgekit_starter.openmoji import split_of
 
     gallery = open_gallery(device="cpu")
@@ -61,9 +61,9 @@ def from_speech(work: Path) -> str:
     return records(judge_generation(work / "speech", splits=["test-voices"], gaps=GAPS, limit=NAMES, seed=SEED))
 
 
-@patch.dict(os.environ, BRIDGEKIT_OUTSIDE="yes")  # the tables are written here, beside the bridges
+@patch.dict(os.environ, BRIDGEKIT_OUTSIDE="yes")  # the tables are not inside the bridges' folders
 def from_sounds(work: Path) -> str:
-    """ESC-10, each fold held out in turn: images for all its clips, ranked among ten. Means over the folds."""
+    """ESC-10 with each fold held out in turn: images for all its clips, ranked among ten classes. Means over the folds."""
     with (ESC10 / "clips.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     folds = []

@@ -75,7 +75,7 @@ def add(bridge: Path, folder: Path) -> float:
 
 
 def killed(bridge: Path, folder: Path) -> int:
-    """Index them in a process that is killed after some rows; return the number of rows."""
+    """Index the sentences in a process that is killed after some rows; return the number of rows."""
     process = subprocess.Popen([sys.executable, __file__, str(bridge), str(folder)])
     while process.poll() is None:
         if folder.exists() and (index := Index.create(folder)).modalities and index.rows("text"):
@@ -85,7 +85,7 @@ def killed(bridge: Path, folder: Path) -> int:
                 return rows
             break
         time.sleep(0.05)
-    raise SystemExit("the process had added all before it could be killed")
+    raise SystemExit("the process finished before it could be killed")
 
 
 def fingerprint(folder: Path) -> str:
@@ -109,7 +109,7 @@ Way = Callable[[Tensor], Sequence[float]]
 def measure(way: Way, queries: Tensor, tenth: Sequence[float]) -> list[str]:
     """recall@10, median and 95th percentile of wall-clock ms, and CPU ms, for one query at a time.
 
-    A hit counts if it is no less similar than the tenth of the exact ones.
+    A hit counts if it is at least as similar as the tenth exact hit.
     """
     seconds, found = [], 0
     way(queries[:1])
@@ -131,7 +131,7 @@ def torchs(queries: Tensor, matrix: Tensor) -> list[float]:
 
 
 def raw(stored: Any, matrix: Tensor, row_of: dict[str, int], **settings: int) -> Way:
-    """LanceDB's search with these settings. Similarities are exact, not LanceDB's estimates."""
+    """LanceDB's search with these settings. Similarities are recomputed exactly."""
 
     def way(query: Tensor) -> list[float]:
         found_by = stored.search(query[0].numpy(), vector_column_name="vector").distance_type("cosine").limit(K)
@@ -174,7 +174,7 @@ def _with_a_new_bridge() -> str:
         bridge = place / "image-text"
         model = align(a="image", b="text", pairs="starter:openmoji", out=bridge, progress=False)
         vectors = {
-            "text": model.embed("text", sentences())[ROWS:],  # so that all latents are in the store from now on
+            "text": model.embed("text", sentences())[ROWS:],  # this also stores the latents of all sentences
             "image": model.embed("image", list_items("starter:openmoji", "image").items)[:: 1_866 // QUERIES][:QUERIES],
         }
         return _measured(place, model, bridge, vectors)

@@ -21,14 +21,14 @@ from bridgekit.hardware import fast_products
 
 WIDTH = 512
 SIZES = (1_024, 4_096, 16_384, 65_536)
-#: The largest n measured: above it, ClipLoss does not fit, and the others take minutes without showing anything new.
+#: The largest n per method. Above it, ClipLoss does not fit into memory, and the others take minutes.
 MOST = {"ClipLoss": 16_384, "Cached": 65_536, "bridgekit": 16_384, "bridgekit, fast products": 131_072}
-#: Up to this size there are several alternating runs; larger ones take minutes and run once.
+#: Sizes up to REPEATED are run ROUNDS times, alternating; larger ones once.
 REPEATED, ROUNDS = 16_384, 2
 
 
 def embeddings(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Similar pairs of unit length, and a scale of 1 / 0.07."""
+    """n similar pairs of unit vectors, and a scale of 1 / 0.07."""
     generator = torch.Generator().manual_seed(0)
     x = normalize(torch.randn(n, WIDTH, generator=generator), dim=1)
     y = normalize(0.5 * x + 0.5 * normalize(torch.randn(n, WIDTH, generator=generator), dim=1), dim=1)

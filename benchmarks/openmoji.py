@@ -27,7 +27,7 @@ PRESET = PRESETS["default"]
 
 
 def ridge(encoded: EncodedPairs, split: NDArray[np.str_]) -> Embed:
-    """scikit-learn's Ridge from images to names; alpha selected on validation rows."""
+    """scikit-learn's Ridge from images to names, with alpha selected on validation rows."""
     latents = {modality: latents.matrix for modality, latents in encoded.latents.items()}
     rows = {modality: torch.from_numpy(ids[split == "train"]) for modality, ids in encoded.ids.items()}
     score = validation(encoded, split)
@@ -35,7 +35,7 @@ def ridge(encoded: EncodedPairs, split: NDArray[np.str_]) -> Embed:
 
 
 def cca(encoded: EncodedPairs, split: NDArray[np.str_]) -> Embed:
-    """scikit-learn's CCA after PCA; both dimensions selected on validation rows."""
+    """scikit-learn's CCA after PCA, with both dimensions selected on validation rows."""
     score = validation(encoded, split)
     a, b = encoded.latents
     train = {m: encoded.latents[m].matrix[torch.from_numpy(encoded.ids[m][split == "train"])].double().numpy() for m in (a, b)}

@@ -21,7 +21,7 @@ from bridgekit.fusion.contrastive import info_nce
 from bridgekit.hardware import fast_products
 
 SIDES = (1_024, 2_048, 4_096)
-#: Alternating rounds; the best counts, because other processes can only slow it down.
+#: Alternating rounds. The best is reported, because other processes can only slow it down.
 ROUNDS = 3
 N, WIDTH = 16_384, 512
 ROWS, LATENTS = 2_048, 1_024
@@ -35,12 +35,7 @@ MODES: dict[str, tuple[torch.dtype, Callable[[], AbstractContextManager[None]]]]
 
 @dataclass(frozen=True)
 class Task:
-    """A timed operation.
-
-    Arguments:
-        run: once.
-        operations: that are counted for it.
-    """
+    """A timed function and its number of floating-point operations."""
 
     run: Callable[[], object]
     operations: float
@@ -53,7 +48,7 @@ def product(dtype: torch.dtype, side: int) -> Task:
 
 
 def loss(dtype: torch.dtype) -> Task:
-    """InfoNCE forward and backward: the similarities twice, the gradients of x and of y."""
+    """InfoNCE forward and backward: four matrix products (the similarities twice, the gradients of x and y)."""
     x, y = (normalize(torch.randn(N, WIDTH), dim=1).to(dtype).requires_grad_() for _ in range(2))
     scale = torch.tensor(1 / 0.07, requires_grad=True)
     return Task(lambda: torch.autograd.grad(info_nce(x, y, scale), (x, y, scale)), 4 * 2.0 * N**2 * WIDTH)
@@ -85,15 +80,15 @@ def main() -> str:
         mode: {
             **{f"product, {side:,} a side": product(dtype, side) for side in SIDES},
             f"InfoNCE, n = {N:,}, d = {WIDTH}": loss(dtype),
-            f"adapter's step, {ROWS:,} rows": adapter(dtype),
+            f"adapter step, {ROWS:,} rows": adapter(dtype),
         }
         for mode, (dtype, _) in MODES.items()
     }
     best: dict[tuple[str, str], float] = {}
     for _ in range(ROUNDS):
-        for mode, (_, surroundings) in MODES.items():
+        for mode, (_, context) in MODES.items():
             for name, task in tasks[mode].items():
-                with surroundings():
+                with context():
                     started = time.perf_counter()
                     task.run()
                     taken = time.perf_counter() - started
@@ -115,10 +110,10 @@ def main() -> str:
     ]
     notes = (
         f"Best of {ROUNDS} alternating rounds, {torch.get_num_threads()} threads. The peak is the fastest product in a number "
-        "format. `fast products` is the mode in which the loss is trained: float32 matrices multiplied by oneDNN, in "
-        "bfloat16 where there is AMX; adapters train as under bfloat16. For the loss, four products are counted (2 n² d "
-        f"operations each); for a step of the `paper` preset's adapter (latents of {LATENTS:,} dimensions), what torch's "
-        "FlopCounterMode counts, although dropout, norms and AdamW take time as well."
+        "format. Training uses `fast products` for the loss (float32 matrices multiplied by oneDNN, in bfloat16 on CPUs with "
+        "AMX) and bfloat16 for the adapters. Operations counted: for the loss, four products of 2 n² d each; for a step of "
+        f"the `paper` preset's adapter (latents of {LATENTS:,} dimensions), the count of torch's FlopCounterMode, which "
+        "excludes dropout, norms and AdamW."
     )
     return notes + "\n\n" + table(["format", "what", "time", "GFLOP/s", "of peak"], rows)
 

@@ -25,7 +25,7 @@ VARIANTS: dict[str, Preset] = {
     "without input dropout": replace(DEFAULT, input_dropout=0.0),
     "without the residual block": replace(DEFAULT, blocks=0),
 }
-#: The paper's adapters are thirty times as large: on two cores they are measured on the small table only.
+#: The paper's adapters are thirty times as large, so they are measured only on the small table.
 PAPER = replace(PRESETS["paper"], batch_size=1_024, min_steps_per_epoch=3, epochs=30)
 
 

@@ -28,7 +28,7 @@ def peak_memory() -> int:
 
 
 def report(work: Callable[[], dict[str, Any]]) -> None:
-    """Do some work and print its result, seconds and additional peak memory for `in_process`."""
+    """Run a function and print its result, seconds and increase of peak memory for `in_process`."""
     CLEAR.write_text("5")
     before, started = peak_memory(), time.perf_counter()
     figures = work()
@@ -37,7 +37,7 @@ def report(work: Callable[[], dict[str, Any]]) -> None:
 
 
 def in_process(file: str, *arguments: object) -> dict[str, Any]:
-    """Run a file with arguments in a process; return what it prints with `report`."""
+    """Run a file with arguments in a new process; return what it printed with `report`."""
     command = [sys.executable, file, *map(str, arguments)]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     figures: dict[str, Any] = json.loads(printed.splitlines()[-1])

@@ -1,6 +1,6 @@
 """Run every benchmark and write benchmarks/RESULTS.md: python benchmarks/run.py [NAME ...]
 
-Each result is a section with its command, machine and versions. Sections of benchmarks that are not run stay.
+Each section has the command, machine and versions. Sections of benchmarks that are not run are kept.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from common import table
 from bridgekit import align
 
 CLIENTS, SECONDS, SEED = 50, 60, 0
-#: How often each kind of request is sent.
+#: Frequency of each kind of request.
 MIX = {"embed a text": 0.6, "search images by text": 0.24, "search text by audio": 0.12, "generate an image": 0.04}
 WORDS, VOICES = 40, ("en-us+m3", "en+f4", "en-gb-x-rp+m1")
 NEW_VOICE = "en-us-nyc+m6"
@@ -40,12 +40,12 @@ NEW_VOICE = "en-us-nyc+m6"
 
 @dataclass
 class Log:
-    """What the clients measured.
+    """The clients' measurements.
 
     Arguments:
-        seconds: kind of request to how long each took that was served.
+        seconds: kind of request to the latencies of successful requests.
         busy: kind of request to the number of "busy" responses.
-        errors: all other responses.
+        errors: other responses.
     """
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -54,7 +54,7 @@ class Log:
 
 
 def make_bridge(folder: Path) -> tuple[Path, list[bytes], list[str]]:
-    """A bridge of 40 spoken words and their images; clips in a held-out voice; the words."""
+    """Train a bridge on 40 spoken words and their images; return it with clips in a held-out voice and the words."""
     pictures = list(openmoji.pictures())[::46][:WORDS]
     words = [picture.name for picture in pictures]
     files = dict(zip(words, openmoji._draw(pictures), strict=True))
@@ -81,7 +81,7 @@ def wav(path: Path) -> bytes:
 
 
 def client(number: int, port: int, until: float, clips: list[bytes], words: list[str], log: Log) -> None:
-    """A client: send a request, read the response, repeat. Retries when the server is busy."""
+    """A client: send requests one after another, and wait when the server is busy."""
     draw = random.Random(SEED * 1_000 + number)
     line = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     while time.monotonic() < until:
@@ -107,11 +107,11 @@ def client(number: int, port: int, until: float, clips: list[bytes], words: list
 
 
 def request(kind: str, draw: random.Random, clips: list[bytes], words: list[str]) -> tuple[str, bytes, dict[str, str]]:
-    """A request that was not sent before, so that no cached response applies: path, body, headers."""
+    """A new request, so that no cached result applies: path, body, headers."""
     text = f"{draw.choice(words)} {draw.randrange(10**9)}"
     if kind == "search text by audio":
         clip = bytearray(draw.choice(clips))
-        clip[-4:] = draw.randbytes(4)  # two samples: another clip to the server, the same to the ear
+        clip[-4:] = draw.randbytes(4)  # change two samples: a new clip for the server, but inaudible
         edge = uuid4().hex
         head = f'--{edge}\r\nContent-Disposition: form-data; name="audio"; filename="clip.wav"\r\n\r\n'
         body = head.encode() + bytes(clip) + f"\r\n--{edge}--\r\n".encode()
@@ -139,7 +139,7 @@ def processor(process: int) -> float:
 
 
 def main(lasting: float = SECONDS) -> str:
-    """Start the server, send requests for this many seconds, and count."""
+    """Start the server, send requests for this many seconds, and return the tables."""
     with tempfile.TemporaryDirectory() as folder:
         bridge, clips, words = make_bridge(Path(folder))
         command = [sys.executable, "-m", "bridgekit", "app", str(bridge), "--port", "0"]
@@ -155,7 +155,7 @@ def main(lasting: float = SECONDS) -> str:
 
 def measure(server: int, port: int, clips: list[bytes], words: list[str], lasting: float) -> str:
     """Send the requests."""
-    client(0, port, time.monotonic() + 20, clips, words, Log())  # until all is open and has been used once
+    client(0, port, time.monotonic() + 20, clips, words, Log())  # warm-up: open all encoders and the model
     log, held = Log(), []
     before, had = health(port), processor(server)
     started = time.monotonic()
@@ -212,7 +212,7 @@ def health(port: int) -> dict[str, dict[str, int]]:
 
 
 def _listed(errors: Counter[str]) -> str:
-    return "".join(f"; {count} times {what}" for what, count in errors.items())
+    return "".join(f"; {what} ({count} times)" for what, count in errors.items())
 
 
 if __name__ == "__main__":

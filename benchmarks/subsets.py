@@ -8,19 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from bridgekit_subset.k_dpp import choose_subset, greedy_k_dpp
 from common import encoded_source, fusemix, random_split, spread, table
 from numpy.typing import NDArray
+from processes import can_measure_memory, peak_memory
 
 from bridgekit import PRESETS
 from bridgekit.evaluation.recall import evaluate_splits
@@ -32,20 +31,18 @@ LARGE, SMALL = (200_000, 5_000), (20_000, 1_000)
 ROUNDS = 3
 SEEDS = range(5)
 SHARES = (0.1, 0.25, 0.5)
-#: Linux's peak memory of this process.
-STATUS = Path("/proc/self/status")
 
 Matrix = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What one method selected.
+    """A method's selection.
 
     Arguments:
         items: (k,) in order.
-        gains: (k,) whose logarithms add up to the log-determinant.
-        evaluations: how many gains were worked out, apart from the front's.
+        gains: (k,), whose logarithms sum to the log-determinant.
+        evaluations: number of gains computed, excluding the initial ones.
     """
 
     items: NDArray[np.int64]
@@ -54,7 +51,7 @@ class Choice:
 
 
 def latents(n: int) -> Matrix:
-    """n / 100 random centres, and noise of half their spread: synthetic data with some structure."""
+    """Synthetic clusters: n / 100 random centres, and noise of half their standard deviation."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((n // 100, WIDTH), dtype=np.float32)
     x: Matrix = centres[rng.integers(0, len(centres), n)]
@@ -64,7 +61,7 @@ def latents(n: int) -> Matrix:
 
 
 def lazy(x: Matrix, k: int) -> Choice:
-    """Bridgekit's."""
+    """Bridgekit's method."""
     found = greedy_k_dpp(x, k)
     return Choice(found.items, found.gains, found.evaluations)
 
@@ -91,17 +88,10 @@ WAYS: dict[str, Callable[[Matrix, int], Choice]] = {"lazy": lazy, "plain": plain
 
 
 def log_determinant(x: Matrix, items: NDArray[np.int64]) -> float:
-    """Log-determinant of the kernel of some items."""
+    """Log-determinant of the items' kernel matrix."""
     unit = x[items].astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     return float(np.linalg.slogdet((unit @ unit.T + 1) ** 2)[1])
-
-
-def peak_memory() -> int:
-    """Peak memory of this process in bytes."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
-    assert found
-    return 1024 * int(found.group(1))
 
 
 def measure(way: str, n: int, k: int) -> None:
@@ -214,7 +204,7 @@ def training() -> str:
 
 def main() -> str:
     """Measure and train; return both tables."""
-    if not STATUS.exists():
+    if not can_measure_memory():
         return "Not measured: peak memory needs Linux."
     return speed() + "\n\n" + training()
 

@@ -27,7 +27,7 @@ from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.recipes.fit import training_rows, validation
 
 SEED = 0
-#: The release's hyperparameters; 500 epochs of batches of 40,960 are for millions of pairs.
+#: The release's hyperparameters, except that 500 epochs with batches of 40,960 are for millions of pairs.
 PAPER = replace(PRESETS["paper"], batch_size=1_024, epochs=10)
 DEFAULT = PRESETS["default"]
 LARGE_BATCH = 40_960
@@ -73,9 +73,9 @@ def plain_loop(
 
     Arguments:
         one, other: (n, d) latents of pairs.
-        preset: hyperparameters; mixup is always one lambda a batch over two halves, as the release does it.
+        preset: hyperparameters; mixup is always one lambda per batch over two halves, as in the release.
         after_epoch: called with the epoch, the adapters and the seconds of training so far.
-        steps: stop after so many, if not 0.
+        steps: stop after this many, unless 0.
     """
     torch.manual_seed(SEED)
     adapters: list[nn.Module] = [

@@ -47,14 +47,12 @@ class Encoder(Protocol):
         Raises:
             ItemError: the item cannot be used. Only its own row is set aside.
         """
-        ...
 
     def encode(self, batch: Sequence[Any]) -> Tensor:
         """One forward pass without gradients: n prepared items to a float32 tensor of shape (n, dim).
 
         An item's vector must not depend on the rest of its batch.
         """
-        ...
 
 
 def is_modality(name: object) -> bool:

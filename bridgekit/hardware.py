@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import re
-import time
+import timeit
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -89,12 +89,7 @@ def _processor() -> str:
 def _seconds(dtype: torch.dtype) -> float:
     """The fastest of several matrix products, since other processes may slow any one of them."""
     matrix = torch.ones(_SIDE, _SIDE, dtype=dtype)
-    times = []
-    for _ in range(6):
-        started = time.perf_counter()
-        matrix @ matrix
-        times.append(time.perf_counter() - started)
-    return min(times)
+    return min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=6))
 
 
 @contextmanager

@@ -72,11 +72,8 @@ def model_folder(name: str, patterns: Sequence[str], *, plugin: str) -> Path:
 def pinned(name: str, folder: Path) -> str:
     """The name that resolves to the same model on every machine: `org/model@commit` for a hub model.
 
-    A branch such as `main` moves; a commit identifies its files by content, so bridges record the commit.
-
-    Arguments:
-        name: as passed to `model_folder`.
-        folder: the folder that `model_folder` returned.
+    A branch such as `main` moves; a commit identifies its files by content, so bridges record the commit. `folder` is what
+    `model_folder` returned for `name`.
     """
     from_hub = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name) and not Path(name).expanduser().is_dir()
     return f"{name.partition('@')[0]}@{folder.name}" if from_hub else name
@@ -90,13 +87,13 @@ def _in_cache(repository: str, revision: str | None, patterns: Sequence[str]) ->
     other = [pattern for pattern in patterns if any(fnmatch(pattern, weights) for weights in _OTHER_WEIGHTS)]
     safe = [pattern for pattern in patterns if pattern not in other]
     wants_weights = bool(other) or any(fnmatch(pattern, SAFE) for pattern in patterns)
-    for wanted, weights in ((safe, [SAFE]), ([*patterns], [SAFE, *_OTHER_WEIGHTS])):
+    for wanted in (safe, [*patterns]):
         try:
             folder = Path(snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=wanted))
         except (OSError, ValueError):
             continue  # not in the cache, or incomplete
         found = needed_files((path.relative_to(folder).as_posix() for path in folder.rglob("*")), wanted)
-        if not wants_weights or any(fnmatch(file, pattern) for file in found for pattern in weights):
+        if not wants_weights or any(fnmatch(file, pattern) for file in found for pattern in (SAFE, *_OTHER_WEIGHTS)):
             return folder
     return None
 

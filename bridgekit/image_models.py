@@ -30,20 +30,15 @@ class Conditioning(Protocol):
     def encode(self, items: Sequence[ConditioningItem]) -> dict[str, Tensor]:
         """The model's own conditioning for n > 0 items.
 
-        Arguments:
-            items: texts, or images and paths of images.
-
         Returns:
             Argument name to tensor with n rows on the CPU: float32, or bool for masks. For example `prompt_embeds`
-            (n, L, d), `pooled_prompt_embeds` (n, p), `prompt_attention_mask` (n, L); `image_embeds` (n, d). If the model
-            uses a mask, L is the length of the longest text and may differ between calls; values at masked positions are
-            meaningless.
+            (n, L, d), `pooled_prompt_embeds` (n, p), `prompt_attention_mask` (n, L); `image_embeds` (n, d). If there is a mask,
+            L is the length of the longest text, and values at masked positions are meaningless.
 
         Raises:
             BridgekitError: the pipeline has no encoder for these items.
             ItemError: an item cannot be read.
         """
-        ...
 
     def arguments(self, tensors: Mapping[str, Tensor], *, guided: bool, prompt: str | None = None) -> dict[str, Any]:
         """Keyword arguments of a pipeline call for n images.
@@ -58,11 +53,9 @@ class Conditioning(Protocol):
         Raises:
             BridgekitError: the pipeline ignores prompts, or its negatives cannot be encoded.
         """
-        ...
 
     def takes_latents_of(self, encoder: Encoder) -> bool:
         """Whether this frozen encoder's latents already are this conditioning, so no map is needed."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -73,9 +66,9 @@ class ImageModel:
         name: the name the user gave.
         pipeline: a diffusers pipeline.
         conditionings: what it takes in place of a prompt, best first.
-        steps: default number of denoising steps; None is the pipeline's default.
-        guidance: default guidance scale, 1 for none; None is the pipeline's default.
-        size: the only side length in pixels that it supports, or None if others work too.
+        steps: default number of denoising steps, or None for the pipeline's default.
+        guidance: default guidance scale, 1 for none, or None for the pipeline's default.
+        size: the only side length in pixels that it supports, or None if it supports several.
     """
 
     name: str

@@ -18,7 +18,6 @@ from bridgekit.storage.bounded import opened, unreadable
 #: Characters of a text: a long novel. A tokenizer takes about 60 bytes per character, and no encoder reads that far.
 MAX_TEXT = 1_000_000
 
-_BLOCK = 1 << 18  # bytes hashed at a time
 _BROKEN = re.compile("[\0\ud800-\udfff]")  # NUL, or a lone surrogate
 
 
@@ -50,10 +49,7 @@ def audio_seconds(path: Path, most: float) -> float:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decode an image, upright.
-
-    Arguments:
-        path: the file. The first frame of an animation is taken.
+    """Decode an image, or the first frame of an animation.
 
     Returns:
         An RGB image: rotated by its EXIF orientation, transparency on white, 16-bit grey scaled to 8 bits.
@@ -113,7 +109,7 @@ def content_hash(item: Item) -> bytes:
     digest = hashlib.sha256(b"file\0")
     with opened(item, may_be_empty=True) as file:
         try:
-            while block := file.read(_BLOCK):
+            while block := file.read(1 << 18):
                 digest.update(block)
         except OSError as error:
             raise unreadable(item, error) from None

@@ -31,8 +31,8 @@ HOOKS = (
 OURS = ("clap", "ray", "starter", "timm", "transformers")
 #: The commands of our own plugins, whose packages are named likewise, with the help shown while they are not installed.
 VERBS = {
-    "app": "Serve a page where you speak and see, and an API for programs.",
-    "index": "Embed items once and keep them in an index, to be searched with search --index.",
+    "app": "Serve a web page for search and image generation, and an HTTP API, on this machine.",
+    "index": "Embed items and store them in an index for bridgekit search --index.",
     "subset": "Choose k training pairs, diverse or at random. Rows of other splits are kept.",
 }
 #: How to install one of our plugins. Not from PyPI, where the name may be someone else's.

@@ -45,17 +45,11 @@ def _lines() -> Report:
         start, before = began[what] = began.get(what, (now, done)) if done else (now, 0)
         if now - printed.setdefault(what, now - LINE_SECONDS + PATIENCE) >= LINE_SECONDS:
             printed[what] = now
-            pace = _pace(done - before, now - start, total - done)
-            print(f"{what}: {done:,} of {total:,}{pace}", file=sys.stderr, flush=True)
+            rate = (done - before) / (now - start) if done > before and now > start else 0
+            left = f", {rate:,.1f}/s, {timedelta(seconds=round((total - done) / rate))} left" if rate else ""
+            print(f"{what}: {done:,} of {total:,}{left}", file=sys.stderr, flush=True)
 
     return report
-
-
-def _pace(done: int, seconds: float, left: int) -> str:
-    """Rate and time left: `, 35.2/s, 0:08:54 left`; empty if nothing is done yet."""
-    if done <= 0 or seconds <= 0:
-        return ""
-    return f", {done / seconds:,.1f}/s, {timedelta(seconds=round(left * seconds / done))} left"
 
 
 @contextmanager

@@ -94,30 +94,28 @@ def _provider(provider: EncoderProvider, encoder: Encoder) -> Iterator[str]:
         yield f"its provider's models() fails: {_one_line(error)}"
     else:
         if not all(isinstance(model, str) for model in models):
-            yield f"its provider's models() must give names, and gives {models}"
+            yield f"its provider's models() must return names, and returns {models}"
     for modality in provider.defaults:
         if modality not in provider.modalities:
             yield f"its provider has a default for {modality!r}, which is not among its modalities {provider.modalities}"
 
 
 def _revision(name: str, encoder: Encoder, changed: str | None, device: str) -> Iterator[str]:
-    def revision_of(name: str) -> str | BridgekitError:
-        try:
-            return load_encoder(name, device).revision
-        except BridgekitError as error:
-            return error
-
     for again in dict.fromkeys((name, recorded_name(name, encoder))):
-        found = revision_of(again)
-        if isinstance(found, BridgekitError):
-            yield f"it cannot be opened a second time, as {again}: {_one_line(found)}"
-        elif found != encoder.revision:
+        try:
+            found = load_encoder(again, device).revision
+        except BridgekitError as error:
+            yield f"it cannot be opened a second time, as {again}: {_one_line(error)}"
+            continue
+        if found != encoder.revision:
             yield f"opened again as {again}, its revision {encoder.revision!r} is {found!r}: no latents would be found again"
     if changed is not None:
-        found = revision_of(changed)
-        if isinstance(found, BridgekitError):
-            yield f"{changed}, which has other weights, cannot be opened: {_one_line(found)}"
-        elif found == encoder.revision:
+        try:
+            found = load_encoder(changed, device).revision
+        except BridgekitError as error:
+            yield f"{changed}, which has other weights, cannot be opened: {_one_line(error)}"
+            return
+        if found == encoder.revision:
             yield f"its revision {found!r} is also that of {changed}, which has other weights"
 
 

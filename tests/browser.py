@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.shared import PATIENCE
+
 if TYPE_CHECKING:
-    from playwright.sync_api import ConsoleMessage, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright
 
 DESKTOP = (1280, 900)
 PHONE = (375, 740)
@@ -32,6 +34,62 @@ _QUIET = (
 )
 
 
+class _Kept:
+    """Playwright and a Chromium, started when first needed."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.stack = stack
+        self._playwright: Playwright | None = None
+        self._browser: Browser | None = None
+
+    def launch(self, *arguments: str) -> Browser:
+        path = _chromium()
+        if self._playwright is None:
+            sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+            self._playwright = self.stack.enter_context(sync_api.sync_playwright())
+        chromium = self._playwright.chromium
+        return chromium.launch(executable_path=path, args=[*_QUIET, *arguments], timeout=1000 * PATIENCE)
+
+    @property
+    def browser(self) -> Browser:
+        if self._browser is None:
+            self._browser = self.launch()
+            self.stack.callback(self._browser.close)
+        return self._browser
+
+
+_kept: _Kept | None = None
+
+
+@contextmanager
+def one_browser() -> Iterator[None]:
+    """Pages in this `with` block share one Chromium, which takes longer to start than to show most pages."""
+    global _kept
+    if _kept is not None:
+        yield
+        return
+    with ExitStack() as stack:
+        _kept = _Kept(stack)
+        try:
+            yield
+        finally:
+            _kept = None
+
+
+@contextmanager
+def _opened(arguments: Sequence[str]) -> Iterator[Browser]:
+    """The Chromium that is kept open, or one with arguments of its own."""
+    assert _kept is not None
+    if not arguments:
+        yield _kept.browser
+        return
+    browser = _kept.launch(*arguments)
+    try:
+        yield browser
+    finally:
+        browser.close()
+
+
 @contextmanager
 def browser_page(
     width: int = DESKTOP[0],
@@ -43,7 +101,7 @@ def browser_page(
     arguments: Sequence[str] = (),
     permissions: Sequence[str] = (),
 ) -> Iterator[Page]:
-    """An empty page of a new Chromium with a profile of its own.
+    """An empty page with a profile of its own, of a new Chromium or of the one that `one_browser` keeps open.
 
     Arguments:
         width, height: of the page, in CSS pixels.
@@ -56,30 +114,29 @@ def browser_page(
     Raises:
         AssertionError: when it is left, if a script of the page failed, or the page's own policy forbade something.
     """
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
     troubles: list[str] = []
 
     def heard(message: ConsoleMessage) -> None:
         if message.type == "error" and "Content Security Policy" in message.text:
             troubles.append(message.text)
 
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=_chromium(), args=[*_QUIET, *arguments])
+    with one_browser(), _opened(arguments) as browser:
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            has_touch=touch,
+            device_scale_factor=2 if touch else 1,
+            java_script_enabled=javascript,
+            permissions=list(permissions),
+        )
         try:
-            context = browser.new_context(
-                viewport={"width": width, "height": height},
-                color_scheme="dark" if dark else "light",
-                has_touch=touch,
-                device_scale_factor=2 if touch else 1,
-                java_script_enabled=javascript,
-                permissions=list(permissions),
-            )
+            context.set_default_timeout(1000 * PATIENCE)
             page = context.new_page()
             page.on("pageerror", lambda error: troubles.append(str(error)))
             page.on("console", heard)
             yield page
         finally:
-            browser.close()
+            context.close()
     assert not troubles, troubles
 
 

@@ -1,7 +1,7 @@
 """What tests of picture making share: a toy image encoder, a toy text-to-image model, and bridges trained once a session.
 
 The toy model paints eight patches whose colours are a fixed function of a caption's letters, and the true pictures of the
-names are those very patches: a judge should recognise every one of them. It proves the machinery, not that anything is heard.
+names are those very patches: a judge should recognise every one of them. It tests the machinery, not how well a bridge hears.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def test_a_frozen_side_is_the_identity() -> None:
 
 
 @pytest.mark.parametrize("p", [0.1, 0.6])
-def test_dropout_drops_its_share_and_keeps_the_expectation_and_passes_gradients_alike(p: float) -> None:
+def test_dropout_drops_its_share_keeps_the_expectation_and_masks_gradients_the_same_way(p: float) -> None:
     torch.manual_seed(0)
     x = torch.ones(1_000, 257, requires_grad=True)
     out = Dropout(p)(x)

@@ -1,4 +1,4 @@
-"""`align` from a table to a bridge: it learns, repeats itself, resumes, and loses nothing."""
+"""`align` from a table to a bridge: it learns, is reproducible, resumes, and drops no good row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def adapters(folder: Path) -> bytes:
     return (folder / "adapters.safetensors").read_bytes()
 
 
-def test_clips_find_their_names_and_the_bridge_tells_how_well(tmp_path: Path) -> None:
+def test_clips_find_their_names_and_the_bridge_records_its_metrics(tmp_path: Path) -> None:
     bridge = align(pairs=tone_table(tmp_path), out=tmp_path / "bridge", preset=QUICK, progress=False)
     figures = {(record["method"], record["direction"]): record for record in bridge.metrics if record["among"] == "split"}
     assert list(dict.fromkeys(method for method, _ in figures)) == ["random", "closed-form start", "linear", "FuseMix"]
@@ -78,7 +78,7 @@ def test_the_saved_bridge_embeds_compares_and_searches(tmp_path: Path) -> None:
     assert bridge.dim == 32
 
 
-def test_the_same_call_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+def test_the_same_call_gives_the_same_bytes_and_another_seed_different_ones(tmp_path: Path) -> None:
     table = tone_table(tmp_path)
     for name, seed in {"one": 0, "two": 0, "other": 1}.items():
         align(pairs=table, out=tmp_path / name, preset=QUICK, seed=seed, progress=False)
@@ -98,7 +98,7 @@ def test_a_finished_bridge_of_the_same_call_is_reused_and_another_is_not_overwri
     assert adapters(out) != before
 
 
-def test_a_folder_that_is_not_a_bridge_is_never_written_over(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bridge_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(BridgekitError, match="not a bridge"):
@@ -134,7 +134,7 @@ def test_two_rows_are_too_few(tmp_path: Path) -> None:
         align(pairs=table, out=tmp_path / "bridge", preset=QUICK, progress=False)
 
 
-def test_one_text_for_all_rows_is_nothing_to_learn(tmp_path: Path) -> None:
+def test_a_table_with_the_same_text_in_every_row_is_refused(tmp_path: Path) -> None:
     table = tone_table(tmp_path)
     table.write_text("audio,text\n" + "".join(f"clips/{name} {k}.wav,sound\n" for name in NAMES for k in range(3)))
     with pytest.raises(BridgekitError, match="same text"):

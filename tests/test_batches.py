@@ -1,4 +1,4 @@
-"""Batches are the same ones each time and hold what is alike; bfloat16 is used where it was seen to agree, and only there."""
+"""Batches are deterministic and group items of similar size; bfloat16 is used only where a check finds it accurate."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class LayerEncoder(LetterEncoder):
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine that multiplies bfloat16 faster, whatever this one does."""
+    """Pretend that this machine multiplies bfloat16 faster."""
     monkeypatch.setenv("BRIDGEKIT_PRECISION", "bfloat16")
 
 
 # ---- the plan
 
 
-def test_few_words_go_many_at_a_time_and_large_items_as_ever() -> None:
+def test_short_texts_go_in_larger_batches_than_large_items() -> None:
     assert [len(batch) for batch in plan_batches(dict.fromkeys(range(600), 40))] == [MOST, MOST, 600 - 2 * MOST]
     assert [len(batch) for batch in plan_batches(dict.fromkeys(range(70), 100_000))] == [BATCH_SIZE, BATCH_SIZE, 6]
     assert [len(batch) for batch in plan_batches(dict.fromkeys(range(200), SMALL // 100))] == [100, 100]
@@ -85,7 +85,7 @@ def test_many_items_run_in_bfloat16_where_a_check_finds_it_near_enough() -> None
 
 
 @pytest.mark.usefixtures("fast")
-def test_an_encoder_that_bfloat16_spoils_runs_in_float32_and_it_is_told_how_far_it_was_off() -> None:
+def test_an_encoder_that_bfloat16_spoils_runs_in_float32_and_the_error_is_reported() -> None:
     encoder = LayerEncoder(common=500.0)
     result = encode_items(encoder, TEXTS)
     assert [reduced for _, reduced in encoder.passes] == [False, True, *[False] * (len(encoder.passes) - 2)]
@@ -94,7 +94,7 @@ def test_an_encoder_that_bfloat16_spoils_runs_in_float32_and_it_is_told_how_far_
     assert result.precision.agreement < AGREEMENT
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         spoiled = encoder.encode([encoder.prepare(str(text)) for text in TEXTS])
-    # What all latents have in common hides it: only around their mean is it seen.
+    # A large common offset hides the difference: it shows only around the mean.
     assert cosine_similarity(result.matrix[result.ids], spoiled).min() > AGREEMENT
 
 
@@ -147,9 +147,7 @@ def test_an_encoder_that_fails_in_bfloat16_or_does_not_change_runs_in_float32(ki
 
 
 @pytest.mark.usefixtures("fast")
-def test_a_run_that_was_stopped_goes_on_in_its_precision_however_little_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_resumes_in_its_precision_however_little_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stopping(LayerEncoder):
         def encode(self, batch: Sequence[Tensor]) -> Tensor:
             if len(self.passes) == 3:  # the check's two passes, and the first batch
@@ -173,7 +171,7 @@ def test_a_run_that_was_stopped_goes_on_in_its_precision_however_little_is_left(
 
 
 @pytest.mark.usefixtures("fast")
-def test_shards_tell_what_they_were_computed_in_and_are_not_mixed() -> None:
+def test_shards_record_their_precision_and_are_not_mixed() -> None:
     encoder = LayerEncoder()
     found = encode_items(encoder, TEXTS).precision
     for number in range(10):

@@ -1,4 +1,4 @@
-"""Three modalities in one space, at once or one after the other; rows may have holes, and what is bound to stays as it is."""
+"""Three modalities in one space, at once or one by one; rows may have holes, and binding leaves existing sides alone."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_frozen_side_holds_for_all_the_others(workshop: Workshop, tmp_path: Pa
     assert min(recalls(bridge).values()) > 0.5
 
 
-def test_pairs_of_modalities_that_no_test_row_has_are_told(run: Run, workshop: Workshop, tmp_path: Path) -> None:
+def test_pairs_of_modalities_without_a_test_row_are_reported(run: Run, workshop: Workshop, tmp_path: Path) -> None:
     table = three_column_table(workshop, tmp_path)
     rows = [line.split(",") for line in table.read_text().splitlines()]
     # Test rows lose their pictures, and nothing groups them.
@@ -116,7 +116,7 @@ def test_modalities_that_no_row_joins_are_refused(workshop: Workshop, tmp_path: 
         align(pairs=tmp_path / "t.csv", out=tmp_path / "bridge", preset=QUICK, outside=True, progress=False)
 
 
-def test_binding_leaves_the_other_sides_as_they_are_to_the_bit(workshop: Workshop, tmp_path: Path) -> None:
+def test_binding_leaves_the_other_sides_bit_for_bit_unchanged(workshop: Workshop, tmp_path: Path) -> None:
     folder = workshop.bridge(tmp_path / "bridge")
     (folder / "conditioners").mkdir()
     (folder / "conditioners" / "some.safetensors").write_bytes(b"fitted before")
@@ -176,7 +176,7 @@ def test_binding_again_by_the_same_call_does_nothing_and_by_another_is_refused(w
     assert (folder / "adapters.safetensors").read_bytes() == written
 
 
-def test_what_was_bound_can_be_bound_anew(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_bound_modality_can_be_bound_again(workshop: Workshop, tmp_path: Path) -> None:
     folder, table = workshop.bridge(tmp_path / "bridge"), workshop.folder / "gallery.csv"
     once = bind(folder, "image", table, seed=1, progress=False)
     again = bind(folder, "image", table, seed=0, overwrite=True, progress=False)
@@ -252,7 +252,7 @@ def test_the_command_line_joins_three_binds_and_searches_across(run: Run, worksh
     code, out, _ = run("bind", "bridges/two", "--add", "image", "--pairs", workshop.folder / "gallery.csv")
     assert "Reused the bridge of an earlier run" in out
     assert "audio → text" not in out
-    # A file's ending tells its modality, and text is what is searched unless the user says otherwise.
+    # A file's suffix gives its modality, and text is searched unless the user says otherwise.
     code, out, _ = run("search", workshop.folder / "seen" / "owl.png", "--bridge", "bridges/two", "-k", "1", "--json")
     assert (code, json.loads(out)[0]["found"][0]["item"]) == (0, "owl")
     code, out, _ = run("search", workshop.clip("owl"), "--bridge", "bridges/two", "--to", "image", "--json")

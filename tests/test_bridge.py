@@ -1,4 +1,4 @@
-"""A bridge is saved whole, read back exactly, and says what is wrong with a bad one."""
+"""A bridge is saved and loaded exactly, and a damaged one is refused with the reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def untrained() -> Bridge:
     return Bridge(sides, adapters, preset, 0.07, {"seed": 1}, (), [{"epoch": 1, "loss": 2.0, "score": 0.5}])
 
 
-def test_what_is_saved_is_what_is_read(tmp_path: Path) -> None:
+def test_a_saved_bridge_loads_unchanged(tmp_path: Path) -> None:
     saved = untrained()
     saved.save(tmp_path / "a bridge ü")
     read = Bridge.load(tmp_path / "a bridge ü")
@@ -57,7 +57,7 @@ def test_no_items_give_no_rows() -> None:
     assert untrained().embed("text", []).shape == (0, 8)
 
 
-def test_code_that_the_bridges_maker_trusted_does_not_run_unless_its_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_trusted_by_the_bridges_author_does_not_run_unless_the_user_trusts_it(monkeypatch: pytest.MonkeyPatch) -> None:
     made = untrained()
     named = replace(made.sides["text"], encoder="toy:letters,trust_remote_code=yes")
     strange = replace(made, sides={**made.sides, "text": named})
@@ -68,7 +68,7 @@ def test_code_that_the_bridges_maker_trusted_does_not_run_unless_its_user_says_s
         strange.embed("text", ["dog"])
 
 
-def test_a_modality_that_it_does_not_have_is_refused() -> None:
+def test_an_unknown_modality_is_refused() -> None:
     with pytest.raises(BridgekitError, match="audio, text"):
         untrained().embed("image", ["x.png"])
     with pytest.raises(TypeError):
@@ -189,7 +189,7 @@ def test_overwriting_replaces_the_whole_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "b" / "conditioners").exists()
 
 
-def test_the_model_card_tells_what_it_is_and_how_to_use_it(tmp_path: Path) -> None:
+def test_the_model_card_says_what_the_bridge_is_and_how_to_use_it(tmp_path: Path) -> None:
     untrained().save(tmp_path / "b")
     card = (tmp_path / "b" / "README.md").read_text()
     assert "`toy:tone`" in card

@@ -1,4 +1,4 @@
-"""The model card: it is made of a bridge's metadata alone, and what strangers wrote in that stays text."""
+"""The model card: made of a bridge's metadata alone, with untrusted text escaped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOSTILE = "<img src=x onerror=alert(1)>](http://evil) `|` ![x](http://evil)\n# o
 
 
 def metadata(**changes: Any) -> dict[str, Any]:
-    """What `bridge.json` holds of a small bridge."""
+    """`bridge.json` of a small bridge."""
     record = {"split": "test", "direction": "audio → text", "among": "split", "method": "FuseMix", "queries": 4}
     record |= {"candidates": 1200, "recall@1": 0.25, "recall@5": 0.5, "recall@10": 1.0, "median_rank": 2.5}
     sides = {
@@ -46,13 +46,13 @@ def test_a_bridge_that_was_not_evaluated_has_no_table_of_recall() -> None:
     assert "Evaluation" not in model_card(metadata(metrics=[]), "tones", [])
 
 
-def test_what_was_bound_later_stands_below_with_its_own_provenance() -> None:
+def test_a_modality_bound_later_is_listed_with_its_own_provenance() -> None:
     bound = {"modality": "image", "seed": 3, "fingerprint": "1" * 32}
     card = model_card(metadata(provenance={"seed": 1, "bound": [bound]}), "tones", [])
     assert "- seed: 1\n- bound later: image\n  - seed: 3\n" in card
 
 
-def test_no_markup_of_a_stranger_comes_through() -> None:
+def test_markup_in_metadata_is_escaped() -> None:
     told = metadata(
         sides={"audio": {"encoder": "toy:`a`|b", "revision": HOSTILE, "dim": 64, "frozen": False}},
         provenance={HOSTILE: HOSTILE, "pairs": [HOSTILE], "rows": {HOSTILE: 3}, "bound": [{"modality": HOSTILE}]},
@@ -70,7 +70,7 @@ def test_no_markup_of_a_stranger_comes_through() -> None:
     assert rest == "\n"
 
 
-def test_metadata_that_lacks_something_is_an_error_and_no_gap_in_the_card() -> None:
+def test_missing_metadata_is_an_error_rather_than_a_gap_in_the_card() -> None:
     incomplete = metadata()
     del incomplete["temperature"]
     with pytest.raises((UndefinedError, TypeError)):

@@ -1,4 +1,4 @@
-"""`check_pairs` finds what is wrong with a table of real files, and nothing where nothing is."""
+"""`check_pairs` finds what is wrong with a table of real files, and nothing in a clean one."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def copy(table: Path, clip: str, name: str) -> str:
     return f"clips/{name}"
 
 
-# ---- a sound table
+# ---- a clean table
 
 
-def test_a_sound_table_has_no_errors_and_no_warnings_and_is_told_in_the_splits_that_align_makes(tmp_path: Path) -> None:
+def test_a_clean_table_has_no_errors_or_warnings_and_shows_the_splits_align_would_make(tmp_path: Path) -> None:
     report = check(tone_table(tmp_path))
     assert not report.count("error")
     assert not report.count("warning")
@@ -59,7 +59,7 @@ def test_a_sound_table_has_no_errors_and_no_warnings_and_is_told_in_the_splits_t
     assert report.figures["text"]["most characters"] == 5
 
 
-def test_the_recall_of_chance_is_told_for_each_direction(tmp_path: Path) -> None:
+def test_chance_recall_is_reported_for_each_direction(tmp_path: Path) -> None:
     report = check(with_splits(tone_table(tmp_path)))
     assert report.own_splits
     chance = report.splits["test"].chance
@@ -95,7 +95,7 @@ def test_a_table_of_which_no_row_can_be_used_is_refused(tmp_path: Path) -> None:
         check(tmp_path / "pairs.csv")
 
 
-def test_silence_clipping_and_extreme_lengths_are_told(tmp_path: Path) -> None:
+def test_silence_clipping_and_extreme_lengths_are_reported(tmp_path: Path) -> None:
     table = tone_table(tmp_path)
     hum = np.sin(np.arange(16_000) / 10)
     clips = {
@@ -124,7 +124,7 @@ def test_silence_clipping_and_extreme_lengths_are_told(tmp_path: Path) -> None:
     assert "(99 characters)" in text.items[0]
 
 
-def test_pictures_of_one_colour_are_told(tmp_path: Path) -> None:
+def test_single_colour_pictures_are_reported(tmp_path: Path) -> None:
     rows = ["image,text"]
     for number in range(12):
         pixels = np.full((16, 16, 3), 20 * number, np.uint8)
@@ -163,7 +163,7 @@ def test_a_file_alone_in_two_splits_is_a_warning_and_a_text_a_note(tmp_path: Pat
     assert text.what == f"{len(NAMES)} texts of other splits also in train"
 
 
-def test_a_row_whose_very_path_is_in_another_split_is_told_as_such(tmp_path: Path) -> None:
+def test_a_row_whose_path_is_also_in_another_split_is_reported_as_such(tmp_path: Path) -> None:
     table = add(with_splits(tone_table(tmp_path)), "clips/owl 0.wav,owl,test", "clips/owl 0.wav,owl,train")
     told = [finding.what for finding in found(check(table), "set aside")]
     assert [what.endswith("in another split") for what in told] == [True, False]
@@ -204,7 +204,7 @@ def test_what_align_cannot_split_or_tell_apart_is_an_error(tmp_path: Path) -> No
 # ---- latents, by real encoders
 
 
-def test_items_that_are_the_same_to_a_real_encoder_are_told_and_what_was_encoded_is_kept(tmp_path: Path) -> None:
+def test_items_with_the_same_real_latents_are_reported_and_the_latents_are_kept(tmp_path: Path) -> None:
     words = ["red dog", "blue cup", "old train", "wet apple", "tiny boat", "loud violin", "tall hat", "grey owl", "hot tea"]
     words += ["cold rain", "new car", "green hill"]
     header, *rows = with_splits(tone_table(tmp_path, copies=6)).read_text().splitlines()
@@ -236,7 +236,7 @@ class Constant(LetterEncoder):
         return 100 + 1e-3 * super().encode(batch)
 
 
-def test_latents_that_hardly_differ_are_a_warning(tmp_path: Path, toy: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nearly_identical_latents_are_a_warning(tmp_path: Path, toy: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "bridgekit.recipes.check.load_encoder", lambda name, device: Constant() if "letters" in name else ToneEncoder()
     )
@@ -245,7 +245,9 @@ def test_latents_that_hardly_differ_are_a_warning(tmp_path: Path, toy: object, m
     assert "barely differ" in constant.what
 
 
-def test_one_item_whose_latents_dwarf_all_others_is_told(tmp_path: Path, toy: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_item_whose_latents_dwarf_all_others_is_reported(
+    tmp_path: Path, toy: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Loud(LetterEncoder):
         def prepare(self, item: Item) -> Tensor:
             return super().prepare(item) * {"owl": 1e10, "ant": 1e4}.get(str(item), 1)
@@ -258,7 +260,7 @@ def test_one_item_whose_latents_dwarf_all_others_is_told(tmp_path: Path, toy: ob
     assert [item.rsplit(": ")[-1] for item in finding.items] == ["ant", "owl"]
 
 
-def test_an_item_that_cannot_be_encoded_is_told(tmp_path: Path, toy: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_item_that_cannot_be_encoded_is_reported(tmp_path: Path, toy: object, monkeypatch: pytest.MonkeyPatch) -> None:
     class Picky(LetterEncoder):
         def encode(self, batch: list[Tensor]) -> Tensor:  # type: ignore[override]
             latents = super().encode(batch)
@@ -273,7 +275,7 @@ def test_an_item_that_cannot_be_encoded_is_told(tmp_path: Path, toy: object, mon
     assert "not finite" in finding.items[0]
 
 
-def test_without_any_plugin_all_but_the_latents_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_plugin_everything_but_the_latents_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = with_splits(tone_table(tmp_path))
     add(table, copy(table, "owl 0.wav", "copy.wav") + ",owl,test")
     try:
@@ -289,7 +291,7 @@ def test_without_any_plugin_all_but_the_latents_is_looked_at(tmp_path: Path, mon
     assert "dimensions" not in report.figures["audio"]
 
 
-def test_an_encoder_that_is_named_and_not_there_is_refused(tmp_path: Path, toy: object) -> None:
+def test_a_named_encoder_that_is_not_installed_is_refused(tmp_path: Path, toy: object) -> None:
     with pytest.raises(BridgekitError, match="absent"):
         check_pairs(tone_table(tmp_path), "absent:model", "text", progress=False)
 
@@ -312,7 +314,7 @@ def test_chance_is_the_mean_over_all_orders(links: list[tuple[int, int]]) -> Non
         assert expected == pytest.approx(np.mean(hits))
 
 
-def test_pairs_that_are_alike_are_found_in_every_tile_and_no_more_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_similar_pairs_are_found_in_every_tile_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
     vectors[[7, 31, 49]] = vectors[3] * torch.tensor([[2.0], [0.5], [1.0]])
     vectors[11] = 0

@@ -1,4 +1,4 @@
-"""`bridgekit check`: the worst first, a remedy for each, and an exit code for scripts."""
+"""`bridgekit check`: the worst finding first, a remedy for each, and an exit code for scripts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.toys import tone_table
 pytestmark = pytest.mark.usefixtures("toy")
 
 
-def test_a_sound_table_is_said_to_be_sound_and_what_comes_next(run: Run, tmp_path: Path) -> None:
+def test_a_clean_table_is_reported_as_clean_with_the_next_command(run: Run, tmp_path: Path) -> None:
     tone_table(tmp_path)
     code, out, err = run("check", "pairs.csv")
     assert code == 0
@@ -64,3 +64,12 @@ def test_bad_input_is_one_message_and_exit_code_2(run: Run, tmp_path: Path) -> N
     assert "no such table" in err
     tone_table(tmp_path)
     assert run("check", "pairs.csv", "--a", "toy:absent", "--b", "text")[0] == 2
+
+
+def test_a_name_in_the_table_cannot_control_the_terminal(run: Run, tmp_path: Path) -> None:
+    table = with_splits(tone_table(tmp_path))
+    add(table, "clips/absent\x1b]0;title\x07[b].wav,owl,train")
+    code, out, err = run("check", table, "--no-latents")
+    assert code == 0
+    assert "clips/absent\\x1b]0;title\\x07[b].wav" in out
+    assert "\x1b" not in out + err

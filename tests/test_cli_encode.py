@@ -1,4 +1,4 @@
-"""`bridgekit encode`: a table's items into the store, told as it is."""
+"""`bridgekit encode`: a table's items are encoded into the latent store, and the counts are right."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.toys import NAMES, LetterEncoder, ToneEncoder, tone_table
 pytestmark = pytest.mark.usefixtures("toy")
 
 
-def test_what_was_encoded_is_told_and_align_encodes_nothing_again(
+def test_encode_reports_what_it_encoded_and_align_reuses_it(
     tmp_path: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tone_table(tmp_path)
@@ -38,7 +38,7 @@ def test_what_was_encoded_is_told_and_align_encodes_nothing_again(
     assert not run_alignment(AlignOptions(pairs=table, out=tmp_path / "bridge", preset=QUICK, progress=False)).reused
 
 
-def test_bad_rows_are_told_and_strict_refuses_them(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+def test_bad_rows_are_reported_and_strict_refuses_them(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
     table = tone_table(tmp_path)
     (tmp_path / "clips" / "ant 0.wav").write_text("no audio")
     code, _, err = run("encode", "--pairs", str(table))

@@ -1,4 +1,4 @@
-"""`bridgekit generate` and `bridgekit eval --generate` as a newcomer meets them."""
+"""`bridgekit generate` and `bridgekit eval --generate` as a new user sees them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_clip_becomes_a_picture_and_json_tells_all_of_it(ready: Run, tmp_path:
     assert not json.loads(ready("generate", "--audio", "clips/owl.wav", "--json")[1])["conditioner"]["fitted"]
 
 
-def test_people_are_told_what_was_heard_and_where_the_pictures_are(ready: Run, tmp_path: Path) -> None:
+def test_the_output_names_the_nearest_captions_and_the_image_files(ready: Run, tmp_path: Path) -> None:
     code, out, _ = ready("generate", "--audio", "clips/owl.wav")
     assert code == 0
     assert "Fitted a conditioner on 20 captions" in out
@@ -71,7 +71,7 @@ def test_people_are_told_what_was_heard_and_where_the_pictures_are(ready: Run, t
     assert json.loads(Image.open(tmp_path / "seen" / "owl-1.png").info["bridgekit"])["seed"] == 6
 
 
-def test_words_and_weights_and_a_prompt_and_a_gap_go_in(ready: Run) -> None:
+def test_text_weights_prompt_and_gap_are_passed_on(ready: Run) -> None:
     heard = []
     for weights in ("20,1", "1,20"):
         inputs = ["--audio", "clips/owl.wav", "--text", "seal", "--weights", weights, "--gap", "none", "--prompt", "in oil"]
@@ -81,7 +81,7 @@ def test_words_and_weights_and_a_prompt_and_a_gap_go_in(ready: Run) -> None:
     assert heard == ["owl", "seal"]
 
 
-def test_the_newest_bridge_that_has_the_inputs_is_taken(ready: Run, workshop: Workshop, tmp_path: Path) -> None:
+def test_the_newest_bridge_with_the_inputs_modalities_is_used(ready: Run, workshop: Workshop, tmp_path: Path) -> None:
     workshop.bridge(tmp_path / "bridges" / "newer", "audio", "image")
     (tmp_path / "bridges" / "newer" / "bridge.json").touch()
     code, out, _ = ready("generate", "--text", "owl", "--json")
@@ -129,7 +129,7 @@ def test_an_option_out_of_range_is_refused(ready: Run, option: list[object]) -> 
     assert str(option[0]) in err
 
 
-def test_without_a_bridge_nobody_is_asked_who_cannot_answer(
+def test_without_a_bridge_and_a_terminal_there_is_no_prompt(
     run: Run, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("typer.confirm", None)
@@ -202,7 +202,7 @@ class Confused(ToyPlugin):
         (Confused(), "image_generators() must return a list of ImageGenerator"),
     ],
 )
-def test_a_plugin_whose_models_cannot_be_had_is_reported_and_its_encoders_still_serve(
+def test_a_plugin_whose_models_cannot_be_listed_is_reported_and_its_encoders_still_work(
     run: Run, monkeypatch: pytest.MonkeyPatch, plugin: object, problem: str
 ) -> None:
     install(monkeypatch, plugin)
@@ -212,14 +212,14 @@ def test_a_plugin_whose_models_cannot_be_had_is_reported_and_its_encoders_still_
     assert "toy:tone" in out
 
 
-def test_of_two_models_with_one_name_none_is_taken_and_both_are_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_models_with_the_same_name_are_both_named_and_neither_is_used(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, PicturePlugin(), PicturePlugin())
     for plugin in json.loads(run("plugins", "--json")[1]):
         assert not plugin["image_generators"]
         assert "'toy:patches' cannot be used" in plugin["problem"]
 
 
-def test_without_any_model_it_is_said_which_package_brings_one(ready: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_model_the_message_names_a_package_that_has_one(ready: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, ToyPlugin())
     code, _, err = ready("generate", "--audio", "clips/owl.wav")
     assert code == 2

@@ -24,7 +24,7 @@ def bridge(toy: object, own_cache: Path) -> Bridge:
     return Bridge.load(OLD / "bridge")
 
 
-def test_an_old_bridge_gives_the_embeddings_and_hits_that_it_gave(bridge: Bridge) -> None:
+def test_an_old_bridge_still_gives_the_same_embeddings_and_hits(bridge: Bridge) -> None:
     expected = np.load(OLD / "expected.npz")
     np.testing.assert_allclose(bridge.embed("audio", CLIPS), expected["audio"], atol=1e-6)
     np.testing.assert_allclose(bridge.embed("text", NAMES[:5]), expected["text"], atol=1e-6)

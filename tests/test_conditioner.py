@@ -1,4 +1,4 @@
-"""The map from a bridge's space into a model's conditioning: it gives back what it was fitted on, and is kept whole."""
+"""The map from a bridge's space to a model's conditioning: it reproduces what it was fitted on, and is saved safely."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.toys import NAMES
 
 pytestmark = pytest.mark.usefixtures("picture_toys")
 
-#: For each family: captions, steps of fitting, and to what cosine the model's own encoding of these captions comes back.
+#: For each family: number of captions, steps of fitting, and the expected cosine to the model's own encoding of the captions.
 FAMILIES = {
     "stable_diffusion": (8, 40, 0.99),
     "sdxl": (6, 40, 0.99),
@@ -53,7 +53,7 @@ QUICK = Fit(steps=4, batch_size=4)
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks of a width that twenty captions need."""
+    """Small networks, wide enough for twenty captions."""
     monkeypatch.setattr(conditioner, "WIDTH", 64)
 
 
@@ -96,7 +96,7 @@ def test_the_text_encoders_own_embeddings_of_the_training_captions_come_back(
     conditioning = own(family)
     count, steps, cosine = FAMILIES[family]
     captions = NAMES[:count]
-    # Without noise, since these very captions are what is asked for.
+    # Without noise, since the same captions are the test.
     fit = Fit(steps=steps, batch_size=min(count, 10), lr=1e-2, noise=0.0)
     fitted = fit_conditioner(bridge, conditioning, captions, fit=fit)
     truth, made = conditioning.encode(captions), fitted(bridge.embed("text", captions))
@@ -125,7 +125,7 @@ def test_the_text_encoders_own_embeddings_of_the_training_captions_come_back(
     assert same_weights(kept, conditioning)
 
 
-def test_fitting_is_repeatable_and_leaves_other_peoples_randomness_alone(bridge: Bridge) -> None:
+def test_fitting_is_repeatable_and_leaves_the_callers_random_state_alone(bridge: Bridge) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     one = fit_conditioner(bridge, LetterConditioning(), NAMES, fit=QUICK)
@@ -135,14 +135,14 @@ def test_fitting_is_repeatable_and_leaves_other_peoples_randomness_alone(bridge:
     assert not identical(one, fit_conditioner(bridge, LetterConditioning(), NAMES, fit=replace(QUICK, seed=1)))
 
 
-def test_of_too_many_captions_some_are_drawn_in_their_order(bridge: Bridge) -> None:
+def test_too_many_captions_are_sampled_in_order(bridge: Bridge) -> None:
     fitted = fit_conditioner(bridge, LetterConditioning(), NAMES, fit=replace(QUICK, captions=5))
     assert len(fitted.items) == len(fitted.embeddings) == 5
     assert list(fitted.items) == sorted(set(fitted.items))
     assert set(fitted.items) < set(NAMES)
 
 
-def test_a_caption_that_is_none_is_one_message(bridge: Bridge) -> None:
+def test_an_unusable_caption_is_one_message(bridge: Bridge) -> None:
     with pytest.raises(BridgekitError, match="empty"):
         fit_conditioner(bridge, LetterConditioning(), ["owl", " "], fit=QUICK)
 
@@ -199,7 +199,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_file_that_is_damaged_is_none(bridge: Bridge, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_conditioner_file_is_ignored(bridge: Bridge, tmp_path: Path, damage: str) -> None:
     file = tmp_path / "kept.safetensors"
     save_conditioner(fit_conditioner(bridge, LetterConditioning(), NAMES, fit=QUICK), file)
     assert load_conditioner(file) is not None
@@ -210,7 +210,7 @@ def test_a_file_that_is_damaged_is_none(bridge: Bridge, tmp_path: Path, damage: 
 # ---- the model's weights
 
 
-def test_other_weights_of_the_text_encoder_are_noticed_and_half_precision_is_none(bridge: Bridge) -> None:
+def test_other_text_encoder_weights_are_noticed_and_half_precision_is_not(bridge: Bridge) -> None:
     conditioning: Any = own("stable_diffusion")
     fitted = fit_conditioner(bridge, conditioning, NAMES, fit=QUICK)
     conditioning.pipeline.unet = pipelines.unet()
@@ -288,7 +288,7 @@ def test_a_bridge_remembers_its_means_and_one_without_leaves_embeddings_where_th
 # ---- a side frozen in the conditioning's own space
 
 
-def test_where_a_side_is_the_conditioning_already_nothing_is_fitted(
+def test_nothing_is_fitted_if_a_side_is_already_the_conditioning(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridgekit.diffusion.painter.fit_conditioner", None)

@@ -1,4 +1,4 @@
-"""What a pipeline takes in place of a prompt, asked of tiny pipelines of the stock classes with random weights."""
+"""What a pipeline takes in place of a prompt, found out from tiny pipelines of the stock classes with random weights."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def draw(
 
 
 def own_latents(pipeline: Any, captions: Sequence[str], *, guided: bool) -> npt.NDArray[np.float32]:
-    """The same of captions, if the pipeline is simply asked to draw them."""
+    """The same for captions that the pipeline encodes itself."""
     asked: dict[str, Any] = {"prompt": list(captions)}
     if guidance_argument(pipeline) == "true_cfg_scale":  # these have no negative prompt unless one is named
         asked["negative_prompt"] = [""] * len(captions)
@@ -201,7 +201,7 @@ def test_padding_is_cut_down_to_the_longest_caption(name: str) -> None:
     assert lengths.tolist() == [short["prompt_embeds"].shape[1], both["prompt_embeds"].shape[1]]
 
 
-def test_padding_stays_where_the_denoiser_does_not_hear_of_masks() -> None:
+def test_padding_stays_if_the_denoiser_takes_no_mask() -> None:
     pipeline = build("pixart")
     forward = pipeline.transformer.forward
     pipeline.transformer.forward = lambda hidden_states, encoder_hidden_states: forward(hidden_states, encoder_hidden_states)
@@ -226,7 +226,7 @@ def test_a_mask_is_there_even_if_it_leaves_nothing_out() -> None:
     assert tensors["prompt_embeds_mask"].all()
 
 
-def test_a_list_of_sequences_goes_back_as_a_list_of_each_ones_length() -> None:
+def test_a_list_of_sequences_is_handed_back_with_each_ones_length() -> None:
     conditioning = first(build("z_image"))
     tensors = conditioning.encode(CAPTIONS)
     arguments = conditioning.arguments(tensors, guided=True)
@@ -252,7 +252,7 @@ def test_xl_is_guided_against_zeros_as_it_is_by_itself() -> None:
     assert not arguments["negative_pooled_prompt_embeds"].any()
 
 
-def test_negatives_of_the_callers_own_are_used() -> None:
+def test_the_callers_own_negatives_are_used() -> None:
     conditioning = first(build("stable_diffusion"))
     tensors = conditioning.encode(["dog", "cat"])
     against = conditioning.encode(["ugly"])["prompt_embeds"]
@@ -300,7 +300,7 @@ def test_one_text_encoder_of_three_may_be_missing() -> None:
     assert first(pipeline).encode(["dog"])["prompt_embeds"].shape == (1, 77 + 256, 64)
 
 
-def test_a_text_that_is_none_is_an_error_of_that_item() -> None:
+def test_an_unusable_text_fails_only_its_item() -> None:
     conditioning = first(build("stable_diffusion"))
     with pytest.raises(ItemError, match="empty"):
         conditioning.encode(["dog", "  "])
@@ -314,7 +314,7 @@ def test_prompt_embeddings_take_no_prompt_beside_them() -> None:
         conditioning.arguments(conditioning.encode(["dog"]), guided=True, prompt="in oil")
 
 
-def test_prompt_embeddings_are_no_encoders_latents() -> None:
+def test_prompt_embeddings_are_not_an_encoders_latents() -> None:
     pipeline = build("sd_ip_adapter")
     pipeline.unload_ip_adapter()
     pipeline.register_modules(image_encoder=None)
@@ -484,7 +484,7 @@ def test_another_encoder_of_the_same_width_is_not_taken_for_it(name: str) -> Non
     assert not first(pipeline).takes_latents_of(Clip(pipeline.image_encoder, modality="text"))
 
 
-def test_hidden_states_are_no_encoders_latents() -> None:
+def test_hidden_states_are_not_an_encoders_latents() -> None:
     pipeline = build("sd_ip_adapter_plus")
     assert not first(pipeline).takes_latents_of(Clip(pipeline.image_encoder))
 
@@ -526,7 +526,7 @@ def test_an_adapter_driven_in_batches_is_otherwise_as_diffusers_made_it() -> Non
         np.testing.assert_array_equal(one, other)
 
 
-# ---- what is offered
+# ---- which conditioning a pipeline offers
 
 
 @pytest.mark.parametrize("name", ["sd_ip_adapter", "flux_ip_adapter"])
@@ -545,20 +545,20 @@ def test_two_adapters_at_once_are_too_many() -> None:
         find_conditionings(pipeline)
 
 
-def test_a_pipeline_that_offers_nothing_is_told_what_was_looked_for() -> None:
+def test_a_pipeline_without_usable_conditioning_is_refused_with_what_was_looked_for() -> None:
     with pytest.raises(BridgekitError) as caught:
         find_conditionings(build("unconditional"))
     for part in ("DDPMPipeline", "ip_adapter_image_embeds", "image_embeds", "prompt_embeds"):
         assert part in str(caught.value)
 
 
-def test_a_pipeline_that_also_needs_the_prompt_itself_is_told_why() -> None:
+def test_a_pipeline_that_also_needs_the_prompt_itself_is_refused_with_the_reason() -> None:
     with pytest.raises(BridgekitError, match=r"StableUnCLIPPipeline.*requires the prompt itself.*_encode_prior_prompt"):
         find_conditionings(build("stable_unclip"))
 
 
 def test_no_class_is_known_by_its_name() -> None:
-    """A pipeline of somebody's own, with wrappers around its methods and names of its own, is asked like any other."""
+    """A custom pipeline, with wrapped methods and unusual names, is inspected like any other."""
     from diffusers import StableDiffusionPipeline
 
     class Mine(StableDiffusionPipeline):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""InfoNCE without the matrix equals InfoNCE with it, in value and every gradient."""
+"""Tiled InfoNCE equals InfoNCE over the whole matrix, in value and every gradient."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_tiled_loss_equals_the_dense_formula_and_its_gradients(
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-10)
 
 
-def test_perfect_pairs_at_a_low_temperature_cost_nothing_and_strangers_cost_the_logarithm_of_their_number() -> None:
+def test_the_loss_of_perfect_pairs_is_zero_at_a_low_temperature_and_of_unrelated_ones_log_n() -> None:
     eye = torch.eye(8)
     assert info_nce(eye, eye, torch.tensor(100.0)) < 1e-6
     same = normalize(torch.ones(8, 4), dim=-1)
@@ -151,9 +151,7 @@ def test_memory_does_not_grow_with_the_square_of_the_rows() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(n=st.integers(1, 12), columns=st.integers(1, 4), groups=st.integers(1, 4), seed=st.integers(0, 2**20))
-def test_columns_of_keys_that_say_nothing_more_are_left_out_and_no_relation_is_lost(
-    n: int, columns: int, groups: int, seed: int
-) -> None:
+def test_redundant_key_columns_are_dropped_and_no_relation_is_lost(n: int, columns: int, groups: int, seed: int) -> None:
     keys = torch.randint(-1, groups, (n, columns), generator=torch.Generator().manual_seed(seed))
 
     def relation(keys: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is on the disk is whole, whoever dies and whatever the disk does; the long part is tests/torture/kills.py."""
+"""Files on disk survive killed processes and failing disks; the long version is tests/torture/kills.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,11 +29,15 @@ from bridgekit.latents.batches import FLOAT32, Precision
 from bridgekit.latents.encode import encode_items
 from bridgekit.latents.store import LatentStore
 from bridgekit.plugins import load_encoder
+from bridgekit.recipes import fit
 from bridgekit.recipes.align import AlignOptions, run_alignment
-from bridgekit.storage import cache
+from bridgekit.recipes.bind import BindOptions, run_binding
+from bridgekit.storage import cache, locks
 from bridgekit.storage.cache import put_back, write_atomically, write_folder_atomically, write_text_atomically
 from bridgekit.storage.sealed import DamagedFile, read_sealed, write_sealed
 from tests.conftest import Run
+from tests.painting import Workshop
+from tests.shared import Fork, wait_until
 from tests.test_align import QUICK, adapters
 from tests.test_bridge import untrained
 from tests.torture import kills
@@ -49,7 +53,7 @@ def minilm() -> Encoder:
 
 
 def flip(path: Path, at: int, bit: int = 3) -> None:
-    """Turn one bit of a file over, as a bad disk does."""
+    """Flip one bit of a file, as a bad disk does."""
     content = bytearray(path.read_bytes())
     content[at] ^= 1 << bit
     path.write_bytes(content)
@@ -68,10 +72,10 @@ def aside(folder: Path) -> list[str]:
 
 
 def test_kills_at_random_moments_lose_nothing_and_the_next_run_ends_as_an_undisturbed_one() -> None:
-    # Two chains of four kills: in one, two folders can change places in a single step; in the other, they cannot.
-    outcome = kills.run(8, seed=4, slots=2, verbs=["align"])
+    # Two chains: in one, two folders can be exchanged in a single step; in the other, they cannot.
+    outcome = kills.run(4, seed=5, slots=2, verbs=["align"])
     assert not outcome.failures
-    assert outcome.held == outcome.tried == 8
+    assert outcome.held == outcome.tried == 4
 
 
 # ---- files
@@ -102,7 +106,7 @@ def test_a_sealed_file_of_the_same_content_is_the_same_to_the_byte(tmp_path: Pat
     assert len(written) == 1
 
 
-def test_what_is_renamed_into_place_was_flushed_before_and_its_folder_after(
+def test_a_file_is_flushed_before_it_is_renamed_into_place_and_its_folder_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
@@ -134,7 +138,7 @@ def test_what_is_renamed_into_place_was_flushed_before_and_its_folder_after(
     assert done[-2:] == [f"exchange {name} b", f"fsync {tmp_path.name}"]
 
 
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed_and_files_of_a_live_one_are_not(tmp_path: Path) -> None:
     left = tmp_path / ".x.safetensors.0123456789abcdef0123456789abcdef.part"
     left.mkdir()
     (left / ".tmpAb3dEf").write_text("of safetensors' own")
@@ -150,7 +154,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
     assert aside(tmp_path) == []
 
 
-def test_files_may_be_read_by_whom_the_user_lets(tmp_path: Path) -> None:
+def test_files_follow_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_sealed(tmp_path / "x.safetensors", {"a": torch.zeros(2)}, {})
@@ -177,7 +181,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
 # ---- latents
 
 
-def test_a_shard_with_a_flipped_bit_is_encoded_again_in_the_same_run_and_said(
+def test_a_shard_with_a_flipped_bit_is_reported_and_encoded_again_in_the_same_run(
     minilm: Encoder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = encode_items(minilm, WORDS)
@@ -185,7 +189,7 @@ def test_a_shard_with_a_flipped_bit_is_encoded_again_in_the_same_run_and_said(
     whole = shard.read_bytes()
     start = 8 + int.from_bytes(whole[:8], "little")
     told = whole.index(b"products")
-    for at in (len(whole) - 1, start, len(whole) // 2, told + 13, 3):  # latents, digests, what is told, the header's length
+    for at in (len(whole) - 1, start, len(whole) // 2, told + 13, 3):  # latents, digests, metadata, the header's length
         flip(shard, at)
         again = encode_items(minilm, WORDS)
         assert torch.equal(again.matrix, first.matrix)
@@ -196,7 +200,7 @@ def test_a_shard_with_a_flipped_bit_is_encoded_again_in_the_same_run_and_said(
         for other in first.folder.iterdir():
             other.unlink()
         shard.write_bytes(whole)
-    flip(shard, whole.index(b"format"))  # nothing tells its version: so it may be a newer one, and is left alone
+    flip(shard, whole.index(b"format"))  # its version is unreadable: it may be a newer one, and is left alone
     assert encode_items(minilm, WORDS).encoded == len(WORDS)
     assert shard.exists()
 
@@ -211,7 +215,7 @@ def test_only_what_was_in_the_damaged_shard_is_encoded_again(minilm: Encoder) ->
     torch.testing.assert_close(again.matrix, expected.matrix)
 
 
-def test_a_damaged_shard_is_passed_over_where_it_cannot_be_removed(minilm: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_shard_that_cannot_be_removed_is_skipped(minilm: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     first = encode_items(minilm, WORDS)
     (shard,) = first.folder.glob("*.safetensors")
     flip(shard, shard.stat().st_size - 1)
@@ -258,7 +262,7 @@ def numbers(store: LatentStore, rows: range) -> list[float]:
     return store.read([bytes([row] * 32) for row in rows])[:, 0].tolist()
 
 
-def test_merging_never_serves_a_damaged_shard_anew_nor_removes_the_only_sound_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merging_never_revives_a_damaged_shard_or_removes_the_only_intact_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bridgekit.latents.store.SMALL_SHARD", 10)
     store = store_of([[0, 1], [2, 3], [4, 5], list(range(6, 20))])
     damaged = next(path for path, shard in store._shards.items() if shard.digests[0, 0] == 2)
@@ -269,19 +273,19 @@ def test_merging_never_serves_a_damaged_shard_anew_nor_removes_the_only_sound_co
     assert numbers(fresh, range(4, 20)) == list(range(4, 20))
 
 
-def test_a_process_killed_between_merging_and_removing_is_no_trouble_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_killed_between_merging_and_removing_leaves_a_usable_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bridgekit.latents.store.SMALL_SHARD", 5)
     store_of([[0, 1], [2], [3, 4]])
-    for _ in range(12):  # its name, which is random, decides which copy is looked at: in most of these, the large one
+    for _ in range(12):  # its random name decides which copy is read first: in most of these, the large one
         LatentStore("toy", 2).write([bytes([row] * 32) for row in range(6)], torch.arange(6.0)[:, None].expand(-1, 2))
     store = LatentStore("toy", 2)
     store.merge_small_shards(2)
     assert numbers(LatentStore("toy", 2), range(6)) == list(range(6))
-    # One small shard may be left, of those rows whose small copy was looked at.
+    # One small shard may be left, with the rows whose small copy was read first.
     assert sum(len(shard.digests) < 5 for shard in LatentStore("toy", 2)._shards.values()) <= 1
 
 
-def test_shards_are_merged_by_as_many_rows_as_memory_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merged_shard_is_no_larger_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bridgekit.latents.store.MERGED_ROWS", 8)
     store = store_of([[row, row + 1] for row in range(0, 30, 2)])
     store.merge_small_shards()
@@ -291,7 +295,7 @@ def test_shards_are_merged_by_as_many_rows_as_memory_takes(monkeypatch: pytest.M
     assert numbers(LatentStore("toy", 2), range(30)) == list(range(30))
 
 
-def test_merging_is_left_to_the_process_that_is_at_it() -> None:
+def test_only_one_process_merges_at_a_time() -> None:
     store = store_of([[0], [1], [2]])
     other = hold_lock(store.folder / ".merging.lock")
     store.merge_small_shards(2)
@@ -303,9 +307,7 @@ def test_merging_is_left_to_the_process_that_is_at_it() -> None:
     assert aside(store.folder) == []
 
 
-def test_a_note_about_the_precision_that_is_damaged_is_as_good_as_none(
-    minilm: Encoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_damaged_precision_note_is_ignored(minilm: Encoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = Precision("bfloat16", 0.9995)
     monkeypatch.setattr(encode, "check_precision", lambda run, items: found)
     note = tmp_path / "begun-x.json"
@@ -317,8 +319,8 @@ def test_a_note_about_the_precision_that_is_damaged_is_as_good_as_none(
         flip(note, at)
 
 
-def test_what_the_processor_multiplies_fastest_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked anew, a busy machine says something else, and a run that was stopped would end with other adapters."""
+def test_the_fastest_product_dtype_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may give another answer the second time, and a resumed run would end with other adapters."""
     monkeypatch.delenv(precision.VARIABLE, raising=False)
     for quick in (torch.bfloat16, torch.float32):
         monkeypatch.setattr(precision, "_seconds", lambda kind, quick=quick: 1.0 if kind == quick else 9.0)
@@ -332,7 +334,7 @@ def test_what_the_processor_multiplies_fastest_is_asked_once(monkeypatch: pytest
 
 @pytest.mark.usefixtures("toy")
 @pytest.mark.parametrize("damage", ["a flipped bit", "cut short", "of another run", "no safetensors"])
-def test_training_starts_again_where_its_checkpoint_cannot_be_used(
+def test_training_starts_over_when_its_checkpoint_is_unusable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
     table = tone_table(tmp_path, copies=2)
@@ -400,10 +402,11 @@ def test_a_reader_finds_the_old_bridge_or_the_new_one_at_every_moment(
     writer.start()
     seen = set()
     try:
-        until = time.monotonic() + 2
-        while time.monotonic() < until or len(seen) < 2:
+        reads = 0
+        while reads < 100 or len(seen) < 2:
             read = Bridge.load(folder)
             seen.add((read.temperature, read.weights_hash(["audio", "text"])))
+            reads += 1
     finally:
         stop.set()
         writer.join()
@@ -412,7 +415,7 @@ def test_a_reader_finds_the_old_bridge_or_the_new_one_at_every_moment(
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_bridge_that_was_away_while_it_was_read_and_is_back_is_read_again(
+def test_a_bridge_that_is_moved_away_and_back_while_it_is_read_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "b"
@@ -435,7 +438,7 @@ def test_a_bridge_that_was_away_while_it_was_read_and_is_back_is_read_again(
     assert len(reads) == 2
 
 
-def test_a_folder_made_after_another_was_removed_is_not_taken_for_it_though_its_number_was_free(tmp_path: Path) -> None:
+def test_a_new_folder_with_the_inode_of_a_removed_one_is_not_mistaken_for_it(tmp_path: Path) -> None:
     folder = tmp_path / "b"
     folder.mkdir()
     with _held(folder) as still_there:
@@ -447,7 +450,7 @@ def test_a_folder_made_after_another_was_removed_is_not_taken_for_it_though_its_
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_bridge_that_a_killed_process_moved_away_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bridge_that_a_killed_process_moved_away_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = Path("bridges") / "b.c"
     bridges(folder)
@@ -476,7 +479,7 @@ def test_a_bridge_that_is_being_written_is_not_the_newest(tmp_path: Path, monkey
     assert newest_bridge() == Path("bridges/b")
 
 
-def test_a_folder_by_another_name_is_the_same_folder(tmp_path: Path) -> None:
+def test_writing_through_a_symlink_replaces_the_folder_it_points_to(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     write_folder_atomically(tmp_path / "link", lambda folder: (folder / "x").write_text("new"))
@@ -488,53 +491,58 @@ def test_a_folder_by_another_name_is_the_same_folder(tmp_path: Path) -> None:
 
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from bridgekit.storage.locks import locked
 with locked(Path(sys.argv[1])) as held:
     print(held, flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
 def hold_lock(path: Path) -> subprocess.Popen[bytes]:
     """A process that holds a lock until it is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    child = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, cwd=ROOT)
+    command = [sys.executable, "-c", HOLD, str(path)]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
     assert child.stdout is not None
     assert child.stdout.readline() == b"True\n"
     return child
 
 
-def test_who_waits_says_for_whom_and_goes_on_when_that_process_is_killed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_waiting_process_names_the_holder_of_the_lock_and_continues_when_it_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = hold_lock(tmp_path / ".b.lock")
-    killer = threading.Timer(0.5, other.kill)
-    killer.start()
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        threading.Timer(0.2, other.kill).start()
+
+    monkeypatch.setattr(locks, "say", say)
     write_folder_atomically(tmp_path / "b", lambda folder: (folder / "x").write_text("new"))
     other.wait()
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = said
     assert f"(process {other.pid} on " in line
     assert line.endswith("waiting for it to end")
     assert aside(tmp_path) == []
 
 
-def test_a_process_that_the_holder_forked_holds_nothing(tmp_path: Path) -> None:
+def test_a_fork_of_the_holder_does_not_hold_the_lock(tmp_path: Path) -> None:
     with cache.one_writer(tmp_path / "b"):
         child = os.fork()
         if not child:
-            time.sleep(30)
+            time.sleep(60)
             os._exit(0)
-    started = time.monotonic()
     with cache.one_writer(tmp_path / "b") as alone:
         assert alone
+    assert os.waitpid(child, os.WNOHANG) == (0, 0), "the child had to end first"
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    assert time.monotonic() - started < 20
 
 
-def test_reading_does_not_wait_for_who_writes(tmp_path: Path) -> None:
+def test_reading_does_not_wait_for_a_writer(tmp_path: Path) -> None:
     untrained().save(tmp_path / "b")
     other = hold_lock(tmp_path / ".b.lock")
     try:
@@ -544,77 +552,51 @@ def test_reading_does_not_wait_for_who_writes(tmp_path: Path) -> None:
         other.wait()
 
 
-AT_ONCE = """
-import sys
-from pathlib import Path
-import pytest
-from bridgekit.latents import encode, store
-from bridgekit.recipes.align import AlignOptions, run_alignment
-from bridgekit.bridge.bridge import _held
-from bridgekit.recipes.bind import BindOptions, run_binding
-from tests.painting import PicturePlugin, QUICK
-from tests.toys import install
-install(pytest.MonkeyPatch(), PicturePlugin())
-encode.FLUSH_SECONDS, encode.MANY_DURING, store.MANY_AFTER = 0, 2, 2
-print("ready", flush=True)
-sys.stdin.readline()
-verb, *arguments = sys.argv[1:]
-if verb == "align":
-    done = run_alignment(AlignOptions(pairs=arguments[0], out=arguments[1], preset=QUICK, progress=False))
-else:
-    done = run_binding(BindOptions(arguments[0], arguments[1], arguments[2], progress=False))
-print(done.reused)
-"""
+def both_at_once(folder: Path, work: Callable[[], bool]) -> list[list[str]]:
+    """Do the same in two processes, of which one trains until the other waits for it; gives the lines that each printed."""
+    waits, plain = folder / "one waits", fit.train
+
+    def say(line: str) -> None:
+        print(line)
+        waits.touch()
+
+    def train(*arguments: object, **options: object) -> object:
+        wait_until(waits.exists)
+        return plain(*arguments, **options)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(locks, "say", say)
+        patch.setattr(fit, "train", train)
+        logs = [folder / f"{number}.log" for number in range(2)]
+        forks = [Fork(lambda: print(work()), log) for log in logs]
+        codes = [fork.wait() for fork in forks]
+    printed = [log.read_text(encoding="utf-8").splitlines() for log in logs]
+    assert codes == [0, 0], printed
+    for file in (waits, *logs):
+        file.unlink()
+    return sorted(printed, key=len)
 
 
-def at_once(*commands: tuple[object, ...]) -> list[tuple[str, str]]:
-    """Run commands at the same moment, each in a process of its own; gives standard output and error of each."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", AT_ONCE, *map(str, command)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for command in commands
-    ]
-    for child in started:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-    for child in started:
-        assert child.stdin is not None
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    ended = [child.communicate() for child in started]
-    assert [child.returncode for child in started] == [0] * len(started), ended
-    return ended
-
-
-def test_two_aligns_to_one_place_and_two_binds_to_one_bridge_take_turns(tmp_path: Path, workshop: object) -> None:
-    folder = workshop.folder  # type: ignore[attr-defined]
-    align_it = ("align", folder / "pairs.csv", tmp_path / "b")
-    told = at_once(align_it, align_it)
-    assert sorted(out for out, _ in told) == ["False\n", "True\n"]
-    assert [len(err.splitlines()) for out, err in sorted(told)] == [0, 1]
-    assert "another process is writing" in "".join(err for _, err in told)
-    before = Bridge.load(tmp_path / "b")
-    lines = (folder / "gallery.csv").read_text().splitlines()
-    (folder / "gallery2.csv").write_text("\n".join(lines[:16]))
-    told = at_once(
-        ("bind", tmp_path / "b", "image", folder / "gallery.csv"),
-        ("bind", tmp_path / "b", "image", folder / "gallery.csv"),
-    )
-    assert sorted(out for out, _ in told) == ["False\n", "True\n"]
-    after = Bridge.load(tmp_path / "b")
+def test_two_runs_that_write_the_same_bridge_take_turns(tmp_path: Path, workshop: Workshop, picture_toys: object) -> None:
+    pairs, gallery, bridge = workshop.folder / "pairs.csv", workshop.folder / "gallery.csv", tmp_path / "b"
+    options = AlignOptions(pairs=pairs, out=bridge, preset=QUICK, progress=False)
+    for work in (
+        lambda: run_alignment(options).reused,
+        lambda: run_binding(BindOptions(bridge, "image", gallery, progress=False)).reused,
+    ):
+        before = Bridge.load(bridge) if bridge.exists() else None
+        first, second = both_at_once(tmp_path, work)
+        assert first == ["False"]
+        assert (len(second), second[-1]) == (2, "True")
+        assert "another process is writing" in second[0]
+    after = Bridge.load(bridge)
     assert list(after.sides) == ["audio", "text", "image"]
+    assert before is not None
     assert after.weights_hash(["audio", "text"]) == before.weights_hash(["audio", "text"])
     assert aside(tmp_path) == []
 
 
-# ---- disks that do not take it, and people who do not wait
+# ---- full and read-only disks, and interrupts
 
 
 @pytest.fixture
@@ -629,14 +611,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, but: int) -> Path:
-    """Fill a file system, but for about so many bytes."""
+    """Fill a file system except for about so many bytes."""
     ballast = disk / "ballast"
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
     ballast.write_bytes(bytes(max(0, free - but)))
     return ballast
 
 
-def test_on_a_full_disk_one_message_says_so_and_what_was_encoded_is_kept(
+def test_a_full_disk_is_reported_in_one_message_and_encoded_latents_are_kept(
     small_disk: Path, minilm: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BRIDGEKIT_HOME", str(small_disk / "home"))
@@ -658,7 +640,7 @@ def test_on_a_full_disk_one_message_says_so_and_what_was_encoded_is_kept(
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_bridge_that_finds_no_room_is_told_and_the_old_one_stays(small_disk: Path) -> None:
+def test_a_bridge_that_does_not_fit_on_the_disk_is_reported_and_the_old_one_stays(small_disk: Path) -> None:
     untrained().save(small_disk / "b")
     fill(small_disk, 4_096)
     with pytest.raises(BridgekitError, match="No space left on device"):
@@ -668,7 +650,7 @@ def test_a_bridge_that_finds_no_room_is_told_and_the_old_one_stays(small_disk: P
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_run_goes_on_where_only_its_checkpoints_find_no_room(
+def test_a_run_continues_when_only_its_checkpoints_do_not_fit_on_the_disk(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("BRIDGEKIT_HOME", str(small_disk))
@@ -678,11 +660,11 @@ def test_a_run_goes_on_where_only_its_checkpoints_find_no_room(
     fill(small_disk, 8_192)
     monkeypatch.setattr("bridgekit.fusion.checkpoint.CHECKPOINT_SECONDS", -1.0)
     align(pairs=table, out=tmp_path / "wild", preset=preset, progress=False)
-    assert capsys.readouterr().err.count("training goes on without a checkpoint (this cannot be written: No space left") == 1
+    assert capsys.readouterr().err.count("training continues without a checkpoint (this cannot be written: No space left") == 1
     assert adapters(tmp_path / "wild") == adapters(tmp_path / "calm")
 
 
-def test_a_cache_that_is_read_only_is_read_and_what_lacks_is_one_message(
+def test_a_read_only_cache_is_read_and_missing_latents_are_one_message(
     small_disk: Path, minilm: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BRIDGEKIT_HOME", str(small_disk))
@@ -722,9 +704,7 @@ def test_a_home_that_is_a_file_is_one_message(run: Run, tmp_path: Path, monkeypa
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_home_with_spaces_and_letters_of_all_kinds_is_as_good_as_any(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_home_with_spaces_and_non_ascii_letters_works(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tone_table(tmp_path, copies=2)
     monkeypatch.setenv("BRIDGEKIT_HOME", str(tmp_path / "mein Cache – ключ 鍵 'q' #1%"))
     out = "Brücke nach [Norden]"
@@ -737,7 +717,7 @@ def test_a_home_with_spaces_and_letters_of_all_kinds_is_as_good_as_any(
 
 @pytest.mark.usefixtures("toy")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_who_stops_a_run_by_a_signal_is_told_and_loses_nothing(
+def test_a_run_stopped_by_a_signal_says_so_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     tone_table(tmp_path)

@@ -37,7 +37,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_alone_a_process_is_the_first_of_one() -> None:
+def test_a_single_process_is_rank_zero_of_one() -> None:
     assert (world_size(), rank(), broadcast_from_first("word")) == (1, 0, "word")
 
 
@@ -82,7 +82,7 @@ def test_pieces_cover_a_batch_in_order_and_every_process_has_its_run(
     assert max(piece.stop - piece.start for piece in cut.rows) <= 1_000
 
 
-def test_up_to_eight_processes_cut_a_large_batch_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_up_to_eight_processes_cut_a_large_batch_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = pieces.cut(20_480, 10_000).rows
     for world in (2, 3, 8):
         monkeypatch.setattr(pieces, "world_size", lambda world=world: world)

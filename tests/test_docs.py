@@ -214,10 +214,10 @@ def test_search_works_from_disk_in_a_browser_without_a_network(site: Path, tmp_p
         page.on("request", lambda request: requested.append(request.url))
         page.goto((site / "index.html").as_uri())
         # The script listens for key presses, and only once it has started.
-        page.locator("html.js").wait_for(timeout=60_000)
+        page.locator("html.js").wait_for(timeout=600_000)
         page.locator(".md-search__input").press_sequentially("recall@k among")
         found = page.locator(".md-search-result__link", has_text="Evaluation").first
-        found.wait_for(timeout=60_000)
+        found.wait_for(timeout=600_000)
         browser.close()
     assert [url for url in requested if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
 

@@ -1,4 +1,4 @@
-"""A model's name carries options that no shell minds."""
+"""Options in a model's name need no quoting in a shell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bridgekit.encoders import split_options
 from bridgekit.errors import BridgekitError
 
 
-def test_options_stand_behind_commas() -> None:
+def test_options_follow_commas() -> None:
     assert split_options("resnet50", ["size"]) == ("resnet50", {})
     assert split_options("org/model@main,size=224,pooling=avg", ["size", "pooling"]) == (
         "org/model@main",
@@ -18,7 +18,7 @@ def test_options_stand_behind_commas() -> None:
     )
 
 
-def test_a_comma_within_a_path_or_a_value_is_no_option() -> None:
+def test_a_comma_within_a_path_or_a_value_starts_no_option() -> None:
     assert split_options("/my, own/model,checkpoint=/a,b.pth", ["checkpoint"]) == (
         "/my, own/model",
         {"checkpoint": "/a,b.pth"},
@@ -33,7 +33,7 @@ def test_a_comma_within_a_path_or_a_value_is_no_option() -> None:
         ("m,size=3,size=4", "'size' is given twice"),
     ],
 )
-def test_a_wrong_option_is_named_with_those_there_are(model: str, message: str) -> None:
+def test_an_unknown_option_is_named_with_the_valid_ones(model: str, message: str) -> None:
     with pytest.raises(BridgekitError) as caught:
         split_options(model, ["size", "pooling"])
     assert re.search(message, str(caught.value))

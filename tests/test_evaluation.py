@@ -1,4 +1,4 @@
-"""Which rows are asked, who is right, and among whom."""
+"""Which rows are queries, which answers are correct, and what the gallery is."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def table(left: list[str], right: list[str], split: list[str], group: list[str] 
 
 
 def placed(encoded: EncodedPairs, other: dict[int, list[float]], text: dict[int, list[float]]) -> dict[str, Tensor]:
-    """Embeddings by row, put where each row's item is."""
+    """Embeddings given by row, arranged by item."""
     embedded = {}
     for modality, rows in (("other", other), ("text", text)):
         matrix = torch.zeros(len(encoded.latents[modality].matrix), 2)
@@ -62,20 +62,20 @@ def placed(encoded: EncodedPairs, other: dict[int, list[float]], text: dict[int,
 
 
 def test_among_all_the_other_splits_distract_but_right_answers_that_training_saw_neither_count_nor_hinder() -> None:
-    # Row 0 asks. Row 1, in training, has the same text; row 2's text is a stranger from training.
+    # Row 0 is the query. Row 1, in training, has the same text; row 2, in training, has another one.
     encoded = table(["q", "seen", "else"], ["name", "name", "stranger"], ["test", "train", "train"])
     rows = np.array([0])
     near_stranger = placed(encoded, {0: [1, 0], 1: [0, 1], 2: [0, 1]}, {0: [0.6, 0.8], 2: [0.9, 0.1]})
     assert split_recall(encoded, near_stranger, rows, "other", "text", "split").at[1] == 1
     assert split_recall(encoded, near_stranger, rows, "other", "text", "all").at[1] == 0
-    # Backwards, the clip of training that is right for the name too stands nearer: it is passed over.
+    # Backwards, a training clip that is also correct for the name is nearer: it is left out of the ranking.
     seen_nearer = placed(encoded, {0: [0.8, 0.6], 1: [1, 0], 2: [0, 1]}, {0: [1, 0], 2: [0, 1]})
     result = split_recall(encoded, seen_nearer, rows, "text", "other", "all")
     assert result.at[1] == 1
     assert result.candidates == 3
 
 
-def test_rows_of_one_group_are_right_for_each_other() -> None:
+def test_rows_of_one_group_are_correct_answers_for_each_other() -> None:
     encoded = table(["a", "b"], ["one", "two"], ["test", "test"], ["g", "g"])
     crossed = placed(encoded, {0: [1, 0], 1: [0, 1]}, {0: [0, 1], 1: [1, 0]})
     assert split_recall(encoded, crossed, np.array([0, 1]), "other", "text").at[1] == 1
@@ -157,7 +157,7 @@ def test_eval_refuses_the_bridges_own_table_once_a_row_of_train_was_copied_into_
 
 
 @pytest.mark.usefixtures("toy")
-def test_what_is_to_be_bound_is_looked_at_too(tmp_path: Path) -> None:
+def test_the_modality_being_bound_is_checked_for_leaks_too(tmp_path: Path) -> None:
     table = with_splits(tone_table(tmp_path))
     align(pairs=table, out=tmp_path / "bridge", preset=SHORT, progress=False)
     shutil.copyfile(tmp_path / "clips" / "owl 0.wav", tmp_path / "clips" / "copy.wav")
@@ -208,7 +208,7 @@ def test_where_bridgekit_splits_no_row_is_ever_in_two_splits(rows: list[tuple[in
     try:
         split = split_pairs(Pairs(columns, "a test", tuple(range(len(rows)))), seed, ids)
     except BridgekitError:
-        return  # too much in common to be split
+        return  # its rows share too much to be split
     assert not leaks(split, ids, contents)
 
 
@@ -260,9 +260,7 @@ def test_a_table_of_rows_that_training_saw_is_refused_whatever_the_files_are_cal
 
 
 @pytest.mark.usefixtures("toy")
-def test_unseen_asks_the_other_rows_and_counts_those_that_it_sets_aside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unseen_evaluates_the_other_rows_and_counts_those_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     table = tone_table(tmp_path)
     trained = align(pairs=table, out=tmp_path / "bridge", preset=SHORT, progress=False)
@@ -280,7 +278,7 @@ def test_unseen_asks_the_other_rows_and_counts_those_that_it_sets_aside(
 
 
 @pytest.mark.usefixtures("toy")
-def test_other_rows_are_asked_whole_though_their_texts_repeat(tmp_path: Path) -> None:
+def test_rows_with_repeated_texts_are_still_evaluated(tmp_path: Path) -> None:
     bridge = align(pairs=tone_table(tmp_path), out=tmp_path / "bridge", preset=SHORT, progress=False)
     for number, name in enumerate(NAMES):
         tone(tmp_path / "new" / f"{name}.wav", 151 * 1.19**number)
@@ -292,7 +290,7 @@ def test_other_rows_are_asked_whole_though_their_texts_repeat(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_table_that_has_grown_since_sets_aside_what_its_new_split_would_ask_of_the_old_train(tmp_path: Path) -> None:
+def test_a_table_that_has_grown_sets_aside_test_rows_that_were_training_rows(tmp_path: Path) -> None:
     table = tone_table(tmp_path)
     bridge = align(pairs=table, out=tmp_path / "bridge", preset=SHORT, progress=False)
     assert not evaluate_bridge(bridge, EvalOptions())[1]
@@ -306,7 +304,7 @@ def test_a_table_that_has_grown_since_sets_aside_what_its_new_split_would_ask_of
 
 
 @pytest.mark.usefixtures("toy")
-def test_whoever_asks_for_train_gets_it_under_its_name(tmp_path: Path) -> None:
+def test_train_is_evaluated_only_on_request(tmp_path: Path) -> None:
     table = with_splits(tone_table(tmp_path))
     bridge = align(pairs=table, out=tmp_path / "bridge", preset=SHORT, progress=False)
     for pairs in (None, table):
@@ -317,7 +315,7 @@ def test_whoever_asks_for_train_gets_it_under_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("toy")
-def test_the_command_line_tells_how_many_rows_training_saw_and_what_to_do(run: Run, tmp_path: Path) -> None:
+def test_the_command_line_says_how_many_rows_training_saw_and_what_to_do(run: Run, tmp_path: Path) -> None:
     tone_table(tmp_path)
     run("align", "--pairs", "pairs.csv")
     code, out, err = run("eval", "--pairs", "pairs.csv", "--json")
@@ -347,14 +345,14 @@ def test_training_rows_of_which_a_byte_has_changed_are_damage(tmp_path: Path) ->
     assert len(Bridge.load(tmp_path / "bridge").training_rows.marks) == 2 * 108
 
 
-def test_marks_are_those_of_any_machine() -> None:
+def test_row_hashes_are_the_same_on_every_machine() -> None:
     ids = {"text": np.array([0]), "audio": np.array([0])}
     rows = TrainingRows.of(ids, {"text": [b"t" * 32], "audio": [b"a" * 32]}, np.array([0]))
     assert rows.marks.tolist() == [-2862523160435249147, 8866373048281210534], "bridges on disk hold them"
 
 
 @pytest.mark.usefixtures("toy")
-def test_an_embedding_that_is_not_finite_costs_its_item_alone(tmp_path: Path) -> None:
+def test_an_embedding_that_is_not_finite_fails_only_its_item(tmp_path: Path) -> None:
     bridge = align(pairs=tone_table(tmp_path), out=tmp_path / "bridge", preset=SHORT, progress=False)
 
     class Loud(LetterEncoder):

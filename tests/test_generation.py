@@ -40,13 +40,13 @@ FAMILIES = {
     "kandinsky22": ("image", "image", "image_embeds"),
     "stable_unclip_img2img": ("image", "", "image_embeds"),
 }
-#: A batch moves sums by a rounding error, which may be a step of a pixel.
+#: Batching changes sums by a rounding error, which may change a pixel by one.
 ABOUT = {"rtol": 0.0, "atol": 2.0}
 
 
 @pytest.fixture(autouse=True)
 def quick(picture_toys: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The plugin with pictures, an empty folder to be in, and conditioners that are hardly fitted."""
+    """The plugin with pictures, an empty working directory, and conditioners fitted with few steps."""
     monkeypatch.setattr(painter, "fit_conditioner", partial(conditioner.fit_conditioner, fit=Fit(steps=3, batch_size=4)))
     monkeypatch.setattr(conditioner, "WIDTH", 32)
     monkeypatch.chdir(tmp_path)
@@ -73,7 +73,7 @@ def bridge(workshop: Workshop, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sd(models: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A tiny Stable Diffusion that a test may spoil."""
+    """A tiny Stable Diffusion that a test may modify."""
     return Path(shutil.copytree(models("stable_diffusion"), tmp_path / "sd"))
 
 
@@ -143,10 +143,12 @@ def test_sounds_become_pictures_through_an_ip_adapter(workshop: Workshop, tmp_pa
     assert open_painter(painter.bridge, painter.model, folder).fitted is False
 
 
-# ---- what goes in
+# ---- inputs
 
 
-def test_the_same_seed_gives_the_same_picture_and_another_another(workshop: Workshop, draw: Callable[..., Generation]) -> None:
+def test_the_same_seed_gives_the_same_picture_and_another_seed_another_one(
+    workshop: Workshop, draw: Callable[..., Generation]
+) -> None:
     inputs = [Input("audio", workshop.clip("owl"))]
     one, two, other = (
         pixels(draw(inputs, seed=seed, out=f"{name}.png").pictures[0].file) for name, seed in {"a": 0, "b": 0, "c": 1}.items()
@@ -222,7 +224,7 @@ def test_a_blend_of_two_conditionings_keeps_what_only_one_of_them_has() -> None:
     assert blended["prompt_embeds"][..., 0].tolist() == [[2, 5, 5], [2, 2, 5]]
 
 
-# ---- what comes out
+# ---- outputs
 
 
 def test_a_folder_of_clips_gives_one_picture_each_and_a_contact_sheet(
@@ -265,7 +267,7 @@ def test_a_picture_says_how_it_was_made(workshop: Workshop, draw: Callable[..., 
     assert story(done.sheet or Path())["model"] == str(sd)
 
 
-def test_one_picture_lies_here_and_is_named_after_its_input(workshop: Workshop, draw: Callable[..., Generation]) -> None:
+def test_one_picture_is_written_here_and_named_after_its_input(workshop: Workshop, draw: Callable[..., Generation]) -> None:
     done = draw([Input("audio", workshop.clip("owl"))])
     assert [made.file for made in done.pictures] == [Path("owl 0.png")]
     assert done.sheet is None
@@ -274,7 +276,9 @@ def test_one_picture_lies_here_and_is_named_after_its_input(workshop: Workshop, 
     assert draw([Input("text", "a/b: owl?")], out="x").pictures[0].file == Path("x/a_b_ owl_.png")
 
 
-def test_inputs_of_one_name_give_pictures_of_two(workshop: Workshop, draw: Callable[..., Generation], tmp_path: Path) -> None:
+def test_inputs_with_the_same_name_give_pictures_with_different_names(
+    workshop: Workshop, draw: Callable[..., Generation], tmp_path: Path
+) -> None:
     for folder in ("a", "b"):
         (tmp_path / "clips" / folder).mkdir(parents=True)
         shutil.copy(workshop.clip("owl"), tmp_path / "clips" / folder / "sheet.wav")
@@ -282,7 +286,7 @@ def test_inputs_of_one_name_give_pictures_of_two(workshop: Workshop, draw: Calla
     assert len({made.file for made in done.pictures} | {done.sheet}) == 3
 
 
-def test_several_pictures_do_not_fit_in_one_file_and_that_is_said_before_drawing(
+def test_one_output_file_for_several_pictures_is_refused_before_drawing(
     workshop: Workshop, draw: Callable[..., Generation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridgekit.recipes.generate.paint", None)
@@ -291,7 +295,7 @@ def test_several_pictures_do_not_fit_in_one_file_and_that_is_said_before_drawing
 
 
 @pytest.mark.parametrize("out", ["/proc/nothing/owl.png", "taken/owl.png", "owl.jpg"])
-def test_a_place_that_cannot_be_written_is_said_before_drawing(
+def test_an_output_folder_that_cannot_be_written_is_reported_before_drawing(
     workshop: Workshop, draw: Callable[..., Generation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: str
 ) -> None:
     monkeypatch.setattr("bridgekit.recipes.generate.paint", None)
@@ -302,7 +306,7 @@ def test_a_place_that_cannot_be_written_is_said_before_drawing(
     assert caught.value.remedy
 
 
-def test_nothing_of_the_users_is_written_over(workshop: Workshop, draw: Callable[..., Generation], tmp_path: Path) -> None:
+def test_the_users_own_files_are_not_overwritten(workshop: Workshop, draw: Callable[..., Generation], tmp_path: Path) -> None:
     """A photo may well lie beside the clip that was taken with it."""
     shutil.copy(workshop.clip("owl"), "owl.wav")
     Image.new("RGB", (9, 9), "red").save("owl.png")
@@ -315,7 +319,7 @@ def test_nothing_of_the_users_is_written_over(workshop: Workshop, draw: Callable
     assert story(Path("owl-2.png"))["seed"] == 1
 
 
-def test_long_and_strange_names_are_no_trouble(workshop: Workshop, draw: Callable[..., Generation], tmp_path: Path) -> None:
+def test_long_and_odd_names_work(workshop: Workshop, draw: Callable[..., Generation], tmp_path: Path) -> None:
     sentence = "an owl " * 60
     assert draw([Input("text", sentence)]).pictures[0].file.is_file()
     clip = tmp_path / f"{'鳥' * 80}.wav"
@@ -384,7 +388,7 @@ def test_a_bridge_that_cannot_be_written_to_still_draws(
     assert draw([Input("audio", workshop.clip("owl"))]).fitted
 
 
-def test_captions_of_the_users_own_are_what_it_is_fitted_on(
+def test_the_conditioner_is_fitted_on_the_users_own_captions_if_given(
     workshop: Workshop, draw: Callable[..., Generation], tmp_path: Path
 ) -> None:
     inputs = [Input("audio", workshop.clip("owl"))]
@@ -397,7 +401,7 @@ def test_captions_of_the_users_own_are_what_it_is_fitted_on(
     assert not draw(inputs).fitted
 
 
-def test_without_the_bridges_table_a_kept_conditioner_serves_and_otherwise_captions_are_asked_for(
+def test_without_the_bridges_table_a_saved_conditioner_is_used_or_captions_are_required(
     workshop: Workshop, draw: Callable[..., Generation], bridge: Path, tmp_path: Path
 ) -> None:
     inputs = [Input("audio", workshop.clip("owl"))]
@@ -412,7 +416,7 @@ def test_without_the_bridges_table_a_kept_conditioner_serves_and_otherwise_capti
     assert not draw(inputs).fitted
 
 
-def test_a_bridge_that_does_not_say_what_it_was_trained_on_asks_for_captions(
+def test_a_bridge_without_provenance_requires_captions(
     workshop: Workshop, draw: Callable[..., Generation], bridge: Path, tmp_path: Path
 ) -> None:
     told = json.loads((bridge / "bridge.json").read_text())
@@ -452,7 +456,7 @@ SPOILED: dict[str, Callable[[Path], None]] = {
 
 
 def clear(error: BridgekitError) -> None:
-    """One message of one to three lines that says how to mend it."""
+    """One message of one to three lines that says how to fix it."""
     assert error.remedy
     assert 2 <= len(str(error).splitlines()) <= 3
 
@@ -489,7 +493,7 @@ def test_a_bridge_without_audio_and_one_without_text_say_so(
 ) -> None:
     run = partial(generate, steps=2, size=32, progress=False)
     pictured = workshop.bridge(tmp_path / "pictured", "audio", "image")
-    with pytest.raises(BridgekitError, match="no side for 'text'") as caught:
+    with pytest.raises(BridgekitError, match="no modality 'text'") as caught:
         run(pictured, [Input("text", "owl")], model=str(sd))
     clear(caught.value)
     with pytest.raises(BridgekitError, match=r"has audio and image, .* made of text") as caught:
@@ -509,7 +513,9 @@ def test_a_size_that_the_model_cannot_draw_is_one_clear_message(workshop: Worksh
     clear(caught.value)
 
 
-def test_a_prompt_in_vain_is_one_clear_message(workshop: Workshop, models: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_prompt_that_has_no_effect_is_one_clear_message(
+    workshop: Workshop, models: Callable[[str], Path], tmp_path: Path
+) -> None:
     folder = workshop.bridge(tmp_path / "bridge", "audio", "image", "image")
     with pytest.raises(BridgekitError, match="takes no prompt"):
         generate(
@@ -556,7 +562,7 @@ def test_a_plugins_model_is_named_like_an_encoder_and_is_the_default(workshop: W
     assert np.array_equal(pixels(by_name.pictures[0].file), pixels(by_default.pictures[0].file))
 
 
-def test_a_plugins_model_that_fails_is_laid_at_its_door(
+def test_a_failing_model_is_blamed_on_its_plugin(
     workshop: Workshop, draw: Callable[..., Generation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bridgekit.plugins import find_image_generator

@@ -1,4 +1,4 @@
-"""The judge of generated pictures: it sees pixels, is not flattered by ties, and is asked about held-out rows only."""
+"""The judge of generated pictures: it sees pixels, counts ties as errors, and looks at held-out rows only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("picture_toys")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Conditioners of two hundred small steps: enough for eight patches of colour."""
+    """Conditioners fitted with two hundred small steps: enough for eight patches of colour."""
     fit = Fit(steps=200, batch_size=32, noise=0.2)
     monkeypatch.setattr(painter, "fit_conditioner", partial(fit_conditioner, fit=fit))
 
@@ -54,7 +54,7 @@ def test_the_true_picture_itself_comes_first(workshop: Workshop) -> None:
     assert gallery.ranks(shown(workshop, *NAMES), NAMES).tolist() == [1] * len(NAMES)
 
 
-def test_the_picture_of_another_does_not_and_among_one_there_is_no_choice(workshop: Workshop) -> None:
+def test_another_names_picture_does_not_come_first(workshop: Workshop) -> None:
     gallery = open_gallery(str(workshop.folder / "gallery.csv"))
     pictures = shown(workshop, "owl", "ant")
     assert (gallery.ranks(pictures, ["ant", "owl"]) > 1).all()
@@ -71,7 +71,7 @@ def test_ties_count_against(workshop: Workshop, tmp_path: Path) -> None:
     assert gallery.ranks(shown(workshop, "ant", "ant", "owl"), ["ant", "emmet", "owl"]).tolist() == [2, 2, 1]
 
 
-def test_a_name_stands_in_the_gallery_once_and_a_broken_picture_not_at_all(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_name_is_in_the_gallery_once_and_a_broken_picture_not_at_all(workshop: Workshop, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_text("not a picture")
     seen = workshop.folder / "seen"
     lines = [f"{seen}/ant.png,ant", f"{seen}/owl.png,ant", f"{seen}/owl.png,owl", f"{tmp_path}/broken.png,fox"]
@@ -112,13 +112,13 @@ def test_a_frozen_text_side_needs_no_fitting(workshop: Workshop, tmp_path: Path,
     assert sounds["top1"] > 0.5
 
 
-def test_the_judge_may_choose_among_the_asked_and_be_asked_less(judged: Any) -> None:
+def test_the_gallery_may_be_the_queries_alone_and_their_number_limited(judged: Any) -> None:
     records = judged(among="queries", limit=3)
     assert all(record["pictures"] == 3 for record in records)
     assert all(1 <= record["candidates"] <= 3 for record in records)
 
 
-def test_a_foreign_table_is_asked_whole_or_by_its_splits(judged: Any, workshop: Workshop, tmp_path: Path) -> None:
+def test_another_table_is_evaluated_whole_or_by_its_splits(judged: Any, workshop: Workshop, tmp_path: Path) -> None:
     clips = [f"{tone(tmp_path / 'new' / f'{name}.wav', 151 * 1.19**number)},{name}" for number, name in enumerate(NAMES)]
     (tmp_path / "foreign.csv").write_text("\n".join(["audio,text", *clips]))
     assert judged(pairs=str(tmp_path / "foreign.csv"), outside=True)[0]["pictures"] == 20
@@ -128,7 +128,7 @@ def test_a_foreign_table_is_asked_whole_or_by_its_splits(judged: Any, workshop: 
     assert judged(pairs=str(tmp_path / "split.csv"), outside=True, splits=["train", "val"])[0]["pictures"] == 19
 
 
-def test_a_foreign_table_of_clips_that_training_saw_is_refused(judged: Any, workshop: Workshop, tmp_path: Path) -> None:
+def test_another_table_with_training_clips_is_refused(judged: Any, workshop: Workshop, tmp_path: Path) -> None:
     clips = [f"{workshop.clip(name)},{name}" for name in NAMES]
     (tmp_path / "seen.csv").write_text("\n".join(["audio,text", *clips]))
     with pytest.raises(BridgekitError, match="19 of 20 rows were seen in training"):
@@ -136,10 +136,8 @@ def test_a_foreign_table_of_clips_that_training_saw_is_refused(judged: Any, work
     assert judged(pairs=str(tmp_path / "seen.csv"), outside=True, unseen=True)[0]["pictures"] == 1
 
 
-def test_only_rows_are_asked_that_training_held_out(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where a row was set aside then, or a clip occurs twice under two names: both move the split."""
+def test_only_held_out_rows_are_queries(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if a row was set aside then, or a clip occurs under two names: both change the split."""
     rows = (workshop.folder / "pairs.csv").read_text().splitlines()
     (tmp_path / "note.wav").write_text("not audio")
     (tmp_path / "again.wav").write_bytes(workshop.clip("owl").read_bytes())
@@ -171,7 +169,7 @@ def test_only_rows_are_asked_that_training_held_out(
 # ---- mistakes
 
 
-def test_a_gallery_that_knows_none_of_the_captions_is_said(judged: Any, workshop: Workshop, tmp_path: Path) -> None:
+def test_a_gallery_without_any_of_the_captions_is_reported(judged: Any, workshop: Workshop, tmp_path: Path) -> None:
     (tmp_path / "others.csv").write_text(
         f"image,text\n{workshop.folder}/seen/owl.png,heron\n{workshop.folder}/seen/ant.png,bug\n"
     )
@@ -183,12 +181,12 @@ def test_a_gallery_that_knows_none_of_the_captions_is_said(judged: Any, workshop
 
 
 @pytest.mark.parametrize("options", [{"among": "all"}, {"gaps": ["wide"]}, {"judge": "audio"}, {"model": "toy:patchs"}])
-def test_an_option_that_is_none_is_one_message(judged: Any, options: dict[str, Any]) -> None:
+def test_an_invalid_option_is_one_message(judged: Any, options: dict[str, Any]) -> None:
     with pytest.raises(BridgekitError):
         judged(**options)
 
 
 def test_a_bridge_without_text_has_no_captions_to_judge_by(workshop: Workshop, tmp_path: Path) -> None:
     folder = workshop.bridge(tmp_path / "bridge", "audio", "image")
-    with pytest.raises(BridgekitError, match="no side for 'text'"):
+    with pytest.raises(BridgekitError, match="no modality 'text'"):
         judge_generation(folder, gallery=str(workshop.folder / "gallery.csv"))

@@ -1,11 +1,10 @@
-"""Each item is encoded once, ever; a bad item fails alone; a killed run goes on."""
+"""Each item is encoded once; a bad item fails alone; a killed run resumes."""
 
 from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from bridgekit.latents.batches import BATCH_SIZE
 from bridgekit.latents.encode import encode_items
 from bridgekit.latents.store import LatentStore
 from tests.conftest import tone
+from tests.shared import Fork
 from tests.toys import LetterEncoder, ToneEncoder
 
 
@@ -38,7 +38,7 @@ def test_an_item_is_encoded_once_ever(tmp_path: Path) -> None:
     assert second.ids[70] == second.ids[70 - 1 - 3]
 
 
-def test_content_counts_and_not_the_name(tmp_path: Path) -> None:
+def test_an_item_is_identified_by_its_content_and_not_its_name(tmp_path: Path) -> None:
     one, other = tone(tmp_path / "a.wav", 300), tone(tmp_path / "b" / "c.wav", 300)
     encoder = ToneEncoder()
     result = encode_items(encoder, [one, other])
@@ -117,30 +117,21 @@ def test_a_run_that_is_stopped_loses_one_batch_and_the_next_meets_the_same_batch
     assert torch.equal(fresh.matrix, resumed.matrix)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from bridgekit.latents import encode, store
-from bridgekit.latents.batches import BATCH_SIZE
-from tests.toys import ToneEncoder
+def test_a_run_that_is_killed_loses_no_more_than_what_waits_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(ToneEncoder):
+        def encode(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+            if len(self.encoded) == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().encode(batch)
 
-class Killed(ToneEncoder):
-    def encode(self, batch):
-        if len(self.encoded) == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().encode(batch)
-
-encode.FLUSH_ROWS = 2 * BATCH_SIZE
-encode.FLUSH_SECONDS = 3600
-encode.encode_items(Killed(), sorted(Path(sys.argv[1]).glob("*.wav")))
-"""
-
-
-def test_a_run_that_is_killed_loses_no_more_than_what_waits_to_be_written(tmp_path: Path) -> None:
     items = clips(tmp_path, 7 * BATCH_SIZE)
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=Path(__file__).parents[1])
-    assert killed.returncode == -9
-    # Written by twos: four of the five batches that were encoded before the sixth, which was the end.
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, "FLUSH_ROWS", 2 * BATCH_SIZE)
+        patch.setattr(encode, "FLUSH_SECONDS", 3600)
+        assert Fork(lambda: encode_items(Killed(), items), tmp_path / "log").wait() == -signal.SIGKILL
+    # Written in twos: four of the five batches that were encoded before the kill.
     assert encode_items(ToneEncoder(), items).encoded == 3 * BATCH_SIZE
 
 
@@ -159,7 +150,7 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(("seconds", "rows", "expected"), [(3600, 9999, [160]), (0, 9999, [32] * 5), (3600, 64, [64, 64, 32])])
-def test_batches_are_gathered_and_written_by_time_and_by_number(
+def test_batches_are_collected_and_written_by_time_and_by_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: list[int], seconds: float, rows: int, expected: list[int]
 ) -> None:
     monkeypatch.setattr(encode, "FLUSH_SECONDS", seconds)
@@ -222,7 +213,7 @@ def test_small_shards_are_merged_and_nothing_is_lost(tmp_path: Path) -> None:
     assert torch.equal(first.matrix, second.matrix)
 
 
-def test_a_store_whose_shards_another_process_merges_is_read_all_the_same() -> None:
+def test_a_store_whose_shards_another_process_merges_can_still_be_read() -> None:
     encoder = LetterEncoder()
     for number in range(8):
         LatentStore("toy:letters@1", 48).write([bytes([number] * 32)], torch.full((1, 48), float(number)))
@@ -237,7 +228,7 @@ def test_a_store_whose_shards_another_process_merges_is_read_all_the_same() -> N
     assert encode_items(encoder, ["dog"]).encoded == 1
 
 
-def test_latents_that_would_fill_the_memory_are_mapped_from_a_file_that_nobody_sees(
+def test_latents_that_would_fill_the_memory_are_mapped_from_an_unlinked_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     items: list[Item | None] = [f"text number {k}" for k in range(300)]
@@ -254,13 +245,13 @@ def test_latents_that_would_fill_the_memory_are_mapped_from_a_file_that_nobody_s
 
 
 def is_mapped(matrix: torch.Tensor) -> bool:
-    """Whether a matrix lies in a file without a name, as the system tells it."""
+    """Whether a matrix is in an unlinked file, according to the system."""
     maps = Path("/proc/self/maps").read_text().splitlines()
     spans = [line.split()[0].split("-") for line in maps if "(deleted)" in line]
     return any(int(start, 16) <= matrix.data_ptr() < int(stop, 16) for start, stop in spans)
 
 
-def test_where_neither_memory_nor_disk_have_room_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latents_that_fit_neither_in_memory_nor_on_disk_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     encode_items(LetterEncoder(), ["dog"])
 
     def full(*arguments: object) -> None:
@@ -274,7 +265,7 @@ def test_where_neither_memory_nor_disk_have_room_it_is_told(monkeypatch: pytest.
     assert len(list(LatentStore("toy:letters@1", 48).folder.iterdir())) == 1
 
 
-def test_free_memory_is_what_the_system_tells() -> None:
+def test_free_memory_is_what_the_system_reports() -> None:
     assert 1 << 20 < store.free_memory() < 1 << 50
 
 

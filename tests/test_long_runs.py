@@ -1,4 +1,4 @@
-"""Long runs keep their memory, files and threads: a small number of items and steps here, the real one in `make torture`."""
+"""Long runs leak no memory, files or threads: with few items and steps here, at full length in `make torture`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.torture.long_runs import ALLOWED_MIB, Sample, Watch, draw, faults, gr
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc here that tells of memory")
 
 
-def test_encoding_and_training_grow_by_nothing() -> None:
+def test_encoding_and_training_do_not_leak() -> None:
     outcome = run(2_000, 300, kinds=("texts", "steps"))
     assert not outcome.failures
     assert outcome.held == outcome.tried == 6
@@ -65,7 +65,7 @@ def test_the_texts_are_different_and_as_many_as_asked_for() -> None:
     assert {len(text) for text in texts} == {35}
 
 
-def test_a_run_is_drawn(tmp_path: Path) -> None:
+def test_a_run_is_plotted(tmp_path: Path) -> None:
     samples = [Sample(done, 300.0, 5, 2) for done in range(0, 1_000, 20)]
     draw({"texts": samples, "steps": samples}, tmp_path / "runs.png")
     assert Image.open(tmp_path / "runs.png").size[0] > 600

@@ -1,4 +1,4 @@
-"""Plugins are found by entry point; a bad one is named and breaks nothing."""
+"""Plugins are found by entry point; a broken one is named and breaks nothing else."""
 
 from __future__ import annotations
 
@@ -135,19 +135,19 @@ def test_help_lists_the_verbs_of_plugins_that_are_not_installed(run: Run, monkey
     assert "pip install plugins/bridgekit-index" in " ".join(out.split())
 
 
-def test_a_plugin_of_ours_that_does_not_work_is_named_by_its_verb(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_built_in_plugin_is_named_by_its_verb(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, ToyPlugin(), ImportError("no lancedb"), names=["toy", "index"])
     code, _, err = run("index", "photos")
     assert (code, "no lancedb" in err, "pip install" in err) == (2, True, False)
 
 
-def test_the_core_names_neither_the_modules_of_our_verbs_nor_what_they_are_built_on() -> None:
+def test_the_core_names_neither_its_plugins_modules_nor_their_dependencies() -> None:
     for file in Path(bridgekit.__file__).parent.rglob("*.py"):
         named = re.search(r"(?i)lancedb|fastapi|uvicorn|bridgekit_(app|index)", file.read_text(encoding="utf-8"))
         assert not named, f"{file}: {named}"
 
 
-def test_names_that_a_plugin_brings_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_a_missing_plugin_provides_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, ToyPlugin())
     with pytest.raises(BridgekitError, match="pip install plugins/bridgekit-index"):
         from bridgekit import Index  # noqa: F401
@@ -248,7 +248,7 @@ def test_an_encoder_that_breaks_its_contract_later_is_named(latents: object, mes
         encode_items(Wrong(latents), ["a", "b"])  # type: ignore[arg-type]
 
 
-def test_a_mistake_in_prepare_is_the_plugins_and_not_the_items() -> None:
+def test_an_exception_in_prepare_blames_the_plugin_and_not_the_item() -> None:
     class Broken(Wrong):
         def prepare(self, item: str) -> str:
             raise KeyError("weights")
@@ -260,7 +260,7 @@ def test_a_mistake_in_prepare_is_the_plugins_and_not_the_items() -> None:
         encode_pairs(pairs, {"text": Broken(0), "other": Broken(0)}, silent)  # type: ignore[dict-item]
 
 
-def test_latents_that_are_not_numbers_cost_their_items_alone_and_the_plugin_is_named() -> None:
+def test_latents_that_are_nan_fail_only_their_items_and_the_plugin_is_named() -> None:
     encoded = encode_items(Wrong(torch.tensor([[1.0, 2, 3], [1, torch.nan, 3]])), ["a", "b"])  # type: ignore[arg-type]
     assert encoded.matrix.tolist() == [[1, 2, 3]]
     (reason,) = encoded.failed.values()

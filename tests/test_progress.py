@@ -1,15 +1,15 @@
-"""A log tells how fast work goes and how long it will take; a moment's work tells nothing."""
+"""A log shows how fast work goes and how long it will take; short tasks show nothing."""
 
 from __future__ import annotations
 
 import io
 import sys
-import time
 
 import pytest
 
 from bridgekit import progress
 from bridgekit.progress import LINE_SECONDS, PATIENCE, progress_bars
+from tests.shared import wait_until
 
 
 class Clock:
@@ -23,7 +23,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_lines_in_a_log_tell_the_rate_and_the_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_in_a_log_show_the_rate_and_the_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bars() as report:
         report("encoding audio", 0, 20_000)
         clock.now += 10
@@ -46,7 +46,7 @@ def test_what_was_done_before_does_not_count_as_speed(clock: Clock, capsys: pyte
     assert capsys.readouterr().err == "training: 950 of 1,000, 1.0/s, 0:00:50 left\n"
 
 
-def test_work_that_begins_anew_is_timed_anew(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_task_that_restarts_is_timed_from_its_restart(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bars() as report:
         for rate in (10, 2):
             report("encoding text", 0, 1_000)
@@ -55,7 +55,7 @@ def test_work_that_begins_anew_is_timed_anew(clock: Clock, capsys: pytest.Captur
     assert [line.split(", ")[1] for line in capsys.readouterr().err.splitlines()] == ["10.0/s", "2.0/s"]
 
 
-def test_a_moments_work_and_work_that_has_not_moved_tell_no_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_tasks_and_tasks_without_progress_show_no_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bars() as report:
         report("opening encoders", 0, 2)
         clock.now += PATIENCE / 2
@@ -72,12 +72,9 @@ class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
-    def shows(self, what: str, within: float = 20) -> bool:
-        """Whether that is printed, be it after some time."""
-        end = time.perf_counter() + within
-        while what not in self.getvalue() and time.perf_counter() < end:
-            time.sleep(0.02)
-        return what in self.getvalue()
+    def wait_for(self, text: str) -> None:
+        """Wait until that is printed."""
+        wait_until(lambda: text in self.getvalue(), f"for {text}")
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
@@ -89,11 +86,11 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return terminal
 
 
-def test_on_a_terminal_a_slow_first_step_shows_while_it_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_a_slow_first_step_shows_a_bar_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_terminal(monkeypatch)
     with progress_bars() as report:
         report("opening encoders", 0, 2)
-        assert terminal.shows("0/2")
+        terminal.wait_for("0/2")
 
 
 def test_on_a_terminal_quick_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,12 +103,12 @@ def test_on_a_terminal_quick_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) 
     assert "\n" not in terminal.getvalue()
 
 
-def test_on_a_terminal_work_within_other_work_shares_its_display(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_nested_work_shares_one_display(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_terminal(monkeypatch)
     with progress_bars() as outer:
         with progress_bars() as inner:
             assert inner is outer
         outer("speaking", 1, 9)
-        assert terminal.shows("1/9")
+        terminal.wait_for("1/9")
     with progress_bars() as after:
         assert after is not outer

@@ -1,4 +1,4 @@
-"""The report: what it says, that it says it safely, and what a person in a browser sees and hears of it."""
+"""The report: its content, its safety with untrusted text, and how it works in a browser."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import html
 import itertools
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -32,7 +33,7 @@ from bridgekit.report.previews import CLIP_SECONDS, make_previews, outline
 from bridgekit.report.space_map import shared_space
 from bridgekit.report.tables import worst_and_best
 from bridgekit.tables.reading import read_pairs
-from tests.browser import DESKTOP, PHONE, browser_page, screenshot
+from tests.browser import DESKTOP, PHONE, browser_page, one_browser, screenshot
 from tests.conftest import Run, tone
 from tests.toys import LetterEncoder, ToneEncoder, tone_table
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 QUICK = replace(PRESETS["default"], epochs=15, batch_size=32, shared_dim=16)
-#: What a stranger's table may hold.
+#: What an untrusted table may contain.
 HOSTILE = (
     "<script>window.harmed = 1</script>",
     '"><img src=x onerror="window.harmed = 2">',
@@ -110,7 +111,7 @@ def test_the_same_bridge_has_the_same_report_byte_for_byte(tmp_path: Path, monke
 
 
 @pytest.mark.usefixtures("toy")
-def test_the_verb_writes_it_anew_and_finds_a_table_that_has_moved(run: Run, tmp_path: Path) -> None:
+def test_the_report_verb_rewrites_it_and_accepts_the_new_path_of_a_moved_table(run: Run, tmp_path: Path) -> None:
     first = toy_report(tmp_path)
     code, out, _ = run("report", "tones", "--out", "pages/new.html", "--no-check")
     assert code == 0
@@ -184,7 +185,7 @@ def test_the_page_is_made_of_named_and_ordered_parts(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("toy")
-def test_rows_set_aside_and_few_queries_are_said_before_the_figures(tmp_path: Path) -> None:
+def test_rows_set_aside_and_small_test_sets_are_caveats_before_the_results(tmp_path: Path) -> None:
     table = tone_table(tmp_path)
     with table.open("a", encoding="utf-8") as file:
         file.write("clips/gone.wav,gone\n")
@@ -221,11 +222,11 @@ def test_a_bridge_cannot_make_the_report_read_a_table_elsewhere(
     align(pairs=elsewhere, out=tmp_path / "tones", preset=QUICK, write_report=False, progress=False)
     code, _, err = run("report", "tones")
     assert code == 2
-    assert "which is not read unasked" in err
+    assert "reading it needs your permission" in err
     assert run("report", "tones", "--pairs", elsewhere, "--no-check")[0] == 0
 
 
-# ---- what is in it
+# ---- its content
 
 
 def small_report(folder: Path, **changes: Any) -> str:
@@ -243,7 +244,7 @@ def small_report(folder: Path, **changes: Any) -> str:
 
 
 def record(method: str, recall: float = 0.5, **changes: Any) -> dict[str, Any]:
-    """Recall of a method, as a bridge's metrics hold it."""
+    """Recall of a method, as in a bridge's metrics."""
     question = {"split": "test", "direction": "audio → text", "among": "split", "queries": 4, "candidates": 4}
     return {**question, "method": method, **{f"recall@{k}": recall for k in (1, 5, 10)}, "median_rank": 1.5, **changes}
 
@@ -253,7 +254,7 @@ def text_of(page: str) -> str:
     return " ".join(html.unescape(re.sub("<(script|style)\b.*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)).split())
 
 
-def test_what_a_check_found_stands_with_the_data(tmp_path: Path) -> None:
+def test_findings_of_the_check_are_listed_with_the_data(tmp_path: Path) -> None:
     rows = tuple(f"row {number}, audio: <i>{number}</i>.wav" for number in range(30))
     findings = [
         Finding("leak", "error", "30 rows leak", "remove them", rows),
@@ -269,7 +270,7 @@ def test_what_a_check_found_stands_with_the_data(tmp_path: Path) -> None:
     assert section.index("error") < section.index("note")
 
 
-def test_metadata_of_a_strangers_bridge_stays_text(tmp_path: Path) -> None:
+def test_untrusted_metadata_is_escaped(tmp_path: Path) -> None:
     for number, text in enumerate(HOSTILE):
         page = small_report(
             tmp_path / str(number),
@@ -332,7 +333,7 @@ def test_nonsense_metrics_of_a_saved_bridge_are_a_message_and_exit_code_2(run: R
     assert run("report", "tones", "--no-check")[0] == 0
 
 
-def test_methods_stand_in_order_with_what_they_are_and_unknown_ones_first(tmp_path: Path) -> None:
+def test_methods_are_listed_in_order_with_explanations_and_unknown_ones_first(tmp_path: Path) -> None:
     methods = ["FuseMix", "linear", "closed-form start", "random"]
     page = small_report(tmp_path, metrics=[record(method) for method in [*methods, "guess"]])
     rows = re.findall(r'<th scope="row">(?:<bdi>)?([^<]+)', page[page.index('id="recall"') : page.index('id="retrievals"')])
@@ -418,7 +419,7 @@ def test_the_worst_and_the_best_are_those_with_the_widest_margins(tmp_path: Path
     assert isinstance(worst[0].query, Path)
 
 
-def test_no_right_answer_fills_a_list_of_cases(tmp_path: Path) -> None:
+def test_no_single_answer_fills_a_list_of_cases(tmp_path: Path) -> None:
     encoded = toy_pairs(tmp_path, 6)
     embedded = {
         modality: normalize(torch.randn(len(latents.matrix), 8, generator=torch.Generator().manual_seed(1)), dim=1)
@@ -428,7 +429,7 @@ def test_no_right_answer_fills_a_list_of_cases(tmp_path: Path) -> None:
         assert len({case.correct for case in cases}) == len(cases) == 15
 
 
-def test_a_map_holds_whole_rows_up_to_its_limit_and_knows_who_belongs_together(tmp_path: Path) -> None:
+def test_a_map_shows_whole_rows_up_to_its_limit_and_links_their_items(tmp_path: Path) -> None:
     encoded = toy_pairs(tmp_path, 3)
     embedded = {modality: normalize(latents.matrix, dim=1)[:, :32] for modality, latents in encoded.latents.items()}
     points = shared_space([(encoded, embedded)], limit=40)
@@ -445,7 +446,7 @@ def test_a_map_holds_whole_rows_up_to_its_limit_and_knows_who_belongs_together(t
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
-def test_a_map_of_a_handful_of_items_is_a_map(tmp_path: Path, rows: int) -> None:
+def test_a_map_works_with_a_handful_of_items(tmp_path: Path, rows: int) -> None:
     encoded = toy_pairs(tmp_path, 1).take(np.arange(rows))
     embedded = {modality: normalize(latents.matrix, dim=1)[:, :32] for modality, latents in encoded.latents.items()}
     assert len(shared_space([(encoded, embedded)])) == 2 * rows
@@ -485,6 +486,13 @@ def test_an_outline_follows_the_loudness() -> None:
 
 
 # ---- in a browser
+
+
+@pytest.fixture(scope="module", autouse=True)
+def chromium() -> Iterator[None]:
+    """Show all pages in one browser."""
+    with one_browser():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -542,7 +550,7 @@ def shown_cell(heat: dict[str, Any], row: int, column: int) -> str:
 
 
 def playing(page: Page, name: str) -> None:
-    """Wait until a clip is heard: its player moves on."""
+    """Wait until a clip plays: its player advances."""
     page.wait_for_function(
         """name => [...document.querySelectorAll(".play")].some(
             (button) => button.getAttribute("aria-label") === `Play ${name}`
@@ -605,7 +613,7 @@ def test_before_a_first_click_the_page_says_why_it_is_silent(real_report: Path) 
         page.get_by_text("only after the first click").wait_for()
 
 
-def test_the_map_goes_by_keyboard_alone(real_report: Path) -> None:
+def test_the_map_can_be_used_by_keyboard_alone(real_report: Path) -> None:
     with browser_page() as page:
         page.goto(real_report.as_uri())
         page.locator("#find").focus()
@@ -617,7 +625,7 @@ def test_the_map_goes_by_keyboard_alone(real_report: Path) -> None:
         page.keyboard.press("Enter")
         card = page.locator("#card")
         assert str(hits[0]["name"]) in card.inner_text()
-        page.keyboard.press("End")  # whatever is dimmed can be gone to, but arrows pass it by
+        page.keyboard.press("End")  # dimmed points can be reached, but arrow keys skip them
         visited = set()
         for key in ("Home", *["ArrowRight", "ArrowDown", "ArrowLeft", "ArrowUp"] * 3):
             page.keyboard.press(key)
@@ -651,7 +659,7 @@ def test_a_heat_map_is_read_by_pointer_and_by_keyboard(real_report: Path) -> Non
         assert figure.locator("output").inner_text() == shown_cell(heat, 0, 2)
 
 
-def test_a_tap_on_a_phone_chooses_a_point_and_plays_it(real_report: Path) -> None:
+def test_a_tap_on_a_phone_selects_a_point_and_plays_it(real_report: Path) -> None:
     with browser_page(*PHONE, touch=True) as page:
         page.goto(real_report.as_uri())
         page.locator("#points").scroll_into_view_if_needed()
@@ -709,7 +717,7 @@ def test_it_is_legible_on_desktop_and_phone_in_light_and_dark(real_report: Path,
         assert page.evaluate(CONTRAST) == {}
 
 
-def test_without_javascript_charts_and_tables_stand(real_report: Path) -> None:
+def test_charts_and_tables_work_without_javascript(real_report: Path) -> None:
     with browser_page(javascript=False) as page:
         page.goto(real_report.as_uri())
         assert page.locator("noscript p").is_visible()
@@ -719,7 +727,7 @@ def test_without_javascript_charts_and_tables_stand(real_report: Path) -> None:
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_strangers_table_cannot_do_anything_in_the_page(tmp_path: Path) -> None:
+def test_an_untrusted_table_cannot_run_anything_in_the_page(tmp_path: Path) -> None:
     table = tone_table(tmp_path)
     rows = list(csv.reader(table.open(encoding="utf-8", newline="")))
     names = sorted({text for _, text in rows[1:]})

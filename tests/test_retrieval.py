@@ -1,4 +1,4 @@
-"""Recall counts as a reader of a paper expects, and in tiles."""
+"""Recall is counted as papers count it, tile by tile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bridgekit.retrieval import Hit, class_embeddings, nearest, recall, relevanc
 
 
 def brute_force(scores: torch.Tensor, right: set[tuple[int, int]], skip: set[tuple[int, int]]) -> list[int]:
-    """For each query that has a right answer: one plus the wrong candidates that are not below its best right one."""
+    """Per query with a correct answer: one plus the wrong candidates that do not score below its best correct one."""
     ranks = []
     for query in sorted({query for query, _ in right}):
         mine = {candidate for asked, candidate in right if asked == query}
@@ -44,7 +44,7 @@ def test_ranks_equal_those_counted_by_hand_whatever_the_tile(n: int, m: int, lin
     assert ranks == expected
 
 
-def test_five_captions_of_one_image_are_all_right() -> None:
+def test_all_five_captions_of_an_image_count_as_correct() -> None:
     images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     captions = normalize(torch.tensor([[0.3, 1.0], [1.0, 0.1], [0.2, 1.0], [0.1, 1.0]]), dim=-1)
     right = relevance(np.array([0, 0, 1, 1]), np.array([0, 1, 2, 3]))
@@ -53,26 +53,26 @@ def test_five_captions_of_one_image_are_all_right() -> None:
     assert back.at[1] == 0.75, "the first caption is nearer to the wrong image"
 
 
-def test_a_group_makes_all_its_candidates_right_for_all_its_queries() -> None:
+def test_all_candidates_of_a_group_count_as_correct_for_its_queries() -> None:
     links = relevance(np.array([0, 1, 2]), np.array([0, 1, 2]), np.array([7, 7, -1]))
     assert list(zip(links.query.tolist(), links.candidate.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 2)]
 
 
-def test_embeddings_that_have_collapsed_into_one_point_score_nothing() -> None:
+def test_embeddings_collapsed_into_one_point_score_zero() -> None:
     same = torch.ones(20, 4) / 2
     result = recall(same, same, relevance(np.arange(20), np.arange(20)))
     assert result.at[1] == result.at[10] == 0
     assert result.median_rank == 20
 
 
-def test_not_a_number_counts_against_the_query() -> None:
+def test_nan_counts_against_the_query() -> None:
     queries, candidates = torch.eye(3), torch.eye(3)
     candidates[0, 0] = torch.nan
     result = recall(queries, candidates, relevance(np.arange(3), np.arange(3)))
     assert result.at[1] < 1
 
 
-def test_search_gives_the_best_first_and_no_more_than_there_are() -> None:
+def test_search_returns_the_best_first_and_no_more_than_there_are() -> None:
     scores, indices = search(torch.eye(2), torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.6, 0.8]]), 10)
     assert indices.tolist() == [[1, 2, 0], [0, 2, 1]]
     assert scores[0].tolist() == pytest.approx([1.0, 0.6, 0.0])

@@ -76,7 +76,7 @@ def test_a_new_plugin_works_and_passes_its_own_tests(tmp_path: Path, monkeypatch
         getattr(own, name)(files)
 
 
-def test_everything_in_a_new_plugin_has_its_name(tmp_path: Path) -> None:
+def test_every_file_of_a_new_plugin_uses_its_name(tmp_path: Path) -> None:
     written = create_plugin("bridgekit-demo", tmp_path)
     folder = tmp_path / "bridgekit-demo"
     assert {str(path.relative_to(folder)) for path in written} == {
@@ -110,20 +110,20 @@ def test_a_name_with_the_word_template_in_it_is_kept_whole(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "name", ["", "bridgekit", "bridgekit-", "Demo", "my_demo", "a--b", "demo-", "1d", "../demo", "a b", "dé"]
 )
-def test_a_name_that_cannot_be_a_packages_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_name_that_is_not_a_valid_package_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(BridgekitError, match="is not a valid plugin name"):
         create_plugin(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", [*plugins.OURS, "bridgekit-starter"])
-def test_the_name_of_a_plugin_of_ours_is_refused(tmp_path: Path, name: str) -> None:
+def test_the_name_of_a_built_in_plugin_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(BridgekitError, match="bridgekit's own"):
         create_plugin(name, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_there_is_not_touched(tmp_path: Path) -> None:
+def test_existing_files_are_not_touched(tmp_path: Path) -> None:
     (tmp_path / "bridgekit-demo").mkdir()
     (tmp_path / "bridgekit-other").write_text("mine", encoding="utf-8")
     for name in ("demo", "other"):
@@ -132,7 +132,7 @@ def test_what_is_there_is_not_touched(tmp_path: Path) -> None:
     assert list((tmp_path / "bridgekit-demo").iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_to_is_said_so(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_to_is_reported(tmp_path: Path) -> None:
     with pytest.raises(BridgekitError, match="cannot be written"):
         create_plugin("demo", tmp_path / "missing")
 

@@ -51,7 +51,7 @@ def test_a_sheet_needs_a_label_for_each_picture() -> None:
         contact_sheet([plain()] * 2, [["owl"]])
 
 
-def test_a_picture_keeps_its_story_and_its_pixels(tmp_path: Path) -> None:
+def test_a_picture_keeps_its_metadata_and_its_pixels(tmp_path: Path) -> None:
     story = {"inputs": ["鳥.wav", "caf\udce9.wav"], "seed": 7, "nearest": [("owl", 0.5)], "prompt": None}
     write_png(plain("teal"), tmp_path / "deep" / "er" / "owl.png", story)
     read = Image.open(tmp_path / "deep" / "er" / "owl.png")
@@ -61,14 +61,14 @@ def test_a_picture_keeps_its_story_and_its_pixels(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(read), np.asarray(plain("teal")))
 
 
-def test_a_picture_replaces_another_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_a_picture_replaces_another_atomically(tmp_path: Path) -> None:
     for colour in ("teal", "navy"):
         write_png(plain(colour), tmp_path / "owl.png", {"colour": colour})
     assert json.loads(Image.open(tmp_path / "owl.png").info["bridgekit"]) == {"colour": "navy"}
     assert [path.name for path in tmp_path.iterdir()] == ["owl.png"]
 
 
-def test_only_a_picture_of_ours_may_be_written_over(tmp_path: Path) -> None:
+def test_only_a_picture_of_bridgekits_may_be_overwritten(tmp_path: Path) -> None:
     write_png(plain(), tmp_path / "ours.png", {})
     plain().save(tmp_path / "theirs.png")
     (tmp_path / "text.png").write_text("not a picture")

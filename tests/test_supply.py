@@ -30,7 +30,7 @@ def test_the_reader_of_this_test_finds_requirements() -> None:
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.parent.name)
-def test_nothing_asks_for_the_package_named_bridgekit_since_on_pypi_it_is_a_strangers(project: Path) -> None:
+def test_nothing_requires_the_unrelated_pypi_package_bridgekit(project: Path) -> None:
     assert {name for name in requirements(project) if name.startswith("bridgekit")} <= {"bridgekit-core"}
 
 

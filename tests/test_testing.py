@@ -107,14 +107,14 @@ def test_fewer_than_three_different_items_are_refused(monkeypatch: pytest.Monkey
 # ---- the plugin
 
 
-def test_a_plugin_that_is_not_found_is_told_with_the_problems_of_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_plugin_is_reported_with_the_problems_of_the_installed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, ToyPlugin(), ImportError("no module named nothing"))
     first, second = sentences("even:x")
     assert "no installed plugin provides 'even'" in first
     assert "no module named nothing" in second
 
 
-def test_a_problem_of_the_plugin_is_told_though_the_encoder_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_problem_of_the_plugin_is_reported_even_if_the_encoder_works(monkeypatch: pytest.MonkeyPatch) -> None:
     class Half(ToyPlugin):
         @hookimpl
         def pair_sources(self) -> list[object]:
@@ -125,23 +125,23 @@ def test_a_problem_of_the_plugin_is_told_though_the_encoder_works(monkeypatch: p
     assert "PairSource" in broken
 
 
-def test_a_model_that_does_not_open_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_open_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, ToyPlugin())
     (broken,) = sentences("toy:absent")
     assert "cannot open toy:absent" in broken
 
 
-def test_an_attribute_that_is_not_valid_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_attribute_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     (broken,) = broken_rules(monkeypatch, lambda: LetterEncoder(dim=0))
     assert "`dim`" in broken
 
 
-def test_a_modality_that_the_provider_does_not_claim_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_modality_that_the_provider_does_not_claim_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     (broken,) = broken_rules(monkeypatch, lambda: LetterEncoder(modality="smell"))
     assert "'smell' is not among its provider's modalities" in broken
 
 
-def test_models_and_defaults_that_make_no_sense_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_models_and_defaults_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails() -> list[str]:
         raise RuntimeError("the hub is away")
 
@@ -151,30 +151,30 @@ def test_models_and_defaults_that_make_no_sense_are_told(monkeypatch: pytest.Mon
     assert "default for 'audio'" in default
     install(monkeypatch, offering(lambda model, device: LetterEncoder(), models=lambda: [1]))
     (broken,) = sentences("odd:x")
-    assert "models() must give names" in broken
+    assert "models() must return names" in broken
 
 
 # ---- the revision
 
 
-def test_a_revision_that_changes_at_every_opening_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_revision_that_changes_on_every_opening_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = itertools.count()
     (broken,) = broken_rules(monkeypatch, lambda: LetterEncoder(revision=f"toy@{next(numbers)}"))
     assert "opened again as odd:x, its revision 'toy@0' is 'toy@1'" in broken
 
 
-def test_a_model_that_opens_only_once_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_opens_only_once_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     once = iter([LetterEncoder()])
     (broken,) = broken_rules(monkeypatch, lambda: next(once))
     assert "cannot be opened a second time" in broken
 
 
-def test_other_weights_with_the_same_revision_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_weights_with_the_same_revision_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     (broken,) = broken_rules(monkeypatch, changed="odd:other")
     assert "'toy:letters@1' is also that of odd:other, which has other weights" in broken
 
 
-def test_other_weights_that_do_not_open_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_weights_that_do_not_open_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     (broken,) = broken_rules(monkeypatch, changed="absent:other")
     assert "absent:other, which has other weights, cannot be opened" in broken
 
@@ -210,19 +210,19 @@ class Altered(LetterEncoder):
         (lambda latents: 1 / 0, "failed to encode: ZeroDivisionError"),
     ],
 )
-def test_vectors_that_break_one_rule_are_told_with_that_rule_alone(
+def test_vectors_that_break_one_rule_are_reported_with_that_rule_alone(
     monkeypatch: pytest.MonkeyPatch, alter: Callable[[Tensor], Any], rule: str
 ) -> None:
     (broken,) = broken_rules(monkeypatch, lambda: Altered(alter=alter))
     assert re.search(rule, broken)
 
 
-def test_order_is_judged_even_where_all_vectors_are_near_to_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_is_checked_even_if_all_vectors_are_close_together(monkeypatch: pytest.MonkeyPatch) -> None:
     (broken,) = broken_rules(monkeypatch, lambda: Altered(alter=lambda latents: 1000 + latents.flip(0)))
     assert "does not keep the order" in broken
 
 
-def test_every_broken_rule_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_broken_rules_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     class Poor(LetterEncoder):
         def prepare(self, item: Item) -> Tensor:
             return super().prepare(item or "nothing")
@@ -238,7 +238,7 @@ def test_every_broken_rule_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> N
 # ---- prepare
 
 
-def test_a_good_item_that_is_refused_is_told_and_the_others_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_good_item_is_reported_and_the_others_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     class Picky(LetterEncoder):
         def prepare(self, item: Item) -> Tensor:
             if len(str(item)) > 40:
@@ -251,13 +251,13 @@ def test_a_good_item_that_is_refused_is_told_and_the_others_are_checked(monkeypa
     assert "float64" in other
 
 
-def test_a_bad_item_that_is_taken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_accepted_bad_item_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     (broken,) = broken_rules(monkeypatch, bad=["", "a good text"])
     assert "ItemError for the bad item 'a good text', and takes it" in broken
 
 
 @pytest.mark.parametrize("failure", [KeyError("lost"), PluginError("the plugin is to blame")])
-def test_a_bad_item_that_raises_something_else_is_told(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+def test_a_bad_item_that_raises_something_else_is_reported(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
     class Rough(LetterEncoder):
         def prepare(self, item: Item) -> Tensor:
             if item == "bad":
@@ -268,7 +268,7 @@ def test_a_bad_item_that_raises_something_else_is_told(monkeypatch: pytest.Monke
     assert f"bad item 'bad', and raises {type(failure).__name__}" in broken
 
 
-def test_a_bad_item_that_spoils_good_ones_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_item_that_spoils_good_ones_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     class Spoiled(LetterEncoder):
         def encode(self, batch: Sequence[Tensor]) -> Tensor:
             latents = super().encode(batch)
@@ -283,7 +283,7 @@ def test_a_bad_item_that_spoils_good_ones_is_told(monkeypatch: pytest.MonkeyPatc
     assert "the good item 'an owl' fails in a table of good and bad items: its latents are not finite" in spoils[0]
 
 
-def test_a_table_that_cannot_be_encoded_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_that_cannot_be_encoded_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     class Short(LetterEncoder):
         def prepare(self, item: Item) -> Tensor:
             return torch.zeros(3) if item == "bad" else super().prepare(item)
@@ -306,12 +306,12 @@ class Shared(LetterEncoder):
         return super().prepare(self.current)
 
 
-def test_prepare_that_is_not_safe_in_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prepare_that_is_not_thread_safe_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     (broken,) = broken_rules(monkeypatch, Shared, bad=[])
     assert "prepare is not safe in threads: several at once give another result" in broken
 
 
-def test_prepare_that_fails_in_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prepare_that_fails_in_threads_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     class Bound(LetterEncoder):
         def prepare(self, item: Item) -> Tensor:
             if threading.current_thread() is not threading.main_thread():
@@ -364,13 +364,13 @@ class Hoarder(LetterEncoder):
         return latents
 
 
-def test_tensors_that_stay_alive_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaked_tensors_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     (broken,) = broken_rules(monkeypatch, lambda: Hoarder(keep=lambda latents: latents))
     assert f"leave {2 * 2 * 48 * 4:,} more bytes of tensors alive" in broken
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not tell the resident memory")
-def test_other_memory_that_stays_in_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_leaked_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def mapped(latents: Tensor) -> mmap.mmap:
         memory = mmap.mmap(-1, 1 << 22)  # not from what earlier tests have freed
         memory.write(b"x" * (1 << 22))
@@ -380,7 +380,7 @@ def test_other_memory_that_stays_in_use_is_told(monkeypatch: pytest.MonkeyPatch)
     assert "memory grows: every two batches take" in broken
 
 
-def test_a_cache_that_fills_once_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_fills_once_is_not_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclass
     class Caches(LetterEncoder):
         """Keeps a large table from the fifth small batch on, while memory is watched."""

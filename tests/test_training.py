@@ -72,7 +72,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others() -> None
     assert not all(torch.equal(weights(first)[key], weights(other)[key]) for key in weights(first))
 
 
-def test_training_does_not_touch_the_callers_random_numbers() -> None:
+def test_training_leaves_the_callers_random_state_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -81,7 +81,7 @@ def test_training_does_not_touch_the_callers_random_numbers() -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 17, 59])
-def test_a_run_that_is_stopped_goes_on_and_ends_as_if_it_had_not_been(
+def test_a_stopped_run_resumes_and_ends_as_if_it_had_not_stopped(
     stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1.0)
@@ -221,7 +221,7 @@ def test_a_state_whose_optimizer_has_overflowed_is_not_written(tmp_path: Path) -
         assert (tmp_path / f"{size}.safetensors").exists() is written
 
 
-def test_a_validation_that_gives_no_number_is_never_the_best() -> None:
+def test_a_validation_score_of_nan_is_never_the_best() -> None:
     scores = iter([math.nan, 0.2, math.nan, 0.1])
     latents = two_views()
     every = {name: torch.arange(200) for name in latents}
@@ -316,7 +316,7 @@ def test_the_paper_preset_is_the_released_configuration() -> None:
     assert (paper.min_steps_per_epoch, paper.input_dropout, paper.standardise, paper.warm_start) == (1, 0.0, False, 0.0)
 
 
-def test_a_temperature_that_is_not_learned_stays_as_it_is() -> None:
+def test_a_fixed_temperature_does_not_change() -> None:
     trained = run(replace(SMALL, learn_temperature=False, temperature=0.125, epochs=5))
     assert {record["temperature"] for record in trained.history} == {trained.temperature} == {0.125}
     learned = run(replace(SMALL, temperature=0.125, epochs=5))
@@ -355,7 +355,7 @@ def test_a_batch_that_does_not_fit_is_embedded_twice_and_trains_to_the_same_adap
         torch.testing.assert_close(weights(bounded)[key], value, rtol=1e-4, atol=1e-4)
 
 
-def test_dropout_is_drawn_again_alike_when_a_piece_is_embedded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_piece_that_is_embedded_twice_gets_the_same_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
     forward = FusionAdapter.forward
 

@@ -1,4 +1,4 @@
-"""Bridges, tables and models of strangers: every attack is refused, and whatever is broken ends in a message."""
+"""Untrusted bridges, tables and models: every attack is refused, and damage ends in a message."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def unsafe(code: str) -> list[str]:
     return found
 
 
-def test_no_code_of_ours_unpickles_or_runs_what_lies_in_a_file() -> None:
+def test_our_code_never_unpickles_or_runs_what_is_in_a_file() -> None:
     sources = [
         file
         for folder in ("bridgekit", "plugins", "examples")
@@ -103,7 +103,7 @@ def test_no_code_of_ours_unpickles_or_runs_what_lies_in_a_file() -> None:
         "subprocess.run(x, shell=True)",
     ],
 )
-def test_code_that_would_is_found(code: str) -> None:
+def test_code_that_would_unpickle_is_found(code: str) -> None:
     assert unsafe(code)
 
 
@@ -123,19 +123,19 @@ def test_code_that_would_is_found(code: str) -> None:
         ('{"a": "\\ud800"}', "broken character"),
     ],
 )
-def test_json_that_holds_a_surprise_is_refused(text: str, told: str) -> None:
+def test_json_with_a_surprise_is_refused(text: str, told: str) -> None:
     with pytest.raises(OutOfBounds, match=told):
         parse_json(text)
 
 
-def test_brackets_within_texts_are_not_counted_and_long_texts_take_no_time() -> None:
+def test_brackets_within_strings_are_not_counted_and_long_strings_are_quick() -> None:
     text = json.dumps({"a": '[{"\\' * 500_000})
     assert parse_json(text) == json.loads(text)
     with pytest.raises(ValueError, match="Unterminated"):
         parse_json('["' + '\\"[' * 500_000)
 
 
-def test_what_a_table_may_hold_is_taken_where_it_costs_a_row_alone() -> None:
+def test_lenient_parsing_accepts_what_only_costs_a_row() -> None:
     assert parse_json('{"a": "\\ud800"}', lenient=True) == {"a": "\ud800"}
     assert str(parse_json("NaN", lenient=True)) == "nan"
 
@@ -171,7 +171,7 @@ def test_a_table_and_a_bridge_in_the_hubs_cache_may_have_their_files_in_its_blob
         Bridge.load(snapshot / "bridge")
 
 
-def test_a_table_reached_through_a_link_is_at_home_where_it_really_is(ground: Ground, tmp_path: Path) -> None:
+def test_a_table_reached_through_a_symlink_may_name_files_beside_the_real_one(ground: Ground, tmp_path: Path) -> None:
     (tmp_path / "linked").symlink_to(ground.folder)
     assert not read_pairs(tmp_path / "linked" / "pairs.csv", ("image", "text")).set_aside
     assert is_within(tmp_path / "linked" / "x", homes(ground.folder))
@@ -183,7 +183,7 @@ def test_the_tables_of_a_bridge_that_was_made_here_are_read_wherever_they_are(
 ) -> None:
     bridge = Bridge.load(shutil.copytree(ground.folder / "bridge", tmp_path / "bridge"))
     away = str(ground.folder / "pairs.csv")
-    with pytest.raises(BridgekitError, match="not read unasked"):
+    with pytest.raises(BridgekitError, match="needs your permission"):
         bridge.followed(away)
     monkeypatch.setenv("BRIDGEKIT_OUTSIDE", "yes")
     assert bridge.followed(away) == away
@@ -196,7 +196,7 @@ def test_the_tables_of_a_bridge_that_was_made_here_are_read_wherever_they_are(
 # ---- text
 
 
-def test_text_is_shown_and_not_obeyed() -> None:
+def test_control_characters_are_escaped() -> None:
     assert plain("a\x1b[31m\n\x9b\u202e\ud800b é 犬 👩‍🚀") == "a\\x1b[31m\\n\\x9b\\u202e\\ud800b é 犬 👩‍🚀"
     document = plain_json(json.dumps({"a": "\x9b\u202e\ud800"}, ensure_ascii=False, indent=2))
     assert document.isascii()
@@ -204,16 +204,16 @@ def test_text_is_shown_and_not_obeyed() -> None:
     assert markdown("<b>[x](y)|`") == "&lt;b&gt;\\[x\\]\\(y\\)\\|\\`"
 
 
-def test_a_message_has_three_lines_whatever_stands_in_it() -> None:
+def test_a_message_has_three_lines_whatever_it_contains() -> None:
     error = BridgekitError("a\nb", where="c\nfix: run this\x1b[1A", remedy="d\ne")
     assert str(error) == "a b\n  in: c\\nfix: run this\\x1b[1A\n  fix: d e"
 
 
 @pytest.mark.parametrize(("name", "good"), [("audio", True), ("eeg 2-ch_x", True), ("é犬", True)])
-def test_a_modality_may_be_called_so(name: str, good: bool) -> None:
+def test_a_valid_modality_name_is_accepted(name: str, good: bool) -> None:
     assert is_modality(name) is good
 
 
 @pytest.mark.parametrize("name", ["", " x", "a/b", "..", "a.b", "a\nb", "x" * 65, "[red]", 3, None])
-def test_a_modality_may_not_be_called_so(name: object) -> None:
+def test_an_invalid_modality_name_is_rejected(name: object) -> None:
     assert not is_modality(name)

@@ -125,12 +125,12 @@ def test_a_side_is_bound_to_fixed_ones_through_whatever_it_shares_rows_with() ->
     assert agreement(trio, latents, "a", "c") > 0.5
 
 
-def test_modalities_that_nothing_ties_together_are_left_out() -> None:
+def test_modalities_that_share_no_rows_are_left_out() -> None:
     rows = {"a": torch.tensor([0, 1, -1, -1]), "b": torch.tensor([0, 1, -1, -1]), "c": torch.tensor([-1, -1, 0, 1])}
     assert joining_order(["a"], rows) == [("b", ["a"])]
 
 
-def test_of_a_large_table_rows_are_taken_evenly_and_keep_their_items_and_holes() -> None:
+def test_rows_of_a_large_table_are_sampled_evenly_and_keep_their_items_and_holes() -> None:
     latents = {"a": torch.arange(40.0)[:, None], "b": torch.arange(100.0)[:, None]}
     rows = {"a": torch.arange(100) % 40, "b": torch.where(torch.arange(100) % 3 == 0, -1, torch.arange(100))}
     fewer_latents, fewer_rows = spread_rows(latents, rows, 10)

@@ -1,6 +1,6 @@
-"""A toy plugin for tests: two tiny encoders that are honest functions of the file, so that whole runs take seconds.
+"""A toy plugin for tests: two tiny encoders that really look at the file, so that whole runs take seconds.
 
-They stand in for nothing that is claimed anywhere: the real encoders are tested beside the starter plugin.
+No published number rests on them: the real encoders are tested with the starter plugin.
 """
 
 from __future__ import annotations

@@ -123,11 +123,7 @@ class Bridge:
         return next((table.source for table in self.tables if modality in table.modalities), "")
 
     def followed(self, source: str) -> str:
-        """`source`, a table that the bridge names, if it is trusted.
-
-        Raises:
-            BridgekitError: as from `bridgekit.bridge.trust.refuse_untrusted_table`.
-        """
+        """`source`, a table that the bridge names: raises what `bridgekit.bridge.trust.refuse_untrusted_table` raises."""
         refuse_untrusted_table(source, self.folder)
         return source
 
@@ -160,17 +156,13 @@ class Bridge:
         if modality not in self._encoders:
             refuse_untrusted_encoder(side.encoder, self.folder)
             encoder = load_encoder(side.encoder, self.device, revision=side.revision)
-            if encoder.revision != side.revision:
+            found = f"{encoder.revision} for {encoder.modality} with {encoder.dim} dimensions"
+            expected = f"{side.revision} for {modality} with {side.dim} dimensions"
+            if found != expected:
                 raise BridgekitError(
                     f"{side.encoder} is not the encoder that this bridge was trained on",
-                    where=f"trained on {side.revision}, installed is {encoder.revision}",
-                    remedy="install the version it was trained with, or retrain the bridge",
-                )
-            if (encoder.modality, encoder.dim) != (modality, side.dim):
-                raise BridgekitError(
-                    f"this bridge says that {side.encoder} encodes {modality} into {side.dim} dimensions",
-                    where=f"it encodes {encoder.modality} into {encoder.dim} dimensions",
-                    remedy="copy the bridge again, or retrain it",
+                    where=f"trained on {expected}; installed is {found}",
+                    remedy="install the version it was trained with, copy the bridge again, or retrain it",
                 )
             self._encoders[modality] = encoder
         return self._encoders[modality]

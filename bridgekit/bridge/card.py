@@ -16,13 +16,7 @@ from bridgekit.plain import markdown, plain
 
 
 def model_card(metadata: Mapping[str, Any], name: str, pictures: Sequence[str]) -> str:
-    """The text of a model card.
-
-    Arguments:
-        metadata: the content of `bridge.json`. Its texts may be untrusted, so they are escaped.
-        name: the bridge's name.
-        pictures: names of the image files in its folder.
-    """
+    """The text of a model card, from the content of `bridge.json`, whose texts are escaped, and the names of image files."""
     return _TEMPLATES.get_template("card.md.j2").render(metadata=metadata, name=name, pictures=pictures)
 
 

@@ -117,11 +117,7 @@ def read_tensors(
 ) -> dict[str, Tensor]:
     """The tensors of `adapters.safetensors`, all float32 and finite. A file larger than they need is not read.
 
-    Arguments:
-        folder: the bridge's folder.
-        sha256: the file's checksum, from `bridge.json`.
-        shapes: name to shape of the required tensors.
-        optional: name to shape of the tensors that may be missing.
+    All tensors in `shapes` must be there, those in `optional` may be; `sha256`, from `bridge.json`, is the file's checksum.
 
     Raises:
         BridgekitError: the file is missing, or is not the one that `bridge.json` describes.

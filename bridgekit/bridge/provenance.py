@@ -39,10 +39,7 @@ def command_line() -> str:
 
 
 def provenance_text(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """Readable names and values of the provenance's fields, without fingerprints.
-
-    Modalities bound later are left out too: each entry of `provenance["bound"]` is a provenance of its own.
-    """
+    """Readable names and values of the fields, without fingerprints and `bound`, whose entries are provenances themselves."""
     hidden = ("bound", "fingerprint", "modality")
     return {key.replace("_", " "): _text(value) for key, value in provenance.items() if key not in hidden}
 

@@ -25,7 +25,7 @@ def refuse_untrusted_table(source: str, folder: Path | None) -> None:
     is_name = ":" in source and not os.path.lexists(source)
     if source and not is_name and not _may_open(source, folder):
         raise BridgekitError(
-            "this bridge names a table outside this folder and its own, which is not read unasked",
+            "this bridge names a table outside this folder and its own: reading it needs your permission",
             where=source,
             remedy="if you trust it, name it yourself (eval or report --pairs, search --among, generate --captions), "
             f"or set {OUTSIDE}=yes",
@@ -33,12 +33,7 @@ def refuse_untrusted_table(source: str, folder: Path | None) -> None:
 
 
 def refuse_untrusted_encoder(encoder: str, folder: Path | None) -> None:
-    """Raise BridgekitError for an encoder that runs code from its repository, or whose name contains a path outside.
-
-    Arguments:
-        encoder: `provider:model`.
-        folder: as for `refuse_untrusted_table`.
-    """
+    """Raise BridgekitError for an encoder that runs code from its repository, or whose name contains such an outside path."""
     if "trust_remote_code=yes" in encoder and os.environ.get(REMOTE_CODE) != "yes":
         raise BridgekitError(
             "this bridge names an encoder that runs code from its model's repository",
@@ -50,7 +45,7 @@ def refuse_untrusted_encoder(encoder: str, folder: Path | None) -> None:
         is_path = path.is_absolute() or ".." in path.parts or (part != "" and os.path.lexists(path))
         if is_path and not _may_open(path, folder):
             raise BridgekitError(
-                "this bridge names an encoder on disk outside this folder and its own, which is not opened unasked",
+                "this bridge names an encoder on disk outside this folder and its own: opening it needs your permission",
                 where=encoder,
                 remedy=f"if you trust the bridge, set {OUTSIDE}=yes, or run this in the encoder's folder",
             )

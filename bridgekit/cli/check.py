@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bridgekit.cli.common import PAIRS, SIDE, Device, Json, Outside, new_table, print_json, safe
+from bridgekit.cli.common import PAIRS, SIDE, Device, Json, Outside, new_table, print_json, safe, say
 
 if TYPE_CHECKING:
     from bridgekit.checks.findings import TableReport
@@ -53,27 +53,26 @@ def _print(found: TableReport, outside: bool) -> None:
     console = Console(highlight=False, soft_wrap=True)
     styles = {"error": "bold red", "warning": "bold yellow", "note": "bold"}
     for finding in found.findings:
-        console.print(f"[{styles[finding.grade]}]{finding.grade}[/] ", end="")
-        console.print(finding.what, markup=False)
+        console.print(f"[{styles[finding.grade]}]{finding.grade}[/] ", safe(finding.what), sep="")
         for item in finding.items[:SHOWN]:
-            console.print(f"    {item}", markup=False, style="dim")
+            console.print(safe(f"    {item}"), style="dim")
         if len(finding.items) > SHOWN:
             console.print(f"    ... and {len(finding.items) - SHOWN:,} more", style="dim")
         if finding.remedy:
-            console.print(f"  fix: {finding.remedy}", markup=False)
+            console.print(safe(f"  fix: {finding.remedy}"))
     if found.findings:
         print()
     _print_splits(found)
     for modality, figures in found.figures.items():
         if figures:
-            print(f"{modality}: {', '.join(f'{name} {value:g}' for name, value in figures.items())}")
-    errors, warnings = found.count("error"), found.count("warning")
-    print(f"{found.source}: {found.rows:,} usable rows, {len(found.set_aside):,} set aside.", end=" ")
-    if errors:
-        print("Fix the errors before training.")
-    else:
-        print(f"{f'{warnings} warnings' if warnings != 1 else '1 warning'}." if warnings else "No problems found.")
-        print(f"Next:   bridgekit align --pairs {shlex.quote(found.source)}{' --outside' if outside else ''}")
+            say(f"{modality}: {', '.join(f'{name} {value:g}' for name, value in figures.items())}")
+    counts = f"{found.source}: {found.rows:,} usable rows, {len(found.set_aside):,} set aside."
+    if found.count("error"):
+        say(f"{counts} Fix the errors before training.")
+        return
+    warnings = found.count("warning")
+    say(f"{counts} {'No problems found' if not warnings else '1 warning' if warnings == 1 else f'{warnings} warnings'}.")
+    say(f"Next:   bridgekit align --pairs {shlex.quote(found.source)}{' --outside' if outside else ''}")
 
 
 def _print_splits(found: TableReport) -> None:

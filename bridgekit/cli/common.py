@@ -196,10 +196,9 @@ def new_table(title: str, columns: Sequence[str], text: Set[str]) -> Table:
     from rich import box
     from rich.table import Table
 
-    shape = box.SIMPLE_HEAD
-    table = Table(title=safe(title), title_justify="left", box=shape, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=safe(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in columns:
-        table.add_column(name, justify="left" if name in text else "right", no_wrap=name not in text)
+        table.add_column(name, justify="left" if name in text else "right", no_wrap=name not in text, overflow="fold")
     return table
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import BridgeArgument, Outside, find_bridge
+from bridgekit.cli.common import BridgeArgument, Outside, find_bridge, say
 
 
 def command(
@@ -27,7 +27,7 @@ def command(
     from bridgekit.recipes.report import write_report
 
     file = write_report(find_bridge(bridge), out, pairs=pairs, check=check, outside=outside)
-    print(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")
+    say(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")
     if open_it:
         import webbrowser
 

@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -113,8 +113,8 @@ def _mono_blocks(sound: _Stream, path: Path) -> Iterator[npt.NDArray[np.float32]
     # header is an estimate, and its bytes have been counted already.
     slack = 2 * _MPEG_FRAME if sound.format == "MP3" else 0
     if decoded + slack < promised < _UNKNOWN_FRAMES and not sound.format.startswith("WAV"):
-        seconds = (promised / sound.samplerate, decoded / sound.samplerate)
-        raise ItemError(f"{_CUT_SHORT}: {seconds[1]:.1f} s of {seconds[0]:.1f} s are there", where=str(path), remedy=AGAIN)
+        what = f"{_CUT_SHORT}: {decoded / rate:.1f} s of {promised / rate:.1f} s are there"
+        raise ItemError(what, where=str(path), remedy=AGAIN)
 
 
 def _resampled(blocks: Iterator[npt.NDArray[np.float32]], rate: int, wanted: int) -> Iterator[npt.NDArray[np.float32]]:
@@ -327,12 +327,12 @@ def _to_8_bit(picture: Image.Image) -> npt.NDArray[np.uint8]:
 # ---- tables
 
 
-def decode_parquet(path: Path) -> tuple[list[str], dict[str, str], Iterator[bytes]]:
+def decode_parquet(path: Path) -> Reply:
     """The columns of a Parquet table that hold text or numbers.
 
     Returns:
-        The names of all columns; the types of those that hold anything else and are not read; and lines of JSON, one per batch
-        of rows, mapping columns to cells: text, numbers or null.
+        `names` of all columns, and `unread`: the types of those that hold anything else. Data: lines of JSON, one per batch of
+        rows, mapping columns to cells: text, numbers or null.
 
     Raises:
         ItemError: it is not Parquet, is damaged, or claims to be larger than a table may be.
@@ -344,7 +344,8 @@ def decode_parquet(path: Path) -> tuple[list[str], dict[str, str], Iterator[byte
         columns = list(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
     names = [name for name, _ in columns]
     unread = {name: str(kind) for name, kind in columns if not _is_plain(kind)}
-    return names, unread, _parquet_rows(path, file, [name for name in names if names.count(name) == 1 and name not in unread])
+    used = [name for name in names if names.count(name) == 1 and name not in unread]
+    return {"names": names, "unread": unread}, _parquet_rows(path, file, used)
 
 
 def _is_plain(kind: Any) -> bool:
@@ -393,3 +394,37 @@ def _too_large(path: Path, claim: str) -> ItemError:
     return ItemError(
         f"the table {claim}, or claims to", where=str(path), remedy="split it into smaller tables, or write it again"
     )
+
+
+# ---- the operations of `isolation.decode`
+
+#: Facts, as JSON, and pieces of data.
+Reply = tuple[dict[str, Any], Iterator[Any]]
+
+
+def _audio(path: Path, sample_rate: int) -> Reply:
+    return {}, (block.data.cast("B") for block in decode_audio(path, sample_rate) if len(block))
+
+
+def _duration(path: Path, most: float) -> Reply:
+    rate, frames = 16_000, 0
+    for block in decode_audio(path, rate):
+        frames += len(block)
+        if frames > most * rate:
+            break
+    return {"seconds": frames / rate}, iter(())
+
+
+def _image(path: Path) -> Reply:
+    picture = decode_image(path)
+    boxes = list(bands(picture))
+    pieces = ((picture if len(boxes) == 1 else picture.crop(box)).tobytes("raw", "RGBX") for box in boxes)
+    return {"size": picture.size}, pieces
+
+
+OPERATIONS: dict[str, Callable[..., Reply]] = {
+    "audio": _audio,
+    "duration": _duration,
+    "image": _image,
+    "parquet": decode_parquet,
+}

@@ -32,11 +32,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.storage.bounded import AGAIN, file_size
+
+if TYPE_CHECKING:
+    from bridgekit.decoding.decoders import Reply
 
 T = TypeVar("T")
 B = TypeVar("B", bytearray, memoryview)
@@ -81,7 +85,7 @@ def decode(
     """Decode a file in a decoder process.
 
     Arguments:
-        operation: `audio`, `duration`, `image` or `parquet`.
+        operation: one of `decoders.OPERATIONS`.
         path: the file.
         finish: makes the result from the operation's facts and data. The data is valid only during this call.
         remedy: what to do about a file that crashes the decoder or exceeds its limits.
@@ -283,15 +287,11 @@ os.register_at_fork(
 
 
 def serve(memory_cap: int) -> None:
-    """Answer requests from standard input until it ends.
-
-    Arguments:
-        memory_cap: limit on this process's address space in bytes.
-    """
+    """Answer requests from standard input until it ends, with at most `memory_cap` bytes of address space."""
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what C decoders print to standard output would garble the replies
     _stand_alone(memory_cap)
-    import bridgekit.decoding.decoders  # noqa: F401  # not on the first file's time
+    from bridgekit.decoding.decoders import OPERATIONS  # not on the first file's time
 
     with contextlib.suppress(BrokenPipeError):  # the parent has ended
         _send(replies, facts={"started": True})
@@ -299,7 +299,8 @@ def serve(memory_cap: int) -> None:
             request = json.loads(line)
             alarm = _Alarm(request["seconds"])
             try:
-                facts = _answer(request, alarm, replies)
+                operation = partial(OPERATIONS[request["operation"]], Path(request["path"]), **request["options"])
+                facts = _answer(operation, alarm, replies)
             except MemoryError:
                 facts = {"what": f"decoding it takes over {memory_cap / 2**30:g} GB of memory", "where": "", "remedy": None}
             except BridgekitError as error:
@@ -312,57 +313,16 @@ def serve(memory_cap: int) -> None:
     os._exit(0)
 
 
-def _answer(request: Mapping[str, Any], alarm: _Alarm, replies: BinaryIO) -> dict[str, Any]:
+def _answer(operation: Callable[[], Reply], alarm: _Alarm, replies: BinaryIO) -> dict[str, Any]:
     """Send an operation's data piece by piece, to save memory, and return its facts."""
     with alarm:
-        facts, pieces = _OPERATIONS[request["operation"]](Path(request["path"]), **request["options"])
+        facts, pieces = operation()
     while True:
         with alarm:
             piece = next(pieces, None)
         if piece is None:
             return facts
         _send(replies, piece)
-
-
-def _audio(path: Path, sample_rate: int) -> tuple[dict[str, Any], Iterator[Any]]:
-    from bridgekit.decoding.decoders import decode_audio
-
-    return {"dtype": "float32"}, (block.data.cast("B") for block in decode_audio(path, sample_rate) if len(block))
-
-
-def _duration(path: Path, most: float) -> tuple[dict[str, Any], Iterator[Any]]:
-    from bridgekit.decoding.decoders import decode_audio
-
-    rate, frames = 16_000, 0
-    for block in decode_audio(path, rate):
-        frames += len(block)
-        if frames > most * rate:
-            break
-    return {"seconds": frames / rate}, iter(())
-
-
-def _image(path: Path) -> tuple[dict[str, Any], Iterator[Any]]:
-    from bridgekit.decoding.decoders import bands, decode_image
-
-    picture = decode_image(path)
-    boxes = list(bands(picture))
-    pieces = ((picture if len(boxes) == 1 else picture.crop(box)).tobytes("raw", "RGBX") for box in boxes)
-    return {"size": picture.size}, pieces
-
-
-def _parquet(path: Path) -> tuple[dict[str, Any], Iterator[Any]]:
-    from bridgekit.decoding.decoders import decode_parquet
-
-    names, unread, lines = decode_parquet(path)
-    return {"names": names, "unread": unread}, lines
-
-
-_OPERATIONS: dict[str, Callable[..., tuple[dict[str, Any], Iterator[Any]]]] = {
-    "audio": _audio,
-    "duration": _duration,
-    "image": _image,
-    "parquet": _parquet,
-}
 
 
 class _Alarm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -67,9 +68,10 @@ def open_painter(
         outside: let the table of captions refer to files outside its own folder.
 
     Raises:
-        BridgekitError: the bridge has no side for the model's conditioning, or its pairs cannot be read.
+        BridgekitError: the bridge has no modality for the model's conditioning, or its pairs cannot be read.
     """
-    file = folder / "conditioners" / f"{_slug(model.name)}.safetensors" if folder else None
+    slug = re.sub(r"[^\w.-]|_", "-", model.name).strip("-.")[-80:]
+    file = folder / "conditioners" / f"{slug}.safetensors" if folder else None
     frozen = {modality: bridge.encoder(modality) for modality, side in bridge.sides.items() if side.frozen}
     for conditioning in model.conditionings:
         direct = [modality for modality, encoder in frozen.items() if conditioning.takes_latents_of(encoder)]
@@ -119,10 +121,6 @@ def _own_items(bridge: Bridge, modality: str, outside: bool) -> list[Item]:
             where=source or None,
             remedy="run this where the table is, or give a text file with --captions",
         ) from error
-
-
-def _slug(name: str) -> str:
-    return "".join(character if character.isalnum() or character in ".-" else "-" for character in name).strip("-.")[-80:]
 
 
 def mix(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

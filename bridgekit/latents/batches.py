@@ -32,7 +32,7 @@ AHEAD = 4
 
 #: Items that are encoded in both precisions to compare them.
 CHECKED = 32
-#: Runs with fewer items use float32: the comparison would take longer than it saves.
+#: Runs with fewer items use float32, as the comparison would take longer than it saves.
 WORTH_CHECKING = 256
 #: Minimum cosine similarity between bfloat16 and float32 latents.
 AGREEMENT = 0.999
@@ -40,13 +40,7 @@ AGREEMENT = 0.999
 
 @dataclass(frozen=True)
 class Batch:
-    """Items to encode together.
-
-    Arguments:
-        number: index of the batch in its run.
-        items: paths or texts.
-        reduced: use bfloat16 for matrix products.
-    """
+    """Items to encode together: the `number`th batch of its run, in bfloat16 if `reduced`."""
 
     number: int
     items: Sequence[Item]
@@ -90,11 +84,7 @@ Run = Callable[[Sequence[Batch]], Generator[Encoded, None, None]]
 
 
 def plan_batches(sizes: Mapping[T, int]) -> list[list[T]]:
-    """Group items of similar size to limit padding: `BATCH_SIZE` per batch, or up to `MOST` small ones.
-
-    Arguments:
-        sizes: item to size in characters or bytes, sorted by size.
-    """
+    """Group items, given by ascending size, to limit padding: `BATCH_SIZE` per batch, or up to `MOST` small ones."""
     batches: list[list[T]] = []
     for item, size in sizes.items():
         count = len(batches[-1]) if batches else MOST
@@ -123,12 +113,7 @@ def encode_batches(encoder: Encoder, batches: Sequence[Batch]) -> Generator[Enco
 
 
 def encode_batch(encoder: Encoder, inputs: Sequence[Any], reduced: bool = False) -> Tensor:
-    """(n, dim) latents, possibly not finite, of n items that the encoder has prepared: float32, on the CPU.
-
-    Arguments:
-        encoder: the encoder.
-        inputs: what its `prepare` returned.
-        reduced: use bfloat16 for matrix products.
+    """(n, dim) latents of n prepared items, possibly not finite: float32, on the CPU. `reduced` multiplies in bfloat16.
 
     Raises:
         PluginError: the encoder fails, or returns something of another shape.
@@ -141,9 +126,13 @@ def encode_batch(encoder: Encoder, inputs: Sequence[Any], reduced: bool = False)
             latents = encoder.encode(inputs)
     except BridgekitError:
         raise
-    except Exception as error:
-        what = f"{plugin_of(encoder)} failed to encode: {type(error).__name__}: {error}"
-        raise PluginError(what, where=encoder.revision, remedy=remedy) from error
+    except (Exception, SystemExit) as error:  # plugin code can raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise PluginError(
+            f"{plugin_of(encoder)} failed to encode: {reason}",
+            where=encoder.revision,
+            remedy="report it to the plugin's author",
+        ) from error
     if not isinstance(latents, Tensor) or latents.shape != (len(inputs), encoder.dim):
         shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
         what = f"{plugin_of(encoder)} returned {shape} for {len(inputs)} items; expected {(len(inputs), encoder.dim)}"
@@ -151,9 +140,9 @@ def encode_batch(encoder: Encoder, inputs: Sequence[Any], reduced: bool = False)
     return latents.detach().float().cpu()
 
 
-def bfloat16_is_fast(encoder: Encoder) -> bool:
-    """Whether bfloat16 products are faster on the encoder's device, or `$BRIDGEKIT_PRECISION` requests them."""
-    return product_dtype(_kind_of_device(encoder)) == torch.bfloat16
+def may_reduce(encoder: Encoder, count: int, elsewhere: bool) -> bool:
+    """Whether bfloat16 may pay off for so many items: it must be fast on this device, unless they are encoded elsewhere."""
+    return count >= WORTH_CHECKING and (elsewhere or product_dtype(_kind_of_device(encoder)) == torch.bfloat16)
 
 
 def check_precision(run: Run, items: Sequence[Item]) -> Precision:

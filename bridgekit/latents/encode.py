@@ -21,17 +21,7 @@ from torch import Tensor
 from bridgekit.encoders import Encoder, Item
 from bridgekit.errors import ItemError
 from bridgekit.hardware import VARIABLE, threads
-from bridgekit.latents.batches import (
-    FLOAT32,
-    WORTH_CHECKING,
-    Batch,
-    Precision,
-    Run,
-    bfloat16_is_fast,
-    check_precision,
-    encode_batches,
-    plan_batches,
-)
+from bridgekit.latents.batches import FLOAT32, Batch, Precision, Run, check_precision, encode_batches, may_reduce, plan_batches
 from bridgekit.latents.store import Latents, LatentStore, LatentsVanished
 from bridgekit.media import content_hash, size_hint
 from bridgekit.progress import Report, silent
@@ -93,9 +83,9 @@ def encode_items(
             started = time.monotonic()
             check_writable(store.folder)  # before hours of encoding, not after
             note = store.folder / f"begun-{hashlib.sha256(b''.join(contents)).hexdigest()[:32]}.json"
-            worth_checking = total >= WORTH_CHECKING and (run is not None or bfloat16_is_fast(encoder))
             report(task, 0, total)
-            precision = _precision(encode, list(contents.values()), note, worth_checking)
+            compare = may_reduce(encoder, total, run is not None)
+            precision = _precision(encode, list(contents.values()), note, compare)
             bad = _encode_missing(encode, missing, contents, store, precision, partial(report, task))
             store.merge_small_shards()
             note.unlink(missing_ok=True)
@@ -117,7 +107,7 @@ def encode_items(
     return Latents(matrix, ids, failed, encoded, whole.hexdigest(), precision, seconds, store.folder, usable)
 
 
-def _precision(run: Run, items: Sequence[Item], note: Path, worth_checking: bool) -> Precision:
+def _precision(run: Run, items: Sequence[Item], note: Path, compare: bool) -> Precision:
     """The precision of a run. A resumed run keeps the one recorded in its note."""
     if os.environ.get(VARIABLE) == "float32":
         return FLOAT32
@@ -125,7 +115,7 @@ def _precision(run: Run, items: Sequence[Item], note: Path, worth_checking: bool
         recorded, _, seal = read_bounded(note, 1 << 16).rpartition(b"\n")
         if hashlib.sha256(recorded).hexdigest() == seal.decode():
             return Precision(**parse_json(recorded))
-    if not worth_checking:
+    if not compare:
         return FLOAT32
     precision = check_precision(run, items)
     found = json.dumps(asdict(precision))

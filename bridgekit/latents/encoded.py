@@ -70,14 +70,9 @@ def encode_pairs(
     strict: bool = False,
     runs: Mapping[str, Run] | None = None,
 ) -> EncodedPairs:
-    """Encode the columns, and set aside rows with a bad item or fewer than two items.
+    """Encode the columns, and set aside rows with a bad item or fewer than two items, or fail if `strict`.
 
-    Arguments:
-        pairs: the table.
-        encoders: modality to its encoder.
-        report: progress.
-        strict: fail if a row would be set aside.
-        runs: modality to the function that encodes its batches, if not on this machine.
+    `runs` has functions that encode the batches of some modalities, for example on other machines.
 
     Raises:
         BridgekitError: no row is usable, or strict and a row would be set aside.

@@ -111,12 +111,7 @@ class ShardIndex:
 
 
 class LatentStore:
-    """The latents of one encoder revision on disk.
-
-    Arguments:
-        revision: the encoder's revision.
-        dim: the latents' width.
-        folder: the cache; the default is `cache_folder() / "latents"`.
+    """The latents, of width `dim`, of one encoder revision on disk, by default in `cache_folder() / "latents"`.
 
     Shards are written atomically, and their checksum is verified before latents are used. Several processes may share a store;
     at worst, two of them encode and store the same item.

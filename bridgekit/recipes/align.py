@@ -17,9 +17,10 @@ from bridgekit.hardware import resolve_device
 from bridgekit.pairs import Pairs
 from bridgekit.progress import progress_bars
 from bridgekit.recipes.fit import Alignment, Run, encode_and_split, fit
-from bridgekit.recipes.sides import TrainingOptions, choose_sides, open_encoders, open_pairs, select_pairs, takes
+from bridgekit.recipes.sides import TrainingOptions, choose_sides, open_encoders, select_pairs, takes
 from bridgekit.report.plots import heat_maps, training_curves
 from bridgekit.storage.cache import one_writer
+from bridgekit.tables.reading import open_table
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def run_alignment(options: AlignOptions) -> Alignment:
     device = resolve_device(options.device)
     progress = options.progress and rank() == 0
     with first_process_first():
-        table = open_pairs(options.pairs, options.outside)
+        table = None if options.pairs is None else open_table(options.pairs, outside=options.outside)
     with progress_bars(progress) as report:
         encoders = open_encoders(choose_sides((options.a, options.b, *options.more), table), device, report)
     if options.frozen is not None and options.frozen not in encoders:

@@ -14,7 +14,8 @@ from bridgekit.latents.store import Latents
 from bridgekit.pairs import Pairs, SetAside
 from bridgekit.plugins import ours
 from bridgekit.progress import progress_bars
-from bridgekit.recipes.sides import RunOptions, choose_sides, open_encoders, open_pairs, select_pairs, takes
+from bridgekit.recipes.sides import RunOptions, choose_sides, open_encoders, select_pairs, takes
+from bridgekit.tables.reading import open_table
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def encode_table(options: EncodeOptions) -> EncodedTable:
     """
     cluster: AbstractContextManager[Any] = ours("ray", "cluster")() if options.ray else nullcontext()
     with progress_bars(options.progress) as report, cluster as on_cluster:
-        table = open_pairs(options.pairs, options.outside)
+        table = None if options.pairs is None else open_table(options.pairs, outside=options.outside)
         names = choose_sides((options.a, options.b, *options.more), table)
         opened = open_encoders(names, resolve_device(options.device), report)
         pairs = select_pairs(table, tuple(opened), options.progress)

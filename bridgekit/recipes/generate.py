@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from bridgekit.errors import BridgekitError
 from bridgekit.progress import Report, progress_bars
 from bridgekit.recipes.sides import takes
 from bridgekit.retrieval import Hit
+from bridgekit.storage.cache import check_writable
 from bridgekit.tables.reading import read_items
 
 #: Maximum bytes of a file name without extension: file systems allow 255, and temporary names are longer.
@@ -252,10 +252,12 @@ def _places(out: str | Path | None, rows: Sequence[Sequence[str]], n: int) -> tu
             raise BridgekitError(
                 f"cannot write {len(rows)} images to one file", where=str(out), remedy="give a folder as --out"
             )
-        _check_writable(Path(out), Path(out).parent)
+        if Path(out).is_dir():
+            raise BridgekitError("the image cannot be written: this is a folder", where=str(out), remedy="choose another --out")
+        check_writable(Path(out).parent)
         return [Path(out)], None
     folder = Path(out) if out is not None else Path() if len(rows) == 1 else Path("pictures")
-    _check_writable(folder, folder)
+    check_writable(folder)
     taken: set[str] = set()
 
     def free(base: str) -> Path:
@@ -267,20 +269,6 @@ def _places(out: str | Path | None, rows: Sequence[Sequence[str]], n: int) -> tu
 
     sheet = free("sheet") if len(rows) > 1 else None
     return [free(_short(row) + (f"-{number % n}" if n > 1 else "")) for number, row in enumerate(rows)], sheet
-
-
-def _check_writable(out: Path, folder: Path) -> None:
-    """Raise BridgekitError before drawing if files cannot be written in a folder, which need not exist yet."""
-    try:
-        if out != folder and out.is_dir():
-            raise IsADirectoryError(0, "this is a folder")
-        # In the nearest existing parent: a later error should leave no empty folders behind.
-        with tempfile.TemporaryFile(dir=next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())):
-            return
-    except OSError as error:
-        raise BridgekitError(
-            f"images cannot be written here: {error.strerror or error}", where=str(out), remedy="choose another --out"
-        ) from error
 
 
 def _short(row: Sequence[str]) -> str:

@@ -53,14 +53,11 @@ class Gallery:
     def ranks(self, pictures: Sequence[Image], names: Sequence[str], among: Sequence[str] | None = None) -> Tensor:
         """The rank, from 1, that the judge gives each image's true reference, among all or some of the gallery."""
         with tempfile.TemporaryDirectory() as folder:
-            prepared = []
-            for number, picture in enumerate(pictures):
-                file = Path(folder) / f"{number}.png"  # encoders read files, as the user gets them
-                picture.save(file)
-                prepared.append(self.judge.prepare(file))
-        with torch.inference_mode():
-            parts = [self.judge.encode(prepared[start : start + 8]).float().cpu() for start in range(0, len(prepared), 8)]
-        seen = torch.cat(parts)
+            files = [Path(folder) / f"{number}.png" for number in range(len(pictures))]
+            for file, picture in zip(files, pictures, strict=True):
+                picture.save(file)  # encoders read files
+            latents = encode_items(self.judge, files, folder=Path(folder))
+        seen = latents.matrix[torch.from_numpy(latents.ids)]
         place = {name: row for row, name in enumerate(self.names)}
         rows = torch.tensor([place[name] for name in names])
         scores = normalize(seen - self.centre, dim=-1) @ self.vectors.T

@@ -15,7 +15,7 @@ from bridgekit.errors import BridgekitError
 from bridgekit.pairs import Pairs
 from bridgekit.plugins import default_modalities, default_pair_source, encoder_name, load_encoder, recorded_name
 from bridgekit.progress import Report
-from bridgekit.tables.reading import Table, listed_columns, open_table
+from bridgekit.tables.reading import Table, listed_columns
 
 P = ParamSpec("P")
 O = TypeVar("O")  # noqa: E741
@@ -104,11 +104,6 @@ def open_encoders(names: Sequence[str], device: str, report: Report) -> dict[str
         opened[encoder.modality] = (recorded_name(full, encoder), encoder)
     report("opening encoders", len(names), len(names))
     return opened
-
-
-def open_pairs(pairs: str | Path | Pairs | None, outside: bool) -> Table | None:
-    """The opened table; None if the user gave none."""
-    return None if pairs is None else open_table(pairs, outside=outside)
 
 
 def select_pairs(table: Table | None, modalities: Sequence[str], announce: bool) -> Pairs:

@@ -1,4 +1,4 @@
-"""Reading untrusted files: their size, their depth, that they are files at all, and where their paths lead are checked."""
+"""Reading untrusted files: checks of their size, nesting and kind, and of where their paths lead."""
 
 from __future__ import annotations
 

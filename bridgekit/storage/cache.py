@@ -49,22 +49,13 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, own_folder:
     Raises:
         BridgekitError: it cannot be written.
     """
-    aside = _aside(path, PART)
-    file = aside / path.name if own_folder else aside
-    try:
-        _make_folder(path.parent)
-        with _writing_in(path.parent):
-            try:
-                if own_folder:
-                    aside.mkdir()
-                write(file)
-                _flush(file)
-                file.replace(path)
-                _flush(path.parent)
-            finally:
-                _remove(aside)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    with _temporary(path) as aside:
+        file = aside / path.name if own_folder else aside
+        if own_folder:
+            aside.mkdir()
+        write(file)
+        _flush(file)
+        file.replace(path)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -75,17 +66,24 @@ def write_text_atomically(path: Path, text: str) -> None:
 def write_folder_atomically(path: Path, fill: Callable[[Path], object]) -> None:
     """`write_atomically` for a folder: `fill` fills a temporary one, which then replaces `path`."""
     folder = real(path)
-    aside = _aside(folder, PART)
+    with one_writer(folder), _temporary(folder) as aside:
+        aside.mkdir()
+        fill(aside)
+        for file in [*aside.rglob("*"), aside]:
+            _flush(file)
+        _swap(aside, folder)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """The path of a temporary file or folder, which the `with` block moves to `path`."""
+    aside = _aside(path, PART)
     try:
-        _make_folder(folder.parent)
-        with one_writer(folder), _writing_in(folder.parent):
+        _make_folder(path.parent)
+        with _writing_in(path.parent):
             try:
-                aside.mkdir()
-                fill(aside)
-                for file in [*aside.rglob("*"), aside]:
-                    _flush(file)
-                _swap(aside, folder)
-                _flush(folder.parent)
+                yield aside
+                _flush(path.parent)
             finally:
                 _remove(aside)
     except OSError as error:

@@ -26,11 +26,7 @@ class DamagedFile(Exception):
 
 
 def write_sealed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors, metadata and their checksum atomically, as one safetensors file.
-
-    Raises:
-        BridgekitError: it cannot be written.
-    """
+    """Write tensors, metadata and their checksum as one safetensors file, by `write_atomically`."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     sealed = {**metadata, SEAL: seal_of(plain, metadata)}
     # safetensors 0.8 creates a temporary file beside the one it is given, which a killed process leaves behind.

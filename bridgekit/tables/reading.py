@@ -86,7 +86,7 @@ def open_table(source: str | Path | Pairs | Table, *, outside: bool = False) -> 
 
 
 def read_pairs(source: str | Path, modalities: Sequence[str], *, outside: bool = False) -> Pairs:
-    """Read a table of pairs, setting aside unusable rows.
+    """Read a table of pairs: its usable rows, with the others in `set_aside`.
 
     A table has a header and one column per modality, named after it. The `text` column holds texts; the others hold file
     paths relative to the table's folder. Empty cells are missing items. The columns `split` and `group` are optional; any
@@ -99,9 +99,6 @@ def read_pairs(source: str | Path, modalities: Sequence[str], *, outside: bool =
         source: as for `open_table`.
         modalities: the columns to read.
         outside: allow files outside the table's folder.
-
-    Returns:
-        the usable rows.
 
     Raises:
         BridgekitError: the table does not exist, lacks a column, is malformed or not UTF-8, or has no usable row. The
@@ -319,10 +316,9 @@ def _usable(pairs: Pairs, modalities: Sequence[str], folder: Path | None) -> Pai
         if set_aside and set_aside[0].reason == LEAVES:
             remedy = "move the files into the table's folder, or if you trust it, add --outside (in Python: outside=True)"
         raise BridgekitError(f"none of the {len(set_aside):,} rows is usable{why}", where=pairs.source, remedy=remedy)
-    split = pairs.split if pairs.split and any(pairs.split) else None
+    split = tuple(map(split_name, pairs.split)) if pairs.split and any(pairs.split) else None
     group = pairs.group if pairs.group and any(pairs.group) else None
-    named = None if split is None else tuple(split_name(cell) for cell in split)
-    return Pairs(columns, pairs.source, pairs.rows, named, group, tuple(set_aside)).take(kept)
+    return Pairs(columns, pairs.source, pairs.rows, split, group, tuple(set_aside)).take(kept)
 
 
 def _fault(items: Mapping[str, Item | None], home: Home | None) -> tuple[str, str] | None:

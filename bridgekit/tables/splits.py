@@ -13,9 +13,6 @@ from bridgekit.pairs import Content, Pairs
 
 MIN_ROWS = 10  # to train at all, with at least one row each for validation and test
 
-_TRAIN = ("train", "training")
-_VAL = ("val", "valid", "validation", "dev")
-
 
 def split_pairs(pairs: Pairs, seed: int, content: Content) -> tuple[str, ...]:
     """Split rows into train, val and test.
@@ -24,13 +21,8 @@ def split_pairs(pairs: Pairs, seed: int, content: Content) -> tuple[str, ...]:
     group stay together, so that no test item was trained on; texts may repeat across splits, as class names do. If a table
     has a train split but no val split, a tenth of the train rows become val, by the same rule.
 
-    Arguments:
-        pairs: the table, n rows.
-        seed: random seed. The same seed gives the same splits.
-        content: see `bridgekit.pairs.Content`.
-
     Returns:
-        n names: `train`, `val`, and any other name for a test split.
+        a name for each row: `train`, `val`, or any other for a test split. The same random seed gives the same splits.
 
     Raises:
         BridgekitError: there are fewer than 10 rows, no row to train on, or rows share so much that they cannot be split.
@@ -89,10 +81,6 @@ def split_pairs(pairs: Pairs, seed: int, content: Content) -> tuple[str, ...]:
 def relation_keys(pairs: Pairs, content: Content) -> npt.NDArray[np.int64]:
     """Keys that related rows share: the same item or group. Related rows are never used as each other's negatives.
 
-    Arguments:
-        pairs: the table, n rows.
-        content: see `bridgekit.pairs.Content`.
-
     Returns:
         int64 of shape (n, k): a column for each modality, in the table's order, and a last one if it has groups. Two rows
         are related if any column has the same non-negative id for both.
@@ -134,9 +122,9 @@ def _components(pairs: Pairs, content: Content, rows: Sequence[int]) -> list[lis
 def split_name(cell: str) -> str:
     """The canonical name of a split: `train`, `val`, or as the table has it."""
     name = cell.strip().lower()
-    if name in ("", *_TRAIN):
+    if name in ("", "train", "training"):
         return "train"
-    return "val" if name in _VAL else name
+    return "val" if name in ("val", "valid", "validation", "dev") else name
 
 
 #: Splits that metrics are not reported on.

@@ -1,1 +1,1 @@
-"""The attacks of docs/PROMISES.md: quick in `make test`, at full length in `make torture`."""
+"""The attacks behind docs/PROMISES.md: short in `make test`, in full in `make torture`."""

@@ -1,7 +1,7 @@
-"""Every promise of docs/PROMISES.md attacked at full length: make torture, or python -m tests.torture [PART ...]
+"""Attack every promise of docs/PROMISES.md in full: make torture, or python -m tests.torture [PART ...]
 
-Prints what was tried and what held, and exits with 1 if anything did not. All distinct messages that the attacks were given
-go to torture-messages.txt, to be read by eye, and memory over the long runs to torture-long-runs.png.
+Prints the number of attempts and of promises held, and exits with 1 if any was broken. All distinct error messages are written
+to torture-messages.txt for review, and a plot of memory in the long runs to torture-long-runs.png.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.torture import attacks, kills, long_runs, media, tables
 from tests.torture.outcome import Outcome
 
 MESSAGES = Path("torture-messages.txt")
-#: Each part at the length that the promises name.
+#: Each part with the numbers that docs/PROMISES.md names.
 PARTS: dict[str, Callable[[int], Outcome]] = {
     "attacks": lambda seed: attacks.run(),
     "media": lambda seed: media.run(2_400, seed),
@@ -33,20 +33,20 @@ def main() -> int:
     """Run the named parts, or all."""
     parser = argparse.ArgumentParser(prog="python -m tests.torture")
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--seed", type=int, default=int(time.time()) % 1_000_000, help="of everything random")
-    told = parser.parse_args()
-    unknown = set(told.parts) - set(PARTS)
+    parser.add_argument("--seed", type=int, default=int(time.time()) % 1_000_000, help="random seed")
+    options = parser.parse_args()
+    unknown = set(options.parts) - set(PARTS)
     if unknown:
         parser.error(f"there is no part {', '.join(sorted(unknown))}: use {', '.join(PARTS)}")
     console = Console(width=120)
-    console.print(f"seed {told.seed}")
-    table = Table("attack", "tried", "held", "minutes", "and")
+    console.print(f"seed {options.seed}")
+    table = Table("attack", "tried", "held", "minutes", "details")
     failures: list[str] = []
     messages: list[str] = []
-    for name in told.parts or PARTS:
+    for name in options.parts or PARTS:
         console.print(f"{name} ...")
         started = time.monotonic()
-        outcome = PARTS[name](told.seed)
+        outcome = PARTS[name](options.seed)
         minutes = (time.monotonic() - started) / 60
         figures = "\n".join(f"{figure}: {value}" for figure, value in outcome.figures.items())
         table.add_row(outcome.name, f"{outcome.tried:,}", f"{outcome.held:,}", f"{minutes:.1f}", figures)

@@ -1,4 +1,4 @@
-"""Named attacks by strangers' bridges, tables and models: each must be refused, and must leave nothing behind."""
+"""Attacks with malicious bridges, tables and models. Each must be refused and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from tests.torture.command import Ended, call, fault, inside, peak
 from tests.torture.outcome import Outcome
 from tests.torture.strangers import Ground, ground_for, write_csv
 
-#: Bytes of memory that refusing something may take.
+#: Memory that a refusal may take, in bytes.
 LITTLE = 300 << 20
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Attack = Callable[[Ground], None]
 
 
 def run() -> Outcome:
-    """Make every attack once."""
+    """Run every attack once."""
     failures: list[str] = []
     figures: dict[str, str] = {}
     with ground_for("attacks") as ground:
         for attack in ATTACKS:
-            told = against(attack, ground, ground.folder.parent / attack.__name__)
-            figures[name_of(attack)] = told or "refused"
-            failures += [f"{name_of(attack)}: {told}"] if told else []
+            wrong = against(attack, ground, ground.folder.parent / attack.__name__)
+            figures[name_of(attack)] = wrong or "refused"
+            failures += [f"{name_of(attack)}: {wrong}"] if wrong else []
     return Outcome("attacks", len(ATTACKS), len(ATTACKS) - len(failures), tuple(failures), figures)
 
 
 def against(attack: Attack, ground: Ground, folder: Path) -> str:
-    """Make one attack on a copy of the ground: what went wrong, or nothing."""
+    """Run one attack on a copy of the ground; returns what went wrong, or ""."""
     folder.mkdir()
     own = ground.copy(folder / "here")
-    (folder / "secret.txt").write_text("a secret of somebody's")
+    (folder / "secret.txt").write_text("a secret")
     before = peak()
     with inside(own.folder):
         try:
@@ -56,66 +56,66 @@ def against(attack: Attack, ground: Ground, folder: Path) -> str:
 
 
 def name_of(attack: Attack) -> str:
-    """What the attack is called in reports."""
+    """The attack's name in reports."""
     return (attack.__doc__ or "").rstrip(".")
 
 
 def _refused(*arguments: object, saying: str = "") -> Ended:
-    """The command must end with a message, which says this."""
+    """The command must end with an error message that contains this text."""
     ended = call([*arguments, "--json"])
     wrong = fault(ended)
     assert not wrong, wrong
-    assert ended.code == 2, f"`{' '.join(map(str, arguments))}` went through"
-    assert saying in ended.err, f"it says {ended.err!r} and not {saying!r}"
+    assert ended.code == 2, f"`{' '.join(map(str, arguments))}` succeeded"
+    assert saying in ended.err, f"{saying!r} is not in the message {ended.err!r}"
     return ended
 
 
-def _told(*arguments: object) -> dict[str, Any]:
+def _result(*arguments: object) -> dict[str, Any]:
     ended = call([*arguments, "--json"])
     wrong = fault(ended) or (ended.err if ended.code else "")
     assert not wrong, wrong
-    told: dict[str, Any] = json.loads(ended.out)
-    return told
+    result: dict[str, Any] = json.loads(ended.out)
+    return result
 
 
 def _shown(*arguments: object) -> str:
-    """What a person would see: nothing in it may be for the terminal itself."""
+    """The output without `--json`, which must not contain control characters."""
     ended = call(arguments)
     assert not ended.crash, ended.crash
     shown = ended.out + ended.err
     found = [each for each in shown if (each < " " and each not in "\n\t") or "\x7f" <= each <= "\x9f"]
     assert not found, f"it prints {found[0]!a}"
-    assert "\u202e" not in shown, "it turns text around"
+    assert "\u202e" not in shown, "it prints a right-to-left override"
     return shown
 
 
 def _rewrite(bridge: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    story = json.loads((bridge / "bridge.json").read_text(encoding="utf-8"))
-    change(story)
-    (bridge / "bridge.json").write_text(json.dumps(story), encoding="utf-8")
+    metadata = json.loads((bridge / "bridge.json").read_text(encoding="utf-8"))
+    change(metadata)
+    (bridge / "bridge.json").write_text(json.dumps(metadata), encoding="utf-8")
 
 
 def _sign(bridge: Path, adapters: bytes) -> None:
     (bridge / "adapters.safetensors").write_bytes(adapters)
-    _rewrite(bridge, lambda story: story.update(adapters_sha256=hashlib.sha256(adapters).hexdigest()))
+    _rewrite(bridge, lambda metadata: metadata.update(adapters_sha256=hashlib.sha256(adapters).hexdigest()))
 
 
 class _Runs:
-    """Unpickled, it writes a file."""
+    """Writes a file when unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return exec, ("open('owned', 'w').write('x')",)
 
 
 def _table(ground: Ground, *paths: str) -> None:
-    """The table with these paths in its first rows."""
+    """Write the table with these paths in additional first rows."""
     rows = [(path, f"row {number}", "train") for number, path in enumerate(paths)]
     write_csv(ground.folder / "pairs.csv", [("image", "text", "split"), *rows, *ground.rows])
 
 
 def _set_aside(count: int, *options: str) -> list[str]:
-    told = _told("encode", "--pairs", "pairs.csv", "--a", "image", "--b", "text", *options)
-    reasons = [row["reason"] for row in told["set_aside"]]
+    result = _result("encode", "--pairs", "pairs.csv", "--a", "image", "--b", "text", *options)
+    reasons = [row["reason"] for row in result["set_aside"]]
     assert len(reasons) == count, f"{len(reasons)} rows were set aside, not {count}: {reasons}"
     return reasons
 
@@ -124,33 +124,35 @@ def _set_aside(count: int, *options: str) -> list[str]:
 
 
 def pickle_in_a_checkpoint(ground: Ground) -> None:
-    """A pickle in a checkpoint that would write a file."""
+    """A checkpoint with a pickle that would write a file."""
     torch.save({"state_dict": _Runs()}, "evil.pth")
     _refused("encode", "--pairs", "pairs.csv", "--a", "timm:test_vit,checkpoint=evil.pth", "--b", "text", saying="evil.pth")
     assert not Path("owned").exists(), "the pickle was run"
 
 
 def pickle_in_a_bridge(ground: Ground) -> None:
-    """A bridge that brings such a checkpoint and names it as its encoder."""
+    """A bridge that contains such a checkpoint and names it as its encoder."""
     torch.save(_Runs(), "bridge/evil.pth")
-    _rewrite(Path("bridge"), lambda story: story["sides"]["image"].update(encoder="timm:test_vit,checkpoint=bridge/evil.pth"))
+    _rewrite(
+        Path("bridge"), lambda metadata: metadata["sides"]["image"].update(encoder="timm:test_vit,checkpoint=bridge/evil.pth")
+    )
     _refused("eval", "bridge", "--pairs", "pairs.csv", saying="evil.pth")
     assert not Path("owned").exists(), "the pickle was run"
 
 
 def remote_code_in_a_bridge(ground: Ground) -> None:
-    """A bridge whose encoder is a model with code of its own, trusted by the bridge's maker."""
+    """A bridge whose encoder is a model with custom code, with trust_remote_code set in the bridge."""
     _own_code(Path("bridge/model"))
     _rewrite(
         Path("bridge"),
-        lambda story: story["sides"]["text"].update(encoder="transformers:bridge/model,trust_remote_code=yes"),
+        lambda metadata: metadata["sides"]["text"].update(encoder="transformers:bridge/model,trust_remote_code=yes"),
     )
     _refused("search", "a red apple", "--bridge", "bridge", saying="BRIDGEKIT_TRUST_REMOTE_CODE=yes")
     assert not Path("owned").exists(), "the code was run"
 
 
 def remote_code_in_a_model(ground: Ground) -> None:
-    """A model with code of its own, which nobody trusts."""
+    """A model with custom code."""
     _own_code(Path("model"))
     _refused(
         "encode",
@@ -173,8 +175,8 @@ def _own_code(folder: Path) -> None:
 
 
 def plugin_that_is_not_installed(ground: Ground) -> None:
-    """A bridge that names a plugin which is not installed: it is told, and nothing is installed or fetched."""
-    _rewrite(Path("bridge"), lambda story: story["sides"]["text"].update(encoder="bridgekit-evil:model"))
+    """A bridge that names a plugin that is not installed: nothing is installed or downloaded."""
+    _rewrite(Path("bridge"), lambda metadata: metadata["sides"]["text"].update(encoder="bridgekit-evil:model"))
     started: list[str] = []
     watching = [True]
 
@@ -182,7 +184,7 @@ def plugin_that_is_not_installed(ground: Ground) -> None:
         if watching and event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect"):
             started.append(f"{event} {arguments[:2]}")
 
-    sys.addaudithook(watch)  # it cannot be taken away again
+    sys.addaudithook(watch)  # audit hooks cannot be removed
     try:
         ended = _refused("search", "a red apple", "--bridge", "bridge", saying="no installed plugin provides 'bridgekit-evil'")
     finally:
@@ -210,7 +212,7 @@ def dots_in_a_table(ground: Ground) -> None:
 
 
 def link_in_a_table(ground: Ground) -> None:
-    """A link beside a table that leads out of its folder, as a file and as a folder."""
+    """Symlinks next to a table that lead out of its folder: a file and a folder."""
     shutil.copytree("pictures", "../away")
     Path("one.png").symlink_to("../away/0.png")
     Path("all").symlink_to("../away")
@@ -220,43 +222,43 @@ def link_in_a_table(ground: Ground) -> None:
 
 
 def link_among_class_folders(ground: Ground) -> None:
-    """A class folder that is a link out of the folder of classes."""
+    """A class folder that is a symlink to another place."""
     shutil.copytree("pictures", "../away")
     shutil.copytree("pictures", "classes/inside")
     Path("classes/away").symlink_to(Path("../away").resolve())
-    told = _told("encode", "--pairs", "classes", "--a", "image", "--b", "text")
-    assert len(told["set_aside"]) == len(list(Path("../away").iterdir()))
+    result = _result("encode", "--pairs", "classes", "--a", "image", "--b", "text")
+    assert len(result["set_aside"]) == len(list(Path("../away").iterdir()))
 
 
 def table_named_by_a_bridge(ground: Ground) -> None:
-    """A bridge that names somebody's table as its own."""
+    """A bridge that names another user's table as its own."""
     shutil.copytree(".", "../private")
     for path in (str(Path("../private/pairs.csv").resolve()), "../private/pairs.csv"):
-        _rewrite(Path("bridge"), lambda story, path=path: story["provenance"].update(pairs=path))  # type: ignore[misc]
+        _rewrite(Path("bridge"), lambda metadata, path=path: metadata["provenance"].update(pairs=path))  # type: ignore[misc]
         _refused("eval", "bridge", saying="../private/pairs.csv" if path.startswith("..") else "private/pairs.csv")
         _refused("search", "a red apple", "--bridge", "bridge", saying="--among")
     Path("linked.csv").symlink_to("../private/pairs.csv")
-    _rewrite(Path("bridge"), lambda story: story["provenance"].update(pairs="linked.csv"))
+    _rewrite(Path("bridge"), lambda metadata: metadata["provenance"].update(pairs="linked.csv"))
     _refused("eval", "bridge", saying="linked.csv")
 
 
 def encoder_path_in_a_bridge(ground: Ground) -> None:
-    """A bridge that names a model somewhere on the user's disk as its encoder."""
+    """A bridge that names a local model of the user's as its encoder."""
     Path("../model").mkdir()
     for name in (f"timm:{Path('../model').resolve()}", "timm:../model", "timm:local-dir:../model", "transformers:~"):
-        _rewrite(Path("bridge"), lambda story, name=name: story["sides"]["image"].update(encoder=name))  # type: ignore[misc]
+        _rewrite(Path("bridge"), lambda metadata, name=name: metadata["sides"]["image"].update(encoder=name))  # type: ignore[misc]
         _refused("eval", "bridge", "--pairs", "pairs.csv", saying="BRIDGEKIT_OUTSIDE=yes")
 
 
 def link_to_a_secret_in_a_bridge(ground: Ground) -> None:
-    """A bridge with a link to a secret, which whoever binds to it and shares it would give away."""
+    """A bridge with a symlink to a secret, which would be copied into a bridge that is shared later."""
     Path("bridge/secret.png").symlink_to(Path("../secret.txt").resolve())
     _refused("bind", "bridge", "--add", "image", "--pairs", "pairs.csv", "--out", "larger", saying="secret.png")
     assert not Path("larger").exists(), "the secret was copied"
 
 
 def link_to_write_through_in_a_bridge(ground: Ground) -> None:
-    """A bridge whose folder of conditioners is a link to somewhere else, to be written into."""
+    """A bridge whose folder of conditioners is a symlink to another place, so that files are written there."""
     Path("../elsewhere").mkdir()
     Path("bridge/conditioners").symlink_to(Path("../elsewhere").resolve())
     _refused("generate", "--image", "pictures/0.png", "--bridge", "bridge", saying="conditioners")
@@ -264,10 +266,10 @@ def link_to_write_through_in_a_bridge(ground: Ground) -> None:
 
 
 def modality_that_is_a_path(ground: Ground) -> None:
-    """A bridge with a modality called ../../x, after which files would be named."""
+    """A bridge with a modality named ../../x, which would be used in file names."""
 
-    def change(story: dict[str, Any]) -> None:
-        story["sides"]["../../x"] = story["sides"].pop("image")
+    def change(metadata: dict[str, Any]) -> None:
+        metadata["sides"]["../../x"] = metadata["sides"].pop("image")
 
     _rewrite(Path("bridge"), change)
     _refused("info", "bridge", saying="the name of a modality")
@@ -277,18 +279,18 @@ def modality_that_is_a_path(ground: Ground) -> None:
 
 
 def shapes_that_claim_terabytes(ground: Ground) -> None:
-    """A bridge that claims adapters of terabytes, in a list of tensors that agrees."""
+    """A bridge that claims terabytes of adapters, with a matching preset."""
 
-    def change(story: dict[str, Any]) -> None:
-        story["sides"]["text"]["dim"] = 65_536
-        story["preset"] |= {"blocks": 64, "expansion": 64.0}
+    def change(metadata: dict[str, Any]) -> None:
+        metadata["sides"]["text"]["dim"] = 65_536
+        metadata["preset"] |= {"blocks": 64, "expansion": 64.0}
 
     _rewrite(Path("bridge"), change)
     _refused("info", "bridge", saying="adapters.safetensors")
 
 
 def list_of_tensors_that_lies(ground: Ground) -> None:
-    """A safetensors header of a petabyte, one that points behind the file, and one of a vast shape."""
+    """Safetensors headers with a length of a petabyte, offsets beyond the file, and huge or negative shapes."""
     bridge = Path("bridge")
     data = (bridge / "adapters.safetensors").read_bytes()
     length = int.from_bytes(data[:8], "little")
@@ -304,14 +306,14 @@ def list_of_tensors_that_lies(ground: Ground) -> None:
 
 
 def files_of_100_gigabytes(ground: Ground) -> None:
-    """Files of a bridge that are 100 GB of nothing."""
+    """Sparse files of 100 GB in a bridge."""
     for name in ("training_rows.safetensors", "history.jsonl", "adapters.safetensors", "bridge.json"):
         os.truncate(f"bridge/{name}", 100 << 30)
         _refused("info", "bridge", saying=name)
 
 
 def pipes_and_devices(ground: Ground) -> None:
-    """Named pipes and endless devices in place of files: a bridge's, a table, and what a table names."""
+    """Named pipes and endless devices instead of a bridge's files, a table, or a table's items."""
     os.mkfifo("pipe.png")
     Path("zero.png").symlink_to("/dev/zero")
     _table(ground, "pipe.png", "zero.png")
@@ -328,7 +330,7 @@ def pipes_and_devices(ground: Ground) -> None:
 
 
 def deep_json(ground: Ground) -> None:
-    """JSON nested a hundred thousand deep: a bridge's, its history's, a row of a table."""
+    """JSON nested 100,000 levels deep in a bridge, its history, and a row of a table."""
     deep = "[" * 100_000
     Path("rows.jsonl").write_text('{"image": "pictures/0.png", "text": ' + deep)
     _refused("encode", "--pairs", "rows.jsonl", saying="row 1")
@@ -339,7 +341,7 @@ def deep_json(ground: Ground) -> None:
 
 
 def keys_that_multiply(ground: Ground) -> None:
-    """A table whose every row has a key of its own, so that n rows would make n columns of n cells."""
+    """A JSONL table in which every row has another key, so that n rows would give n columns of n cells."""
     rows = [{"image": "pictures/0.png", "text": f"row {at}", f"key {at}": at} for at in range(30_000)]
     Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     ended = call(["search", "a red apple", "--bridge", "bridge", "--among", "rows.jsonl", "--to", "image", "--json"])
@@ -347,20 +349,20 @@ def keys_that_multiply(ground: Ground) -> None:
 
 
 def conditioner_that_claims_terabytes(ground: Ground) -> None:
-    """A conditioner whose few bytes claim a conditioning of terabytes."""
+    """A small conditioner that claims a conditioning of terabytes."""
     from safetensors.torch import save_file
 
     from bridgekit.diffusion.conditioner import load_conditioner
 
-    story = {"format": 1, "kind": "x", "made_of": "text", "scale": 1.0, "cosine": 1.0, "masks": []}
+    metadata = {"format": 1, "kind": "x", "made_of": "text", "scale": 1.0, "cosine": 1.0, "masks": []}
     tensors = {"embeddings": torch.zeros(1, 65_536), "items": torch.tensor(list(b'["a"]'), dtype=torch.uint8)}
     for shapes in ({"x": [65_536, 65_536]}, {"x": [1 << 40]}, {f"x{at}": [65_536, 65_536] for at in range(1_000)}):
-        save_file(tensors, "claims.safetensors", {"conditioner": json.dumps({**story, "shapes": shapes})})
+        save_file(tensors, "claims.safetensors", {"conditioner": json.dumps({**metadata, "shapes": shapes})})
         assert load_conditioner(Path("claims.safetensors")) is None
 
 
 def zlib_bomb_in_a_picture(ground: Ground) -> None:
-    """A picture with text chunks that unpack to a gigabyte each."""
+    """An image with text chunks that decompress to a gigabyte each."""
     pack = zlib.compressobj(9)
     bomb = b"".join([*(pack.compress(bytes(1 << 24)) for _ in range(64)), pack.flush()])
     Image.new("RGB", (32, 32)).save("bomb.png")
@@ -383,11 +385,11 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
 
 
-# ---- numbers and names that lie
+# ---- false numbers and names
 
 
 def zip_bomb_in_a_checkpoint(ground: Ground) -> None:
-    """A checkpoint of a few megabytes whose parts unpack to gigabytes."""
+    """A checkpoint of a few megabytes that decompresses to gigabytes."""
     torch.save({"state_dict": {"x": torch.zeros(1 << 26)}}, "plain.pth")
     with zipfile.ZipFile("plain.pth") as whole, zipfile.ZipFile("bomb.pth", "w", zipfile.ZIP_DEFLATED) as packed:
         for part in whole.infolist():
@@ -397,7 +399,7 @@ def zip_bomb_in_a_checkpoint(ground: Ground) -> None:
 
 
 def numbers_that_are_not_finite(ground: Ground) -> None:
-    """Adapters of NaN, rightly signed, and a temperature that is none."""
+    """Adapters with NaN and a correct checksum, and invalid temperatures."""
     data = bytearray(Path("bridge/adapters.safetensors").read_bytes())
     data[-4:] = b"\0\0\xc0\x7f"
     before = Path("bridge/adapters.safetensors").read_bytes()
@@ -405,51 +407,51 @@ def numbers_that_are_not_finite(ground: Ground) -> None:
     _refused("info", "bridge", saying="not finite")
     _sign(Path("bridge"), before)
     for temperature in (0, -1, 1e300, 10**38, float("nan"), "0.07"):
-        _rewrite(Path("bridge"), lambda story, value=temperature: story.update(temperature=value))  # type: ignore[misc]
+        _rewrite(Path("bridge"), lambda metadata, value=temperature: metadata.update(temperature=value))  # type: ignore[misc]
         _refused("info", "bridge", saying="bridge.json")
 
 
 def width_that_lies(ground: Ground) -> None:
-    """A bridge that says of an encoder another width or modality than it has."""
+    """A bridge that states a wrong width or modality for an encoder."""
 
-    def swap(story: dict[str, Any]) -> None:
-        sides = story["sides"]
+    def swap(metadata: dict[str, Any]) -> None:
+        sides = metadata["sides"]
         sides["image"], sides["text"] = (
             {**sides["text"], "dim": sides["image"]["dim"]},
             {**sides["image"], "dim": sides["text"]["dim"]},
         )
 
     _rewrite(Path("bridge"), swap)
-    _refused("embed", "a red apple", "--modality", "text", "--bridge", "bridge", saying="this bridge says that")
+    _refused("embed", "a red apple", "--modality", "text", "--bridge", "bridge", saying="is not the encoder that")
 
 
 def key_twice(ground: Ground) -> None:
-    """A bridge.json that says two things: one to whoever looks, another to whoever loads."""
+    """A bridge.json with a duplicate key, which different parsers read differently."""
     text = Path("bridge/bridge.json").read_text(encoding="utf-8")
     Path("bridge/bridge.json").write_text(text.rstrip()[:-1] + ', "temperature": 0.5}', encoding="utf-8")
     _refused("info", "bridge", saying="twice")
 
 
 def escape_sequences_in_a_bridge(ground: Ground) -> None:
-    """Escape sequences and reversed text in all that a bridge tells of itself."""
+    """Escape sequences and right-to-left overrides in a bridge's metadata."""
     evil = "\x1b]0;owned\x07\x9b2J\u202egnp[/red]"
 
-    def change(story: dict[str, Any]) -> None:
-        story["provenance"] |= {"command": evil, "machine": evil, evil: evil, "rows": {evil: 3}}
-        for record in story["metrics"]:
+    def change(metadata: dict[str, Any]) -> None:
+        metadata["provenance"] |= {"command": evil, "machine": evil, evil: evil, "rows": {evil: 3}}
+        for record in metadata["metrics"]:
             record |= {"split": evil, "method": evil}
 
     _rewrite(Path("bridge"), change)
     assert "\\x1b]0;owned\\x07" in _shown("info", "bridge")
     _shown("search", "a red apple", "--bridge", "bridge")
-    _rewrite(Path("bridge"), lambda story: story["sides"]["text"].update(encoder=f"starter:{evil}"))
+    _rewrite(Path("bridge"), lambda metadata: metadata["sides"]["text"].update(encoder=f"starter:{evil}"))
     _shown("info", "bridge")
 
 
 def escape_sequences_in_a_table(ground: Ground) -> None:
-    """Escape sequences, brackets and reversed text in a table's cells and in names of files."""
+    """Escape sequences, markup and right-to-left overrides in a table's cells and in file names."""
     evil = "\x1b[2J\x1b]0;owned\x07\u202e[/red]"
-    # Turned, or training would have seen it.
+    # Rotated, so that it is not a training image.
     Image.open("pictures/0.png").transpose(Image.Transpose.ROTATE_180).save(f"{evil[:5]}.png")
     Path("empty\x1b[31m.png").touch()
     rows = [(f"{evil[:5]}.png", evil, evil), ("empty\x1b[31m.png", "x", "test"), (f"gone{evil}.png", "y", "test")]
@@ -462,14 +464,14 @@ def escape_sequences_in_a_table(ground: Ground) -> None:
 
 
 def markup_in_a_model_card(ground: Ground) -> None:
-    """HTML and Markdown in a bridge's story, which its next model card would carry."""
+    """HTML and Markdown in a bridge's metadata, which go into its model card."""
     from bridgekit import Bridge
 
     evil = "<img src=x onerror=alert(1)>](http://evil) `|` ![x](http://evil)\n# owned"
 
-    def change(story: dict[str, Any]) -> None:
-        story["provenance"] |= {"pairs": evil, "command": evil, evil: evil}
-        story["metrics"][0] |= {"split": evil, "method": evil}
+    def change(metadata: dict[str, Any]) -> None:
+        metadata["provenance"] |= {"pairs": evil, "command": evil, evil: evil}
+        metadata["metrics"][0] |= {"split": evil, "method": evil}
 
     _rewrite(Path("bridge"), change)
     card = (Bridge.load("bridge").save("a ]( <b> bridge") / "README.md").read_text(encoding="utf-8").partition("```")[0]
@@ -481,7 +483,7 @@ def markup_in_a_model_card(ground: Ground) -> None:
 
 
 def hub_model_that_moved(ground: Ground) -> None:
-    """A hub model whose main branch is moved to other weights after a bridge was trained on it."""
+    """A Hub model whose main branch changes to other weights after a bridge was trained on it."""
     import timm
     from timm.models import save_for_hf
 
@@ -497,17 +499,17 @@ def hub_model_that_moved(ground: Ground) -> None:
 
         for field, value in {"epochs": 1, "batch_size": 8, "shared_dim": 16}.items():
             patch.setitem(PRESETS, "default", type(PRESETS["default"])(**{**vars(PRESETS["default"]), field: value}))
-        _told("align", "--a", "timm:someone/small", "--b", "text", "--pairs", "pairs.csv", "--out", "pinned")
-        recorded = _told("info", "pinned")["sides"]["image"]["encoder"]
+        _result("align", "--a", "timm:someone/small", "--b", "text", "--pairs", "pairs.csv", "--out", "pinned")
+        recorded = _result("info", "pinned")["sides"]["image"]["encoder"]
         assert recorded == f"timm:someone/small@{COMMIT}", f"the bridge records {recorded}"
         (repository / "refs" / "main").write_text("f" * 40)
-        _told("eval", "pinned", "--pairs", "pairs.csv")
-        _rewrite(Path("pinned"), lambda story: story["sides"]["image"].update(encoder="timm:someone/small"))
+        _result("eval", "pinned", "--pairs", "pairs.csv")
+        _rewrite(Path("pinned"), lambda metadata: metadata["sides"]["image"].update(encoder="timm:someone/small"))
         _refused("eval", "pinned", "--pairs", "pairs.csv", saying="is not the encoder that this bridge was trained on")
 
 
 def flipped_bit_in_starter_weights(ground: Ground) -> None:
-    """Weights of the starter with one bit flipped."""
+    """Starter weights with one bit flipped."""
     from bridgekit_starter.weights import MINILM_TOKENIZER
 
     from bridgekit.errors import PluginError
@@ -532,11 +534,11 @@ def flipped_bit_in_starter_weights(ground: Ground) -> None:
 
 
 def link_in_the_place_of_a_bridge(ground: Ground) -> None:
-    """A bridge that is a link to itself; one that is a link to a real bridge is read."""
+    """A bridge that is a symlink to itself; a symlink to a real bridge works."""
     Path("loop").symlink_to("loop")
     _refused("info", "loop")
     Path("linked").symlink_to("bridge")
-    assert _told("info", "linked")["sides"]
+    assert _result("info", "linked")["sides"]
 
 
 ATTACKS: tuple[Attack, ...] = (

@@ -1,4 +1,4 @@
-"""Small files that claim to be large, or unpack to it: each is refused before much of it is unpacked."""
+"""Decompression bombs: small files that claim to be large or decompress to much data. They must be refused early."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 @functools.cache
 def bombs() -> dict[str, bytes]:
-    """Name, which says what it claims, to content."""
+    """File name, which describes the bomb, to content."""
     return {
         "white-30000x30000.png": blank_png(30_000, 30_000),
         "claims-2147483647x2147483647.png": png_of(2**31 - 1, 2**31 - 1, zlib.compress(bytes(100))),
@@ -49,7 +49,7 @@ def bombs() -> dict[str, bytes]:
 
 
 def png_of(width: int, height: int, packed: bytes) -> bytes:
-    """A PNG of 1 bit a pixel."""
+    """A PNG with 1 bit per pixel."""
     header = png_chunk(b"IHDR" + struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
     return SIGNATURE + header + png_chunk(b"IDAT" + packed) + png_chunk(b"IEND")
 
@@ -111,7 +111,7 @@ def tiff(width: int, height: int) -> bytes:
 
 
 def wav(rate: int, seconds: float, channels: int = 1, claim: int | None = None) -> bytes:
-    """Silence of 8 bit."""
+    """8-bit silence."""
     samples = b"\x80" * (int(rate * seconds) or 10) * channels
     form = struct.pack("<HHIIHH", 1, channels, rate, rate * channels & 0xFFFFFFFF, channels, 8)
     size = len(samples) if claim is None else claim

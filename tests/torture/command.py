@@ -1,4 +1,4 @@
-"""The real command line, called in this process with what a stranger made, and what may come of it."""
+"""Calls the real command line in this process on malicious input and checks how it ends."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from bridgekit import cli
 
-#: A command may take so many seconds of a processor, and so many in all: other programs may want the processor too.
+#: Limits on a command's CPU time and wall-clock time, in seconds. The machine may be busy, so the latter is larger.
 SECONDS, PATIENCE = 20, 120
-#: Characters that a terminal would obey, or that cannot be written.
+#: Control characters that terminals interpret, and surrogates.
 _OBEYED = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHAPES = (
     (re.compile(r"(?:/|\b[\w.-]+/)[^\s,:;)`']*"), "PATH"),
@@ -30,7 +30,7 @@ _SHAPES = (
 
 
 class Hang(BaseException):
-    """A command took too long. Not an Exception: nothing that it runs may catch it."""
+    """A command took too long. Not an Exception, so that the command cannot catch it."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Ended:
     """How a command ended.
 
     Arguments:
-        code: its exit status.
-        out, err: what it printed.
-        seconds: how long it computed.
-        crash: what went past the command line, where something did.
+        code: exit status.
+        out, err: its output.
+        seconds: CPU time.
+        crash: an exception that the command line did not handle, or "".
     """
 
     code: int
@@ -52,14 +52,14 @@ class Ended:
 
     @property
     def error(self) -> dict[str, str | None]:
-        """What the message of a command with `--json` says: what, where, fix."""
-        told: dict[str, str | None] = json.loads(self.out)["error"]
-        return told
+        """The error that a command with `--json` printed: what, where, fix."""
+        error: dict[str, str | None] = json.loads(self.out)["error"]
+        return error
 
 
 @contextlib.contextmanager
 def inside(folder: Path, **environment: str) -> Iterator[None]:
-    """Be in a folder, with these environment variables."""
+    """Change to a folder and set environment variables."""
     before, old = Path.cwd(), {name: os.environ.get(name) for name in environment}
     os.chdir(folder)
     os.environ.update(environment)
@@ -72,7 +72,7 @@ def inside(folder: Path, **environment: str) -> Iterator[None]:
 
 
 def call(arguments: Sequence[object]) -> Ended:
-    """Run `bridgekit ARGUMENTS` here; what takes too long is stopped."""
+    """Run `bridgekit ARGUMENTS` in this process, with limits on time."""
     out, err = io.StringIO(), io.StringIO()
     started = time.process_time()
     code, crash = 0, ""
@@ -86,7 +86,7 @@ def call(arguments: Sequence[object]) -> Ended:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except Hang:
-        crash = f"it took over {SECONDS} s of computing, or {PATIENCE} s in all"
+        crash = f"it took over {SECONDS} s of CPU time or {PATIENCE} s in total"
     except Exception as error:
         crash = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     finally:
@@ -103,7 +103,7 @@ def _stop(*_: object) -> None:
 
 
 def fault(ended: Ended) -> str:
-    """What is wrong with how a command with `--json` ended, or nothing: it must give its result, or say what, where and how."""
+    """What is wrong with how a command with `--json` ended, or "": it must print a result, or an error with all three parts."""
     if ended.crash:
         return ended.crash
     if ended.code not in (0, 2):
@@ -111,25 +111,25 @@ def fault(ended: Ended) -> str:
     if "Traceback" in ended.err or "Traceback" in ended.out:
         return f"a traceback: {ended.err[-200:]}"
     if obeyed := _OBEYED.search(ended.out + ended.err):
-        return f"it prints {obeyed[0]!a}, which a terminal obeys"
+        return f"it prints the control character {obeyed[0]!a}"
     try:
-        told = json.loads(ended.out)
+        printed = json.loads(ended.out)
     except ValueError:
         return f"it prints no JSON: {ended.out[:200]}"
     if ended.code == 0:
         return ""
-    error = told.get("error", {})
+    error = printed.get("error", {})
     missing = [part for part in ("what", "where", "fix") if not error.get(part)]
     if missing:
         return f"its message does not say {' and '.join(missing)}: {ended.err[:200]}"
-    lines = ended.err[ended.err.find("bridgekit: ") :].splitlines()  # after whatever told how the work went on
+    lines = ended.err[ended.err.find("bridgekit: ") :].splitlines()  # after any progress output
     if not 1 <= len(lines) <= 3 or max(map(len, lines)) > 1_500:
-        return f"its message has {len(lines)} lines, of {max(map(len, lines))} characters at most"
+        return f"its message has {len(lines)} lines of up to {max(map(len, lines))} characters"
     return ""
 
 
 def shape(ended: Ended) -> str:
-    """A message without what differs from one case to the next: numbers, names, paths."""
+    """An error message without numbers, names and paths."""
     return short(" | ".join(str(ended.error[part]) for part in ("what", "fix")))
 
 
@@ -141,11 +141,11 @@ def short(text: str) -> str:
 
 
 def reasons(ended: Ended) -> list[str]:
-    """Why rows were set aside, by a result that tells it."""
-    told = json.loads(ended.out)
-    return [row["reason"] for row in told.get("set_aside", [])] if isinstance(told, dict) else []
+    """The reasons for setting rows aside, if the result lists them."""
+    result = json.loads(ended.out)
+    return [row["reason"] for row in result.get("set_aside", [])] if isinstance(result, dict) else []
 
 
 def peak() -> int:
-    """The most bytes of memory that this process has had at once."""
+    """Peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

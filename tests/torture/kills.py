@@ -1,15 +1,15 @@
-"""Kills align, encode, bind and generate again and again, and looks what is lost: python -m tests.torture.kills 510
+"""Kills align, encode, bind and generate repeatedly and checks for losses: python -m tests.torture.kills 510
 
-Of three kills two come just before a random file operation (an opened file, a rename, an fsync, half of a write) and one at a
-random moment of the run. After each kill:
-1. everything that could be read before can be read still: other bridges, latents, conditioners, embeddings;
-2. what lies in its place is whole: it is what an undisturbed run puts there, bit for bit, or it is absent.
+Two of three kills happen just before a random file operation (open, rename, fsync, in the middle of a write), one at a random
+time. After each kill:
+1. everything that was readable before is still readable: other bridges, latents, conditioners, embeddings;
+2. every file in its final place is complete: bit-identical to that of an uninterrupted run, or absent.
 After each chain of one to four kills of the same command:
-3. the next run ends with the result of an undisturbed one, and nothing is left lying about.
+3. the next run gives the result of an uninterrupted one and leaves no temporary files.
 
-The commands run in forks of a process that has loaded torch and the starter's encoders once. There batches, shards and
-training are small, and shards and checkpoints are written as often as can be, so that there is much to interrupt. Some kills
-are of the real command with its own settings, `python -m bridgekit`, at a random moment.
+The commands run in forks of a process that has loaded torch and the starter's encoders. They use small batches, shards and
+training, and write shards and checkpoints as often as possible, for many points to interrupt. Some kills hit the real command
+with its default settings, `python -m bridgekit`, at a random time.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from typing import Any
 from tests.torture.outcome import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
-#: One of so many kills is of the real command.
+#: One in this many kills hits the real command.
 FRESH = 25
-#: Files that no run puts in place as such: locks, and what is written aside.
+#: Locks and temporary files.
 HIDDEN = re.compile(r"(^|/)\.[^/]+\.(part|old|lock)(/|$)")
 
 
@@ -48,9 +48,9 @@ class Verb:
     """A command to be killed.
 
     Arguments:
-        name: of it.
-        arguments: on the command line, in a workshop's folder.
-        encoded: whether the cache has all latents already when it begins.
+        name: its name in reports.
+        arguments: command-line arguments, relative to a workshop.
+        encoded: whether all latents are cached at the start.
     """
 
     name: str
@@ -75,12 +75,12 @@ COLOURS = ("red", "green", "blue", "black", "purple")
 SHAPES = ("disc", "square", "bar", "frame")
 
 
-# ---- what is killed
+# ---- running and killing
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: its exit code, negative for a signal; its file operations, where it counted them; its seconds."""
+    """How a run ended: exit code (negative for a signal), number of file operations if counted, and seconds."""
 
     code: int
     operations: int
@@ -88,19 +88,14 @@ class Ended:
 
 
 class Countdown:
-    """Counts a process's file operations below a folder and kills it just before one of them.
-
-    Arguments:
-        folder: where they count.
-        last: which of them never comes.
-    """
+    """Counts a process's file operations below a folder and kills it just before operation number `last`."""
 
     def __init__(self, folder: Path, last: int) -> None:
         self.folder, self.last = str(folder), last
         self.done = 0
 
     def tick(self, half: Callable[[], object] | None = None) -> None:
-        """One more operation; where it is the last, `half` of it is done first."""
+        """Count an operation. Before the last, call `half`, which does half of it, and kill the process."""
         self.done += 1
         if self.done == self.last:
             if half:
@@ -108,7 +103,7 @@ class Countdown:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def watch(self, exchange: bool) -> None:
-        """From here on. What Python does not tell of is wrapped: flushing, libraries' own writing, folders changing places."""
+        """Start counting. Wraps operations without audit events: fsync, writes by libraries, exchanging folders."""
         from safetensors.torch import save
 
         from bridgekit.storage import cache, sealed
@@ -130,9 +125,9 @@ class Countdown:
         def torn(path: Path, content: bytes) -> Callable[[], object]:
             return lambda: plain_bytes(path, content[: len(content) // 2])
 
-        def save_file(tensors: Any, path: Path, told: Any) -> None:
-            self.tick(torn(path, save(tensors, told)))
-            plain_save(tensors, path, told)
+        def save_file(tensors: Any, path: Path, metadata: Any) -> None:
+            self.tick(torn(path, save(tensors, metadata)))
+            plain_save(tensors, path, metadata)
 
         def write_bytes(path: Path, content: Any) -> int:
             self.tick(torn(path, bytes(content)))
@@ -144,9 +139,9 @@ class Countdown:
 
         os.fsync, cache._exchange, sealed.save_file = flush, change, save_file  # type: ignore[assignment]
         Path.write_bytes, Path.write_text = write_bytes, write_text  # type: ignore[assignment, method-assign]
-        sys.addaudithook(self._heard)
+        sys.addaudithook(self._audit)
 
-    def _heard(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             writes = arguments[2] is not None and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             if not writes:
@@ -159,7 +154,7 @@ class Countdown:
 
 
 def load_all(verbs: Sequence[Verb] = VERBS) -> None:
-    """Load once what every run of these verbs needs, and make everything small: see this module's docstring."""
+    """Load what all runs of these verbs need, and make everything small: see the module docstring."""
     import torch
 
     torch.set_num_threads(1)
@@ -190,11 +185,11 @@ def load_all(verbs: Sequence[Verb] = VERBS) -> None:
 
         model = models.open_model("starter:openmoji-64", "cpu")
         generate.open_model = lambda name, device: model  # type: ignore[assignment]
-    for templates in (page._TEMPLATES, card._TEMPLATES):  # compiled once, not once a fork
+    for templates in (page._TEMPLATES, card._TEMPLATES):  # compile once, not in each fork
         for name in templates.list_templates(["j2"]):
             templates.get_template(name)
-    plots._png = lambda figure: b"drawn elsewhere"  # type: ignore[assignment]  # written like the real one, in no time
-    # Without the closed-form start, which is computing and nothing else.
+    plots._png = lambda figure: b"a placeholder"  # type: ignore[assignment]  # rendering takes time and writes nothing
+    # Without the closed-form start, which only takes CPU time.
     small = {"epochs": 6, "batch_size": 8, "shared_dim": 16, "warm_start": 0.0}
     training.PRESETS["default"] = replace(training.PRESETS["default"], **small)  # type: ignore[arg-type]
     training.CHECKPOINT_SECONDS = -1.0
@@ -209,11 +204,11 @@ def run_forked(workshop: Path, arguments: Sequence[str], last: int = 0, moment: 
     """Run the command line in a fork of this process.
 
     Arguments:
-        workshop: the folder to run it in.
-        arguments: the command's.
-        last: which of its file operations it is to be killed before; 0 for none.
-        moment: after how many seconds it is to be killed; 0 for never.
-        exchange: whether two folders can change places in one step, as on Linux and macOS.
+        workshop: the folder to run in.
+        arguments: command-line arguments.
+        last: kill the process before this file operation; 0: never.
+        moment: kill it after this many seconds; 0: never.
+        exchange: whether two folders can be exchanged atomically, as on Linux and macOS.
     """
     counted = workshop / "home.count"
     counted.unlink(missing_ok=True)
@@ -249,7 +244,7 @@ def _command_line(workshop: Path, arguments: Sequence[str], countdown: Countdown
     os.chdir(workshop)
     os.environ["BRIDGEKIT_HOME"] = str(workshop / "home")
     sys.argv = ["bridgekit", *arguments]
-    cache._swept.clear()  # what the process that was forked has done is not this one's
+    cache._swept.clear()  # forget what the parent process did
     store._verified.clear()
     countdown.watch(exchange)
     code = 0
@@ -263,7 +258,7 @@ def _command_line(workshop: Path, arguments: Sequence[str], countdown: Countdown
 
 
 def run_fresh(workshop: Path, arguments: Sequence[str], last: int = 0, moment: float = 0, exchange: bool = True) -> Ended:
-    """Run the real command in a process of its own, and kill it after `moment` seconds, if that is not 0."""
+    """Run the real command in a new process, and kill it after `moment` seconds unless that is 0."""
     started = time.monotonic()
     with workshop.with_suffix(".log").open("ab") as log:
         child = subprocess.Popen(
@@ -283,17 +278,17 @@ def run_fresh(workshop: Path, arguments: Sequence[str], last: int = 0, moment: f
 Runner = Callable[..., Ended]
 
 
-# ---- what is looked at afterwards
+# ---- checking a workshop
 
 
 @dataclass
 class Found:
-    """What can be read in a workshop.
+    """The readable content of a workshop.
 
     Arguments:
-        files: path to what is compared of a file: its bytes, or what of them does not tell the time.
-        latents: content hash and encoder to the vector.
-        broken: what lies in its place and is not whole.
+        files: path to the content to compare, without timestamps.
+        latents: encoder revision and content hash to the vector.
+        broken: files that are incomplete or unreadable.
     """
 
     files: dict[str, Any] = field(default_factory=dict)
@@ -312,14 +307,14 @@ def look(workshop: Path) -> Found:
     from bridgekit.storage.sealed import read_sealed
 
     found = Found()
-    put_all_back(workshop / "bridges")  # as every reader does
+    put_all_back(workshop / "bridges")  # readers do this too
     for path in sorted(workshop.rglob("*")):
         name = path.relative_to(workshop).as_posix()
         if not path.is_file() or HIDDEN.search(name) or name.startswith(("home/latents", "data/")) or name == "home.count":
             continue
         try:
             if name.startswith("home/training"):
-                read_sealed(path)  # where a run stands: not a result
+                read_sealed(path)  # a checkpoint, not a result
                 continue
             if name == "kept.safetensors" or "conditioners/" in name:
                 read_sealed(path)
@@ -328,7 +323,7 @@ def look(workshop: Path) -> Found:
             if path.name == "bridge.json":
                 Bridge.load(path.parent, "cpu")
                 found.files[name] = _without_times(json.loads(path.read_text()))
-            elif path.name in ("README.md", "report.html"):  # they tell times
+            elif path.name in ("README.md", "report.html"):  # with timestamps
                 text = path.read_text()
                 if path.suffix == ".html" and not text.rstrip().endswith("</html>"):
                     raise ValueError("it is cut short")
@@ -368,21 +363,20 @@ def _look_at_latents(workshop: Path, found: Found) -> None:
             found.latents[revision, digest] = vector.tobytes()
 
 
-def _without_times(story: Any) -> Any:
-    """A bridge's story without what no two runs have alike."""
-    if isinstance(story, dict):
-        return {
-            key: _without_times(value) for key, value in story.items() if key not in ("seconds", "made", "command", "machine")
-        }
-    return [_without_times(value) for value in story] if isinstance(story, list) else story
+def _without_times(metadata: Any) -> Any:
+    """A bridge's metadata without fields that differ between runs."""
+    if isinstance(metadata, dict):
+        varying = ("seconds", "made", "command", "machine")
+        return {key: _without_times(value) for key, value in metadata.items() if key not in varying}
+    return [_without_times(value) for value in metadata] if isinstance(metadata, list) else metadata
 
 
 def problems(before: Found, after: Found, start: Found, end: Found) -> list[str]:
-    """What is not as it has to be after a kill.
+    """What is wrong after a kill.
 
     Arguments:
-        before, after: what was found before the run, and after the kill.
-        start, end: what an undisturbed run finds, and what it leaves.
+        before, after: content before the run and after the kill.
+        start, end: content before and after an uninterrupted run.
     """
     wrong = [f"broken: {what}" for what in after.broken]
     for name in start.files:
@@ -398,7 +392,7 @@ def problems(before: Found, after: Found, start: Found, end: Found) -> list[str]
 
 
 def _mixed(after: Found, start: Found, end: Found) -> list[str]:
-    """Bridges that are in part the old one and in part the new one: of those that there are, all files have to be of one."""
+    """Bridges whose files are partly old and partly new."""
     wrong = []
     for bridge in {name.rsplit("/", 1)[0] for name in after.files if name.endswith("bridge.json")}:
         for whole in (start, end):
@@ -411,19 +405,19 @@ def _mixed(after: Found, start: Found, end: Found) -> list[str]:
 
 
 def unfinished(workshop: Path, ended: Ended, after: Found, end: Found) -> list[str]:
-    """What is not as it has to be after the next run."""
+    """What is wrong after the next run."""
     if ended.code:
         last = workshop.with_suffix(".log").read_text(errors="replace").splitlines()[-3:]
         return [f"the next run ended with {ended.code}: {' / '.join(last)}"]
     wrong = [f"broken: {what}" for what in after.broken]
     for name in after.files.keys() | end.files.keys():
         if after.files.get(name) != end.files.get(name):
-            wrong.append(f"the next run has another {name}")
+            wrong.append(f"{name} differs after the next run")
     if after.latents != end.latents:
-        wrong.append("the next run has other latents")
+        wrong.append("latents differ after the next run")
     aside = [path.name for path in (workshop / "bridges").iterdir() if path.name.startswith(".")]
     if aside and not workshop.name.startswith(("encode", "generate")):
-        wrong.append(f"left lying about: {', '.join(aside)}")
+        wrong.append(f"temporary files are left: {', '.join(aside)}")
     return wrong
 
 
@@ -432,7 +426,7 @@ def unfinished(workshop: Path, ended: Ended, after: Found, end: Found) -> list[s
 
 @dataclass(frozen=True)
 class Reference:
-    """A verb, the workshop that it starts in, and what an undisturbed run of it finds and leaves."""
+    """A verb, the workshop it starts in, and the content before and after an uninterrupted run."""
 
     verb: Verb
     workshop: Path
@@ -444,12 +438,12 @@ class Reference:
 
     @property
     def run(self) -> Runner:
-        """How to run it."""
+        """The function that runs it."""
         return run_fresh if self.fresh else run_forked
 
 
 def make_workshop(folder: Path, verbs: Sequence[Verb] = VERBS) -> None:
-    """Pictures, sounds and their names; two bridges; embeddings; a few latents; for `generate`, a conditioner and an image."""
+    """Images, sounds and names, two bridges, embeddings, some latents; for `generate` also a conditioner and an image."""
     import numpy as np
     import soundfile
     from PIL import Image, ImageDraw
@@ -479,7 +473,7 @@ def make_workshop(folder: Path, verbs: Sequence[Verb] = VERBS) -> None:
     run("align", "--pairs", "data/pictures.csv", "--out", "bridges/old")
     shutil.move(folder / "home", folder / "full")
     (folder / "home").mkdir()
-    for note in (folder / "full").glob("products-*"):  # what this machine multiplies fastest is asked once
+    for note in (folder / "full").glob("products-*"):  # measure the fastest matrix product only once
         shutil.copy(note, folder / "home")
     run("align", "--pairs", "data/few.csv", "--out", "bridges/keep", "--seed", "3")
     if any(verb.name == "generate" for verb in verbs):
@@ -489,7 +483,7 @@ def make_workshop(folder: Path, verbs: Sequence[Verb] = VERBS) -> None:
 
 
 def refer(verb: Verb, made: Path, folder: Path, fresh: bool) -> Reference:
-    """Run a verb undisturbed, in a workshop of its own."""
+    """Run a verb without interruption in its own workshop."""
     name = f"{verb.name}{'-fresh' if fresh else ''}".replace(" ", "-")
     workshop = copy_of(made, folder / f"{name}-start")
     if verb.encoded:
@@ -511,7 +505,7 @@ def copy_of(workshop: Path, to: Path) -> Path:
 
 @dataclass(frozen=True)
 class Chain:
-    """Kills of one verb, one after the other, before a run is let finish."""
+    """Consecutive kills of a verb before a run is allowed to finish."""
 
     seed: str
     kills: int
@@ -520,7 +514,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a chain: how many kills there were, after how many all was well, and what was not."""
+    """Result of a chain: the number of kills, of those survived, what went wrong, and the number of temporary files."""
 
     killed: int
     held: int
@@ -529,7 +523,7 @@ class Result:
 
 
 def survive(chain: Chain) -> Result:
-    """Make the kills of a chain and look after each."""
+    """Run a chain and check after each kill."""
     reference, draw = chain.reference, random.Random(chain.seed)
     exchange = draw.random() < 0.75
     killed = held = 0
@@ -550,7 +544,7 @@ def survive(chain: Chain) -> Result:
                 wrong += [f"{reference.verb.name}, chain {chain.seed}, kill {killed} ({plan}): {what}" for what in found]
                 before = after
                 continue
-            # It ended before it was killed: as good as the next run, and then there is a new beginning.
+            # It finished before the kill: check it like the next run, and start again.
             found = unfinished(workshop, ended, after, reference.end)
             wrong += [f"{reference.verb.name}, chain {chain.seed}, after kill {killed}: {what}" for what in found]
             _begin_again(reference, workshop)
@@ -582,7 +576,7 @@ def _begin_again(reference: Reference, workshop: Path) -> None:
 
 
 def plan_chains(kills: int, seed: int, references: Sequence[Reference]) -> list[Chain]:
-    """So many kills, over all verbs alike."""
+    """Chains with this many kills in total, spread evenly over the verbs."""
     quick = [reference for reference in references if not reference.fresh]
     fresh = [reference for reference in references if reference.fresh]
     chains: list[Chain] = []
@@ -605,7 +599,7 @@ def plan_chains(kills: int, seed: int, references: Sequence[Reference]) -> list[
 
 
 def run(kills: int, seed: int, slots: int, verbs: Sequence[str] = ()) -> Outcome:
-    """Make so many kills, in so many workshops at once, in processes of their own; of some verbs alone, if any are named."""
+    """Run this many kills in new processes, `slots` at a time; of the named verbs, or all."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -621,7 +615,7 @@ def run(kills: int, seed: int, slots: int, verbs: Sequence[str] = ()) -> Outcome
 
 
 def run_here(kills: int, seed: int, slots: int, verbs: Sequence[Verb] = VERBS, only: str | None = None) -> Outcome:
-    """`run` in this process, which must have run nothing yet: it is going to be forked."""
+    """`run` in this process. Call it first: the process is going to be forked."""
     started = time.monotonic()
     load_all(verbs)
     shared = Path("/dev/shm")
@@ -640,8 +634,8 @@ def run_here(kills: int, seed: int, slots: int, verbs: Sequence[Verb] = VERBS, o
             results: list[Result] = []
             for result in pool.imap_unordered(survive, chains, chunksize=1):
                 results.append(result)
-                told = f"{sum(each.killed for each in results)} kills, {sum(each.held for each in results)} survived"
-                print(f"{told}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+                counts = f"{sum(each.killed for each in results)} kills, {sum(each.held for each in results)} survived"
+                print(f"{counts}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
                 for what in result.wrong:
                     print(what, file=sys.stderr, flush=True)
     finally:
@@ -649,11 +643,11 @@ def run_here(kills: int, seed: int, slots: int, verbs: Sequence[Verb] = VERBS, o
     wrong = [what for result in results for what in result.wrong]
     killed = sum(result.killed for result in results)
     figures = {
-        "runs let finish": str(len(chains)),
-        "of the real command": str(sum(chain.kills for chain in chains if chain.reference.fresh)),
-        "file operations of a run": ", ".join(f"{each.verb.name} {each.operations}" for each in references if not each.fresh),
-        "seconds": f"{time.monotonic() - started:.0f}, {prepared:.0f} of them to prepare",
-        "left aside before a next run, at most": str(max((result.left for result in results), default=0)),
+        "completed runs": str(len(chains)),
+        "kills of the real command": str(sum(chain.kills for chain in chains if chain.reference.fresh)),
+        "file operations per run": ", ".join(f"{each.verb.name} {each.operations}" for each in references if not each.fresh),
+        "seconds": f"{time.monotonic() - started:.0f}, of which {prepared:.0f} for preparation",
+        "temporary files before a next run, at most": str(max((result.left for result in results), default=0)),
     }
     return Outcome(f"kills (seed {seed})", killed, sum(result.held for result in results), wrong, figures)
 
@@ -664,13 +658,15 @@ def main() -> int:
     parser.add_argument("kills", type=int)
     parser.add_argument("--seed", type=int, default=int(time.time()) % 1_000_000)
     parser.add_argument("--slots", type=int, default=2)
-    parser.add_argument("--verb", action="append", choices=[verb.name for verb in VERBS], help="only this one, or these")
-    parser.add_argument("--chain", help="only this one, as a failure names it")
+    parser.add_argument(
+        "--verb", action="append", choices=[verb.name for verb in VERBS], help="only this verb; may be repeated"
+    )
+    parser.add_argument("--chain", help="only this chain, as named in a failure")
     parser.add_argument("--json", action="store_true")
-    told = parser.parse_args()
-    verbs = [verb for verb in VERBS if verb.name in (told.verb or [verb.name])]
-    outcome = run_here(told.kills, told.seed, told.slots, verbs, told.chain)
-    if told.json:
+    options = parser.parse_args()
+    verbs = [verb for verb in VERBS if verb.name in (options.verb or [verb.name])]
+    outcome = run_here(options.kills, options.seed, options.slots, verbs, options.chain)
+    if options.json:
         print(json.dumps(asdict(outcome)))
         return 0
     print(f"{outcome.name}: survived {outcome.held} of {outcome.tried}")

@@ -1,8 +1,8 @@
-"""Long runs: memory, file descriptors and threads while items are encoded and adapters trained, by the tens of thousands.
+"""Memory, file descriptors and threads over long runs: tens of thousands of items encoded and training steps taken.
 
 python -m tests.torture.long_runs 100000 10000 docs/long-runs.png
 
-Each run has a process of its own, so that none grows into what another one gave back.
+Each run has its own process, so that it cannot reuse memory freed by another.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy as np
 
 from tests.torture.outcome import Outcome
 
-#: A run looks at itself so many times; what it saw in its first fifth is its warm-up and not counted.
+#: Samples per run, and the fraction of the run that is ignored as warm-up.
 SAMPLES, WARM_UP = 50, 0.2
-#: Memory may grow by so many MiB from there to the end, by the line fitted to what was seen. Keeping the latents of 100,000
-#: items by mistake takes 117; keeping one weight matrix of an adapter at each 100th of 10,000 steps takes 44.
+#: Allowed growth after the warm-up in MiB, by linear regression. For comparison: leaking the latents of 100,000 items takes
+#: 117; leaking one weight matrix of an adapter every 100 steps takes 44 over 10,000 steps.
 ALLOWED_MIB = 24.0
-#: And the store's first merge of 64 shards, after some 60,000 texts, may take so many once, which the allocator keeps.
+#: Additional allowance for the latent store's first merge of 64 shards, after about 60,000 texts. The allocator keeps it.
 MERGING_MIB = {"texts": 30.0}
-#: Where the whole torture draws what it saw.
+#: The plot of the full run.
 PICTURE = Path("torture-long-runs.png")
 ROOT = Path(__file__).resolve().parents[2]
 CLIPS = ROOT.parent / "shared" / "data" / "esc10" / "clips"
@@ -35,13 +35,13 @@ CLIPS = ROOT.parent / "shared" / "data" / "esc10" / "clips"
 
 @dataclass(frozen=True)
 class Sample:
-    """What a run held at one moment.
+    """A process's resources at one time.
 
     Arguments:
-        done: items encoded, or steps taken, by then.
+        done: items encoded or steps taken so far.
         mib: resident memory.
         descriptors: open files, pipes and sockets.
-        threads: of the process.
+        threads: number of threads.
     """
 
     done: int
@@ -51,38 +51,38 @@ class Sample:
 
 
 class Watch:
-    """Looks at this process `SAMPLES` times while something counts up to a total."""
+    """Takes `SAMPLES` samples of this process while a counter goes up to a total."""
 
     def __init__(self, total: int) -> None:
         self.samples: list[Sample] = []
         self._every = max(1, total // SAMPLES)
 
     def __call__(self, done: int) -> None:
-        """Called with how much is done, however often."""
+        """Call this with the counter, as often as you like."""
         if not self.samples or done - self.samples[-1].done >= self._every:
             self.samples.append(look(done))
 
 
 def look(done: int) -> Sample:
-    """This process as it is now. Linux tells in /proc."""
+    """A sample of this process, from Linux's /proc."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return Sample(
         done, int(status["VmRSS"].split()[0]) / 1024, len(list(Path("/proc/self/fd").iterdir())) - 1, int(status["Threads"])
     )
 
 
-# ---- what is run
+# ---- runs
 
 
 def short_texts(count: int) -> list[str]:
-    """Different texts of one length: a run takes its items in the order of their lengths, and would grow with them."""
+    """Distinct texts of similar length: items are encoded in order of length, and memory would grow with it."""
     things = ["rain", "snow", "sand", "fern", "moss", "corn", "oats", "reed", "bark", "clay", "dust", "hail", "loam", "turf"]
     things += ["weed", "wind", "mist", "lake"]
     return [f"the sound of {', '.join(words)}" for words in islice(product(things, repeat=4), count)]
 
 
 def watch_texts(count: int) -> list[Sample]:
-    """Encode so many different texts into a fresh store."""
+    """Encode distinct texts into an empty store."""
     from bridgekit import load_encoder
     from bridgekit.latents.encode import encode_items
 
@@ -95,7 +95,7 @@ def watch_texts(count: int) -> list[Sample]:
 
 
 def watch_files(encoder: str, files: Sequence[Path], count: int) -> list[Sample]:
-    """Encode files again and again, each time into a fresh store, until so many were encoded."""
+    """Encode files repeatedly, each time into an empty store, `count` in total."""
     from bridgekit import load_encoder
     from bridgekit.latents.encode import encode_items
 
@@ -111,12 +111,12 @@ def watch_files(encoder: str, files: Sequence[Path], count: int) -> list[Sample]
 
 
 def watch_sounds(count: int) -> list[Sample]:
-    """Decode and encode field recordings; the same forty, cut by their Ogg files' own lengths."""
+    """Decode and encode forty field recordings."""
     return watch_files("starter:audio", sorted(CLIPS.rglob("*.ogg"))[:40], count)
 
 
 def watch_pictures(count: int) -> list[Sample]:
-    """Decode and encode pictures of noise, as PNG and JPEG."""
+    """Decode and encode images of noise, as PNG and JPEG."""
     from PIL import Image
 
     generator = np.random.default_rng(0)
@@ -128,11 +128,11 @@ def watch_pictures(count: int) -> list[Sample]:
 
 
 def watch_steps(count: int, keep: Callable[[object], object] = lambda adapters: None) -> list[Sample]:
-    """Train adapters of the default preset for so many steps, on random latents of the starter's widths.
+    """Train the default preset's adapters on random latents.
 
     Arguments:
-        count: how many steps.
-        keep: what is done with the adapters at each validation, beside validating.
+        count: number of steps.
+        keep: called with the adapters at each validation, to simulate a leak.
     """
     from dataclasses import replace
 
@@ -174,7 +174,7 @@ KINDS: dict[str, Callable[[int], list[Sample]]] = {
 
 
 def in_its_own_process(kind: str, count: int) -> list[Sample]:
-    """One of `KINDS` in a process of its own."""
+    """Run one of `KINDS` in a new process."""
     command = [sys.executable, "-m", "tests.torture.long_runs", kind, str(count)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -182,11 +182,11 @@ def in_its_own_process(kind: str, count: int) -> list[Sample]:
     return [Sample(**each) for each in json.loads(done.stdout.splitlines()[-1])]
 
 
-# ---- what is made of it
+# ---- evaluation
 
 
 def growth(samples: Sequence[Sample]) -> tuple[float, float]:
-    """By a line through what was seen after the warm-up: MiB a 10,000, and MiB from there to the end."""
+    """Growth by linear regression after the warm-up: MiB per 10,000, and MiB in total."""
     warm = after_warm_up(samples)
     done = np.array([sample.done for sample in warm], float)
     slope = float(np.polyfit(done, [sample.mib for sample in warm], 1)[0])
@@ -194,21 +194,21 @@ def growth(samples: Sequence[Sample]) -> tuple[float, float]:
 
 
 def after_warm_up(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples that count: three at least."""
+    """The samples after the warm-up; all if there are fewer than five."""
     return [sample for sample in samples if sample.done >= WARM_UP * samples[-1].done] if len(samples) > 4 else list(samples)
 
 
 def faults(kind: str, samples: Sequence[Sample]) -> list[str]:
-    """What grew that should not have: a line each."""
+    """Resources that grew, one line each."""
     warm = after_warm_up(samples)
     half = len(warm) // 2
     found = []
     rate, total = growth(samples)
     if total > ALLOWED_MIB + MERGING_MIB.get(kind, 0.0):
-        found.append(f"{kind}: memory grew by {total:.0f} MiB, {rate:.1f} a 10,000")
+        found.append(f"{kind}: memory grew by {total:.0f} MiB, {rate:.1f} per 10,000")
     for name in ("descriptors", "threads"):
         counts = [getattr(sample, name) for sample in warm]
-        # Files and threads come and go with each batch; that there are ever more of them is a leak.
+        # Numbers fluctuate from batch to batch; a higher maximum in the second half is a leak.
         if max(counts[half:]) > max(counts[:half]) + 2:
             found.append(f"{kind}: {name} grew from {max(counts[:half])} to {max(counts[half:])}")
     return found
@@ -217,27 +217,27 @@ def faults(kind: str, samples: Sequence[Sample]) -> list[str]:
 def run(
     items: int, steps: int, picture: Path | None = None, kinds: Sequence[str] = ("texts", "sounds", "pictures", "steps")
 ) -> Outcome:
-    """Watch long runs: texts, files of sound and of pictures by the hundreds, and steps of training.
+    """Run and evaluate long runs.
 
     Arguments:
-        items: how many texts; a 50th as many pictures, and a 500th as many sounds.
-        steps: of training.
-        picture: where to draw memory over what was done, as a PNG.
-        kinds: which of these.
+        items: number of texts; images are 1/50 of it, sounds 1/500.
+        steps: number of training steps.
+        picture: PNG file for a plot of memory.
+        kinds: the kinds of run.
     """
     if not Path("/proc/self/status").exists():
-        return Outcome("long runs", 0, 0, figures={"not measured": "there is no /proc here that tells of memory"})
+        return Outcome("long runs", 0, 0, figures={"not measured": "memory is measured only on Linux"})
     counts = {"texts": items, "sounds": items // 500, "pictures": items // 50, "steps": steps}
-    asked = {kind: counts[kind] for kind in kinds if kind != "sounds" or CLIPS.is_dir()}
-    seen = {kind: in_its_own_process(kind, count) for kind, count in asked.items()}
+    wanted = {kind: counts[kind] for kind in kinds if kind != "sounds" or CLIPS.is_dir()}
+    seen = {kind: in_its_own_process(kind, count) for kind, count in wanted.items()}
     figures, failures = {}, []
     for kind, samples in seen.items():
         failures += faults(kind, samples)
         warm = after_warm_up(samples)
         rate, total = growth(samples)
-        pace = f" ({rate:+.2f} a 10,000)" if asked[kind] >= 10_000 else ""
-        figures[f"{asked[kind]:,} {kind}"] = (
-            f"{warm[0].mib:.0f} MiB after the warm-up, {warm[-1].mib:.0f} at the end, {total:+.1f} by the line fitted to "
+        pace = f" ({rate:+.2f} per 10,000)" if wanted[kind] >= 10_000 else ""
+        figures[f"{wanted[kind]:,} {kind}"] = (
+            f"{warm[0].mib:.0f} MiB after the warm-up, {warm[-1].mib:.0f} at the end, {total:+.1f} by linear regression over "
             f"{len(warm)} samples{pace}; at most {max(sample.descriptors for sample in warm)} file "
             f"descriptors, {max(sample.threads for sample in warm)} threads"
         )
@@ -248,7 +248,7 @@ def run(
 
 
 def draw(seen: dict[str, list[Sample]], path: Path) -> None:
-    """Resident memory over what was done, a panel a kind of run, with the line that was fitted."""
+    """Plot resident memory with the fitted line, one panel per kind of run."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -270,7 +270,7 @@ def draw(seen: dict[str, list[Sample]], path: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """A kind and a count: print its samples as JSON. Two counts, and perhaps a picture's path: all of it."""
+    """With a kind and a count: print its samples as JSON. With two counts and, optionally, a PNG file: run all kinds."""
     if arguments[0] in KINDS:
         print(json.dumps([asdict(sample) for sample in KINDS[arguments[0]](int(arguments[1]))]))
         return

@@ -1,8 +1,8 @@
-"""Broken media by the thousand: each is read, or refused with a reason, and costs no more than itself.
+"""Thousands of broken media files: each must be decoded, or refused with a reason, without affecting others.
 
     python -m tests.torture.media [COUNT [SEED]]
 
-Every distinct message is printed with an example, to be read by eye.
+Prints every distinct message with an example, for review.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.torture.originals import PICTURES, SOUNDS, originals
 from tests.torture.outcome import Outcome
 
 SAMPLE_RATE = 16_000
-#: Broken and whole files of each modality that the whole tool is given in one table.
+#: Broken and valid files per modality in the tables for `whole_tool`.
 MIXED = 80
 _SOUND_SUFFIXES = (*SOUNDS, "aiff", "au", "caf", "w64")
 _NAME = re.compile(r"'[^']*'|\"[^\"]*\"")
@@ -45,9 +45,9 @@ class Broken:
     """A broken file.
 
     Arguments:
-        name: its own; the suffix says as what it is read.
-        how: what was done to it.
-        data: its content.
+        name: file name, whose suffix selects the decoder.
+        how: how it was broken.
+        data: content.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Broken:
 
 @dataclass
 class Tally:
-    """What became of broken files."""
+    """Results of reading broken files."""
 
     decoded: list[Path] = field(default_factory=list)
     refused: list[Path] = field(default_factory=list)
@@ -69,12 +69,12 @@ class Tally:
 
 
 def run(count: int, seed: int, mixed: int = MIXED) -> Outcome:
-    """Read `count` broken files of eight formats, as `prepare` does, and then encode some of them among whole ones.
+    """Read broken files of eight formats, as `prepare` does, then encode some of them mixed with valid ones.
 
     Arguments:
-        count: how many; a bomb of each kind is among them.
-        seed: makes the same files again.
-        mixed: broken and whole files of each modality for the whole tool; 0 leaves that out.
+        count: number of files, including one bomb of each kind.
+        seed: random seed of the mutations.
+        mixed: broken and valid files per modality for `whole_tool`; 0 skips it.
     """
     with tempfile.TemporaryDirectory() as folder:
         tally = Tally()
@@ -84,21 +84,21 @@ def run(count: int, seed: int, mixed: int = MIXED) -> Outcome:
             "decoded although broken": f"{len(tally.decoded):,}",
             "refused": f"{len(tally.refused):,}",
             "crashes of a decoder contained": f"{crashes:,}",
-            "decoders ended as they took too long": f"{sum(n for kind, n in tally.kinds.items() if 'took over' in kind):,}",
+            "decoders killed after a timeout": f"{sum(n for kind, n in tally.kinds.items() if 'took over' in kind):,}",
             "longest time for one item": f"{tally.longest[0]:.1f} s ({tally.longest[1]})",
             "peak memory of a decoder": f"{tally.peak / 1e6:,.0f} MB of {isolation.MEMORY_CAP / 1e6:,.0f} MB",
             "distinct messages": f"{len(tally.messages):,}",
         }
         if mixed:
-            told, failures = whole_tool(tally, Path(folder), mixed)
-            figures["rows set aside by the whole tool"] = told
+            counts, failures = whole_tool(tally, Path(folder), mixed)
+            figures["rows set aside by `encode`"] = counts
             tally.failures += failures
     held = len(tally.decoded) + len(tally.refused)
     return Outcome("broken media", count, held, tally.failures, figures, dict(sorted(tally.messages.items())))
 
 
 def corpus(count: int, seed: int) -> Iterator[Broken]:
-    """Broken files: the bombs, and then mutations of whole files, evenly over eight formats and a few of others."""
+    """The bombs, then mutations of valid files, spread evenly over eight formats and a few others."""
     whole = originals()
     by_suffix: dict[str, list[str]] = {}
     for name in whole:
@@ -117,7 +117,7 @@ def corpus(count: int, seed: int) -> Iterator[Broken]:
 
 
 def _mutated(draw: random.Random, whole: dict[str, bytes], name: str) -> tuple[str, bytes, str]:
-    """What is done to a whole file, what comes out, and the suffix that it is given."""
+    """Mutate a valid file: the name of the mutation, the content, and the suffix."""
     data, suffix = whole[name], Path(name).suffix[1:]
     kind = draw.random()
     if kind < 0.05:
@@ -130,7 +130,7 @@ def _mutated(draw: random.Random, whole: dict[str, bytes], name: str) -> tuple[s
         mutation = BY_FORMAT[suffix]
         data = mutation(draw, data)
         if draw.random() < 0.2 and len(data) > 300:
-            with suppress(struct.error, LookupError, ValueError):  # the first broke what the second goes by
+            with suppress(struct.error, LookupError, ValueError):  # the first may have broken the structure
                 data = mutation(draw, data)
         return mutation.__name__, data or b"\0", suffix
     mutation = draw.choice(BLIND)
@@ -138,7 +138,7 @@ def _mutated(draw: random.Random, whole: dict[str, bytes], name: str) -> tuple[s
 
 
 def attack(files: Iterator[Broken], folder: Path, tally: Tally) -> None:
-    """Read all files, as many at a time as `bridgekit encode` does, and tally what became of them."""
+    """Read all files with as many threads as `bridgekit encode`, and record the results."""
 
     def read(broken: Broken) -> tuple[Path, Broken, float, object]:
         path = folder / broken.name
@@ -171,29 +171,29 @@ def is_sound(path: Path) -> bool:
 
 
 def complaint(path: Path, result: object) -> str | None:
-    """What is wrong with what came of reading a file, if anything."""
+    """What is wrong with the result of reading a file, or None."""
     if isinstance(result, ItemError):
         if result.where != str(path) or not result.remedy:
-            return f"the message does not say where or how: {result}"
+            return f"the message lacks the file or the fix: {result}"
         if "\n" in result.what or len(result.what) > 250 or "Traceback" in result.what:
-            return f"the message is no single sentence: {result}"
+            return f"the message is not one sentence: {result}"
         return None
     if isinstance(result, Exception):
         return f"{type(result).__name__}: {result}"
     if isinstance(result, np.ndarray):
         fine = result.dtype == np.float32 and result.ndim == 1 and 0 < len(result) <= 4 * 3600 * SAMPLE_RATE
-        return None if fine and bool(np.isfinite(result).all()) else "the samples are not finite, or not samples"
+        return None if fine and bool(np.isfinite(result).all()) else "the samples are invalid or not finite"
     mode, size = getattr(result, "mode", None), getattr(result, "size", (0, 0))
-    return None if mode == "RGB" and min(size) >= 8 and size[0] * size[1] <= 100_000_000 else "the picture is none"
+    return None if mode == "RGB" and min(size) >= 8 and size[0] * size[1] <= 100_000_000 else "the image is invalid"
 
 
 def shape(message: str) -> str:
-    """A message without what differs from file to file."""
+    """A message without numbers and names."""
     return re.sub(r"0x[0-9a-f]+|[\d,.]*\d", "N", _NAME.sub("...", message))
 
 
 def peak_memory() -> int:
-    """Bytes that a living decoder held at most, in memory; 0 where the system does not tell."""
+    """Peak memory of the running decoders in bytes; 0 if the system does not report it."""
     peak = 0
     for process in isolation.decoder_ids():
         try:
@@ -208,8 +208,8 @@ def peak_memory() -> int:
 
 
 def whole_tool(tally: Tally, folder: Path, count: int) -> tuple[str, list[str]]:
-    """Encode tables of refused and whole files with the starter's encoders: the rows set aside are the refused, exactly."""
-    told, failures = [], []
+    """Encode tables of refused and valid files with the starter: exactly the refused ones must be set aside."""
+    counts, failures = [], []
     for modality, sound in (("audio", True), ("image", False)):
         bad = [path for path in tally.refused if is_sound(path) == sound][:count]
         good = _whole_files(folder / modality, sound, count)
@@ -220,16 +220,17 @@ def whole_tool(tally: Tally, folder: Path, count: int) -> tuple[str, list[str]]:
             csv.writer(file).writerows([(modality, "text"), *((path, f"text {number}") for number, path in enumerate(rows))])
         done = encode_table(f"starter:{modality}", "starter:text", str(table), device="cpu", progress=False)
         aside = {Path(row.item) for row in done.set_aside}
-        told.append(f"{len(aside & set(bad))} of {len(bad)} broken, {len(aside & set(good))} of {len(good)} whole ({modality})")
+        wrongly = len(aside & set(good))
+        counts.append(f"{len(aside & set(bad))} of {len(bad)} broken, {wrongly} of {len(good)} valid ({modality})")
         if aside != set(bad) or done.rows != len(good):
             failures.append(
                 f"{modality}: set aside {sorted(aside ^ set(bad))[:3]} wrongly, {done.rows} rows of {len(good)} left"
             )
-    return "; ".join(told), failures
+    return "; ".join(counts), failures
 
 
 def _whole_files(folder: Path, sound: bool, count: int) -> Sequence[Path]:
-    """Whole files: the originals, and as many of them again as bear bytes at their end, which make them other files."""
+    """Valid files: the originals, then copies with trailing bytes, if the format tolerates them, to make them distinct."""
     folder.mkdir()
     whole = [(name, data) for name, data in originals().items() if is_sound(Path(name)) == sound]
     bearing = [(name, data) for name, data in whole if Path(name).suffix in (".wav", ".png", ".jpg", ".gif", ".bmp")]
@@ -242,7 +243,7 @@ def _whole_files(folder: Path, sound: bool, count: int) -> Sequence[Path]:
 
 
 def main() -> None:
-    """Print the outcome, and every message with an example."""
+    """Print the outcome and every distinct message with an example."""
     count, seed = (int(argument) for argument in [*sys.argv[1:], "2400", "0"][:2])
     started = time.monotonic()
     outcome = run(count, seed)

@@ -1,4 +1,4 @@
-"""Ways to break a media file: blind ones, and ones that know the format and mend its checksums, so that decoders go on."""
+"""Mutations of media files: blind ones, and format-aware ones that fix checksums so that decoders continue."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 
-#: From a content to a broken one.
+#: From a file's content to a broken one.
 Mutation = Callable[[random.Random, bytes], bytes]
 
 EXTREMES = (0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
@@ -24,7 +24,7 @@ def flip_bits(draw: random.Random, data: bytes) -> bytes:
 
 
 def flip_head(draw: random.Random, data: bytes) -> bytes:
-    """Flip bits where headers are."""
+    """Flip bits in the first 200 bytes, where headers are."""
     broken = bytearray(data)
     for _ in range(draw.choice((1, 2, 4, 8))):
         broken[draw.randrange(min(200, len(broken)))] ^= 1 << draw.randrange(8)
@@ -100,7 +100,7 @@ BLIND: tuple[Mutation, ...] = (
 )
 
 
-# ---- by format: a file as its parts, one of which is changed, moved, doubled or lost
+# ---- format-aware: split a file into parts and change, move, repeat or drop one
 
 
 def _rearranged(draw: random.Random, parts: Sequence[bytes], change: Callable[[bytes], bytes]) -> list[bytes]:
@@ -122,7 +122,7 @@ def _rearranged(draw: random.Random, parts: Sequence[bytes], change: Callable[[b
 
 
 def _worse(draw: random.Random, payload: bytes) -> bytes:
-    """A payload broken blindly, or its first bytes, which tend to be the numbers, set to an extreme."""
+    """Break a payload blindly, or set one of its first numbers to an extreme."""
     if not payload:
         return draw.randbytes(8)
     if draw.random() < 0.5:
@@ -133,7 +133,7 @@ def _worse(draw: random.Random, payload: bytes) -> bytes:
 
 
 def riff(draw: random.Random, data: bytes) -> bytes:
-    """WAV and WebP: chunks of four letters and a length."""
+    """WAV and WebP: chunks with a four-letter type and a length."""
     parts, at = [], 12
     while at + 8 <= len(data):
         size = int.from_bytes(data[at + 4 : at + 8], "little")
@@ -154,7 +154,7 @@ def riff(draw: random.Random, data: bytes) -> bytes:
 
 
 def flac(draw: random.Random, data: bytes) -> bytes:
-    """Metadata blocks, the first of which (STREAMINFO) says the sizes, the rate, the channels and the length."""
+    """Metadata blocks; the first (STREAMINFO) has block sizes, sample rate, channels and length."""
     parts, at, last = [], 4, False
     while not last and at + 4 <= len(data):
         size = int.from_bytes(data[at + 1 : at + 4], "big")
@@ -182,7 +182,7 @@ def flac(draw: random.Random, data: bytes) -> bytes:
 
 
 def ogg(draw: random.Random, data: bytes) -> bytes:
-    """Pages, each with a checksum, which is mended."""
+    """Pages, with correct checksums."""
     pages = [b"OggS" + page for page in data.split(b"OggS")[1:]]
     if not pages:
         return flip_head(draw, data)
@@ -232,7 +232,7 @@ _OGG_TABLE = _ogg_table()
 
 
 def mp3(draw: random.Random, data: bytes) -> bytes:
-    """The header of a frame, the tag before the first, or the frame that counts the others."""
+    """A frame's header, the ID3 tag, or the Xing frame with the number of frames."""
     broken = bytearray(data)
     kind = draw.choice(("tag", "header", "header", "header", "count"))
     if kind == "tag":
@@ -250,7 +250,7 @@ def mp3(draw: random.Random, data: bytes) -> bytes:
 
 
 def png(draw: random.Random, data: bytes) -> bytes:
-    """Chunks, each with a checksum, which is mended."""
+    """Chunks, with correct checksums."""
     parts, at = [], 8
     while at + 12 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
@@ -270,7 +270,7 @@ def png(draw: random.Random, data: bytes) -> bytes:
         return data[:8] + b"".join(broken)
 
     def change(part: bytes) -> bytes:
-        if part[:4] == b"IDAT" and draw.random() < 0.5:  # what is packed, broken rather than the packing
+        if part[:4] == b"IDAT" and draw.random() < 0.5:  # break the data inside the compressed stream
             try:
                 return b"IDAT" + zlib.compress(_worse(draw, zlib.decompress(part[4:])))
             except zlib.error:
@@ -281,12 +281,12 @@ def png(draw: random.Random, data: bytes) -> bytes:
 
 
 def png_chunk(part: bytes) -> bytes:
-    """A chunk of a type and data, with its length and its checksum."""
+    """A chunk (type and data) with its length and checksum."""
     return struct.pack(">I", max(0, len(part) - 4)) + part + struct.pack(">I", zlib.crc32(part))
 
 
 def jpeg(draw: random.Random, data: bytes) -> bytes:
-    """Segments of a marker and a length; after the scan's header comes the scan."""
+    """Segments with a marker and a length, then the scan."""
     parts, at = [], 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
         size = int.from_bytes(data[at + 2 : at + 4], "big")
@@ -314,7 +314,7 @@ def jpeg(draw: random.Random, data: bytes) -> bytes:
 
 
 def gif(draw: random.Random, data: bytes) -> bytes:
-    """The screen's size, a frame's place and size, the first code size, and the lengths of the blocks."""
+    """The screen size, a frame's position and size, the colour tables, the code size, or the block lengths."""
     broken = bytearray(data)
     frames = [at for at in range(13, len(data) - 10) if data[at] == 0x2C and data[at + 9] & 0x18 == 0]
     kind = draw.choice(("screen", "frame", "code", "table", "blocks"))

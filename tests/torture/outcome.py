@@ -1,4 +1,4 @@
-"""What a kind of attack found."""
+"""The result of a kind of attack."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a kind of attack found.
+    """The result of a kind of attack.
 
     Arguments:
-        name: the attack's.
-        tried: how many times.
-        held: how many times the promise held.
-        failures: what went wrong, a line each, with the seed that makes it again.
-        figures: what else was measured, name to a readable value.
-        messages: distinct messages that were given, with numbers and paths taken out, to an example.
+        name: name of the attack.
+        tried: number of attempts.
+        held: number of attempts in which the promise held.
+        failures: one line per failure, with the seed that reproduces it.
+        figures: other measurements: name to formatted value.
+        messages: distinct error messages without numbers and paths, each with an example.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What attacks start from: a real small table of pictures and captions, and a real bridge trained on it."""
+"""The starting point of attacks: a small table of images and captions, and a bridge trained on it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CAPTIONS = (
 
 @dataclass(frozen=True)
 class Ground:
-    """A folder with `pairs.csv` (image, text, split), its pictures, and `bridge`, which was trained on it."""
+    """A folder with `pairs.csv` (image, text, split), its images, and `bridge`, which was trained on it."""
 
     folder: Path
 
@@ -46,13 +46,13 @@ class Ground:
         return [(f"pictures/{number}.png", text, _split(number)) for number, text in enumerate(CAPTIONS)]
 
     def copy(self, to: Path) -> Ground:
-        """The same in another folder."""
+        """A copy in another folder."""
         return Ground(Path(shutil.copytree(self.folder, to, symlinks=True)))
 
 
 @contextlib.contextmanager
 def ground_for(name: str) -> Iterator[Ground]:
-    """A ground in a temporary folder, which is where one then is, with a cache of its own and encoders that are kept open."""
+    """A ground in a temporary folder, which becomes the working directory, with its own cache and encoders kept open."""
     with tempfile.TemporaryDirectory(prefix=f"torture {name} ") as place:
         settings = {"BRIDGEKIT_HOME": str(Path(place) / "home"), "COLUMNS": "200"}
         with inside(Path(place), **settings), encoders_kept_open():
@@ -61,7 +61,7 @@ def ground_for(name: str) -> Iterator[Ground]:
 
 @contextlib.contextmanager
 def encoders_kept_open() -> Iterator[None]:
-    """Open the starter's encoders once, rather than once a command: the same ones, in a tenth of the time."""
+    """Open the starter's encoders once instead of once per command, which is ten times as fast."""
     from bridgekit_starter import image, text
 
     with pytest.MonkeyPatch.context() as patch:
@@ -75,7 +75,7 @@ def _split(number: int) -> str:
 
 
 def make_ground(folder: Path) -> Ground:
-    """Draw the pictures, write the table, train the bridge, all small and real."""
+    """Draw small images, write the table, and train a small bridge."""
     from bridgekit import PRESETS, align
 
     (folder / "pictures").mkdir(parents=True)
@@ -87,14 +87,14 @@ def make_ground(folder: Path) -> Ground:
     write_csv(folder / "pairs.csv", [("image", "text", "split"), *ground.rows])
     preset = replace(PRESETS["default"], epochs=2, batch_size=8, shared_dim=16)
     align("starter:image", "starter:text", folder / "pairs.csv", out=folder / "bridge", preset=preset, progress=False)
-    story = json.loads((folder / "bridge" / "bridge.json").read_text(encoding="utf-8"))
-    story["provenance"]["pairs"] = "pairs.csv"  # as one says it who stands in the folder
-    (folder / "bridge" / "bridge.json").write_text(json.dumps(story, ensure_ascii=False), encoding="utf-8")
+    metadata = json.loads((folder / "bridge" / "bridge.json").read_text(encoding="utf-8"))
+    metadata["provenance"]["pairs"] = "pairs.csv"  # relative to the folder, so that copies use their own table
+    (folder / "bridge" / "bridge.json").write_text(json.dumps(metadata, ensure_ascii=False), encoding="utf-8")
     return ground
 
 
 def write_csv(path: Path, rows: list[tuple[str, ...]]) -> Path:
-    """A CSV with every cell in quotes."""
+    """Write a CSV with all cells quoted."""
     lines = [",".join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogatepass")
     return path

@@ -1,4 +1,4 @@
-"""Broken tables and bridges, made from real ones by a seed: each ends in a result or in a message, within time and memory."""
+"""Tables and bridges broken at random: commands must end in a result or an error message, within limits of time and memory."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tests.torture.command import Ended, call, fault, inside, peak, reasons, sha
 from tests.torture.outcome import Outcome
 from tests.torture.strangers import Ground, ground_for, write_csv
 
-#: Bytes by which all of it may raise the most memory that this process, with two encoders open, has had at once.
+#: Allowed increase of this process's peak memory, in bytes, after two encoders were opened.
 MEMORY = 512 << 20
-#: What a terminal obeys, what turns text around, and what only looks like another letter.
+#: Control characters, bidirectional overrides, markup.
 STRANGE = (
     "\x1b]0;owned\x07",
     "\x1b[2J",
@@ -42,13 +42,13 @@ Rows = list[tuple[str, ...]]
 
 
 def run(count: int, seed: int) -> Outcome:
-    """Try `count` broken tables and bridges, half and half."""
+    """Try `count` broken tables and bridges, half of each."""
     failures, messages, kinds, ends = [], dict[str, str](), Counter[str](), Counter[str]()
     with ground_for("tables ü") as ground:
         place = ground.folder.parent
         with inside(ground.folder):
             for arguments in _whole():
-                assert not fault(call(arguments)), "what is not broken works"
+                assert not fault(call(arguments)), "the unbroken files must work"
         before, slowest = peak(), 0.0
         for number in range(count):
             rng = random.Random(f"{seed}-{number}")
@@ -63,9 +63,9 @@ def run(count: int, seed: int) -> Outcome:
                 failures.append(f"{kind}, seed {seed}-{number}: {' '.join(map(str, arguments))[:200]}: {wrong}")
             else:
                 ends["a result" if ended.code == 0 else "a message"] += 1
-                said = [(shape(ended), ended.err.strip())] if ended.code else [(short(why), why) for why in reasons(ended)]
-                for kept, example in said:
-                    messages.setdefault(kept, example)
+                found = [(shape(ended), ended.err.strip())] if ended.code else [(short(why), why) for why in reasons(ended)]
+                for message, example in found:
+                    messages.setdefault(message, example)
             slowest = max(slowest, ended.seconds)
             _remove(folder)
         grown = peak() - before
@@ -76,8 +76,8 @@ def run(count: int, seed: int) -> Outcome:
         "broken bridges": f"{count // 2}",
         **{f"ended in {end}": f"{number}" for end, number in ends.items()},
         "kinds of damage": f"{len(kinds)}",
-        "longest time for one": f"{slowest:.1f} s",
-        "memory beyond the start": f"{max(0, grown) / 1e6:,.0f} MB (cap {MEMORY / 1e6:,.0f} MB)",
+        "longest CPU time": f"{slowest:.1f} s",
+        "increase of peak memory": f"{max(0, grown) / 1e6:,.0f} MB (limit {MEMORY / 1e6:,.0f} MB)",
     }
     return Outcome("broken tables and bridges", count, count - len(failures), tuple(failures), figures, messages)
 
@@ -89,12 +89,12 @@ def _whole() -> Iterator[list[object]]:
 
 
 def _unsound(ended: Ended) -> str:
-    """A bridge that is taken for whole must give similarities that are numbers."""
-    told = json.loads(ended.out)
-    found = [hit for answer in told for hit in answer.get("found", [])] if isinstance(told, list) else []
+    """A bridge that loads must give valid similarities."""
+    result = json.loads(ended.out)
+    found = [hit for query in result for hit in query.get("found", [])] if isinstance(result, list) else []
     if all(-1.001 <= hit["similarity"] <= 1.001 for hit in found):
         return ""
-    return f"it found something by a similarity of {found[0]['similarity']}"
+    return f"a hit has a similarity of {found[0]['similarity']}"
 
 
 def _remove(folder: Path) -> None:
@@ -106,7 +106,7 @@ def _remove(folder: Path) -> None:
 
 
 def _broken_table(ground: Ground, folder: Path, number: int, rng: random.Random) -> tuple[str, list[object]]:
-    """Write a broken table and the pictures beside it; returns what was done and the command to read it with."""
+    """Write a broken table and its images; returns the kind of damage and a command that reads the table."""
     folder.mkdir()
     if rng.random() < 0.1:
         (folder / "pictures").symlink_to(ground.folder / "pictures")
@@ -140,7 +140,7 @@ def _broken_table(ground: Ground, folder: Path, number: int, rng: random.Random)
 
 
 def _write(path: Path, header: list[Any], rows: list[list[Any]]) -> None:
-    """The rows in the format that the path's ending names; cells may be anything."""
+    """Write rows in the format of the path's extension; cells may be anything."""
     if path.suffix == ".parquet":
         columns = {str(name): [row[at] if at < len(row) else None for row in rows] for at, name in enumerate(header)}
         arrays = {}
@@ -186,7 +186,7 @@ def _recoded(data: bytes, encoding: str) -> bytes:
     return data.decode("utf-8", "replace").encode(encoding, "replace")
 
 
-#: What happens to the bytes of a table.
+#: Changes to the bytes of a table.
 ON_BYTES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "flipped bits": _flipped,
     "cut short": lambda data, rng: data[: rng.randrange(len(data))],
@@ -215,7 +215,7 @@ Changed = tuple[list[Any], list[list[Any]]]
 
 
 def _cells(value: Callable[[random.Random], Any], column: int) -> Callable[..., Changed]:
-    """Some cells of a column become something else."""
+    """Replace some cells of a column."""
 
     def change(header: list[Any], rows: list[list[Any]], rng: random.Random, folder: Path) -> Changed:
         for at in rng.sample(range(len(rows)), rng.choice([1, 3, len(rows)])):
@@ -292,7 +292,7 @@ FILES = ("", ".", "..", "/", "pictures", "gone.png", "pictures/0.png/x", "x" * 3
 TYPES = (1, -1.5, True, None, [], ["a"], {}, {"a": 1}, 10**30, float("nan"), float("inf"), 1e308, "\ud800", "\0")
 TEXTS = ("", " ", "\t", "\0", "x" * (2 << 20), "x" * (17 << 20), "\u202e", "🦴" * 1000, "=cmd()", "<script>alert(1)</script>")
 
-#: What happens to the rows of a table before it is written.
+#: Changes to the rows of a table before it is written.
 ON_ROWS: dict[str, Callable[..., Changed]] = {
     "ragged rows": _ragged,
     "another header": _other_header,
@@ -316,7 +316,7 @@ ON_ROWS: dict[str, Callable[..., Changed]] = {
 
 
 def _named(name: str) -> Callable[[Path, list[tuple[str, str, str]], random.Random], Path]:
-    """A whole table under another ending."""
+    """A valid table under another name."""
     return lambda folder, rows, rng: write_csv(folder / name, [HEADER, *rows])
 
 
@@ -388,7 +388,7 @@ def _class_folders(folder: Path, rows: list[tuple[str, str, str]], rng: random.R
     return folder / "classes"
 
 
-#: Tables that are not changed but made.
+#: Tables written from scratch.
 WHOLE_TABLES: dict[str, Callable[[Path, list[tuple[str, str, str]], random.Random], Path]] = {
     "as .xlsx": _named("table.xlsx"),
     "without an ending": _named("table"),
@@ -409,7 +409,7 @@ WHOLE_TABLES: dict[str, Callable[[Path, list[tuple[str, str, str]], random.Rando
 
 
 def _broken_bridge(ground: Ground, folder: Path, number: int, rng: random.Random) -> tuple[str, list[object]]:
-    """Copy the bridge and its table, break the bridge; returns what was done and the command to use it with."""
+    """Copy the bridge and its table and break the bridge; returns the kind of damage and a command that uses the bridge."""
     ground.copy(folder)
     bridge = folder / "bridge"
     files = [*BRIDGE_FILES, *ADAPTERS, *HISTORIES]
@@ -433,14 +433,14 @@ def _broken_bridge(ground: Ground, folder: Path, number: int, rng: random.Random
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to each field of a JSON document."""
+    """The path to each field of a JSON document."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, each in inner:
         yield (*path, key)
         yield from _places(each, (*path, key))
 
 
-#: What a field becomes. `removed` and `renamed` stand for themselves.
+#: Values for a field. `removed` and `renamed` are done to the field itself.
 VALUES: tuple[Any, ...] = (
     "removed",
     "renamed",
@@ -476,13 +476,13 @@ VALUES: tuple[Any, ...] = (
 
 
 def _change_field(bridge: Path, number: int, rng: random.Random) -> str:
-    """One field of bridge.json becomes something else: field after field, in an order that a seed does not change."""
+    """Change one field of bridge.json. Consecutive numbers go through all fields in an order independent of the seed."""
     file = bridge / "bridge.json"
-    story = json.loads(file.read_text(encoding="utf-8"))
-    places = sorted(_places(story), key=lambda place: hashlib.sha256(str(place).encode()).digest())
+    metadata = json.loads(file.read_text(encoding="utf-8"))
+    places = sorted(_places(metadata), key=lambda place: hashlib.sha256(str(place).encode()).digest())
     place = places[(number // 3 * 2 + number % 3 - 1) % len(places)]
     value = copy.deepcopy(rng.choice(VALUES))
-    owner = story
+    owner = metadata
     for key in place[:-1]:
         owner = owner[key]
     if value == "removed":
@@ -491,12 +491,12 @@ def _change_field(bridge: Path, number: int, rng: random.Random) -> str:
         owner[rng.choice(["\x1b[31m", "../x", "x" * 300, "", "text"])] = owner.pop(place[-1])
     else:
         owner[place[-1]] = value
-    file.write_text(json.dumps(story), encoding="utf-8")
+    file.write_text(json.dumps(metadata), encoding="utf-8")
     return f"bridge field: {'.'.join(map(str, place))}"
 
 
 def _rewritten(name: str, change: Callable[[bytes, random.Random], bytes]) -> Callable[[Path, random.Random], None]:
-    """A file's bytes become something else."""
+    """Change the bytes of a file."""
 
     def rewrite(bridge: Path, rng: random.Random) -> None:
         (bridge / name).write_bytes(change((bridge / name).read_bytes(), rng))
@@ -520,7 +520,7 @@ def _not_a_file(name: str) -> Callable[[Path, random.Random], None]:
 
 
 def _vast(name: str) -> Callable[[Path, random.Random], None]:
-    """A file that claims 100 GB, of which the disk holds nothing."""
+    """A sparse file of 100 GB."""
 
     def grow(bridge: Path, rng: random.Random) -> None:
         os.truncate(bridge / name, 100 << 30)
@@ -542,20 +542,20 @@ BRIDGE_FILES: dict[str, Callable[[Path, random.Random], None]] = {
 
 
 def _resigned(change: Callable[[bytes, random.Random], bytes]) -> Callable[[Path, random.Random], None]:
-    """Other adapters, with bridge.json telling their SHA-256: only a look at them shows what they are."""
+    """Change the adapters and their SHA-256 in bridge.json, so that only checking the tensors reveals it."""
 
     def rewrite(bridge: Path, rng: random.Random) -> None:
         data = change((bridge / "adapters.safetensors").read_bytes(), rng)
         (bridge / "adapters.safetensors").write_bytes(data)
-        story = json.loads((bridge / "bridge.json").read_text(encoding="utf-8"))
-        story["adapters_sha256"] = hashlib.sha256(data).hexdigest()
-        (bridge / "bridge.json").write_text(json.dumps(story), encoding="utf-8")
+        metadata = json.loads((bridge / "bridge.json").read_text(encoding="utf-8"))
+        metadata["adapters_sha256"] = hashlib.sha256(data).hexdigest()
+        (bridge / "bridge.json").write_text(json.dumps(metadata), encoding="utf-8")
 
     return rewrite
 
 
 def _other_list(change: Callable[[dict[str, Any], random.Random], object]) -> Callable[[bytes, random.Random], bytes]:
-    """The list of tensors becomes another, at its right length; the numbers behind it stay."""
+    """Change the safetensors header, with its correct length; the data stays."""
 
     def rewrite(data: bytes, rng: random.Random) -> bytes:
         length = int.from_bytes(data[:8], "little")

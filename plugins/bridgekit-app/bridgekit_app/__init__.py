@@ -1,4 +1,4 @@
-"""`bridgekit app`: a page where you speak and see, and an API for programs."""
+"""`bridgekit app`: a web page for search and image generation, and an HTTP API."""
 
 from __future__ import annotations
 

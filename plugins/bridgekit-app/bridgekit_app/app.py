@@ -1,9 +1,7 @@
-"""The application: a page for people and an API for programs, on one server.
+"""The FastAPI application: the web page and the API it uses.
 
-FastAPI with a small front end of its own rather than Gradio, which would have been quicker to write: Gradio depends on dozens
-of packages, its pages fetch fonts from the network, it reports its use by default, and it gives little control over what a
-request may contain, which origins may send it, and when work is cancelled after its client has left. Here that is a few
-hundred readable lines, the page works offline, and programs use the same routes as the page.
+Why not Gradio: it has dozens of dependencies, loads fonts from the network, sends telemetry by default, and gives little
+control over uploads, allowed origins and cancelling the work of clients that have disconnected.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio.to_thread
+import torch
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import ValidationError
@@ -46,11 +45,11 @@ from bridgekit_app.schema import (
     SearchOptions,
     request_body,
 )
-from bridgekit_app.state import AppState, Opened, unbind
+from bridgekit_app.state import AppState, Opened
 from bridgekit_app.uploads import Input, read_request
 
 STATIC = Path(__file__).parent / "static"
-#: The files of the page. No other file is ever read for a path that a client names.
+#: The files of the page, and the only files served by path.
 PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/static/app.js": ("app.js", "text/javascript; charset=utf-8"),
@@ -58,7 +57,7 @@ PAGE = {
     "/static/style.css": ("style.css", "text/css; charset=utf-8"),
     "/static/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-#: A header that distinguishes clients behind one address (a proxy's, or several windows), so that each has its turn.
+#: Header that distinguishes clients with the same address (several windows, or a proxy) for fair queueing.
 CLIENT = "x-bridgekit-client"
 
 routes = APIRouter()
@@ -75,7 +74,7 @@ def _state(request: Request) -> AppState:
 
 @asynccontextmanager
 async def _read(request: Request, kind: type[AnyOptions]) -> AsyncIterator[tuple[Opened, list[Input], AnyOptions]]:
-    """The bridge, the inputs and the options of a request. The inputs' files are deleted when this ends."""
+    """The bridge, inputs and options of a request. Uploaded files are deleted on exit."""
     state = _state(request)
     async with read_request(request, request.app.state.folder, state.limits) as (inputs, fields):
         options = _options(fields, kind)
@@ -90,16 +89,15 @@ def _options(fields: Mapping[str, list[Any]], kind: type[AnyOptions]) -> AnyOpti
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))[:100]
         if first["type"] == "extra_forbidden":
-            remedy = f"its options are {', '.join(kind.model_fields)}; inputs are text, or a file named by its modality"
+            remedy = f"options are {', '.join(kind.model_fields)}; inputs are fields named after a modality"
             raise Refusal(400, f"there is no option {where!r}", remedy=remedy) from None
-        raise Refusal(400, f"the option {where!r} is wrong: {first['msg']}", remedy="see /docs") from None
+        raise Refusal(400, f"invalid value for the option {where!r}: {first['msg']}", remedy="see /docs") from None
 
 
 def _weighted(inputs: Sequence[Input], weights: Sequence[float] | None) -> list[Input]:
-    """The inputs with their weights, which are equal where the client names none."""
+    """The inputs with their weights, by default equal."""
     if weights is not None and len(weights) != len(inputs):
-        what = f"{len(weights)} weights do not fit {len(inputs)} inputs"
-        raise Refusal(400, what, remedy="give a number for each, as in 2,1")
+        raise Refusal(400, f"{len(weights)} weights for {len(inputs)} inputs", remedy="give one weight per input, e.g. 2,1")
     return [replace(each, weight=weight) for each, weight in zip(inputs, weights or [1.0] * len(inputs), strict=True)]
 
 
@@ -111,10 +109,10 @@ def _weighted(inputs: Sequence[Input], weights: Sequence[float] | None) -> list[
     response_model=EmbedAnswer,
     responses=ERRORS,
     openapi_extra=request_body(Options, {"text": ["a dog barks", "rain"]}, "-F audio=@dog.wav -F 'text=a dog barks'"),
-    summary="Inputs as vectors of the shared space",
+    summary="Embed inputs",
 )
 async def embed(request: Request) -> Response:
-    """Each input's embedding, at unit length. Inputs of requests that arrive at the same time are encoded together."""
+    """Unit-length embeddings of the inputs. Inputs of concurrent requests are encoded as one batch."""
     async with _read(request, Options) as (opened, inputs, _):
         vectors = await _state(request).embed(opened, inputs)
     embeddings = [
@@ -129,10 +127,10 @@ async def embed(request: Request) -> Response:
     response_model=SearchAnswer,
     responses=ERRORS,
     openapi_extra=request_body(SearchOptions, {"text": "a dog barks", "k": 3}, "-F audio=@dog.wav -F to=text -F k=3"),
-    summary="The nearest of the bridge's own items",
+    summary="Search the bridge's own items",
 )
 async def search(request: Request) -> Response:
-    """The items nearest to each input, among those of the tables that the bridge was trained on, and its confidence in each."""
+    """The items nearest to each input among those of the bridge's training tables, with the bridge's confidence in each."""
     state = _state(request)
     async with _read(request, SearchOptions) as (opened, inputs, options):
         vectors = await state.embed(opened, inputs)
@@ -160,29 +158,29 @@ async def search(request: Request) -> Response:
 
 
 def _queries(inputs: Sequence[Input], vectors: Tensor, weights: Sequence[float] | None) -> list[tuple[str, str, Tensor]]:
-    """Name, modality and vector, (1, dim), of each query: of every input, or, with weights, of their mixture."""
+    """Name, modality and (1, dim) vector of each query: the inputs, or, if there are weights, their mixture."""
     if weights is None:
-        return [(each.name, each.modality, vector) for each, vector in zip(inputs, unbind(vectors), strict=True)]
-    mixed = mix(unbind(vectors), [each.weight for each in _weighted(inputs, weights)])
+        return [(each.name, each.modality, vector) for each, vector in zip(inputs, torch.split(vectors, 1), strict=True)]
+    mixed = mix(torch.split(vectors, 1), [each.weight for each in _weighted(inputs, weights)])
     modalities = {each.modality for each in inputs}
     return [(" + ".join(each.name for each in inputs), modalities.pop() if len(modalities) == 1 else "mixture", mixed)]
 
 
 def _targets(opened: Opened, modalities: Sequence[str]) -> list[str]:
-    """What to search where the client does not say: text if the query is something else, or the first other modality."""
+    """The default modality to search: text, or for text queries the first other one."""
     others = [modality for modality in opened.bridge.sides if modality not in modalities] or list(opened.bridge.sides)
     return [TEXT] if TEXT in others else others[:1]
 
 
 def _through(state: AppState, opened: Opened, named: str | None, modalities: Sequence[str], target: str) -> str | None:
-    """The third modality to search through: the one that the client names, or the one that is needed, or none."""
+    """The third modality to search through: the requested one, one that is needed, or None."""
     if named == "none":
         return None
     if named:
         opened.bridge.side(named)
         if named in (*modalities, target):
-            what = f"{modalities[0]} and {target} cannot be connected through {named}"
-            raise Refusal(400, what, remedy="name a third modality, or none")
+            what = f"{named} cannot link {modalities[0]} and {target}"
+            raise Refusal(400, what, remedy="choose a third modality, or none")
         return named
     return state.between(opened, modalities[0], target) if len(set(modalities)) == 1 else None
 
@@ -209,21 +207,21 @@ def _found(state: AppState, modality: str, hit: Hit, share: float) -> dict[str, 
                     "example": 'event: preview\ndata: {"step": 2, "of": 10, "picture": "<JPEG in base64>"}\n\n',
                 },
             },
-            "description": "The picture; depending on the Accept header also the PNG alone, or events while it forms.",
+            "description": "The image as JSON; depending on the Accept header, as PNG or as a stream of events.",
         },
         **ERRORS,
     },
     openapi_extra=request_body(
         GenerateOptions, {"text": "penguin", "seed": 1}, "-F audio=@dog.wav -H 'Accept: image/png' -o dog.png"
     ),
-    summary="A picture of the inputs",
+    summary="Generate an image",
 )
 async def generate(request: Request) -> Response:
-    """Inputs, mixed in the shared space, become one picture. Pictures are drawn one after the other; clients take turns.
+    """One image from the mixture of the inputs. Images are generated one at a time, round-robin over clients.
 
-    With `Accept: text/event-stream` the answer is a stream of server-sent events: `queued` (how many are before it),
-    `started`, `progress` (of loading, fitting and drawing), `preview` (the unfinished picture, a JPEG in base64), and `done`
-    with what is otherwise the whole answer, or `error`. A client that disconnects cancels the work.
+    With `Accept: text/event-stream` the response is a stream of server-sent events: `queued` (number of jobs ahead), `started`,
+    `progress` (loading, fitting, drawing), `preview` (base64-encoded JPEG), then `done` with the JSON response, or `error`.
+    Disconnecting cancels the job.
     """
     state = _state(request)
     async with _read(request, GenerateOptions) as (opened, inputs, options):
@@ -238,7 +236,7 @@ async def generate(request: Request) -> Response:
     def work(emit: Emit) -> dict[str, Any]:
         return state.draw(opened, model, inputs, vectors, drawing, seed=options.seed, previews=streamed, emit=emit)
 
-    # A client that sees its place in the queue may wait as long as it likes; one that waits blindly would give up.
+    # A streaming client sees its position in the queue and can decide how long to wait; others would time out.
     job = state.pictures.submit(client, work, math.inf if streamed else state.limits.picture_seconds)
     if streamed:
         return StreamingResponse(_server_sent(request, job), media_type="text/event-stream")
@@ -272,16 +270,16 @@ def _event(kind: str, data: Any) -> str:
 
 @routes.get("/bridge", responses=ERRORS, summary="The bridges and models of this server")
 async def bridge(request: Request) -> dict[str, Any]:
-    """What clients may name, the defaults first; each bridge's modalities, and how many items of each can be searched."""
+    """The available bridges and models, defaults first, with each bridge's modalities and numbers of searchable items."""
     state = _state(request)
     names = ("upload_bytes", "clip_seconds", "megapixels", "text_characters", "inputs")
     limits = {name: getattr(state.limits, name) for name in names}
     return {**await anyio.to_thread.run_sync(state.describe), "limits": limits}
 
 
-@routes.get("/healthz", summary="Whether the server is up, and how much waits")
+@routes.get("/healthz", summary="Health check and queue lengths")
 async def healthz(request: Request) -> dict[str, Any]:
-    """Answers at once, even under load."""
+    """Responds immediately, even under load."""
     state = _state(request)
     return {
         "status": "ok",
@@ -291,12 +289,12 @@ async def healthz(request: Request) -> dict[str, Any]:
     }
 
 
-@routes.get("/media/{name}", responses={404: ERRORS[404]}, summary="A clip or picture that was found", response_class=Response)
+@routes.get("/media/{name}", responses={404: ERRORS[404]}, summary="A clip or image found by a search", response_class=Response)
 async def media(request: Request, name: str) -> Response:
-    """The first 30 s of a found clip as WAV, or a found picture as PNG. Names are valid for this run and reveal nothing."""
+    """The first 30 s of a clip as WAV, or an image as PNG. Names are valid until the server stops."""
     made = await anyio.to_thread.run_sync(_state(request).media.read, name)
     if made is None:
-        raise Refusal(404, "there is no such clip or picture", remedy="search again: names are valid until the server ends")
+        raise Refusal(404, "there is no such clip or image", remedy="search again: names are valid until the server stops")
     kind, data = made
     headers = {"cache-control": "private, max-age=3600", "accept-ranges": "bytes", "content-security-policy": "sandbox"}
     span = _range(request.headers.get("range", ""), len(data))
@@ -308,7 +306,7 @@ async def media(request: Request, name: str) -> Response:
 
 
 def _range(header: str, size: int) -> tuple[int, int] | None:
-    """The bytes that a player requests, from and to, or None for all of them."""
+    """Start and stop of a `Range` header, or None for the whole file."""
     unit, _, span = header.partition("=")
     first, _, last = span.partition("-")
     if unit.strip() != "bytes" or not all(part == "" or (part.isascii() and part.isdigit()) for part in (first, last)):
@@ -321,7 +319,7 @@ def _range(header: str, size: int) -> tuple[int, int] | None:
 
 @routes.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> Response:
-    """The API, for people."""
+    """The API reference."""
     return HTMLResponse(docs_page(request.app.openapi()))
 
 
@@ -338,22 +336,22 @@ def create_app(
     bridges: Path = Path("bridges"),
     warm: bool = True,
 ) -> Guard:
-    """The server as an ASGI application, behind its guard.
+    """The server as an ASGI application.
 
     Arguments:
-        bridge: a bridge's folder, offered first, in addition to those in `bridges`.
-        model: a text-to-image model (a plugin's, a diffusers folder or a hub id), offered first, in addition to the plugins'.
-        host: the address that it will listen on.
-        limits: the server's bounds.
+        bridge: a bridge folder in addition to those in `bridges`; becomes the default.
+        model: a text-to-image model (a diffusers folder or Hub ID) in addition to the plugins'; becomes the default.
+        host: the address the server will listen on.
+        limits: the server's limits.
         device: a torch device, or `auto`.
-        bridges: the folder of bridges.
-        warm: open the default bridge and model before the first request needs them.
+        bridges: folder of bridges.
+        warm: open the default bridge and model at start rather than on the first request.
     """
     limits = limits or Limits()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # Private (mode 700), and deleted with the server.
+        # Mode 700, and deleted when the server stops.
         with tempfile.TemporaryDirectory(prefix="bridgekit-app-", ignore_cleanup_errors=True) as folder:
             app.state.folder = Path(folder)
             state = app.state.bridgekit = AppState(limits, bridges, bridge, model, device)
@@ -368,7 +366,7 @@ def create_app(
     app = FastAPI(
         title="bridgekit",
         version=installed_version(),
-        description="One shared space for several modalities: embed, search, and draw pictures of what is in it.",
+        description="Embed, search and generate images from audio, images and text in one shared embedding space.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -393,7 +391,7 @@ def _page(file: Path, kind: str) -> Any:
 async def _error_answer(_: Request, error: Exception) -> Response:
     """Any error as JSON."""
     if isinstance(error, Cancelled):
-        return Response(status_code=499)  # nobody reads it
+        return Response(status_code=499)  # the client has disconnected
     if isinstance(error, HTTPException):
         remedy = "see /docs" if error.status_code in (404, 405) else None
         error = Refusal(error.status_code, str(error.detail)[:300], remedy=remedy)
@@ -403,5 +401,5 @@ async def _error_answer(_: Request, error: Exception) -> Response:
 
 
 def _unexpected(error: Exception) -> Refusal:
-    """An error in bridgekit itself. Its message may contain paths: that is for the server's log only."""
-    return Refusal(500, f"bridgekit failed on this ({type(error).__name__})", remedy="see the server's log, and report it")
+    """The error for a bug in bridgekit. The original message may contain paths, so it goes only to the server's log."""
+    return Refusal(500, f"internal error ({type(error).__name__})", remedy="see the server's log, and report it")

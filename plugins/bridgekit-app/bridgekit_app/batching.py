@@ -1,4 +1,4 @@
-"""Concurrent requests through one encoder at a time: what arrives within a few milliseconds is encoded as one batch."""
+"""Dynamic batching: inputs of requests that arrive within a few milliseconds are encoded as one batch."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-import torch
 from torch import Tensor
 
 from bridgekit.bridge.bridge import Bridge
-from bridgekit.errors import BridgekitError, PluginError
+from bridgekit.errors import PluginError
+from bridgekit.latents.batches import encode_batch
 from bridgekit.plugins import plugin_of
 from bridgekit_app.limits import busy
 
-#: Seconds that a request waits for others to share its batch. Encoding a text takes about as long.
+#: Seconds a request waits for others to join its batch: about as long as encoding a text takes.
 GATHER = 0.004
-#: Items in a batch. Whatever waits behind a batch waits for all of it, and a clip takes a tenth of a second.
+#: Items per batch. Other requests wait for the whole batch, and a clip takes 0.1 s.
 MOST = 32
 
 
@@ -35,13 +35,9 @@ class _Waiting:
 
 
 class Batcher:
-    """The requests that wait to be encoded, oldest first. They are encoded in one worker thread, a batch at a time.
+    """Encodes requests in one worker thread, a batch at a time, oldest first. At most `most` items are queued.
 
-    Arguments:
-        most: items that may wait; further requests are answered that the server is busy.
-
-    Attributes:
-        batches, items: how many were encoded so far.
+    `batches` and `items` count what has been encoded.
     """
 
     def __init__(self, most: int) -> None:
@@ -49,22 +45,17 @@ class Batcher:
         self._most = most
         self._waiting: deque[_Waiting] = deque()
         self._worker: asyncio.Task[None] | None = None
-        self._thread = anyio.CapacityLimiter(1)  # of its own: searches that wait for a gallery fill the common one
+        self._thread = anyio.CapacityLimiter(1)  # not the default pool: searches waiting for a gallery can fill that
 
     async def embed(self, bridge: Bridge, modality: str, prepared: Sequence[Any]) -> Tensor:
-        """Encode and project prepared items: (n, dim) at unit length, float32.
-
-        Arguments:
-            bridge: the bridge. Its encoder is opened where it is not open yet.
-            modality: one of its modalities.
-            prepared: what the encoder's `prepare` returned.
+        """Encode and project n results of the encoder's `prepare`: (n, dim) float32, unit length.
 
         Raises:
-            Refusal: too many are waiting.
+            Refusal: too many items are queued.
         """
         waiting = self.waiting()
         if waiting + len(prepared) > self._most:
-            raise busy(f"{waiting} items wait to be encoded", 1)
+            raise busy(f"{waiting} items are queued for encoding", 1)
         mine = _Waiting(bridge, modality, prepared, asyncio.get_running_loop().create_future())
         self._waiting.append(mine)
         if self._worker is None or self._worker.done():
@@ -72,18 +63,17 @@ class Batcher:
         return await mine.future
 
     def waiting(self) -> int:
-        """How many items wait now."""
+        """The number of queued items."""
         return sum(len(each.prepared) for each in self._waiting)
 
     async def _work(self) -> None:
         while self._waiting:
             await asyncio.sleep(max(0.0, self._waiting[0].since + GATHER - time.monotonic()))
-            batch = self._take()
-            if batch:
+            if batch := self._take():
                 await self._encode(batch)
 
     def _take(self) -> list[_Waiting]:
-        """The oldest request, and those of the same bridge and modality that fit into a batch with it, in their order."""
+        """The oldest request, and later ones of the same bridge and modality that fit into the batch."""
         batch: list[_Waiting] = []
         left: deque[_Waiting] = deque()
         count = 0
@@ -116,17 +106,9 @@ class Batcher:
 
 
 def _embed(bridge: Bridge, modality: str, prepared: list[Any]) -> Tensor:
-    """Prepared items into a bridge's space. Not through the latent store: what clients send is not kept."""
+    """Prepared items as (n, dim) embeddings. Bypasses the latent store: clients' inputs must not be kept."""
     encoder = bridge.encoder(modality)
-    try:
-        with torch.inference_mode():
-            latents = encoder.encode(prepared).detach().float().cpu()
-            vectors = bridge.project(modality, latents)
-    except BridgekitError:
-        raise
-    except (Exception, SystemExit) as error:  # third-party code
-        reason = f"{type(error).__name__}: {error}"
-        raise PluginError(f"{plugin_of(encoder)} failed to encode: {reason}", where=encoder.revision) from error
+    vectors = bridge.project(modality, encode_batch(encoder, prepared))
     if not vectors.isfinite().all():
         raise PluginError(f"{plugin_of(encoder)} returned NaN or infinity", where=encoder.revision)
     return vectors

@@ -16,18 +16,18 @@ from bridgekit.errors import BridgekitError
 def command(
     bridge: Annotated[
         Path | None,
-        typer.Argument(help="A bridge's folder, in addition to those in ./bridges. [dim]default: the newest of these[/dim]"),
+        typer.Argument(help="A bridge folder, in addition to those in ./bridges. [dim]default: the newest of these[/dim]"),
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 7860,
-    host: Annotated[str, typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 7860,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = "127.0.0.1",
     open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = False,
     model: Annotated[
         str | None,
-        typer.Option(help="A plugin's model, a diffusers folder or a hub id. [dim]default: starter:openmoji-64[/dim]"),
+        typer.Option(help="A plugin's model, a diffusers folder or a Hub ID. [dim]default: starter:openmoji-64[/dim]"),
     ] = None,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
 ) -> None:
-    """Serve a page where you speak and see, and an API for programs, on this machine.
+    """Serve a web page for search and image generation, and an HTTP API, on this machine.
 
     Example: [b]bridgekit app bridges/audio-text[/b]
     """
@@ -37,7 +37,7 @@ def command(
     from bridgekit.cli.common import find_bridge
     from bridgekit_app.app import create_app
 
-    Bridge.load(find_bridge(bridge), "cpu")  # whatever is wrong with it is reported here, not in a browser
+    Bridge.load(find_bridge(bridge), "cpu")  # so that a bad bridge is reported here, not in the browser
     with _listen(host, port) as listener:
         config = uvicorn.Config(
             create_app(bridge, model=model, host=host, device=device),
@@ -45,18 +45,17 @@ def command(
             access_log=False,
             lifespan="on",
             ws="none",
-            # There is no trusted proxy in front of this server that could report a client's address.
-            proxy_headers=False,
+            proxy_headers=False,  # no trusted proxy in front of this server sets them
             server_header=False,
-            # A picture that is being drawn is cancelled at its next step; streams to clients are cut off after this.
+            # An image in progress is cancelled at its next step; open streams are cut off after this.
             timeout_graceful_shutdown=1,
-            # Longer than programs wait between two requests: a connection that closes just then would lose the second one.
+            # Longer than clients idle between requests: one sent just as the connection closes would be lost.
             timeout_keep_alive=75,
         )
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        print(f"bridgekit app: {address} (the API: {address}/docs; Ctrl-C ends it)", flush=True)
+        print(f"bridgekit app: {address} (API: {address}/docs; stop with Ctrl-C)", flush=True)
         if not _is_loopback(host):
-            print("Anyone who can reach this machine can use it: there is no password.", file=sys.stderr, flush=True)
+            print("There is no password: anyone who can reach this machine can use it.", file=sys.stderr, flush=True)
         if open_:
             typer.launch(address)
         try:
@@ -68,12 +67,11 @@ def command(
 def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
         raise BridgekitError(
-            f"the server cannot listen there: {reason}",
+            f"cannot listen on this address: {error.strerror or error}",
             where=f"{host}, port {port}",
-            remedy="stop what listens there, or choose another --port (0 takes any free one)",
+            remedy="stop the program that uses the port, or choose another --port (0 picks a free one)",
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""`/docs`: the API for people. FastAPI's own page loads its scripts from a CDN; this one loads nothing and needs no script."""
+"""`/docs`: the API reference as a page without scripts. FastAPI's own loads scripts from a CDN."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 
 def docs_page(api: Mapping[str, Any]) -> str:
-    """The description of the API, as /openapi.json has it, as an HTML page."""
+    """The content of /openapi.json as an HTML page."""
     template = Path(__file__).with_name("docs.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"code": _code, "type": _type}
@@ -28,17 +28,17 @@ def docs_page(api: Mapping[str, Any]) -> str:
 
 
 def _code(text: str) -> Markup:
-    """Text for the page, with code in backticks."""
+    """Text as HTML; backticks mark code."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _answers(route: Mapping[str, Any], schemas: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a route's answer and those of its parts, by title."""
+    """The schemas of a route's response and of its parts, by title."""
     answers: dict[str, Any] = {}
     names = _references(route["responses"]["200"].get("content", {}).get("application/json", {}))
     while names:
         name = names.pop(0)
-        answers[name if answers else "Answer"] = schemas[name]
+        answers[name if answers else "Response"] = schemas[name]
         names += _references(schemas[name])
     return answers
 
@@ -48,7 +48,7 @@ def _references(part: object) -> list[str]:
 
 
 def _type(field: Mapping[str, Any]) -> str:
-    """A field's type in a few words."""
+    """A field's type in words."""
     if "anyOf" in field:
         return " or ".join(dict.fromkeys(_type(part) for part in field["anyOf"] if part.get("type") != "null"))
     if field.get("type") == "array":

@@ -1,4 +1,4 @@
-"""What is searched: a bridge's own items of one modality, embedded in the background."""
+"""Galleries: a bridge's own items of each modality, embedded in the background for searches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bridgekit.progress import Report
 from bridgekit.retrieval import Hit, nearest
 from bridgekit.tables.reading import read_items
 
-#: Held while an encoder or a model is opened: transformers' lazy imports fail where two threads run them at once.
+#: Held while an encoder or a model is opened: transformers' lazy imports fail if two threads run them at once.
 OPENING = threading.RLock()
 
 
@@ -27,44 +27,40 @@ class Gallery:
 
     Arguments:
         items: n files or texts.
-        vectors: (n, dim) at unit length.
+        vectors: (n, dim), unit length.
     """
 
     items: Sequence[Item]
     vectors: Tensor = field(repr=False)
 
     def search(self, query: Tensor, k: int, temperature: float) -> list[tuple[Hit, float]]:
-        """The k items nearest to a query, (1, dim) at unit length, each with its softmax among all items at the temperature."""
+        """The k items nearest to a query, (1, dim), each with its softmax over all items at this temperature."""
         [hits] = nearest(query, self.vectors, self.items, k)
         total = float((query @ self.vectors.T / temperature).logsumexp(-1))
         return [(hit, math.exp(hit.similarity / temperature - total)) for hit in hits]
 
 
 class Galleries:
-    """A bridge's galleries, filled in the background: a bridge that came without its latents has to encode everything again.
-
-    Arguments:
-        bridge: the bridge.
-    """
+    """A bridge's galleries, filled in the background: without cached latents, everything has to be encoded again."""
 
     def __init__(self, bridge: Bridge) -> None:
         self._progress: dict[str, tuple[int, int]] = {}
         self._stopped = threading.Event()
         self._pool = ThreadPoolExecutor(1, "galleries")
-        order = sorted(bridge.sides, key=lambda modality: modality != TEXT)  # texts are quickest
+        order = sorted(bridge.sides, key=lambda modality: modality != TEXT)  # text is fastest
         self._filled = {name: self._pool.submit(read_gallery, bridge, name, self._report(name)) for name in order}
 
     def find(self, modality: str, patience: float) -> Gallery:
-        """The gallery of a modality.
+        """The gallery of a modality. Blocks for up to `patience` seconds.
 
         Raises:
-            TimeoutError: it is not filled within so many seconds.
-            Exception: whatever reading the bridge's own items raised.
+            TimeoutError: it is not filled yet.
+            Exception: the error from reading the bridge's own items.
         """
         return self._filled[modality].result(patience)
 
     def state(self, modality: str) -> dict[str, object]:
-        """How many items a gallery has, or how many of them are encoded, or why it cannot be filled."""
+        """The number of items, the progress of encoding them, or why the gallery cannot be filled."""
         filled = self._filled[modality]
         done, total = self._progress.get(modality, (0, 0))
         error = filled.exception() if filled.done() else None
@@ -88,15 +84,15 @@ class Galleries:
 
 
 def read_gallery(bridge: Bridge, modality: str, report: Report) -> Gallery:
-    """The items of a modality in the first of the bridge's own tables that has it, embedded (from the latent store).
+    """The items of a modality in the first of the bridge's training tables that has it, embedded via the latent store.
 
     Raises:
-        BridgekitError: the table is gone, or none of its items can be used.
+        BridgekitError: the table is missing, or none of its items can be used.
     """
     source = bridge.table_of(modality)
     if not source:
         raise BridgekitError(
-            f"the bridge does not say which {modality} it was trained on", remedy="train it again from a table that stays"
+            f"the bridge does not record which {modality} it was trained on", remedy="train it again from a permanent table"
         )
     items = read_items(bridge.followed(source), modality)
     open_encoder(bridge, modality)
@@ -108,6 +104,6 @@ def read_gallery(bridge: Bridge, modality: str, report: Report) -> Gallery:
 
 
 def open_encoder(bridge: Bridge, modality: str) -> Encoder:
-    """The encoder of one side, opened by whichever thread comes first."""
+    """The encoder of one side, opened once."""
     with OPENING:
         return bridge.encoder(modality)

@@ -1,4 +1,4 @@
-"""The layer in front of every request: who may send it, how large it may be, and what browsers must not do with the answer."""
+"""ASGI middleware: checks a request's origin, size and number, and sets security headers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-#: Scripts, styles and workers from this server only; pictures and clips also from the page's own memory; no frames, no plugins.
+#: Scripts, styles and requests to this server only; images and audio also from blobs; no frames, no plugins.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -33,19 +33,13 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
-#: A body that is too large is read and discarded up to this many times the limit: a browser that is still sending when the
-#: connection closes never sees the answer.
+#: A body that is too large is read and discarded up to this many times the limit: a browser still sending when the connection
+#: closes would not see the response.
 PATIENCE = 4
 
 
 class Guard:
-    """An ASGI layer around the application.
-
-    Arguments:
-        app: what answers.
-        limits: the server's bounds.
-        host: the address that the server listens on; requests may name it.
-    """
+    """The middleware. `host` is the address the server listens on, which is allowed in the `Host` header."""
 
     def __init__(self, app: App, limits: Limits, host: str) -> None:
         self.app, self.limits = app, limits
@@ -53,7 +47,7 @@ class Guard:
         self.running = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request, or refuse it."""
+        """Check a request and pass it on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -75,55 +69,54 @@ class Guard:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             self._check_origin(scope, headers)
             body = _Body(receive, self.limits)
-            if _length(headers) > self.limits.upload_bytes:
+            length = headers.get("content-length", "")
+            if length.isascii() and length.isdigit() and int(length) > self.limits.upload_bytes:
                 await body.drain()
                 raise too_large(self.limits)
             if self.running >= self.limits.requests:
-                raise busy(f"{self.running} requests are being answered already", 1)
+                raise busy(f"{self.running} requests are being processed", 1)
             self.running += 1
             try:
                 await self.app(scope, body.receive, send_safely)
             finally:
                 self.running -= 1
         except BridgekitError as error:
-            if began:  # the answer is under way, and can only be ended
+            if began:  # the response has started and can only be aborted
                 raise
             await answer(error)(scope, receive, send_safely)
 
     def _check_origin(self, scope: Message, headers: MutableMapping[str, str]) -> None:
-        """Refuse other sites' pages.
+        """Refuse requests from other sites' pages.
 
-        A page elsewhere may send requests to this address from its visitor's browser. Browsers say so in `Origin` and
-        `Sec-Fetch-Site`. Where the page's own name was pointed at this address (DNS rebinding) they take both for one site, but
-        `Host` has the page's name: so only this machine's names are answered. A bare address cannot be pointed elsewhere.
+        Any page can make its visitor's browser send requests to this address; browsers mark these in `Origin` and
+        `Sec-Fetch-Site`. With DNS rebinding, the page's domain resolves to this address and the request looks same-origin, but
+        `Host` is the page's domain. So `Host` must be one of this machine's names or an IP address, which cannot be rebound.
         """
         host = headers.get("host", "")
         name = urlsplit(f"//{host}").hostname or ""
         if not (name in self.names or name.endswith(".localhost") or _is_address(name)):
-            raise Refusal(
-                403, "this server answers only to its own names", where=f"Host: {host[:100]}", remedy="ask for 127.0.0.1"
-            )
+            raise Refusal(403, "unknown host name", where=f"Host: {host[:100]}", remedy="use 127.0.0.1")
         origin = headers.get("origin")
         foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
         opened_by_hand = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate" and not origin
         if foreign or (headers.get("sec-fetch-site") in ("cross-site", "same-site") and not opened_by_hand):
             raise Refusal(
                 403,
-                "requests from other sites' pages are not answered",
+                "requests from other sites' pages are not allowed",
                 where=f"Origin: {str(origin)[:100]}",
-                remedy="send them from a program, or from this server's own page",
+                remedy="send them from a program or from this server's own page",
             )
 
 
 class _Body:
-    """A request's body, counted as it arrives, and refused when it arrives too slowly."""
+    """A request's body with limits on size and time."""
 
     def __init__(self, receive: Receive, limits: Limits) -> None:
         self._receive, self._limits = receive, limits
         self._bytes, self._until, self._whole = 0, time.monotonic() + limits.upload_seconds, False
 
     async def receive(self) -> Message:
-        if self._whole:  # from here on the only message to come is that the client has disconnected
+        if self._whole:  # the only message still to come is the disconnect
             return await self._receive()
         message = await self._next()
         if self._bytes > self._limits.upload_bytes:
@@ -132,7 +125,7 @@ class _Body:
         return message
 
     async def drain(self) -> None:
-        """Read on, within reason, and discard."""
+        """Read and discard the rest, up to a limit."""
         while not self._whole and self._bytes <= PATIENCE * self._limits.upload_bytes:
             await self._next()
 
@@ -148,16 +141,11 @@ class _Body:
 
 
 def too_large(limits: Limits) -> Refusal:
-    """The answer to a body that is too large."""
+    """The error for a body that is too large."""
     megabytes = limits.upload_bytes / 1e6
     return Refusal(
-        413, f"the request is larger than {megabytes:g} MB", remedy="send a shorter clip, a smaller picture or fewer inputs"
+        413, f"the request is larger than {megabytes:g} MB", remedy="send a shorter clip, a smaller image or fewer inputs"
     )
-
-
-def _length(headers: MutableMapping[str, str]) -> int:
-    length = headers.get("content-length", "")
-    return int(length) if length.isascii() and length.isdigit() else 0
 
 
 def _is_address(name: str) -> bool:

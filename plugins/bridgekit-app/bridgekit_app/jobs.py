@@ -1,4 +1,4 @@
-"""A queue with one worker, for work that takes seconds: bounded, fair among clients, and cancelled when its client leaves."""
+"""A job queue with one worker thread: bounded, fair among clients, and a job is cancelled when its client disconnects."""
 
 from __future__ import annotations
 
@@ -13,23 +13,20 @@ from typing import Any
 
 from bridgekit_app.limits import busy
 
-#: Seconds between two checks whether a client is still connected.
+#: Seconds between checks whether a client is still connected.
 CHECK_SECONDS = 0.5
-#: How work reports its progress: the kind of event (an empty one reaches nobody) and its data. Raises `Cancelled` where the
-#: client has gone, so work should call it often.
+#: Reports progress: kind of event and data. An empty kind sends nothing and only checks for cancellation. Raises `Cancelled`
+#: once the client has disconnected, so work should call it often.
 Emit = Callable[[str, Any], None]
 Work = Callable[[Emit], Any]
 
 
 class Cancelled(Exception):
-    """Nobody waits for this work any more. Not a RuntimeError: code around pipelines catches those."""
+    """The client has disconnected. Not a RuntimeError: code around pipelines catches those."""
 
 
 class Job:
-    """One piece of work, from the end of the queue to its result.
-
-    Made by `Queue.submit`, in the event loop that then iterates `events`.
-    """
+    """A job, created by `Queue.submit` in the event loop that iterates `events`."""
 
     def __init__(self, client: str, work: Work) -> None:
         self.client, self.work = client, work
@@ -38,10 +35,10 @@ class Job:
         self._events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
 
     def emit(self, kind: str, data: Any) -> None:
-        """Pass an event on, from any thread.
+        """Send an event, from any thread.
 
         Raises:
-            Cancelled: nobody waits for it.
+            Cancelled: the client has disconnected.
         """
         if self.cancelled.is_set():
             raise Cancelled
@@ -49,18 +46,18 @@ class Job:
             return
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, (kind, data))
-        except RuntimeError:  # the loop is closed: the server is being stopped
+        except RuntimeError:  # the loop is closed: the server is shutting down
             raise Cancelled from None
 
     async def events(self, gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[tuple[str, Any]]:
-        """The job's events: `queued` with how many are before it, whatever the work emits, and `done` with its result.
+        """The job's events: `queued` with the number of jobs ahead, `started`, the work's own, and `done` with its result.
 
         Arguments:
             gone: whether the client has disconnected; called every `CHECK_SECONDS`.
 
         Raises:
-            Cancelled: it has.
-            Exception: whatever the work raised.
+            Cancelled: the client has disconnected.
+            Exception: the work's own error.
         """
         checked = time.monotonic()
         try:
@@ -85,34 +82,26 @@ class Job:
 
 
 class Queue:
-    """Jobs and the one thread that does them. Clients take turns, however many jobs one of them has.
+    """At most `most` jobs, `most_each` per client, and the thread that runs them, round-robin over clients.
 
-    Arguments:
-        what: what the jobs make, for messages: `pictures`.
-        most: jobs that may wait.
-        most_each: of these, how many one client may have.
+    `what` names the jobs' products in messages.
     """
 
     def __init__(self, what: str, most: int, most_each: int) -> None:
         self._what, self._most, self._most_each = what, most, most_each
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()
         self._running: Job | None = None
-        self._seconds = 1.0  # that the last job took: an estimate for clients that have to come back
+        self._seconds = 1.0  # duration of the last job, to estimate waiting times
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._do_all, name=what, daemon=True)
         self._thread.start()
 
     def submit(self, client: str, work: Work, patience: float = math.inf) -> Job:
-        """Put work at the end of a client's own line.
-
-        Arguments:
-            client: whose it is.
-            work: what to do.
-            patience: seconds that it may wait behind what waits already, if each takes as long as the last one did.
+        """Append a job to its client's queue. `patience` limits its estimated waiting time, in seconds.
 
         Raises:
-            Refusal: too much is waiting, of all clients (503) or of this one (429).
+            Refusal: too many jobs are queued, of all clients (503) or of this one (429).
         """
         job = Job(client, work)
         with self._changed:
@@ -120,25 +109,25 @@ class Queue:
             mine = len(self._waiting.get(client, ()))
             later = max(1, min(60, round(self._seconds * (waiting + 1) / 2)))
             if mine >= self._most_each:
-                raise busy(f"{mine} {self._what} of yours are waiting already", later, yours=True)
+                raise busy(f"{mine} of your {self._what} are already queued", later, yours=True)
             if self._closed or waiting >= self._most or waiting * self._seconds > patience:
-                raise busy(f"{waiting} {self._what} are waiting already", later)
+                raise busy(f"{waiting} {self._what} are already queued", later)
             self._waiting.setdefault(client, deque()).append(job)
             self._emit_places()
             self._changed.notify()
         return job
 
     def waiting(self) -> int:
-        """How many jobs wait now."""
+        """The number of queued jobs."""
         with self._changed:
             return len(self._in_order())
 
     def busy(self) -> bool:
-        """Whether a job is running now."""
+        """Whether a job is running."""
         return self._running is not None
 
     def close(self) -> None:
-        """Cancel every job, take none any more, and wait a second for the one that runs."""
+        """Cancel all jobs, accept no more, and wait up to a second for the running one."""
         with self._changed:
             self._closed = True
             for job in [*self._in_order(), *([self._running] if self._running else [])]:
@@ -154,7 +143,7 @@ class Queue:
                 self._running = None
 
     def _next(self) -> Job | None:
-        """Wait for a job, the first one of the client whose turn it is; None when the queue is closed."""
+        """Wait for the next job; None when the queue is closed."""
         with self._changed:
             while not (order := self._in_order()):
                 if self._closed:
@@ -163,15 +152,15 @@ class Queue:
             job = self._running = order[0]
             line = self._waiting.pop(job.client)
             line.popleft()
-            if line:  # to the end: everybody else comes first
+            if line:  # round-robin: this client goes last
                 self._waiting[job.client] = line
             self._emit_places()
             return job
 
     def _do(self, job: Job) -> None:
-        """Run a job. Its listeners receive `started`, what the work emits, and `done` or `failed`."""
+        """Run a job and emit `started`, the work's own events, and `done` or `failed`."""
         started = time.monotonic()
-        with suppress(Cancelled):  # it may also fail while nobody waits for it any more
+        with suppress(Cancelled):  # `failed` raises it too if the client has disconnected
             try:
                 job.emit("started", None)
                 job.emit("done", job.work(job.emit))
@@ -182,7 +171,7 @@ class Queue:
                 job.emit("failed", error)
 
     def _in_order(self) -> list[Job]:
-        """The jobs that wait, in the order in which they run if nobody else comes. Cancelled ones are dropped."""
+        """The queued jobs in the order in which they would run. Drops cancelled ones."""
         for client, line in list(self._waiting.items()):
             self._waiting[client] = deque(job for job in line if not job.cancelled.is_set())
             if not self._waiting[client]:

@@ -1,4 +1,4 @@
-"""What the server bounds, and how it refuses: with the command line's errors, and the HTTP status that fits."""
+"""The server's limits, and its error responses: the command line's errors with an HTTP status."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from bridgekit.errors import BridgekitError, ItemError, PluginError
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one server, so that neither a mistake nor malice exhausts its memory or time.
+    """Limits on what clients may use of the server's memory and time.
 
     Arguments:
-        upload_bytes: in the body of one request.
-        upload_seconds: within which a body must arrive.
-        clip_seconds: the length of a clip.
-        megapixels: the size of a picture.
-        text_characters: the length of a text.
-        inputs: in one request.
-        requests: answered at the same time.
-        encoding: items that wait for an encoder.
-        pictures: that wait to be drawn.
-        pictures_each: of those, how many one client may have.
-        picture_seconds: how long a client that does not see its place in the queue may have to wait.
-        media_bytes: of clips and thumbnails that are kept in memory.
-        vectors: embeddings of recent inputs that are kept, so that a new mixture of them encodes nothing.
+        upload_bytes: body of one request.
+        upload_seconds: time for a body to arrive.
+        clip_seconds: length of a clip.
+        megapixels: size of an image.
+        text_characters: length of a text.
+        inputs: inputs per request.
+        requests: concurrent requests.
+        encoding: items queued for encoding.
+        pictures: images queued for generation.
+        pictures_each: the same for one client.
+        picture_seconds: estimated wait above which a client that is not shown its position in the queue is refused.
+        media_bytes: clips and thumbnails cached in memory.
+        vectors: embeddings of recent inputs cached, so that changing only the weights of a mixture encodes nothing.
     """
 
     upload_bytes: int = 20_000_000
@@ -45,35 +45,23 @@ class Limits:
 
 
 class Refusal(BridgekitError):
-    """A request that is not served.
-
-    Arguments:
-        status: the HTTP status.
-        what, where, remedy: as for `BridgekitError`.
-        retry_after: seconds after which another try is worth it.
-    """
+    """A refused request, with its HTTP status and the seconds for the header `Retry-After`."""
 
     def __init__(
-        self,
-        status: int,
-        what: str,
-        *,
-        where: str | None = None,
-        remedy: str | None = None,
-        retry_after: int | None = None,
+        self, status: int, what: str, *, where: str | None = None, remedy: str | None = None, retry_after: int | None = None
     ) -> None:
         super().__init__(what, where=where, remedy=remedy)
         self.status, self.retry_after = status, retry_after
 
 
 def busy(what: str, retry_after: int, *, yours: bool = False) -> Refusal:
-    """The answer to a request for which there is no room: 503, or 429 where it is the client's own requests that fill it."""
-    remedy = f"ask again in {retry_after} second{'s' if retry_after > 1 else ''}"
+    """The error for a full queue: 503, or 429 if the client's own requests fill it."""
+    remedy = f"retry in {retry_after} second{'s' if retry_after > 1 else ''}"
     return Refusal(429 if yours else 503, f"busy: {what}", remedy=remedy, retry_after=retry_after)
 
 
 def answer(error: BridgekitError) -> JSONResponse:
-    """An error as the answer to a request."""
+    """An error as a response."""
     if isinstance(error, Refusal):
         headers = None if error.retry_after is None else {"retry-after": str(error.retry_after)}
         return JSONResponse(error.as_json(), error.status, headers)

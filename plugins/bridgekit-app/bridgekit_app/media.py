@@ -1,4 +1,4 @@
-"""Clips and pictures that a search found, served under opaque names."""
+"""Audio clips and images found by searches, served under opaque names."""
 
 from __future__ import annotations
 
@@ -15,19 +15,16 @@ import soundfile
 from bridgekit.encoders import Item
 from bridgekit.media import read_audio, read_image
 
-#: What a clip is served as: seconds at most, and samples a second.
+#: Maximum length and sample rate of served clips.
 CLIP_SECONDS, CLIP_RATE = 30, 24_000
-#: The longest side of a served picture, in pixels.
+#: Longest side of served images, in pixels.
 THUMBNAIL = 320
 
 
 class Media:
-    """Clips and pictures that were found, under names that reveal nothing. Only what was found can be fetched.
+    """Serves the files that searches have found, and no others, under names that reveal nothing about their paths.
 
-    What is served is decoded and encoded again, as PNG and WAV: never a file's own bytes, whatever it claims to be.
-
-    Arguments:
-        most_bytes: of what is kept in memory.
+    Files are decoded and re-encoded as PNG or WAV; their own bytes are never sent. Up to `most_bytes` are cached in memory.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -38,7 +35,7 @@ class Media:
         self._lock = threading.Lock()
 
     def name(self, modality: str, item: Item) -> str | None:
-        """The opaque name of a file that can be seen or heard, or None."""
+        """The opaque name of an audio or image file; None for other items."""
         if modality not in ("audio", "image") or not isinstance(item, Path):
             return None
         name = hashlib.blake2s(f"{modality}\0{item}".encode("utf-8", "surrogateescape"), key=self._secret, digest_size=16)
@@ -46,10 +43,10 @@ class Media:
         return name.hexdigest()
 
     def read(self, name: str) -> tuple[str, bytes] | None:
-        """Media type and bytes; None for an unknown name.
+        """Media type and bytes; None if the name is unknown.
 
         Raises:
-            ItemError: the file cannot be read any more.
+            ItemError: the file can no longer be read.
         """
         with self._lock:
             if name in self._held:
@@ -58,7 +55,7 @@ class Media:
         if name not in self._known:
             return None
         modality, path = self._known[name]
-        made = ("audio/wav", _wav(path)) if modality == "audio" else ("image/png", _thumbnail(path))
+        made = _encoded(modality, path)
         with self._lock:
             self._held[name] = made
             while len(self._held) > 1 and sum(len(data) for _, data in self._held.values()) > self._most:
@@ -66,16 +63,13 @@ class Media:
         return made
 
 
-def _wav(path: Path) -> bytes:
-    samples = read_audio(path, CLIP_RATE)[: CLIP_SECONDS * CLIP_RATE]
+def _encoded(modality: str, path: Path) -> tuple[str, bytes]:
     buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(samples, -1, 1), CLIP_RATE, format="WAV", subtype="PCM_16")
-    return buffer.getvalue()
-
-
-def _thumbnail(path: Path) -> bytes:
+    if modality == "audio":
+        samples = read_audio(path, CLIP_RATE)[: CLIP_SECONDS * CLIP_RATE]
+        soundfile.write(buffer, np.clip(samples, -1, 1), CLIP_RATE, format="WAV", subtype="PCM_16")
+        return "audio/wav", buffer.getvalue()
     picture = read_image(path)
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    return buffer.getvalue()
+    return "image/png", buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What the API takes and answers."""
+"""Request options and responses of the API."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bridgekit.diffusion.conditioner import GAPS
 
 
 def _numbers(value: Any) -> Any:
-    """`2,1` as the command line takes it, or a list."""
+    """Accept `2,1`, as on the command line, or a list."""
     parts = value if isinstance(value, list) else [value]
     return [piece for part in parts for piece in (part.split(",") if isinstance(part, str) else [part])]
 
@@ -18,54 +18,56 @@ def _numbers(value: Any) -> Any:
 Weights = Annotated[
     list[Annotated[float, Field(gt=0, le=1000)]],
     BeforeValidator(_numbers),
-    Field(description="How much each input counts in a mixture, in their order.", examples=[[2, 1]]),
+    Field(description="Weights of the inputs in a mixture, in order.", examples=[[2, 1]]),
 ]
 
 
 class Options(BaseModel):
-    """The options of every request."""
+    """Options of every request."""
 
     model_config = ConfigDict(extra="forbid")
-    bridge: str | None = Field(None, description="A bridge of this server; by default the first that `GET /bridge` lists.")
+    bridge: str | None = Field(None, description="Name of a bridge. Default: the first one in `GET /bridge`.")
 
 
 class SearchOptions(Options):
-    """The options of a search."""
+    """Options of a search."""
 
-    to: list[str] = Field([], description="Modalities to search; by default the other one, of several text.", max_length=8)
-    k: int = Field(5, ge=1, le=50, description="How many to find.")
-    weights: Weights | None = Field(None, description="Mix the inputs into one query, by these weights.")
+    to: list[str] = Field(
+        [], description="Modalities to search. Default: text; for a text query, the first other one.", max_length=8
+    )
+    k: int = Field(5, ge=1, le=50, description="Number of results per query.")
+    weights: Weights | None = Field(None, description="Mix the inputs into one query with these weights.")
     through: str | None = Field(
         None,
-        description="A third modality that connects two that had no pairs of their own. `none` switches this off; by default "
-        "one is chosen where it is needed.",
+        description="A third modality that links two modalities trained without common pairs. `none` disables this. Default: "
+        "chosen automatically if needed.",
     )
 
 
 class GenerateOptions(Options):
-    """The options of a picture, as `bridgekit generate` takes them."""
+    """Options of image generation, as for `bridgekit generate`."""
 
-    model: str | None = Field(None, description="A text-to-image model of this server; by default the first of `GET /bridge`.")
+    model: str | None = Field(None, description="Name of a text-to-image model. Default: the first one in `GET /bridge`.")
     weights: Weights | None = None
-    prompt: str | None = Field(None, max_length=500, description="Words for the model itself, to steer the style.")
-    prompt_weight: float = Field(0.3, ge=0, le=1, description="How much the prompt counts compared with the inputs.")
-    gap: str = Field(GAPS[0], pattern=f"^({'|'.join(GAPS)})$", description="How the gap between modalities is closed.")
+    prompt: str | None = Field(None, max_length=500, description="Text prompt for the model, e.g. a style.")
+    prompt_weight: float = Field(0.3, ge=0, le=1, description="Weight of the prompt relative to the inputs.")
+    gap: str = Field(GAPS[0], pattern=f"^({'|'.join(GAPS)})$", description="How the modality gap is closed.")
     seed: int = Field(0, ge=0, le=2**53, description="Random seed of the noise.")
-    steps: int | None = Field(None, ge=1, le=100, description="Denoising steps; by default the model's.")
+    steps: int | None = Field(None, ge=1, le=100, description="Denoising steps. Default: the model's.")
     guidance: float | None = Field(None, ge=0, le=50, description="Guidance scale; 1 is no guidance.")
-    size: int | None = Field(None, ge=64, le=1024, description="Width and height in pixels; by default the model's.")
+    size: int | None = Field(None, ge=64, le=1024, description="Width and height in pixels. Default: the model's.")
 
 
 class Embedding(BaseModel):
-    """One input in the shared space."""
+    """The embedding of one input."""
 
     item: str
     modality: str
-    embedding: list[float] = Field(description="At unit length: dot products are cosine similarities.")
+    embedding: list[float] = Field(description="Unit length: dot products are cosine similarities.")
 
 
 class EmbedAnswer(BaseModel):
-    """What `/embed` answers."""
+    """Response of `/embed`."""
 
     bridge: str
     dim: int
@@ -73,35 +75,35 @@ class EmbedAnswer(BaseModel):
 
 
 class Near(BaseModel):
-    """An item, and how similar it is."""
+    """An item and its similarity to the query."""
 
-    item: str = Field(description="A text, or the file's name.")
-    similarity: float = Field(description="Cosine similarity to the query, from -1 to 1.")
+    item: str = Field(description="A text or a file name.")
+    similarity: float = Field(description="Cosine similarity, from -1 to 1.")
 
 
 class Found(Near):
-    """One item that a search found."""
+    """A search result."""
 
     share: float = Field(
-        description="The bridge's own softmax (similarity over its temperature) over everything that was searched: how "
-        "confident it is, given that one of the items is right."
+        description="Softmax of similarity / temperature over all items searched: the bridge's confidence, assuming that one "
+        "of them is correct."
     )
-    media: str | None = Field(description="Where a clip (WAV) or a picture (PNG) can be fetched from this server.")
+    media: str | None = Field(description="Path of the clip (WAV) or image (PNG) on this server.")
 
 
 class Result(BaseModel):
-    """What one query found in one modality."""
+    """The results of one query in one modality."""
 
     query: str
-    modality: str = Field(description="The query's; `mixture` where inputs were mixed.")
+    modality: str = Field(description="Modality of the query; `mixture` if the inputs have several.")
     to: str
     through: str | None
-    among: int = Field(description="How many items were searched.")
+    among: int = Field(description="Number of items searched.")
     found: list[Found]
 
 
 class SearchAnswer(BaseModel):
-    """What `/search` answers."""
+    """Response of `/search`."""
 
     bridge: str
     temperature: float
@@ -109,7 +111,7 @@ class SearchAnswer(BaseModel):
 
 
 class PictureAnswer(BaseModel):
-    """What `/generate` answers."""
+    """Response of `/generate`."""
 
     bridge: str
     model: str
@@ -118,15 +120,15 @@ class PictureAnswer(BaseModel):
     seed: int
     inputs: list[str]
     weights: list[float]
-    nearest: list[Near] = Field(description="The captions (or pictures) nearest to the mixture of the inputs.")
+    nearest: list[Near] = Field(description="The captions (or images) nearest to the mixture of the inputs.")
     width: int
     height: int
     seconds: float
-    picture: str = Field(description="A PNG in base64. Its metadata say how it was made.")
+    picture: str = Field(description="A base64-encoded PNG. Its metadata records how it was generated.")
 
 
 class Problem(BaseModel):
-    """What is wrong, where, and how to fix it: as the command line's `--json` gives it."""
+    """An error, as in the command line's `--json` output."""
 
     what: str
     where: str | None
@@ -134,40 +136,40 @@ class Problem(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """Every answer that is not a success."""
+    """Body of every error response."""
 
     error: Problem
 
 
 _WHY = {
-    400: "The request makes no sense, or an option or text is out of bounds.",
-    403: "Another site's page sent it.",
-    404: "There is no such bridge, model, clip or picture.",
-    413: "Too large: the request, a clip, a picture, a text, or the number of inputs.",
-    415: "A file is damaged, or not of the kind it should be.",
-    429: "Busy with this client's own requests. Retry-After says when to ask again.",
-    503: "Busy. Retry-After says when to ask again.",
+    400: "The request is malformed, or an option or text is invalid.",
+    403: "The request came from another site's page.",
+    404: "No such bridge, model, clip or image.",
+    413: "Too large: the request, a clip, an image, a text, or the number of inputs.",
+    415: "A file is damaged or has the wrong type.",
+    429: "This client has too many requests queued. Retry-After gives the seconds to wait.",
+    503: "Busy. Retry-After gives the seconds to wait.",
 }
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer, "description": why} for status, why in _WHY.items()}
 
 
 def request_body(options: type[BaseModel], example: dict[str, Any], curl: str) -> dict[str, Any]:
-    """A route's body for OpenAPI, which FastAPI cannot describe: a form with files, or JSON with texts, both with options.
+    """OpenAPI schema of a route's body, which FastAPI cannot derive: a form with files, or JSON with texts, both with options.
 
     Arguments:
         options: the route's options.
-        example: a body in JSON.
-        curl: the arguments of a call with a form.
+        example: a JSON body.
+        curl: curl arguments that send a form.
     """
     fields = options.model_json_schema()["properties"]
     text = {
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
-        "description": "A text, or several.",
+        "description": "One or several texts.",
     }
     file = {"type": "string", "format": "binary"}
     files = {
-        "audio": {"type": "array", "items": file, "description": "Clips: WAV, FLAC, Ogg, MP3."},
-        "image": {"type": "array", "items": file, "description": "Pictures: PNG, JPEG, WebP and others."},
+        "audio": {"type": "array", "items": file, "description": "Audio files: WAV, FLAC, Ogg, MP3."},
+        "image": {"type": "array", "items": file, "description": "Image files: PNG, JPEG, WebP and others."},
     }
     content = {
         "multipart/form-data": {"schema": {"type": "object", "properties": {"text": text, **files, **fields}}},

@@ -1,4 +1,4 @@
-"""The server's state: its bridges and models, opened when first requested, and the work done with them."""
+"""The server's state: bridges and models, opened on first use, and the operations on them."""
 
 from __future__ import annotations
 
@@ -41,27 +41,19 @@ from bridgekit_app.media import Media
 from bridgekit_app.previews import preview
 from bridgekit_app.uploads import Input, prepare
 
-#: Bridges that are kept open, with their encoders.
+#: Bridges kept open, with their encoders.
 OPEN_BRIDGES = 3
-#: Unfinished pictures that are shown of each.
+#: Previews per image.
 PREVIEWS = 5
-#: Seconds that a search waits for a gallery to be filled.
+#: Seconds a search waits for a gallery.
 PATIENCE = 10
-#: Seconds between two progress events of one kind of work.
+#: Minimum seconds between progress events of one kind.
 REPORT_SECONDS = 0.2
 
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """A bridge in use.
-
-    Arguments:
-        name: what clients call it.
-        folder: where it is.
-        stamp: when it was written; a bridge that was trained again is opened again.
-        bridge: the bridge.
-        galleries: its own items.
-    """
+    """An open bridge. `stamp` is the time it was written, to notice that it was trained again."""
 
     name: str
     folder: Path
@@ -71,15 +63,7 @@ class Opened:
 
 
 class AppState:
-    """Bridges, models, encoders and pictures of one server.
-
-    Arguments:
-        limits: the server's bounds.
-        bridges: the folder whose bridges are offered.
-        named: one more bridge, which then is the default.
-        model: a model in addition to the plugins', which then is the default.
-        device: a torch device, or `auto`.
-    """
+    """Bridges, models, encoders and queues of one server. Arguments as for `create_app`, whose `bridge` is `named` here."""
 
     def __init__(
         self, limits: Limits, bridges: Path, named: Path | None = None, model: str | None = None, device: str = "auto"
@@ -95,48 +79,47 @@ class AppState:
         self._vectors: OrderedDict[tuple[Opened, str, bytes], Tensor] = OrderedDict()
         self._models: dict[str, ImageModel] = {}
         self._painters: dict[tuple[Opened, str], Painter] = {}
-        # Made here, where there may be no event loop yet. As many inputs are decoded at the same time as there are cores.
         self._decoders = anyio.CapacityLimiter(os.cpu_count() or 1)
 
-    # ---- what there is
+    # ---- bridges and models
 
     def bridges(self) -> dict[str, Path]:
-        """The bridges that clients may name, the default one first: the named one, or else the newest."""
+        """The available bridges, the default first: the one given at start, or else the newest."""
         found = {file.parent.name: file.parent for file in self._bridges.glob("*/bridge.json")}
         newest = sorted(found, key=lambda name: _stamp(found[name]), reverse=True)
         named = {self._named.resolve().name: self._named} if self._named else {}
         return named | {name: found[name] for name in newest if name not in named}
 
     def models(self) -> list[str]:
-        """The text-to-image models that clients may name, the default one first."""
-        brought = [generator.name for plugin in installed_plugins() for generator in plugin.generators]
-        return list(dict.fromkeys([self._model, *brought] if self._model else brought))
+        """The available text-to-image models, the default first."""
+        installed = [generator.name for plugin in installed_plugins() for generator in plugin.generators]
+        return list(dict.fromkeys([self._model, *installed] if self._model else installed))
 
     def model(self, name: str | None) -> str:
-        """The model of that name, or the default one.
+        """The name of the requested model, or of the default.
 
         Raises:
-            Refusal: there is none.
+            Refusal: it is not available.
         """
         known = self.models()
         if not known:
             remedy = f"{INSTALL.format('starter')}; or start the server with --model"
             raise Refusal(404, "there is no text-to-image model", remedy=remedy)
         if name is not None and name not in known:
-            # Not whatever a client names: to load a model is to download it and to run what its author wrote.
+            # Clients cannot load arbitrary models: that would download them and run their authors' code.
             remedy = f"use {' or '.join(known)}, or start the server with --model"
             raise Refusal(404, "this server does not offer that model", where=name[:100], remedy=remedy)
         return name or known[0]
 
     def open(self, name: str | None = None) -> Opened:
-        """The bridge of that name, or the default one. Blocks while it is opened.
+        """The requested bridge, or the default. Blocks while it is being opened.
 
         Raises:
-            Refusal: there is none, or it cannot be opened.
+            Refusal: it does not exist or cannot be opened.
         """
         known = self.bridges()
         if not known:
-            remedy = "train one (bridgekit align --a audio --b text), or start the server with a bridge's folder"
+            remedy = "train one (bridgekit align --a audio --b text), or start the server with a bridge folder"
             raise Refusal(404, f"there is no bridge in {self._bridges}", remedy=remedy)
         if name is not None and name not in known:
             remedy = f"its bridges are {', '.join(known)}"[:500]
@@ -167,7 +150,7 @@ class AppState:
             self._painters.pop(painted, None)
 
     def describe(self) -> dict[str, Any]:
-        """The bridges and models, for `GET /bridge`. Blocks while the default bridge is opened."""
+        """The bridges and models, for `GET /bridge`. Blocks while the default bridge is being opened."""
         found = []
         for number, (name, folder) in enumerate(self.bridges().items()):
             about = self._about(folder)
@@ -180,7 +163,7 @@ class AppState:
         return {"bridges": found, "models": self.models()}
 
     def _about(self, folder: Path) -> dict[str, Any]:
-        """The description of a bridge, opened or not. Its file is read once for each time that it was written."""
+        """The description of a bridge, cached until its file changes."""
         key = (folder, _stamp(folder))
         if key not in self._descriptions:
             try:
@@ -198,13 +181,13 @@ class AppState:
                 }
         return dict(self._descriptions[key])
 
-    # ---- what is done
+    # ---- embedding, searching, generating
 
     async def embed(self, opened: Opened, inputs: Sequence[Input]) -> Tensor:
-        """Inputs into a bridge's space: (n, dim) at unit length, in their order.
+        """Embeddings of n inputs in order: (n, dim), unit length.
 
         Raises:
-            BridgekitError: one of them cannot be used; the message names it. Or the server is busy.
+            BridgekitError: an input cannot be used, or the server is busy.
         """
         for each in inputs:
             _check_input(opened, each)
@@ -218,7 +201,7 @@ class AppState:
             ready.setdefault(modality, []).append(prepared)
         encoded = await asyncio.gather(*(self.batcher.embed(opened.bridge, *each) for each in ready.items()))
         for modality, rows in zip(ready, encoded, strict=True):
-            vectors |= zip([key for key in missing if key[1] == modality], unbind(rows), strict=True)
+            vectors |= zip([key for key in missing if key[1] == modality], torch.split(rows, 1), strict=True)
         for key in keys:
             self._vectors[key] = vectors[key]
             self._vectors.move_to_end(key)
@@ -227,10 +210,10 @@ class AppState:
         return torch.cat([vectors[key] for key in keys])
 
     def gallery(self, opened: Opened, modality: str) -> Gallery:
-        """A bridge's own items of one modality. Blocks for up to `PATIENCE` seconds while they are being read.
+        """A bridge's own items of one modality. Waits up to `PATIENCE` seconds for them to be encoded.
 
         Raises:
-            Refusal: they cannot be read, or not yet.
+            Refusal: they cannot be read, or are not ready.
         """
         opened.bridge.side(modality)
         try:
@@ -238,14 +221,14 @@ class AppState:
         except TimeoutError:
             state = opened.galleries.state(modality)
             done, total = state.get("encoded", 0), state["items"]
-            raise busy(f"the bridge's own {modality} is being read ({done} of {total})", 2) from None
+            raise busy(f"the bridge's own {modality} is being encoded ({done} of {total})", 2) from None
         except Exception as error:
             what = f"the bridge's own {modality} cannot be searched: {getattr(error, 'what', error)}"
-            remedy = getattr(error, "remedy", None) or "start the server where the table is"
+            remedy = getattr(error, "remedy", None) or "start the server in a folder from which the table can be found"
             raise Refusal(404, what, where=getattr(error, "where", None), remedy=remedy) from error
 
     def between(self, opened: Opened, modality: str, target: str) -> str | None:
-        """What a search should go through where two modalities never had pairs: the one that both had pairs with, or None."""
+        """The modality to search through if two modalities had no common pairs: one that had pairs with both, or None."""
         tables = [set(table.modalities) for table in opened.bridge.tables]
         if modality == target or any({modality, target} <= table for table in tables):
             return None
@@ -266,20 +249,12 @@ class AppState:
         previews: bool,
         emit: Emit,
     ) -> dict[str, Any]:
-        """Draw one picture of embedded inputs. Runs in the pictures' thread.
+        """Generate an image from the weighted mixture of n inputs. Runs in the thread of `pictures`.
 
-        Arguments:
-            opened: the bridge.
-            model: the name of the text-to-image model.
-            inputs: n inputs, mixed by their weights.
-            vectors: (n, dim), their embeddings.
-            options: how to draw it.
-            seed: random seed of the noise.
-            previews: whether to emit the unfinished picture. Each preview costs a tenth of the picture's time.
+        Arguments as for `/generate`, whose response it returns, and:
+            vectors: (n, dim), the embeddings of the inputs.
+            previews: emit previews; each adds a tenth to the generation time.
             emit: receives `progress` and `preview`.
-
-        Returns:
-            what `/generate` answers; the picture as base64.
         """
         started = time.monotonic()
         report = _throttled(emit)
@@ -287,7 +262,7 @@ class AppState:
         weights = [each.weight for each in inputs]
         moved = [
             close_gap(opened.bridge, painter.conditioner, each.modality, vector, options.gap)
-            for each, vector in zip(inputs, unbind(vectors), strict=True)
+            for each, vector in zip(inputs, torch.split(vectors, 1), strict=True)
         ]
 
         def watch(done: int, total: int, latents: Tensor) -> None:
@@ -296,8 +271,8 @@ class AppState:
                 emit("preview", {"step": done, "of": total, "picture": _base64(_jpeg(picture))})
 
         [picture] = paint(painter, mix(moved, weights), options, seeds=seed, report=report, watch=watch)
-        [nearest] = painter.conditioner.nearest(mix(unbind(vectors), weights))
-        # Where the conditioner was fitted on pictures, their paths are not for clients.
+        [nearest] = painter.conditioner.nearest(mix(torch.split(vectors, 1), weights))
+        # If the conditioner was fitted on images, clients must not see their paths.
         texts = painter.conditioner.made_of == TEXT
         metadata = {
             "bridge": opened.name,
@@ -316,7 +291,7 @@ class AppState:
         return {**metadata, "width": picture.width, "height": picture.height, "seconds": seconds, "picture": _base64(data)}
 
     def warm_up(self, emit: Emit) -> None:
-        """Open the default bridge with its encoders and the default model, so that the first client does not wait for them."""
+        """Open the default bridge, its encoders and the default model before the first request."""
         opened = self.open()
         for modality in opened.bridge.sides:
             open_encoder(opened.bridge, modality)
@@ -327,7 +302,7 @@ class AppState:
         if key not in self._painters:
             if name not in self._models:
                 report("loading model", 0, 1)
-                self._models.clear()  # one at a time: a large one may fill the memory
+                self._models.clear()  # keep one at a time: two large models may not fit into memory
                 for other in [key for key in self._painters if key[1] != name]:
                     del self._painters[other]
                 with OPENING:
@@ -336,19 +311,14 @@ class AppState:
         return self._painters[key]
 
     def close(self) -> None:
-        """Stop filling galleries and drawing."""
+        """Stop background work."""
         for opened in self._opened.values():
             opened.galleries.close()
         self.pictures.close()
 
 
-def unbind(vectors: Tensor) -> list[Tensor]:
-    """(n, dim) as n of (1, dim)."""
-    return list(vectors[:, None])
-
-
 def _check_input(opened: Opened, sent: Input) -> None:
-    """Refuse an input of a modality that the bridge lacks, a file that came as text, and a text that came as a file."""
+    """Refuse a modality that the bridge lacks, text where a file is required, and a file where text is required."""
     if sent.modality not in opened.bridge.sides:
         known = ", ".join(opened.bridge.sides)
         what, remedy = f"the bridge {opened.name} has no side for {sent.modality!r}", f"its modalities are {known}"
@@ -361,14 +331,14 @@ def _check_input(opened: Opened, sent: Input) -> None:
 
 
 def _stamp(folder: Path) -> int:
-    """When a bridge was last written; 0 if it is gone."""
+    """When a bridge was last written; 0 if it no longer exists."""
     with suppress(OSError):
         return (folder / "bridge.json").stat().st_mtime_ns
     return 0
 
 
 def _throttled(emit: Emit) -> Report:
-    """Progress as events: every call may cancel the work, but only a few a second are passed on."""
+    """Progress as events, a few per second at most; every call checks for cancellation."""
     last: dict[str, float] = {}
 
     def report(what: str, done: int, total: int) -> None:
@@ -383,7 +353,7 @@ def _throttled(emit: Emit) -> Report:
 
 
 def _jpeg(picture: Any) -> bytes:
-    """A small JPEG of a picture that is seen for a moment."""
+    """A preview as a small JPEG."""
     picture.thumbnail((512, 512))
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, "JPEG", quality=85)

@@ -1,4 +1,4 @@
-"""The inputs of a request: texts, and files in a folder of its own that is deleted when the request is answered."""
+"""The inputs of a request: texts, and uploaded files in a temporary folder for that request."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Input:
     """One input of a request.
 
     Arguments:
-        modality: the name of the field that it came in.
+        modality: name of its form field.
         item: a text, or a file in the request's folder.
-        name: what the client calls it: the text, or the file's own name.
-        weight: how much it counts in a mixture.
+        name: the text, or the client's file name.
+        weight: weight in a mixture.
     """
 
     modality: str
@@ -43,18 +43,15 @@ class Input:
 async def read_request(
     request: Request, folder: Path, limits: Limits
 ) -> AsyncIterator[tuple[list[Input], dict[str, list[Any]]]]:
-    """The inputs of a request in their order, and its other fields. The files are deleted when this ends.
+    """The inputs of a request in order, and its other fields. Uploaded files are deleted on exit.
 
-    In a form (multipart), each input is a field `text`, or a file in a field named after its modality. JSON has texts only:
+    In a multipart form, an input is a field `text`, or a file in a field named after its modality. JSON has only texts:
     `{"text": "a dog"}`, or a list of them.
 
-    Arguments:
-        request: its body is read here.
-        folder: where files are put, in a folder for this request alone.
-        limits: the server's bounds.
+    Files are put into a temporary folder for this request, inside `folder`.
 
     Raises:
-        Refusal: the body is neither of these, is malformed, exceeds a limit, or has no input.
+        Refusal: the body is neither a form nor JSON, is malformed, exceeds a limit, or has no inputs.
     """
     with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as own:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -67,10 +64,10 @@ async def read_request(
                 415,
                 "the request is neither a form nor JSON",
                 where=f"Content-Type: {kind[:100]}",
-                remedy="send multipart/form-data (curl -F audio=@clip.wav), or application/json with texts",
+                remedy="send multipart/form-data (curl -F audio=@clip.wav) or application/json",
             )
         if not inputs:
-            raise Refusal(400, "there is no input", remedy="send a text, or a file in a field called audio or image")
+            raise Refusal(400, "there is no input", remedy="send a text, or a file in a field named audio or image")
         for each in inputs:
             if each.modality == TEXT and len(each.name) > limits.text_characters:
                 raise Refusal(413, f"a text is longer than {limits.text_characters:,} characters", where=each.name[:60])
@@ -84,13 +81,13 @@ def _from_json(body: bytes) -> tuple[list[Input], dict[str, list[Any]]]:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Refusal(
-            400, f"the request is not JSON ({str(error)[:100]})", remedy='send an object, as {"text": "a dog"}'
+            400, f"the request is not JSON ({str(error)[:100]})", remedy='send an object, e.g. {"text": "a dog"}'
         ) from None
     texts = document.get(TEXT, []) if isinstance(document, dict) else None
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        remedy = 'send an object, as {"text": ["a dog"]}'
-        raise Refusal(400, "the texts are missing or are not texts", where=TEXT, remedy=remedy)
+        remedy = 'send an object, e.g. {"text": ["a dog"]}'
+        raise Refusal(400, "the texts are missing or are not strings", where=TEXT, remedy=remedy)
     fields = {name: value if isinstance(value, list) else [value] for name, value in document.items() if name != TEXT}
     return [Input(TEXT, text, text) for text in texts], fields
 
@@ -102,9 +99,9 @@ async def _from_form(request: Request, folder: Path, limits: Limits) -> tuple[li
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 if not value.filename and not value.size:
-                    continue  # what a browser sends for a field that was left empty
+                    continue  # browsers send this for an empty file field
                 own = Path(re.split(r"[/\\]", value.filename or name)[-1][:200] or name)
-                # Only the extension is kept, as some decoders need it; nothing else of a client's name reaches the disk.
+                # Of the client's file name, only the extension is used on disk: some decoders need it.
                 file = folder / f"{len(inputs)}{re.sub(r'[^.A-Za-z0-9]', '', own.suffix)[:12]}"
                 with file.open("wb") as out:
                     while block := await value.read(1 << 20):
@@ -118,11 +115,11 @@ async def _from_form(request: Request, folder: Path, limits: Limits) -> tuple[li
 
 
 def prepare(encoder: Encoder, sent: Input, limits: Limits) -> Any:
-    """One input as the encoder's `prepare` returns it. Runs in a worker thread.
+    """Check an input's size and run the encoder's `prepare` on it. Runs in a worker thread.
 
     Raises:
         Refusal: it is too long or too large.
-        ItemError: it is damaged or cannot be read, or the encoder cannot use it.
+        ItemError: it cannot be read, or the encoder cannot use it.
     """
     try:
         if sent.modality == "audio":
@@ -133,33 +130,29 @@ def prepare(encoder: Encoder, sent: Input, limits: Limits) -> Any:
     except Refusal as error:
         raise Refusal(error.status, error.what, where=sent.name[:100], remedy=error.remedy) from None
     except BridgekitError as error:
-        # There is no row of a table here.
-        remedy = error.remedy and re.sub(r",? or remove the row", "", error.remedy)
+        remedy = error.remedy and re.sub(r",? or remove the row", "", error.remedy)  # a request has no rows
         kind = Refusal(400, error.what, where=sent.name[:100], remedy=remedy)
         raise kind if sent.modality == TEXT else ItemError(error.what, where=sent.name[:100], remedy=remedy) from None
-    except Exception as error:  # a decoder may raise anything
+    except Exception as error:  # decoders can raise anything
         reason = f"{plugin_of(encoder)} failed on it: {type(error).__name__}: {str(error)[:200]}"
         raise ItemError(reason, where=sent.name[:100]) from None
 
 
 def _check_clip(path: Path, limits: Limits) -> None:
-    """Refuse a clip that is too long before all of it is decoded: a few megabytes may hold hours, and a header may lie.
-
-    A clip that cannot be read here is left to the encoder, which says why.
-    """
-    with suppress(ItemError):
+    """Refuse a clip that is too long without decoding all of it: a small file can contain hours, and headers can be wrong."""
+    with suppress(ItemError):  # an unreadable clip is left to the encoder, which reports why
         if audio_seconds(path, limits.clip_seconds) > limits.clip_seconds:
-            raise Refusal(413, f"the clip lasts longer than {limits.clip_seconds:g} s", remedy="cut it")
+            raise Refusal(413, f"the clip is longer than {limits.clip_seconds:g} s", remedy="shorten it")
 
 
 def _check_picture(path: Path, limits: Limits) -> None:
-    """Refuse a picture that is too large, by its header."""
+    """Refuse an image whose header gives too large a size."""
     try:
         with Image.open(path) as picture:
             width, height = picture.size
     except Image.DecompressionBombError:
         width, height = 1_000_000, 1_000_000
     except Exception:
-        return  # a picture that cannot be read is left to the encoder, which says why
+        return  # an unreadable image is left to the encoder, which reports why
     if width * height > limits.megapixels * 1e6:
-        raise Refusal(413, f"the picture has over {limits.megapixels:g} megapixels", remedy="scale it down")
+        raise Refusal(413, f"the image has over {limits.megapixels:g} megapixels", remedy="scale it down")

@@ -1,4 +1,4 @@
-"""The page of `bridgekit app` in a real browser: somebody speaks and sees, errs and is told, on a desktop and on a phone."""
+"""The page of `bridgekit app` in a real browser: recording, searching, drawing and errors, on a desktop and on a phone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from bridgekit_app.limits import Limits
 from served import Served, served
 
-from tests.browser import PHONE, browser_page, screenshot
+from tests.browser import PHONE, browser_page, one_browser, screenshot
 from tests.spoken_words import WORDS, SpokenWords, say
 
 if TYPE_CHECKING:
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 #: Chromium listens to a file in place of a microphone, and asks nobody whether it may.
 FAKE = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 WAIT = 600_000  # milliseconds: the first picture waits for the model, on a machine that may be busy
+
+
+@pytest.fixture(scope="module", autouse=True)
+def chromium() -> Iterator[None]:
+    """Show all pages in one browser."""
+    with one_browser():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -88,19 +95,19 @@ def test_a_word_spoken_into_the_microphone_is_heard_and_becomes_a_picture(server
         drawn(page)
         assert page.evaluate("looks") >= 2
         assert "penguin" in nearest_words(page)[:3]
-        assert "sure, among 24 words" in page.inner_text("#sure-text")
+        assert "confidence among 24 texts" in page.inner_text("#sure-text")
         assert colours(page) > 20
-        assert page.locator("#picture").get_attribute("alt") == "A picture of recording 1.wav"
+        assert page.locator("#picture").get_attribute("alt") == "Image generated from recording 1.wav"
         assert page.locator(".tiles img").count() == 5
         until(page, "[...document.querySelectorAll('.tiles img')].every((image) => image.naturalWidth > 0)")
         assert page.inner_text("#problem") == ""
         screenshot(page, "app-desktop", full=True)
         with page.expect_download() as waiting:
-            page.get_by_role("link", name="Save the picture").click()
+            page.get_by_role("link", name="Save image").click()
         assert Path(waiting.value.path()).read_bytes().startswith(b"\x89PNG")
 
 
-def test_it_fits_a_phone_and_a_dark_room(server: Served, tmp_path: Path) -> None:
+def test_the_page_fits_a_phone_and_has_a_dark_mode(server: Served, tmp_path: Path) -> None:
     for name, options in {
         "phone": {"width": PHONE[0], "height": PHONE[1], "touch": True},
         "phone-dark": {"width": PHONE[0], "height": PHONE[1], "touch": True, "dark": True},
@@ -122,7 +129,7 @@ def test_it_fits_a_phone_and_a_dark_room(server: Served, tmp_path: Path) -> None
             screenshot(page, f"app-docs-{name}")
 
 
-def test_a_broken_file_is_told_of_clearly_and_the_page_goes_on(server: Served, tmp_path: Path) -> None:
+def test_a_broken_file_is_reported_clearly_and_the_page_keeps_working(server: Served, tmp_path: Path) -> None:
     broken = tmp_path / "holiday.wav"
     broken.write_bytes(b"RIFF\0\0\0\0this was a sound once")
     with browser_page() as page:
@@ -162,11 +169,11 @@ def test_two_inputs_are_mixed_with_the_slider(server: Served, tmp_path: Path) ->
         opened(page, server)
         page.set_input_files("#file", say("snail", tmp_path / "snail.wav"))
         drawn(page)
-        page.get_by_role("button", name="Mix a second one in").click()
+        page.get_by_role("button", name="Add a second input").click()
         page.fill("#words", "violin")
         page.get_by_role("button", name="Go").click()
         page.wait_for_selector("#mixing:not([hidden])")
-        slider = page.get_by_role("slider", name="How much of each")
+        slider = page.get_by_role("slider", name="Mix ratio")
         for key, word in (("Home", "snail"), ("End", "violin")):
             slider.focus()
             page.keyboard.press(key)
@@ -179,7 +186,9 @@ def test_two_inputs_are_mixed_with_the_slider(server: Served, tmp_path: Path) ->
         until(page, "document.querySelector('#mixing').hidden")
 
 
-def test_it_is_used_by_keyboard_alone_and_work_can_be_cancelled(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_can_be_used_by_keyboard_alone_and_work_can_be_cancelled(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ends: list[str] = []
     draw = server.state.draw
 
@@ -214,7 +223,7 @@ def test_it_is_used_by_keyboard_alone_and_work_can_be_cancelled(server: Served, 
         assert ends == ["Cancelled"]
 
 
-def test_everything_that_can_be_used_has_a_name(server: Served, tmp_path: Path) -> None:
+def test_every_control_has_an_accessible_name(server: Served, tmp_path: Path) -> None:
     with browser_page() as page:
         opened(page, server)
         page.set_input_files("#file", say(WORDS[0], tmp_path / "clip.wav"))

@@ -1,4 +1,4 @@
-"""Pictures while they form: what a watcher is shown of a real model's work, and of pipelines of other kinds."""
+"""Previews of a picture while it is drawn, from a real model and from pipelines of other kinds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def shown(model: ImageModel, **options: Any) -> tuple[list[Image.Image | None], 
     return seen, picture
 
 
-def test_a_picture_comes_nearer_to_what_it_will_be_with_every_look() -> None:
+def test_every_preview_is_closer_to_the_final_image() -> None:
     seen, picture = shown(open_model("starter:openmoji-64"))
     assert len(seen) == 10
     final = np.asarray(picture, dtype=float)
@@ -65,7 +65,7 @@ def test_a_pipeline_whose_latents_are_packed_draws_without_being_watched() -> No
     assert picture.size == (32, 32)
 
 
-def test_what_a_watcher_raises_ends_the_drawing() -> None:
+def test_an_exception_in_the_preview_callback_stops_the_drawing() -> None:
     class Enough(Exception):
         pass
 

@@ -1,4 +1,4 @@
-"""The server behind `bridgekit app`: what it answers, what it refuses, and what it leaves behind, over real HTTP."""
+"""The server behind `bridgekit app`: what it answers, what it refuses, and what it leaves behind, tested over real HTTP."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from bridgekit_app import state, uploads
 from bridgekit_app.batching import Batcher
 from bridgekit_app.jobs import Cancelled, Emit, Job, Queue
 from bridgekit_app.limits import Limits, Refusal
@@ -39,6 +40,7 @@ from served import SMALL, Served, served
 
 from bridgekit import Bridge
 from tests.conftest import Run, tone
+from tests.shared import PATIENCE
 from tests.spoken_words import WORDS, SpokenWords, say
 
 
@@ -100,7 +102,7 @@ def test_a_clip_in_a_voice_never_heard_finds_its_word_and_its_picture(server: Se
     assert right >= 7
 
 
-def test_how_sure_it_is_is_the_softmax_at_the_bridges_temperature(
+def test_the_confidence_is_the_softmax_at_the_bridges_temperature(
     server: Served, spoken_words: SpokenWords, clip: Callable[[str], Path]
 ) -> None:
     files = {"audio": clip("trumpet").read_bytes()}
@@ -112,7 +114,7 @@ def test_how_sure_it_is_is_the_softmax_at_the_bridges_temperature(
     assert [each["share"] for each in found] == pytest.approx(shares.tolist(), abs=1e-3)
 
 
-def test_words_find_clips_that_can_be_played_and_sought_in(server: Served) -> None:
+def test_text_finds_clips_that_can_be_played_and_seeked(server: Served) -> None:
     told = server.client.post("/search", json={"text": "guitar", "to": ["audio"], "k": 3}).json()
     [result] = told["results"]
     assert [found["item"] for found in result["found"]] == ["guitar.flac"] * 3
@@ -140,7 +142,7 @@ def test_two_inputs_are_mixed_by_their_weights(server: Served, clip: Callable[[s
     assert error_of(server.client.post("/search", json={"text": ["a", "b"], "weights": [1]}))["what"].startswith("1 weights")
 
 
-def test_a_clip_becomes_a_picture_that_tells_how_it_was_made(server: Served, clip: Callable[[str], Path]) -> None:
+def test_a_clip_becomes_a_picture_that_records_how_it_was_made(server: Served, clip: Callable[[str], Path]) -> None:
     files = {"audio": ("penguin.wav", clip("penguin").read_bytes())}
     told = server.client.post("/generate", files=files, data={"seed": 3}).json()
     assert "penguin" in [near["item"] for near in told["nearest"]]
@@ -179,7 +181,7 @@ def test_a_picture_is_seen_while_it_forms(server: Served) -> None:
     assert steps[-1] == 10
 
 
-def test_what_there_is_can_be_asked_for(server: Served) -> None:
+def test_the_server_lists_its_bridges_and_models(server: Served) -> None:
     told = server.client.get("/bridge").json()
     [found] = told["bridges"]
     assert (found["name"], found["problem"], set(found["modalities"])) == ("spoken-words", None, {"audio", "text", "image"})
@@ -188,7 +190,7 @@ def test_what_there_is_can_be_asked_for(server: Served) -> None:
     assert server.client.get("/healthz").json()["status"] == "ok"
 
 
-def test_a_damaged_bridge_is_told_of_and_one_trained_again_is_opened_again(spoken_words: SpokenWords, tmp_path: Path) -> None:
+def test_a_damaged_bridge_is_reported_and_a_retrained_one_is_reopened(spoken_words: SpokenWords, tmp_path: Path) -> None:
     words = replace(spoken_words, bridges=tmp_path / "bridges")
     shutil.copytree(spoken_words.bridge, words.bridge)
     shutil.copytree(spoken_words.bridge, words.bridges / "damaged")
@@ -237,7 +239,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
         400,
         "not JSON",
     ),
-    "a number for a text": ({"json": {"text": 5}}, 400, "not texts"),
+    "a number for a text": ({"json": {"text": 5}}, 400, "not strings"),
     "another type": ({"content": b"<a/>", "headers": {"content-type": "text/xml"}}, 415, "neither a form nor JSON"),
     "a broken form": (
         {"content": b"--x\r\nno", "headers": {"content-type": "multipart/form-data; boundary=x"}},
@@ -266,7 +268,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_bad_input_is_refused_in_the_command_lines_words(server: Served, case: str) -> None:
+def test_bad_input_is_refused_with_the_messages_of_the_command_line(server: Served, case: str) -> None:
     request, status, words = REFUSED[case]
     answer = server.client.post("/embed", **request)
     error = error_of(answer)
@@ -300,7 +302,7 @@ def test_options_out_of_bounds_are_refused(server: Served) -> None:
     assert server.client.get("/search").status_code == 405
 
 
-def test_only_its_own_pages_and_programs_may_ask(server: Served) -> None:
+def test_only_its_own_pages_and_local_programs_get_answers(server: Served) -> None:
     port = server.address.rpartition(":")[2]
     ask = {"json": {"text": "cat"}}
     for headers, status in [
@@ -329,8 +331,8 @@ def test_only_its_own_pages_and_programs_may_ask(server: Served) -> None:
     )
 
 
-def raw(server: Served, request: bytes, *, wait: float = 20) -> bytes:
-    """What a server answers to bytes as they are, without a client that mends them."""
+def raw(server: Served, request: bytes, *, wait: float = PATIENCE) -> bytes:
+    """What a server answers to raw bytes, which no client normalises."""
     with socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2])), timeout=wait) as line:
         line.sendall(request)
         answer = b""
@@ -365,7 +367,7 @@ def test_no_path_leads_to_a_file(server: Served) -> None:
         assert answer.split(b" ")[1] in (b"404", b"307", b"400"), path
 
 
-def test_only_what_was_found_can_be_fetched_and_its_name_tells_nothing(server: Served, spoken_words: SpokenWords) -> None:
+def test_only_search_results_can_be_fetched_and_their_urls_reveal_nothing(server: Served, spoken_words: SpokenWords) -> None:
     told = server.client.post("/search", json={"text": "crown", "to": ["image", "audio"], "k": 2})
     assert str(spoken_words.home) not in told.text
     names = [found["media"] for result in told.json()["results"] for found in result["found"]]
@@ -375,7 +377,7 @@ def test_only_what_was_found_can_be_fetched_and_its_name_tells_nothing(server: S
     assert server.client.get(names[0].upper().replace("MEDIA", "media")).status_code == 404
 
 
-def test_every_answer_tells_browsers_what_they_may_not_do(server: Served) -> None:
+def test_every_response_has_the_security_headers(server: Served) -> None:
     answers = [server.client.get(path) for path in ("/", "/static/app.js", "/docs", "/bridge", "/nothing", "/openapi.json")]
     answers.append(server.client.post("/embed", headers={"host": "evil.example"}))
     for answer in answers:
@@ -404,7 +406,7 @@ def test_the_api_is_described(server: Served) -> None:
     assert all(word in page for word in ("/generate", "curl -F audio=@dog.wav", "Retry-After", "prompt_weight"))
 
 
-def test_bodies_that_lie_about_their_length_or_never_end_are_given_up(spoken_words: SpokenWords) -> None:
+def test_bodies_with_a_false_length_or_no_end_are_abandoned(spoken_words: SpokenWords) -> None:
     head = "POST /embed HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\n"
     with served(spoken_words, replace(SMALL, upload_seconds=0.5)) as running:
         slow = raw(running, f'{head}Content-Length: 100\r\n\r\n{{"text"'.encode())
@@ -419,32 +421,25 @@ def test_bodies_that_lie_about_their_length_or_never_end_are_given_up(spoken_wor
 # ---- what it leaves
 
 
-def test_uploads_go_to_a_private_folder_and_do_not_stay(server: Served, clip: Callable[[str], Path]) -> None:
+def test_uploads_go_to_a_private_folder_and_do_not_stay(
+    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert server.folder.stat().st_mode & 0o777 == 0o700
     seen: list[str] = []
-    stop = threading.Event()
 
-    def look() -> None:
-        while not stop.is_set():
-            with contextlib.suppress(FileNotFoundError):  # folders go while they are looked into
-                seen.extend(path.name for path in server.folder.rglob("*.wav"))
+    def prepare(*arguments: Any) -> Any:
+        seen.extend(path.name for path in server.folder.rglob("*.wav"))
+        return uploads.prepare(*arguments)
 
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    try:
-        for number in range(10):
-            sound = tone(server.folder.parent / "t" / f"{number}.wav", 300 + number)
-            files = {"audio": ("../../escape.wav", sound.read_bytes())}
-            assert server.client.post("/embed", files=files).json()["embeddings"][0]["item"] == "escape.wav"
-    finally:
-        stop.set()
-        watcher.join()
-        shutil.rmtree(server.folder.parent / "t")
-    assert set(seen) == {"0.wav"}
+    monkeypatch.setattr(state, "prepare", prepare)
+    for number in range(3):
+        files = {"audio": ("../../escape.wav", tone(tmp_path / f"{number}.wav", 300 + number).read_bytes())}
+        assert server.client.post("/embed", files=files).json()["embeddings"][0]["item"] == "escape.wav"
+    assert seen == ["0.wav"] * 3
     assert not list(server.folder.iterdir())
 
 
-def test_inputs_of_strangers_are_not_kept_in_the_latent_store(server: Served, spoken_words: SpokenWords) -> None:
+def test_inputs_of_requests_are_not_kept_in_the_latent_store(server: Served, spoken_words: SpokenWords) -> None:
     def shards() -> list[tuple[str, int]]:
         return sorted((path.name, path.stat().st_size) for path in (spoken_words.home / "latents").rglob("*.safetensors"))
 
@@ -456,7 +451,7 @@ def test_inputs_of_strangers_are_not_kept_in_the_latent_store(server: Served, sp
 # ---- many at once
 
 
-def test_requests_that_come_together_are_encoded_together_and_none_gets_anothers_answer(
+def test_simultaneous_requests_are_encoded_together_and_none_gets_anothers_answer(
     server: Served, spoken_words: SpokenWords
 ) -> None:
     texts = [f"{word} number {number}" for number, word in enumerate(WORDS)] * 2
@@ -490,7 +485,7 @@ def test_ten_people_at_once_all_see_their_own_picture_form(spoken_words: SpokenW
     assert sum(word in heard for word, (heard, _, _) in saw.items()) >= 9
 
 
-def test_more_pictures_than_there_is_room_for_are_told_to_come_again(spoken_words: SpokenWords) -> None:
+def test_pictures_beyond_the_queues_limits_are_told_to_retry(spoken_words: SpokenWords) -> None:
     with served(spoken_words, replace(SMALL, pictures=3, pictures_each=2)) as running, ThreadPoolExecutor(4) as pool:
         draw, gate = running.state.draw, threading.Event()
         running.state.draw = lambda *arguments, **named: (gate.wait(), draw(*arguments, **named))[1]  # type: ignore[method-assign]
@@ -517,15 +512,15 @@ def test_more_pictures_than_there_is_room_for_are_told_to_come_again(spoken_word
         assert draw_for("three").status_code == 200
 
 
-def test_more_requests_than_are_answered_at_a_time_are_told_to_come_again(spoken_words: SpokenWords) -> None:
+def test_requests_beyond_the_limit_are_told_to_retry(spoken_words: SpokenWords) -> None:
     with served(spoken_words, replace(SMALL, requests=2)) as running:
-        body = {"text": "cat", "steps": 60}
+        body = {"text": "cat", "steps": 20}
         with ThreadPoolExecutor(6) as pool:
             answers = list(pool.map(lambda _: httpx.post(f"{running.address}/generate", json=body, timeout=600), range(6)))
         assert {answer.status_code for answer in answers} == {200, 503}
 
 
-def test_an_encoder_with_too_much_before_it_says_busy(spoken_words: SpokenWords) -> None:
+def test_an_encoder_with_a_full_queue_says_busy(spoken_words: SpokenWords) -> None:
     with pytest.raises(Refusal, match="busy") as refused:
         asyncio.run(Batcher(most=3).embed(Bridge.load(spoken_words.bridge), "text", [[1]] * 4))
     assert (refused.value.status, refused.value.retry_after) == (503, 1)
@@ -533,7 +528,7 @@ def test_an_encoder_with_too_much_before_it_says_busy(spoken_words: SpokenWords)
 
 def test_an_encoder_that_fails_answers_everyone_in_the_batch_and_goes_on() -> None:
     class Encoder:
-        revision = "toy@1"
+        revision, dim = "toy@1", 1
 
         def encode(self, batch: list[int]) -> torch.Tensor:
             if 0 in batch:
@@ -557,7 +552,7 @@ def test_an_encoder_that_fails_answers_everyone_in_the_batch_and_goes_on() -> No
 
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
-def test_whoever_hangs_up_ends_the_drawing(server: Served, monkeypatch: pytest.MonkeyPatch, accept: str) -> None:
+def test_a_client_that_hangs_up_cancels_its_drawing(server: Served, monkeypatch: pytest.MonkeyPatch, accept: str) -> None:
     began, ends = threading.Event(), list[str]()
     draw = server.state.draw
 
@@ -624,7 +619,7 @@ def test_work_that_would_wait_longer_than_its_client_is_refused() -> None:
         running = queue.submit("a", lambda _: began.set() or gate.wait())
         await asyncio.to_thread(began.wait)
         first = queue.submit("b", lambda _: "first", patience=0.1)  # nobody waits before it
-        with pytest.raises(Refusal, match="busy: 1 jobs are waiting"):
+        with pytest.raises(Refusal, match="busy: 1 jobs are already queued"):
             queue.submit("c", lambda _: "second", patience=0.1)
         second = queue.submit("c", lambda _: "second")
         gate.set()
@@ -634,7 +629,7 @@ def test_work_that_would_wait_longer_than_its_client_is_refused() -> None:
     asyncio.run(main())
 
 
-def test_work_that_fails_tells_its_client_and_the_next_is_done() -> None:
+def test_failed_work_is_reported_to_its_client_and_the_next_is_done() -> None:
     async def main() -> None:
         queue = Queue("jobs", 10, 5)
 
@@ -650,7 +645,7 @@ def test_work_that_fails_tells_its_client_and_the_next_is_done() -> None:
     asyncio.run(main())
 
 
-def test_work_whose_client_has_gone_ends_when_it_next_tells_of_itself() -> None:
+def test_work_whose_client_has_gone_is_cancelled_when_it_next_reports_progress() -> None:
     async def main() -> list[str]:
         queue, ends = Queue("jobs", 10, 5), list[str]()
 
@@ -683,7 +678,7 @@ def test_work_whose_client_has_gone_ends_when_it_next_tells_of_itself() -> None:
 
 
 def start(words: SpokenWords, folder: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
-    """`bridgekit app` in a process of its own, and the address that it tells."""
+    """`bridgekit app` in a process of its own, and the address that it prints."""
     environment = {
         **os.environ,
         "BRIDGEKIT_HOME": str(words.home),
@@ -705,7 +700,9 @@ def start(words: SpokenWords, folder: Path, *arguments: str) -> tuple[subprocess
     return process, found.group(0)
 
 
-def test_ctrl_c_ends_it_in_the_middle_of_a_picture_and_leaves_nothing(spoken_words: SpokenWords, tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_server_in_the_middle_of_a_picture_and_leaves_nothing_behind(
+    spoken_words: SpokenWords, tmp_path: Path
+) -> None:
     process, address = start(spoken_words, tmp_path)
     try:
         assert address.startswith("http://127.0.0.1:")
@@ -717,7 +714,7 @@ def test_ctrl_c_ends_it_in_the_middle_of_a_picture_and_leaves_nothing(spoken_wor
             next(kind for kind, _ in events(answer) if kind == "preview")
             assert list(tmp_path.glob("bridgekit-app-*"))
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=60)
+            _, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 0, err

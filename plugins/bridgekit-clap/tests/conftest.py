@@ -8,7 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,12 +51,13 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def released(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Released:
+def released(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Iterator[Released]:
     if find_spec("laion_clap") is None:  # asked without importing it
         pytest.skip("laion_clap, which needs numpy below 2, is not in this environment; make test has one for it, .venv-clap")
     import torch
     from bridgekit_clap.towers import import_laion_clap
     from transformers import RobertaConfig, RobertaModel, RobertaTokenizer
+    from transformers.initialization import no_init_weights
 
     config = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
     tokenizer = RobertaTokenizer.from_pretrained(str(tokenizer_folder))
@@ -91,7 +92,10 @@ def released(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -
     }
     checkpoint = tmp_path_factory.mktemp("checkpoint") / "local-best.pt"
     torch.save(saved, checkpoint)
-    return Released(module, checkpoint, tokenizer_folder)
+    # From here on, the checkpoint's weights replace the initial ones, and drawing those would take longer than the tests.
+    with no_init_weights(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(laion_clap.clap_module.htsat, "trunc_normal_", lambda weight, **_: weight)
+        yield Released(module, checkpoint, tokenizer_folder)
 
 
 @pytest.fixture

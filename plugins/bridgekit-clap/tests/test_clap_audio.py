@@ -83,11 +83,11 @@ def test_silence_and_a_single_sample_have_vectors(encoder: Any, clip: Clip, tmp_
     assert found.norm(dim=1).tolist() == pytest.approx([1, 1], abs=1e-5)
 
 
-def test_no_clips_are_no_vectors(encoder: Any) -> None:
+def test_no_clips_give_no_vectors(encoder: Any) -> None:
     assert encoder.encode([]).shape == (0, 512)
 
 
-def test_a_file_that_is_empty_or_no_sound_fails_alone(encoder: Any, tmp_path: Path) -> None:
+def test_an_empty_file_fails_alone(encoder: Any, tmp_path: Path) -> None:
     (tmp_path / "empty.wav").touch()
     with pytest.raises(ItemError):
         encoder.prepare(tmp_path / "empty.wav")

@@ -42,7 +42,7 @@ def test_weights_are_found_in_each_layout_and_nothing_else_is(saved: dict[str, o
     assert torch.equal(weights["a.weight"], WEIGHT)
 
 
-def test_a_number_of_numpy_2_is_taken_as_one_of_numpy_1_is(tmp_path: Path) -> None:
+def test_numpy_scalars_of_both_major_versions_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({"a": WEIGHT, "loss": np.float64(0.5)}, path, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
@@ -96,7 +96,7 @@ def test_a_checkpoint_with_fusion_is_refused_under_any_name(tmp_path: Path) -> N
         read_weights(tmp_path / "renamed.pt")
 
 
-def test_torchs_list_of_harmless_names_is_as_before(tmp_path: Path) -> None:
+def test_torchs_safe_globals_are_left_unchanged(tmp_path: Path) -> None:
     before = set(torch.serialization.get_safe_globals())
     torch.save({"a": WEIGHT}, tmp_path / "weights.pt")
     read_weights(tmp_path / "weights.pt")

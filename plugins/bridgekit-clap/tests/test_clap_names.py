@@ -1,4 +1,4 @@
-"""What names and options mean, and what is said of wrong ones: needs no laion_clap."""
+"""Names, options and the messages about wrong ones: needs no laion_clap."""
 
 import os
 import subprocess

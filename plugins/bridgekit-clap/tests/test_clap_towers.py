@@ -1,4 +1,4 @@
-"""laion_clap without its downloads: what it is given while it is imported, and what is left behind afterwards."""
+"""laion_clap is imported without its downloads, and nothing stays patched afterwards."""
 
 import subprocess
 import sys
@@ -103,7 +103,7 @@ class Grandchild(Child):
     pass
 
 
-def test_a_stand_in_serves_its_own_thread_and_class_only_and_goes_even_after_an_error() -> None:
+def test_a_replacement_affects_only_its_thread_and_class_and_is_removed_even_after_an_error() -> None:
     seen: list[str] = []
     other = threading.Thread(target=lambda: seen.append(Child.from_pretrained("x")))
 

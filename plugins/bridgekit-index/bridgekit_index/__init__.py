@@ -1,4 +1,4 @@
-"""An index of embeddings in LanceDB: `bridgekit index`, and `bridgekit search --index`."""
+"""A LanceDB index of embeddings: `bridgekit index` and `bridgekit search --index`."""
 
 from __future__ import annotations
 

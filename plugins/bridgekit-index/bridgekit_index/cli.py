@@ -12,24 +12,24 @@ from bridgekit.cli.common import OUTSIDE, find_bridge, print_json, print_set_asi
 
 
 def command(
-    items: Annotated[str, typer.Argument(help="A table, a folder of files, a .txt with a text a line, or a plugin's source.")],
-    bridge: Annotated[
-        Path | None, typer.Option(help="The bridge's folder. [dim]default: the newest in ./bridges[/dim]")
-    ] = None,
+    items: Annotated[
+        str, typer.Argument(help="A table, a folder of files, a .txt file with one text per line, or a plugin's source.")
+    ],
+    bridge: Annotated[Path | None, typer.Option(help="Bridge folder. [dim]default: the newest in ./bridges[/dim]")] = None,
     modality: Annotated[
-        str | None, typer.Option(help="Index only this one. [dim]default: all of the bridge's modalities found in ITEMS[/dim]")
+        str | None, typer.Option(help="Index only this modality. [dim]default: all of the bridge's found in ITEMS[/dim]")
     ] = None,
     out: Annotated[
         str | None,
-        typer.Option(help="A folder, or an s3://, gs:// or az:// URL. [dim]default: beside the bridge, BRIDGE.index[/dim]"),
+        typer.Option(help="A folder, or an s3://, gs:// or az:// URL. [dim]default: BRIDGE.index, next to the bridge[/dim]"),
     ] = None,
-    prune: Annotated[bool, typer.Option("--prune", help="Remove rows that ITEMS no longer has.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail where an item would be set aside.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove rows that are no longer in ITEMS.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if an item would be set aside.")] = False,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
     outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Embed items once and keep them in an index, to be searched with search --index. Run again, it adds what is new.
+    """Embed items and store them in an index for bridgekit search --index. Run it again to add new items.
 
     Example: [b]bridgekit index photos --bridge bridges/image-text[/b]
     """
@@ -52,14 +52,11 @@ def command(
     set_aside = [row for added in done for row in added.set_aside]
     methods = [index.approximate(added.modality) for added in done]
     if as_json:
+        counts = ("new", "changed", "unchanged", "gone", "removed")
         tables = {
             added.modality: {
                 "rows": index.rows(added.modality),
-                "new": added.new,
-                "changed": added.changed,
-                "unchanged": added.unchanged,
-                "gone": added.gone,
-                "removed": added.removed,
+                **{name: getattr(added, name) for name in counts},
                 "seconds": round(added.seconds, 3),
                 "search": method.as_json() if method else {"exact": True},
             }

@@ -1,4 +1,4 @@
-"""Filters of a search, such as `split = 'test' and year > 1990`: parsed and rewritten before a database sees them."""
+"""Search filters such as `split = 'test' and year > 1990`: parsed and rewritten before they reach the database."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from bridgekit.errors import BridgekitError
 
-#: The longest filter, in characters.
+#: Maximum length of a filter, in characters.
 MAX_LENGTH = 2_000
 _KEYWORDS = frozenset({"AND", "OR", "NOT", "IN", "LIKE", "BETWEEN", "IS", "NULL", "TRUE", "FALSE"})
 _TOKEN = re.compile(
@@ -24,32 +24,32 @@ _TOKEN = re.compile(
 
 
 def check_filter(where: str, columns: Mapping[str, str]) -> str:
-    """A filter as SQL that compares columns with texts and numbers, and can do nothing else: it calls no function.
+    """A filter as SQL that only compares columns with strings and numbers. Function calls are rejected.
 
     Arguments:
-        where: what the user wrote. Names of columns match in any case; those that are not plain words need `backticks`.
-        columns: name to what it holds (text or numbers), for messages.
+        where: the user's filter. Column names are case-insensitive and need `backticks` unless they are plain words.
+        columns: column name to type (text or numbers), for messages.
 
     Raises:
-        BridgekitError: it is too long, names a column that does not exist, or contains anything but comparisons.
+        BridgekitError: it is too long, names an unknown column, or contains anything but comparisons.
     """
     known = ", ".join(f"{_shown(name)} ({kind})" for name, kind in columns.items())
     if len(where) > MAX_LENGTH:
         raise BridgekitError(f"the filter has {len(where):,} characters; at most {MAX_LENGTH:,} are allowed")
     if not where.strip():
-        raise BridgekitError("the filter is empty", remedy=f"compare a column with a value; there are {known}")
+        raise BridgekitError("the filter is empty", remedy=f"compare a column with a value; columns: {known}")
     parts: list[str] = []
     at = 0
     while at < len(where):
         token = _TOKEN.match(where, at)
         if token is None:
-            raise _refused(f"the filter cannot be read from {where[at : at + 20]!r} on", where, known)
+            raise _refused(f"syntax error in the filter at {where[at : at + 20]!r}", where, known)
         at = token.end()
         if token["word"] and token["word"].upper() in _KEYWORDS:
             parts.append(token["word"].upper())
         elif name := token["word"] or token["quoted"]:
             if token["word"] and where.startswith("(", at):
-                raise _refused(f"the filter calls {name}(), and a filter calls no functions", where, known)
+                raise _refused(f"functions are not allowed in a filter: {name}()", where, known)
             parts.append(f"`{_column(name, columns, where, known)}`")
         else:
             parts.append(token.group().strip())
@@ -78,5 +78,5 @@ def _shown(name: str) -> str:
 
 
 def _refused(what: str, where: str, known: str) -> BridgekitError:
-    remedy = f"compare columns with 'texts' in single quotes and with numbers; there are {known}"
+    remedy = f"compare columns with numbers or with strings in 'single quotes'; columns: {known}"
     return BridgekitError(what, where=where[:200], remedy=remedy)

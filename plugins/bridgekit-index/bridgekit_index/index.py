@@ -1,10 +1,9 @@
-"""Search that grows: embeddings in LanceDB, a table for each modality, in a folder or in object storage by URL.
+"""An index: embeddings in LanceDB, one table per modality, in a folder or in object storage.
 
     bridgekit index photos --bridge bridges/image-text
     bridgekit search "a red door" --index bridges/image-text.index
 
-A table for each modality, rather than one for all: modalities lie apart in the shared space, so around a text, the
-partitions of a common table would hold nothing but texts.
+One table per modality because of the modality gap: in a common table, the partitions near a text would contain only texts.
 """
 
 from __future__ import annotations
@@ -43,22 +42,21 @@ if TYPE_CHECKING:
     from lancedb.db import DBConnection
     from lancedb.table import Table
 
-#: A table of this many rows gets an approximate index; a filter that leaves fewer candidates is still searched exactly.
+#: Tables with at least this many rows get an approximate index. Searches with fewer candidates after filtering stay exact.
 APPROXIMATE_FROM = 100_000
-#: Its kind, how many partitions a search looks into, and how many times k it compares exactly. benchmarks/index.py measures
-#: this choice beside others.
+#: Kind of approximate index, probed partitions, and refine factor, chosen with benchmarks/index.py.
 KIND, PROBES, REFINE = "IVF_SQ", 20, 10
-#: An index that has grown to this many times the rows that it was built on is built again.
+#: The approximate index is rebuilt when the table has grown by this factor.
 GROWN = 2
-#: Stored vectors that recall is measured with.
+#: Number of stored vectors used as queries to measure recall.
 RECALL_QUERIES = 300
-#: Seconds for which embeddings are collected before they are written together.
+#: Seconds between writes.
 COMMIT_SECONDS = 3.0
-#: Items that are encoded at a time. Blocks are the same in every run, and added whole: a run that was killed meets the
-#: same batches when it is resumed, and its vectors are the same to the last bit.
+#: Items encoded at a time. Blocks are fixed and added whole, so a resumed run forms the same batches as an uninterrupted one,
+#: and its vectors are bit-identical.
 BLOCK = {TEXT: 4_096}
 FILE_BLOCK = 256
-#: Older versions of a table are removed after this time: searches that began before a change can finish.
+#: Old versions of a table are kept this long, for searches that are still reading them.
 CLEAN_AFTER = timedelta(minutes=10)
 
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,14})(?:\.\d{1,15})?(?:[eE][-+]?\d{1,2})?")
@@ -67,17 +65,17 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 
 @dataclass(frozen=True)
 class Added:
-    """What adding a listing did.
+    """Result of `Index.add`.
 
     Arguments:
-        modality: of the items.
+        modality: modality of the items.
         new: rows added.
-        changed: rows whose item has moved, or whose cells in the table have changed.
-        unchanged: rows that were there.
-        gone: rows of the same source that are no longer in it, and were kept.
-        removed: rows of the same source that were removed: with `prune` all that are gone, else those whose file was rewritten.
+        changed: rows whose item was moved or whose table cells changed.
+        unchanged: rows already in the index.
+        gone: rows kept although their source no longer has them.
+        removed: rows removed: those whose file has new content and, with `prune`, those no longer in the source.
         set_aside: items that cannot be used.
-        seconds: how long it took.
+        seconds: time taken.
     """
 
     modality: str
@@ -92,14 +90,13 @@ class Added:
 
 @dataclass(frozen=True)
 class Index:
-    """Embeddings of one bridge's items, to be searched and added to. Made by `open` and `create`.
+    """Embeddings of items in the space of one bridge. Use `open` or `create`.
 
     Arguments:
-        path: a folder, or the URL of one in object storage (s3://, gs://, az://), which LanceDB opens with the credentials
-            that it finds in the environment.
-        bridge_path: where the bridge was when the index was made, if that is known.
+        path: a folder, or a URL in object storage (s3://, gs://, az://) with credentials in the environment.
+        bridge_path: where the bridge was when the index was created, if known.
 
-    Any number of processes may search it while others add to it.
+    Several processes can search it and add to it at the same time.
     """
 
     path: str
@@ -109,36 +106,34 @@ class Index:
 
     @classmethod
     def open(cls, path: str | Path) -> Index:
-        """Open an index that exists.
+        """Open an existing index.
 
         Raises:
-            BridgekitError: there is none, it is damaged, or it is not one of bridgekit's.
+            BridgekitError: it does not exist, is damaged, or was not written by bridgekit.
         """
         if not _is_url(path) and not any(Path(path).glob("*.lance")):
             raise BridgekitError(
                 "there is no index here" if Path(path).exists() else "there is no such folder",
                 where=str(path),
-                remedy="make one: bridgekit index ITEMS --bridge BRIDGE --out FOLDER",
+                remedy="create one: bridgekit index ITEMS --bridge BRIDGE --out FOLDER",
             )
         return cls._connect(path)
 
     @classmethod
     def create(cls, path: str | Path, bridge_path: str | Path | None = None) -> Index:
-        """Open an index, or begin one where there is none.
+        """Open an index, or create it if it does not exist.
 
         Arguments:
             path: a folder or URL.
-            bridge_path: the bridge's folder. A new index remembers it, so that a search need not name it.
+            bridge_path: the bridge folder, recorded in a new index so that searches find it.
 
         Raises:
-            BridgekitError: something else is there, or the place cannot be written.
+            BridgekitError: the path contains something else or cannot be written.
         """
         if not _is_url(path) and Path(path).exists():
             folder = Path(path)
             if not folder.is_dir() or any(entry.suffix != ".lance" for entry in folder.iterdir()):
-                raise BridgekitError(
-                    "this place holds something that is not an index", where=str(path), remedy="choose another --out"
-                )
+                raise BridgekitError("this path exists and is not an index", where=str(path), remedy="choose another --out")
         return cls._connect(path, bridge_path)
 
     @classmethod
@@ -157,48 +152,48 @@ class Index:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The modalities that it has a table of."""
+        """The modalities in the index."""
         return tuple(self._tables)
 
     def rows(self, modality: str) -> int:
-        """How many items of a modality there are."""
+        """The number of items of a modality."""
         with clear_errors(self.path):
             return self._table(modality).count_rows()
 
     def columns(self, modality: str) -> dict[str, str]:
-        """The columns that a filter may name, and what they hold: text or numbers."""
+        """The columns usable in a filter, with their types: text or numbers."""
         schema = self._table(modality).schema
         return {name: holds(schema.field(name)) for name in schema.names if name != "vector"}
 
     def approximate(self, modality: str) -> Approximate | None:
-        """The approximate index of a modality's table, or None while it has none."""
+        """A modality's approximate index, or None."""
         return lance.read_approximate(self._table(modality), self.path)
 
     def check(self, bridge: Bridge) -> None:
         """Raise BridgekitError unless the bridge embeds into the space of this index.
 
-        A bridge to which a modality was bound later does: its older adapters are the same.
+        Binding another modality to the bridge does not change that space.
         """
         common = [modality for modality in self._tables if modality in bridge.sides]
         for modality in common:
             metadata = lance.read_metadata(self._tables[modality])
             if (metadata.get("revision"), metadata.get("adapter")) != _identity(bridge, modality):
-                raise self._foreign(f"its {modality} vectors are not those of this bridge")
+                raise self._foreign(f"its {modality} embeddings are not from this bridge")
         if self._tables and not common:
-            raise self._foreign(f"it holds {', '.join(self._tables)}, and this bridge has {', '.join(bridge.sides)}")
+            raise self._foreign(f"the index has {', '.join(self._tables)}, this bridge has {', '.join(bridge.sides)}")
 
     def _foreign(self, why: str) -> BridgekitError:
         own = f" ({self.bridge_path})" if self.bridge_path else ""
         return BridgekitError(
             f"the index was made with another bridge: {why}",
             where=self.path,
-            remedy=f"name its own with --bridge{own}, or index again with this one into another --out",
+            remedy=f"pass its own with --bridge{own}, or create another index for this one with --out",
         )
 
     def _table(self, modality: str) -> Table:
         if modality not in self._tables:
             held = ", ".join(self._tables) or "nothing yet"
-            raise BridgekitError(f"the index has no {modality}", where=self.path, remedy=f"it holds {held}")
+            raise BridgekitError(f"the index has no {modality}", where=self.path, remedy=f"it contains {held}")
         return self._tables[modality]
 
     # ---- adding
@@ -206,20 +201,20 @@ class Index:
     def add(
         self, bridge: Bridge, listing: Listing, *, prune: bool = False, strict: bool = False, report: Report = silent
     ) -> Added:
-        """Embed and add the items that are not there yet. Rows are written every few seconds, so a killed run can be resumed.
+        """Embed and add the items that are not in the index. Rows are written every few seconds; a killed run can be resumed.
 
-        An item is identified by its content, whatever its name: one that has moved is not embedded again, and two files with
-        the same content are one row. A row belongs to the source that named it last.
+        Items are identified by content, not name: a moved file is not embedded again, and files with the same content share a
+        row. A row belongs to the source that listed it last.
 
         Arguments:
-            bridge: the one that the index was begun with.
-            listing: the items, with what is to be kept beside each.
-            prune: remove the rows of the same source that are no longer in it.
-            strict: whether an item that cannot be used is fatal.
-            report: progress.
+            bridge: the bridge of this index.
+            listing: the items with their metadata columns.
+            prune: remove rows of the listing's source that are no longer in it.
+            strict: fail if an item cannot be used.
 
         Raises:
-            BridgekitError: the bridge is another one, a column holds something else than in the index, or strict.
+            BridgekitError: the bridge is another one, a column has another type in the index, or an item is unusable and
+                `strict` is set.
         """
         started = time.monotonic()
         self.check(bridge)
@@ -254,7 +249,7 @@ class Index:
         finally:
             pending.write()
         listed = {item for position, item in enumerate(rows.values["item"]) if position not in reasons}
-        # A file whose content is new is found by that, and no longer by what it held before.
+        # If a file has new content, remove the row of its old content.
         removed = [key for key, item in gone.items() if prune or item in listed]
         with clear_errors(self.path):
             for start in range(0, len(removed), 500):
@@ -272,7 +267,7 @@ class Index:
         )
 
     def _table_for(self, bridge: Bridge, listing: Listing) -> Table:
-        """The modality's table, begun where there is none, with a column for each of the listing's."""
+        """The modality's table, created if necessary, with all columns of the listing."""
         modality = listing.modality
         wanted = _fields(listing)
         if modality not in self._tables:
@@ -284,14 +279,14 @@ class Index:
                 table = self._database.create_table(lance.table_name(modality), schema=schema, exist_ok=True)
             lance.checked_metadata(table, self.path)
             self._tables[modality] = table
-            self.check(bridge)  # another process may have been quicker, with another bridge
+            self.check(bridge)  # another process may have created it first, with another bridge
         table = self._tables[modality]
         schema = table.schema
         for column in wanted:
             here = column.name in schema.names and holds(schema.field(column.name))
             if here == "numbers" and holds(column) == "text":
                 raise BridgekitError(
-                    f"the column `{column.name}` holds numbers in the index, and texts here",
+                    f"the column `{column.name}` contains numbers in the index but text here",
                     where=listing.source,
                     remedy="rename the column, or index into another --out",
                 )
@@ -302,9 +297,9 @@ class Index:
         return table
 
     def finish(self, report: Report = silent) -> None:
-        """Merge small pieces, build approximate indexes where tables have grown large, and measure their recall.
+        """Compact tables, build approximate indexes for large ones, and measure their recall.
 
-        Call it when everything has been added. Until then, searches compare new rows exactly.
+        Call it after adding everything. Until then, new rows are searched exactly.
         """
         for modality, table in self._tables.items():
             rows, built = self.rows(modality), self.approximate(modality)
@@ -325,7 +320,7 @@ class Index:
     def _recall(self, modality: str, query: str) -> float:
         """recall@10 of a table's approximate index against exact search, with a sample of stored vectors as queries.
 
-        A query's own row is left out. A hit counts if it is no less similar than the tenth of the exact ones.
+        The query's own row is excluded. A hit counts if it is at least as similar as the tenth exact hit.
         """
         k = 10
         with clear_errors(self.path):
@@ -352,17 +347,17 @@ class Index:
     # ---- searching
 
     def search(self, vectors: Tensor, to: str, k: int = 10, *, where: str | None = None, exact: bool = False) -> SearchResult:
-        """The k rows of one modality that are nearest to each vector.
+        """The k nearest rows of one modality for each vector.
 
         Arguments:
-            vectors: (n, dim) float32 at unit length, of any modality of the same bridge.
+            vectors: (n, dim) float32, unit length, from the same bridge.
             to: the modality to search.
             k: hits per query.
-            where: a filter on the columns, for example "split = 'test' and year >= 1990": see `bridgekit_index.filters`.
-            exact: compare every candidate, however many there are.
+            where: a filter on the columns, e.g. "split = 'test' and year >= 1990"; see `bridgekit_index.filters`.
+            exact: never use the approximate index.
 
         Raises:
-            BridgekitError: the index has nothing of that modality, or the filter cannot be used.
+            BridgekitError: the index lacks this modality, or the filter is invalid.
         """
         table, columns = self._table(to), self.columns(to)
         sql = None if where is None else check_filter(where, columns)
@@ -404,26 +399,21 @@ class Index:
         exact: bool = False,
         report: Report = silent,
     ) -> SearchResult:
-        """`search` by items: only the encoder of their own modality is opened.
+        """`search` with items as queries. Only the queries' encoder is opened.
 
         Raises:
             ItemError: a query cannot be used.
-            BridgekitError: as for `check` and `search`.
+            BridgekitError: see `check` and `search`.
         """
         self.check(bridge)
         self._table(to)
         if where is not None:
-            check_filter(where, self.columns(to))  # before an encoder is opened
+            check_filter(where, self.columns(to))  # fail before opening an encoder
         return self.search(bridge.embed(modality, queries, report=report), to, k, where=where, exact=exact)
 
 
 class _Rows:
-    """A listing as the rows of a table: everything but their vectors.
-
-    Arguments:
-        listing: n items.
-        schema: the table's. Columns that the listing lacks are empty.
-    """
+    """A listing as rows of a table, without vectors. Columns of the schema that the listing lacks are null."""
 
     def __init__(self, listing: Listing, schema: pa.Schema) -> None:
         self.schema = schema
@@ -442,7 +432,7 @@ class _Rows:
                 self.values[name] = [None] * len(listing)
 
     def compare(self, table: Table, positions: Mapping[str, int]) -> tuple[set[str], set[str], dict[str, str]]:
-        """Keys of the rows that are in the table unchanged, keys of those with other cells, and key to item of those gone."""
+        """Keys of unchanged rows, keys of changed rows, and key to item of rows no longer in the source."""
         same: set[str] = set()
         changed: set[str] = set()
         gone: dict[str, str] = {}
@@ -459,7 +449,7 @@ class _Rows:
         return same, changed, gone
 
     def arrow(self, keys: Sequence[str], positions: Sequence[int], vectors: Tensor) -> pa.Table:
-        """These rows with vectors (len(keys), dim)."""
+        """These rows with their vectors, (len(keys), dim)."""
         columns: dict[str, Any] = {name: [cells[at] for at in positions] for name, cells in self.values.items()}
         columns["content"] = keys
         flat = pa.array(vectors.contiguous().numpy().ravel())
@@ -470,7 +460,7 @@ class _Rows:
 
 
 class _Pending:
-    """Rows that wait to be written to a table: many small writes would make many small files."""
+    """Buffers rows: every write creates files."""
 
     def __init__(self, table: Table, place: str, *, update: bool) -> None:
         self._table, self._place, self._update = table, place, update
@@ -478,13 +468,11 @@ class _Pending:
         self._since = time.monotonic()
 
     def add(self, rows: pa.Table) -> None:
-        """Keep these rows, and write what waits every few seconds."""
         self._rows.append(rows)
         if time.monotonic() - self._since >= COMMIT_SECONDS:
             self.write()
 
     def write(self) -> None:
-        """Write what waits."""
         rows, self._rows, self._since = self._rows, [], time.monotonic()
         if rows:
             with clear_errors(self._place):
@@ -498,7 +486,7 @@ def _is_url(path: str | Path) -> bool:
 def _embed(
     bridge: Bridge, listing: Listing, positions: Sequence[int], done: int, total: int, report: Report
 ) -> tuple[Tensor, Mapping[int, str]]:
-    """Vectors of the items at these positions without those that fail, and the failed ones' places and reasons."""
+    """Vectors of the usable items at these positions, and failures: place to reason."""
     latents = encode_items(
         bridge.encoder(listing.modality),
         [listing.items[position] for position in positions],
@@ -509,12 +497,12 @@ def _embed(
 
 
 def _identity(bridge: Bridge, modality: str) -> tuple[str, str]:
-    """What vectors of one space have in common: the encoder's revision, and the adapter bit for bit."""
+    """Identifies an embedding space: the encoder's revision and the hash of the adapter."""
     return bridge.side(modality).revision, bridge.weights_hash([modality])
 
 
 def _columns(listing: Listing) -> dict[str, Sequence[str]]:
-    """The listing's columns that hold anything, under names that a table accepts and that bridgekit does not use itself."""
+    """The listing's non-empty columns, renamed if LanceDB rejects a name or bridgekit reserves it."""
     columns: dict[str, Sequence[str]] = {}
     for name, cells in listing.cells.items():
         clean = re.sub(r"[.`\x00-\x1f]", "_", name)
@@ -533,7 +521,7 @@ def _fields(listing: Listing) -> list[pa.Field]:
 
 
 def _contents(listing: Listing) -> tuple[dict[str, int], dict[int, str]]:
-    """Hash of the content to the position of the first item that has it, and position to reason for what cannot be read."""
+    """Content hash to the position of its first item, and position to reason for unreadable items."""
 
     def one(item: Item) -> str | ItemError:
         try:
@@ -554,7 +542,7 @@ def _contents(listing: Listing) -> tuple[dict[str, int], dict[int, str]]:
 
 
 def _set_aside(listing: Listing, reasons: Mapping[int, str]) -> list[SetAside]:
-    """All rows that cannot be used: those found while reading the table, and those at these positions."""
+    """All unusable rows: those found while reading the table, and those at these positions."""
     found = (
         SetAside(listing.row(position), listing.modality, str(listing.items[position])[:200], reason)
         for position, reason in sorted(reasons.items())
@@ -563,12 +551,11 @@ def _set_aside(listing: Listing, reasons: Mapping[int, str]) -> list[SetAside]:
 
 
 def _refuse(listing: Listing, reasons: Mapping[int, str]) -> None:
-    """Raise BridgekitError if there is anything to set aside."""
-    set_aside = _set_aside(listing, reasons)
-    if set_aside:
+    """Raise BridgekitError if any item is unusable."""
+    if set_aside := _set_aside(listing, reasons):
         first = set_aside[0]
         raise BridgekitError(
             f"{len(set_aside)} of {len(listing) + len(listing.set_aside)} items cannot be used: {first.reason}",
             where=f"{listing.source}, row {first.row}: {first.item}",
-            remedy="repair or remove them, or leave out --strict to have them set aside",
+            remedy="fix or remove them, or omit --strict to have them set aside",
         )

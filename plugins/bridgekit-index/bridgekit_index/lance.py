@@ -1,4 +1,4 @@
-"""LanceDB's side of an index: tables, what they say of themselves, errors. Nothing that is read from a table is trusted."""
+"""Access to LanceDB: tables, their metadata, errors. Nothing read from a table is trusted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lancedb.table import Table
 
 FORMAT = "1"
-#: Columns of every table; all others are those of the tables that were indexed.
+#: Columns of every table; the others come from the indexed tables.
 OWN = ("content", "item", "source", "vector")
 UNUSABLE = "the index cannot be used: "
 _RECORD = b"bridgekit.approximate"
@@ -33,18 +33,18 @@ _RECORD = b"bridgekit.approximate"
 
 def connect(place: str) -> DBConnection:
     """Open a database at a path or URL."""
-    # LanceDB's log would mix warnings for its own developers into what is printed here.
+    # LanceDB logs warnings that do not concern users.
     os.environ.setdefault("LANCEDB_LOG", "error")
     os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")
     import lancedb
 
-    # Every read asks for the newest version: one process sees what another has added.
+    # Read the latest version every time, to see what other processes have added.
     return lancedb.connect(place, read_consistency_interval=timedelta(0))
 
 
 @contextmanager
 def clear_errors(place: str) -> Iterator[None]:
-    """Turn what LanceDB raises into one message. Its panics on damaged files are not instances of `Exception`."""
+    """Turn LanceDB's errors into BridgekitErrors. Its panics on damaged files are not instances of `Exception`."""
     try:
         yield
     except BridgekitError:
@@ -53,13 +53,13 @@ def clear_errors(place: str) -> Iterator[None]:
         if not isinstance(error, OSError | ValueError | RuntimeError | TypeError) and type(error).__name__ != "PanicException":
             raise
         reason = re.split(r"\n|, /root/|, /home/|, /github/|, rust/", str(error))[0][:300]
-        remedy = "check the path; if the index is damaged, delete it and make it again (latents are cached, so that is quick)"
+        remedy = "check the path; if the index is damaged, delete it and create it again (quick, because latents are cached)"
         raise BridgekitError(f"{UNUSABLE}{reason}", where=place, remedy=remedy) from error
 
 
 def damaged(place: str, why: str) -> BridgekitError:
-    """The error for a table that bridgekit did not write, or that somebody changed."""
-    return BridgekitError(f"this index is damaged, or not one of bridgekit's: {why}", where=place, remedy="make it again")
+    """The error for a damaged table, or one not written by bridgekit."""
+    return BridgekitError(f"the index is damaged or was not made by bridgekit: {why}", where=place, remedy="create it again")
 
 
 def table_names(database: DBConnection) -> list[str]:
@@ -75,13 +75,13 @@ def table_names(database: DBConnection) -> list[str]:
 
 
 def table_name(modality: str) -> str:
-    """The modality, or a hash of it where LanceDB does not accept it as the name of a table."""
+    """The modality, or its hash if LanceDB does not accept it as a table name."""
     return modality if re.fullmatch(r"\w[\w-]*", modality, re.ASCII) else f"m-{sha256(modality.encode()).hexdigest()[:16]}"
 
 
 def empty_schema(metadata: Mapping[str, str], dim: int, columns: Sequence[pa.Field]) -> pa.Schema:
     """The schema of a new table: bridgekit's own columns and those of the indexed table."""
-    # By its key LanceDB notices that two processes add the same row at once; without it, both would be kept.
+    # The key lets LanceDB detect two processes adding the same row; without it, both rows would be kept.
     key = pa.field("content", pa.string(), False, {"lance-schema:unenforced-primary-key:position": "1"})
     item, source = (pa.field(name, pa.string(), False) for name in ("item", "source"))
     vector = pa.field("vector", pa.list_(pa.float32(), dim), False)
@@ -89,47 +89,45 @@ def empty_schema(metadata: Mapping[str, str], dim: int, columns: Sequence[pa.Fie
 
 
 def read_metadata(table: Table) -> dict[str, str]:
-    """What a table says of itself, unchecked."""
+    """A table's metadata, unchecked."""
     return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
 
 
 def checked_metadata(table: Table, place: str) -> dict[str, str]:
-    """What a table says of itself. An index may come from anyone: only texts, numbers and vectors are accepted in it.
+    """A table's metadata. The table may come from anyone: only text, numbers and vectors are accepted.
 
     Raises:
-        BridgekitError: it is another program's, has a newer format, or holds what no index of bridgekit's does.
+        BridgekitError: it was not written by bridgekit, has a newer format, or contains anything else.
     """
     try:
         metadata = read_metadata(table)
     except UnicodeDecodeError:
         raise damaged(place, "its metadata is not text") from None
     if metadata.get("bridgekit") not in (None, FORMAT):
-        remedy = "install a newer bridgekit, from where this one came"
-        raise BridgekitError(
-            f"this index has format {metadata['bridgekit']}, and format {FORMAT} is read", where=place, remedy=remedy
-        )
+        what = f"the index has format {metadata['bridgekit']}; only format {FORMAT} is supported"
+        raise BridgekitError(what, where=place, remedy="install a newer bridgekit")
     if not {"bridgekit", "modality", "revision", "adapter"} <= metadata.keys():
-        raise damaged(place, "its tables do not say what is in them")
-    # LanceDB would build the models that such an entry names, with the arguments that it gives.
+        raise damaged(place, "metadata is missing from its tables")
+    # LanceDB would construct the models named there.
     if "embedding_functions" in metadata:
         raise damaged(place, "it names models to run")
     types: dict[str, Any] = {field.name: field.type for field in table.schema}
     vector: Any = types.get("vector")
     if not pa.types.is_fixed_size_list(vector) or vector.value_type != pa.float32():
-        raise damaged(place, "it has no column of vectors")
+        raise damaged(place, "it has no vector column")
     plain = all(kind in (pa.string(), pa.float64()) for name, kind in types.items() if name != "vector")
     if not plain or not set(OWN) <= types.keys():
-        raise damaged(place, "it has columns that are neither texts nor numbers, or lacks some")
+        raise damaged(place, "columns are missing or are neither text nor numbers")
     return metadata
 
 
 def holds(column: pa.Field) -> str:
-    """What is in a column: `text` or `numbers`."""
+    """A column's type: `text` or `numbers`."""
     return "numbers" if str(column.type) == "double" else "text"
 
 
 def merge(table: Table, pieces: Sequence[pa.Table], *, update: bool) -> None:
-    """Add rows; with `update`, rows that are there under the same key are replaced."""
+    """Add rows; with `update`, replace rows with the same key."""
     insert = table.merge_insert("content")
     if update:
         insert = insert.when_matched_update_all()
@@ -149,12 +147,12 @@ def build_approximate(table: Table) -> None:
 
 
 def write_approximate(table: Table, built: Approximate) -> None:
-    """Record with the column of vectors how its approximate index was built: so the record goes wherever the table goes."""
+    """Store the record of the approximate index in the metadata of the vector column."""
     table.update_field_metadata({"path": "vector", "metadata": {_RECORD.decode(): json.dumps(asdict(built))}})
 
 
 def read_approximate(table: Table, place: str) -> Approximate | None:
-    """The record of a table's approximate index, or None while it has none."""
+    """The record of a table's approximate index, or None."""
     metadata = table.schema.field("vector").metadata or {}
     if _RECORD not in metadata:
         return None

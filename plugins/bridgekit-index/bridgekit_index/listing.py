@@ -17,10 +17,10 @@ class Listing:
     """Items of one modality.
 
     Arguments:
-        modality: the items' modality.
+        modality: their modality.
         items: n distinct paths or texts.
-        source: where they come from: the absolute path of a table, folder or text file, or the name of a plugin's source.
-        rows: n row numbers for messages, as in `SetAside.row`; if empty, position + 1.
+        source: absolute path of the table, folder or text file, or name of a plugin's source.
+        rows: n row numbers for messages; default: position + 1.
         cells: column name to n cells, "" if empty.
         set_aside: rows found unusable while reading.
     """

@@ -1,4 +1,4 @@
-"""Bridges that nobody trained, and small collections to index: what the tests of the index share."""
+"""Untrained bridges and small collections to index."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHAPES = {"circle": 60, "square": 4, "triangle": 3, "hexagon": 6}  # name to cor
 
 @cache
 def real_bridge(seed: int = 0, modalities: Sequence[str] = ("image", "text")) -> Bridge:
-    """The starter's encoders, opened once, with adapters that nobody trained: an index must not care how good they are."""
+    """The starter's encoders, opened once, with untrained adapters: an index works the same however good they are."""
     pytest.importorskip("bridgekit_starter")
     preset = replace(PRESETS["default"], shared_dim=64)
     sides, adapters, encoders = {}, {}, {}
@@ -53,7 +53,7 @@ def words(count: int, start: int = 0) -> list[str]:
 
 
 def toy_bridge(seed: int = 0) -> Bridge:
-    """Fast: letters hashed to 48 numbers, for what has nothing to do with an encoder."""
+    """Fast: letters hashed to 48 numbers, for tests that need no real encoder."""
     torch.manual_seed(seed)
     preset = replace(PRESETS["default"], shared_dim=8)
     sides = {"text": Side("toy:letters", "toy:letters@1", 48, False), "audio": Side("toy:tone", "toy:tone@1", 64, False)}

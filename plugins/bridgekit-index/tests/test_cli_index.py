@@ -1,4 +1,4 @@
-"""`bridgekit index` and `bridgekit search --index` as a user meets them."""
+"""`bridgekit index` and `bridgekit search --index` as a user sees them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_folder_lines_and_a_table_go_into_one_index(run: Run, toys: Path) -> N
     assert Path(json.loads(out)["index"]).name == "audio-text.index"
 
 
-def test_vanished_rows_are_told_and_prune_removes_them(run: Run, toys: Path) -> None:
+def test_vanished_rows_are_reported_and_prune_removes_them(run: Run, toys: Path) -> None:
     run("index", "pairs.csv")
     for clip in Path("clips").glob("owl *.wav"):
         clip.unlink()
@@ -81,7 +81,7 @@ def test_vanished_rows_are_told_and_prune_removes_them(run: Run, toys: Path) -> 
     assert "114 rows, 0 new, 114 unchanged, 6 removed" in run("index", "pairs.csv", "--prune")[1]
 
 
-def test_an_approximate_index_tells_its_recall(run: Run, toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_approximate_index_reports_its_recall(run: Run, toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "APPROXIMATE_FROM", 300)
     Path("lines.txt").write_text("\n".join(words(400)))
     out = run("index", "lines.txt")[1]
@@ -104,14 +104,14 @@ MISTAKES = {
         ["search", "owl", "--index", "bridges/audio-text.index", "--to", "image"],
         "the index has no image",
     ),
-    "a modality that the bridge lacks": (["index", "clips", "--modality", "image"], "no side for 'image'"),
+    "a modality that the bridge lacks": (["index", "clips", "--modality", "image"], "no modality 'image'"),
     "nothing to index": (["index", "nothing.csv"], "no such table"),
     "a folder without any": (["index", "bridges"], "found no text or audio"),
     "the bridge's own folder": (["index", "clips", "--out", "bridges/audio-text"], "not an index"),
     "another bridge": (["search", "owl", "--index", "bridges/audio-text.index", "--bridge", "other"], "another bridge"),
     "another bridge to add": (
         ["index", "clips", "--bridge", "other", "--out", "bridges/audio-text.index"],
-        "or index again with this one into another --out",
+        "or create another index for this one with --out",
     ),
     "a place that cannot be written": (["index", "clips", "--out", "/proc/x"], "/proc/x"),
 }

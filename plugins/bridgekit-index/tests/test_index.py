@@ -1,4 +1,4 @@
-"""An index grows, says how it searches, keeps one row per item whatever happens, and trusts nothing that it reads."""
+"""An index grows, reports how it searches, keeps one row per item even if killed, and trusts nothing that it reads."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import forked
 import lancedb
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from bridges import pictures, real_bridge, toy_bridge, words
 from PIL import Image
 
 from bridgekit import Bridge, BridgekitError, Index, Listing, list_items
+from tests.shared import PATIENCE, wait_until
 
 
 def contents(path: Path, modality: str = "text") -> dict[str, tuple[Any, ...]]:
@@ -70,7 +71,7 @@ def test_exact_hits_are_those_of_the_plain_search_any_modality_by_any(tmp_path: 
         assert found.approximate is None
 
 
-def test_vectors_are_unit_length_float32_and_a_hit_tells_its_row(tmp_path: Path) -> None:
+def test_vectors_are_unit_length_float32_and_a_hit_has_its_rows_columns(tmp_path: Path) -> None:
     bridge = real_bridge()
     index = Index.create(tmp_path / "i")
     index.add(bridge, list_items(pictures(tmp_path), "text"))
@@ -116,18 +117,18 @@ def test_filters_take_columns_of_the_table_in_any_case(tmp_path: Path) -> None:
         ("vector = 1", "no column `vector`"),
         ("year = 'x'", "does not fit the columns"),
         ("split =", "does not fit the columns"),
-        ("split = 'x", "cannot be read from"),
+        ("split = 'x", "syntax error"),
         ("", "empty"),
-        ("year = 1; drop table text", "cannot be read from"),
-        ("repeat(item, 1000000000) = 'x'", "calls repeat()"),
+        ("year = 1; drop table text", "syntax error"),
+        ("repeat(item, 1000000000) = 'x'", "not allowed in a filter: repeat()"),
         ("year in (select year from text)", "no column `select`"),
         ("item = 'a' -- year", "does not fit the columns"),
-        ('"split" = 1', "cannot be read from"),
+        ('"split" = 1', "syntax error"),
         ("(" * 900 + "year = 1" + ")" * 900, "does not fit the columns"),
         ("year = 1 or " * 200 + "year = 2", f"at most {MAX_LENGTH:,}"),
     ],
 )
-def test_a_filter_that_is_none_is_one_message_that_names_the_columns(tmp_path: Path, where: str, told: str) -> None:
+def test_an_invalid_filter_is_one_message_that_names_the_columns(tmp_path: Path, where: str, told: str) -> None:
     index = Index.create(tmp_path / "i")
     index.add(toy_bridge(), Listing("text", ["ant", "bee"], cells={"split": ["a", "b"], "year": ["1", "2"]}))
     with pytest.raises(BridgekitError) as caught:
@@ -141,7 +142,7 @@ def test_a_filter_that_is_none_is_one_message_that_names_the_columns(tmp_path: P
 # ---- growing
 
 
-def test_what_is_there_is_neither_embedded_nor_added_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_items_are_neither_embedded_nor_added_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bridge = real_bridge()
     index = Index.create(tmp_path / "i")
     assert index.add(bridge, Listing("text", words(20))).new == 20
@@ -169,7 +170,7 @@ def test_a_file_that_moved_is_the_same_row_under_its_new_name(tmp_path: Path) ->
     assert len(hits) == 24
 
 
-def test_a_file_that_was_written_anew_answers_by_what_it_holds_now(tmp_path: Path) -> None:
+def test_a_rewritten_file_is_found_by_its_new_content(tmp_path: Path) -> None:
     bridge, table = real_bridge(), pictures(tmp_path)
     index = Index.create(tmp_path / "i")
     index.add(bridge, list_items(table, "image"))
@@ -184,7 +185,7 @@ def test_a_file_that_was_written_anew_answers_by_what_it_holds_now(tmp_path: Pat
     assert (added.gone, added.removed, index.rows("image")) == (1, 0, 24)  # kept until it can be read
 
 
-def test_what_vanished_is_told_and_pruned_from_its_own_source_only(tmp_path: Path) -> None:
+def test_vanished_items_are_reported_and_pruned_from_their_own_source_only(tmp_path: Path) -> None:
     bridge = toy_bridge()
     index = Index.create(tmp_path / "i")
     index.add(bridge, Listing("text", words(10), "a"))
@@ -195,7 +196,7 @@ def test_what_vanished_is_told_and_pruned_from_its_own_source_only(tmp_path: Pat
     assert (added.gone, added.removed, index.rows("text")) == (0, 6, 9)
 
 
-def test_what_a_table_says_otherwise_now_changes_in_the_index(tmp_path: Path) -> None:
+def test_changed_cells_of_a_table_are_updated_in_the_index(tmp_path: Path) -> None:
     bridge = toy_bridge()
     index = Index.create(tmp_path / "i")
     index.add(bridge, Listing("text", ["ant", "bee"], cells={"legs": ["6", "5"]}))
@@ -206,7 +207,7 @@ def test_what_a_table_says_otherwise_now_changes_in_the_index(tmp_path: Path) ->
     assert [hit.item for hit in found.hits[0]] == ["bee"]
 
 
-def test_columns_keep_their_kind_and_get_out_of_the_way(tmp_path: Path) -> None:
+def test_columns_keep_their_type_and_reserved_names_are_renamed(tmp_path: Path) -> None:
     bridge = toy_bridge()
     index = Index.create(tmp_path / "i")
     cells = {"source": ["web", "book"], "a.b": ["1", "2.5"], "_distance": ["x", "y"], "Vector": ["1", ""], "code": ["007", "8"]}
@@ -222,7 +223,7 @@ def test_columns_keep_their_kind_and_get_out_of_the_way(tmp_path: Path) -> None:
         "Vector_": "numbers",
         "code": "text",
     }
-    with pytest.raises(BridgekitError, match="`a_b` holds numbers in the index, and texts here"):
+    with pytest.raises(BridgekitError, match="`a_b` contains numbers in the index but text here"):
         index.add(bridge, Listing("text", ["cat"], cells={"a.b": ["many"]}))
     assert index.add(bridge, Listing("text", ["cat"], cells={"code": ["9"]})).new == 1
 
@@ -240,7 +241,7 @@ def test_bad_items_are_set_aside_and_strict_refuses_them(tmp_path: Path) -> None
     assert added.new == 23
 
 
-def test_a_file_whose_name_is_not_utf_8_costs_its_row_alone(tmp_path: Path) -> None:
+def test_a_file_whose_name_is_not_utf_8_fails_only_its_row(tmp_path: Path) -> None:
     bridge = real_bridge()
     pictures(tmp_path)
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/pictures/b\xe4r.png"))
@@ -253,7 +254,7 @@ def test_a_file_whose_name_is_not_utf_8_costs_its_row_alone(tmp_path: Path) -> N
 # ---- large tables
 
 
-def test_a_large_table_is_searched_approximately_with_recall_told_and_a_small_choice_of_it_exactly(
+def test_a_large_table_is_searched_approximately_with_known_recall_and_a_small_selection_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "APPROXIMATE_FROM", 600)
@@ -280,7 +281,7 @@ def test_a_large_table_is_searched_approximately_with_recall_told_and_a_small_ch
     assert all(hit.columns["number"] < 500 for hits in few.hits for hit in hits)  # type: ignore[operator]
 
 
-def test_what_is_added_after_an_approximate_index_was_built_is_found_and_it_is_built_again_when_outgrown(
+def test_rows_added_after_an_approximate_index_was_built_are_found_and_it_is_rebuilt_when_outgrown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "APPROXIMATE_FROM", 300)
@@ -300,7 +301,7 @@ def test_what_is_added_after_an_approximate_index_was_built_is_found_and_it_is_b
     assert index.approximate("text").rows == 1_001  # type: ignore[union-attr]
 
 
-# ---- whose it is, and whether it can be trusted
+# ---- which bridge it belongs to, and whether it can be trusted
 
 
 def test_an_index_of_another_bridge_is_refused_with_the_remedy(tmp_path: Path) -> None:
@@ -333,7 +334,7 @@ def test_a_bridge_that_has_grown_a_modality_is_still_the_same(tmp_path: Path) ->
     assert len(index.find(whole, "text", "red", "text").hits[0]) == 3
 
 
-def test_there_is_no_index_or_something_else(tmp_path: Path) -> None:
+def test_a_missing_index_and_another_kind_of_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(BridgekitError, match="there is no"):
             Index.open(path)
@@ -343,7 +344,7 @@ def test_there_is_no_index_or_something_else(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["bridge.json"]
     index = Index.create(tmp_path / "i")
     index.add(toy_bridge(), Listing("text", ["ant"]))
-    with pytest.raises(BridgekitError, match="it holds text"):
+    with pytest.raises(BridgekitError, match="it contains text"):
         index.search(torch.eye(1, 8), "audio")
 
 
@@ -401,7 +402,7 @@ def test_a_damaged_index_is_one_message(tmp_path: Path) -> None:
             assert len(hits) in (0, 50) if told is None else len(told.splitlines()) <= 3
 
 
-def test_any_name_of_a_folder_and_of_a_modality_will_do(tmp_path: Path) -> None:
+def test_any_folder_name_and_modality_name_works(tmp_path: Path) -> None:
     whole = toy_bridge()
     odd = replace(
         whole,
@@ -420,87 +421,95 @@ def test_any_name_of_a_folder_and_of_a_modality_will_do(tmp_path: Path) -> None:
     assert index.find(odd, "text", "größe", "heat map ü").hits[0][0].item == str(clip)
 
 
-# ---- whatever happens
+# ---- kills, interrupts and races
 
 
-RUNNER = """
-import sys
-from bridgekit_index import index
-index.BLOCK, index.COMMIT_SECONDS = {"text": 16}, 0.0
-sys.argv = ["bridgekit", *sys.argv[1:]]
-from bridgekit.cli import main
-main()
-"""
+class Indexing:
+    """`bridgekit index` on 192 lines in processes of their own, each with a latent store of its own.
+
+    Arguments:
+        folder: for the lines, the bridge and the indexes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lines = words(192)
+        self.started: list[BaseProcess] = []
+        toy_bridge().save(folder / "bridge")
+        (folder / "lines.txt").write_text("\n".join(self.lines), encoding="utf-8")
+
+    def start(self, out: str, home: str, *, whole: bool = True) -> BaseProcess:
+        """One that adds all lines, or one that goes on to the last sixteen and waits there to be killed."""
+        arguments = ("index", self.folder / "lines.txt", "--bridge", self.folder / "bridge", "--out", self.folder / out)
+        before = None if whole else self.lines[-1]
+        self.started.append(forked.start(arguments, self.folder / home, self.folder / f"{out} {home}.log", before))
+        return self.started[-1]
+
+    def run(self, out: str, home: str) -> str:
+        """Let one run to its end; gives what it printed."""
+        return self.end(self.start(out, home), out, home)
+
+    def end(self, process: BaseProcess, out: str, home: str, code: int = 0) -> str:
+        """Wait for one to end; gives what was printed."""
+        process.join()
+        printed = (self.folder / f"{out} {home}.log").read_text(encoding="utf-8")
+        assert process.exitcode == code, printed
+        return printed
+
+    def wait_for_rows(self, out: str, least: int, process: BaseProcess) -> None:
+        """Wait until an index that is being made has so many rows."""
+        path = self.folder / out
+
+        def enough() -> bool:
+            assert process.is_alive()
+            return any(path.glob("*.lance")) and bool((index := Index.open(path)).modalities) and index.rows("text") >= least
+
+        wait_until(enough)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forking() -> Iterator[None]:
+    yield
+    forked.stop_forking()
 
 
 @pytest.fixture
-def indexing(tmp_path: Path) -> Any:
-    """Start `bridgekit index` on 192 lines in a process of its own, in blocks of 16 and with a store of its own."""
-    real_bridge().save(tmp_path / "bridge")
-    (tmp_path / "lines.txt").write_text("\n".join(words(192)), encoding="utf-8")
-    started: list[subprocess.Popen[str]] = []
-
-    def start(out: str, home: str) -> subprocess.Popen[str]:
-        arguments = ["index", tmp_path / "lines.txt", "--bridge", tmp_path / "bridge", "--out", tmp_path / out]
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-c", RUNNER, *map(str, arguments)],
-                env={**os.environ, "BRIDGEKIT_HOME": str(tmp_path / home), "OMP_NUM_THREADS": "1"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-        return started[-1]
-
-    yield start
-    for process in started:
+def indexing(tmp_path: Path) -> Iterator[Indexing]:
+    made = Indexing(tmp_path)
+    yield made
+    for process in made.started:
         process.kill()
-        process.communicate()
+        process.join()
 
 
-def wait_for_rows(path: Path, least: int, process: subprocess.Popen[str]) -> int:
-    while process.poll() is None:
-        if any(path.glob("*.lance")) and (index := Index.open(path)).modalities and (rows := index.rows("text")) >= least:
-            return rows
-        time.sleep(0.02)
-    raise AssertionError(f"the process ended: {process.communicate()}")
-
-
-def test_a_run_that_is_killed_goes_on_and_ends_with_the_rows_of_one_that_was_not(tmp_path: Path, indexing: Any) -> None:
-    undisturbed = indexing("whole", "home 1")
-    assert undisturbed.wait() == 0, undisturbed.communicate()
+def test_a_killed_run_resumes_and_ends_with_the_rows_of_an_undisturbed_one(tmp_path: Path, indexing: Indexing) -> None:
+    indexing.run("whole", "home 1")
     for least in (16, 80):
-        process = indexing("killed", "home 2")
-        rows = wait_for_rows(tmp_path / "killed", least, process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert rows < 192, "it was killed in the middle"
-        assert len(contents(tmp_path / "killed")) < 192
-        assert len(Index.open(tmp_path / "killed").search(torch.eye(1, 64), "text", 5).hits[0]) == 5, "it can be searched"
-    last = indexing("killed", "home 2")
-    out, _ = last.communicate()
-    assert last.returncode == 0
-    assert 0 < int(re.search(r"(\d+) new", out).group(1)) < 192  # type: ignore[union-attr]
+        process = indexing.start("killed", "home 2", whole=False)
+        indexing.wait_for_rows("killed", least, process)
+        process.kill()
+        process.join()
+        assert least <= len(contents(tmp_path / "killed")) < 192
+        assert len(Index.open(tmp_path / "killed").search(torch.eye(1, 8), "text", 5).hits[0]) == 5, "it can be searched"
+    printed = indexing.run("killed", "home 2")
+    assert 0 < int(re.search(r"(\d+) new", printed).group(1)) < 192  # type: ignore[union-attr]
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_ctrl_c_leaves_an_index_that_can_be_read(tmp_path: Path, indexing: Any) -> None:
-    process = indexing("stopped", "home 1")
-    wait_for_rows(tmp_path / "stopped", 16, process)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
-    assert process.returncode == 130
-    assert "Nothing is lost" in err
-    assert "Traceback" not in err
+def test_ctrl_c_leaves_an_index_that_can_be_read(tmp_path: Path, indexing: Indexing) -> None:
+    process = indexing.start("stopped", "home", whole=False)
+    indexing.wait_for_rows("stopped", 16, process)
+    os.kill(process.pid or 0, signal.SIGINT)
+    printed = indexing.end(process, "stopped", "home", 130)
+    assert "Nothing is lost" in printed
+    assert "Traceback" not in printed
     assert 16 <= len(contents(tmp_path / "stopped")) < 192
 
 
-def test_two_processes_at_once_add_no_row_twice(tmp_path: Path, indexing: Any) -> None:
-    processes = [indexing("shared", "home 1"), indexing("shared", "home 2")]
-    for process in processes:
-        _, err = process.communicate()
-        assert process.returncode == 0, err
+def test_two_processes_at_once_add_no_row_twice(tmp_path: Path, indexing: Indexing) -> None:
+    processes = {home: indexing.start("shared", home) for home in ("home 1", "home 2")}
+    for home, process in processes.items():
+        indexing.end(process, "shared", home)
     assert len(contents(tmp_path / "shared")) == 192
 
 
@@ -515,7 +524,7 @@ def test_writers_that_add_the_same_rows_at_the_same_moment_add_them_once(tmp_pat
     def add(bridge: Bridge, index: Index) -> None:
         try:
             for round_ in range(5):
-                barrier.wait(timeout=60)
+                barrier.wait(timeout=PATIENCE)
                 index.add(bridge, Listing("text", words(20, 20 * round_)))
         except BaseException as error:
             errors.append(error)

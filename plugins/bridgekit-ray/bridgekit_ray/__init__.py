@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def cluster() -> AbstractContextManager[OnCluster]:
-    """See `bridgekit_ray.encoding.cluster`, which imports torch: every run of `bridgekit` imports this module."""
+    """See `bridgekit_ray.encoding.cluster`. Imported lazily because every run of `bridgekit` imports this module."""
     from bridgekit_ray import encoding
 
     return encoding.cluster()

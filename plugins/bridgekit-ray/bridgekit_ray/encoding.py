@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster, each with the encoder open, encode planned batches; the latents are stored by the driver."""
+"""Encoding on a Ray cluster: each worker opens the encoder and encodes planned batches; the driver stores the latents."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from bridgekit.hardware import resolve_device
 from bridgekit.latents.batches import Batch, Encoded, Run, encode_batches
 from bridgekit.plugins import load_encoder
 
-#: From an encoder's full name and the encoder, opened here, to a function that encodes batches on the cluster.
+#: `on_cluster`: from an encoder's full name and the opened encoder to a function that encodes batches on the cluster.
 OnCluster = Callable[[str, Encoder], Run]
 
-#: Batches per worker task: while one is encoded, threads prepare the next.
+#: Batches per worker task: while one is being encoded, threads prepare the next.
 TAKEN_AT_ONCE = 8
 
 
@@ -55,26 +55,26 @@ def cluster() -> Iterator[OnCluster]:
 
 
 def on_cluster(name: str, encoder: Encoder, workers: int | None = None) -> Run:
-    """A function that encodes batches on the connected Ray cluster. Each row of its Ray dataset is one planned batch.
+    """A function that encodes batches on the connected Ray cluster.
 
     Arguments:
         name: the encoder, `provider:model`. Its plugin must be installed on every machine.
         encoder: the same encoder, opened here. Workers must have the same revision.
-        workers: number of workers; the default is one per GPU, or one per two cores if the cluster has no GPUs.
+        workers: number of workers; default: one per GPU, or one per two cores if the cluster has no GPUs.
 
-    Workers read files under the same paths as here. The batches, and so the latents, are those of a single machine, up to
-    rounding if a worker has a different number of threads.
+    Files must have the same paths on all machines. Batches, and so latents, equal those of a single machine, up to rounding if
+    a worker uses a different number of threads.
     """
 
     def run(batches: Sequence[Batch]) -> Generator[Encoded, None, None]:
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        resources: dict[str, float] = ray.cluster_resources()
         gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         count = max(1, min(workers or gpus or cores // 2, len(batches)))
         share: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": max(1, min(2, cores // count))}
         rows = [
             {
                 "number": batch.number,
-                # Absolute paths: a worker runs in another folder.
+                # Absolute paths, because workers run in another folder.
                 "items": json.dumps([item if isinstance(item, str) else str(item.absolute()) for item in batch.items]),
                 "reduced": batch.reduced,
             }
@@ -107,7 +107,7 @@ class _Worker:
         self.encoder: Encoder | None = None
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """Encode planned batches; input and output are plain columns."""
+        """Encode planned batches, given and returned as columns of plain values."""
         batches = [
             Batch(
                 int(number), [item if self.modality == TEXT else Path(item) for item in json.loads(str(items))], bool(reduced)
@@ -119,16 +119,16 @@ class _Worker:
             self.encoder = self.encoder or self._open()
             results += [_row(encoded) for encoded in encode_batches(self.encoder, batches)]
         except BridgekitError as error:
-            # Returned as a row: Ray wraps exceptions that cross processes in its own.
+            # Returned as a row, because Ray wraps exceptions in its own types.
             fault = {"what": f"a Ray worker: {error.what}", "where": error.where, "remedy": error.remedy}
             results.append(_row(Encoded(-1, [], torch.zeros(0, 0), {}), fault))
         return {column: [result[column] for result in results] for column in results[0]}
 
     def _open(self) -> Encoder:
         encoder = load_encoder(self.name, resolve_device())
-        if encoder.revision != self.revision:  # its latents would be stored under the wrong revision
+        if encoder.revision != self.revision:  # the latents would be stored under the wrong revision
             raise BridgekitError(
-                f"the revision of {self.name} differs: {encoder.revision} there, {self.revision} here",
+                f"the revision of {self.name} differs: {encoder.revision} on the worker, {self.revision} here",
                 where=platform.node(),
                 remedy="install the same versions of its plugin and of the model on every machine",
             )

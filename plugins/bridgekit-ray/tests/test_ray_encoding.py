@@ -105,7 +105,7 @@ def test_a_worker_that_cannot_open_the_encoder_is_one_clear_message(cluster: Non
     assert "choose one of" in str(caught.value.remedy)
 
 
-def test_latents_that_are_not_finite_cost_their_item_on_a_worker_of_a_cluster_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latents_that_are_not_finite_fail_only_their_item_on_a_worker_too(monkeypatch: pytest.MonkeyPatch) -> None:
     class Sick(LetterEncoder):
         def encode(self, batch: Sequence[Tensor]) -> Tensor:
             latents = super().encode(batch)

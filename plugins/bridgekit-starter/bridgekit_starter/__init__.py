@@ -1,4 +1,4 @@
-"""The starter kit: small real encoders, pair sources and a small text-to-image model, all of which work without a network."""
+"""The starter kit: small pre-trained encoders, pair sources and a text-to-image model. None of them needs a network."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ RENAMED = {"starter:audio@d01c3014881c+layer-3-and-last-own-length-v1": "speech"
 
 
 def open_encoder(model: str, device: str) -> Encoder:
-    """The starter's encoder of that name, on that torch device.
+    """One of the starter's encoders.
 
     Raises:
-        PluginError: there is no such model, or its weights are missing or are not the expected ones.
+        PluginError: there is no such model, or its weights are missing or not the expected ones.
     """
-    # Imported here because each imports torch and a model library, which `bridgekit --help` does not need.
+    # Imported here to keep `bridgekit --help` fast: each module imports torch and a model library.
     if model == "text":
         from bridgekit_starter.text import TextEncoder
 
@@ -47,7 +47,7 @@ def open_encoder(model: str, device: str) -> Encoder:
 
         return HearingEncoder(device)
     raise PluginError(
-        f"The starter has no model {model!r}.", where=f"starter:{model}", remedy=f"choose one of: {', '.join(MODELS)}"
+        f"the starter has no model {model!r}", where=f"starter:{model}", remedy=f"choose one of: {', '.join(MODELS)}"
     )
 
 
@@ -68,14 +68,14 @@ def encoder_providers() -> Sequence[EncoderProvider]:
 
 @hookimpl
 def pair_sources() -> Sequence[PairSource]:
-    """Pictures and their names, the names spoken, and both in one table; the latter two also with everyday names only."""
+    """Images with their names, spoken names, and both in one table; the latter two also for everyday names only."""
     from bridgekit_starter import openmoji, spoken, spoken_pictures
 
     return [openmoji.SOURCE, spoken.WORDS, spoken.SOURCE, spoken_pictures.WORDS, spoken_pictures.SOURCE]
 
 
 def open_generator(device: str) -> ImageModel:
-    """`starter:openmoji-64`, on that torch device."""
+    """`starter:openmoji-64` on a torch device."""
     from bridgekit_starter import generator
 
     return generator.open_generator(device)
@@ -87,7 +87,7 @@ def image_generators() -> Sequence[ImageGenerator]:
     return [
         ImageGenerator(
             "starter:openmoji-64",
-            "64 x 64 pictures in the manner of OpenMoji, trained on 1,679 of them (weights CC BY-SA 4.0)",
+            "64 x 64 images in the style of OpenMoji, trained on 1,679 of them (weights CC BY-SA 4.0)",
             open_generator,
         )
     ]

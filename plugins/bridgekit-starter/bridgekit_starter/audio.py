@@ -26,17 +26,17 @@ FFT = 400
 HOP = 160
 MEL_BANDS = 80
 
-#: Samples that become one frame of the encoder (20 ms): two hops, since the second convolution takes every other one.
+#: Samples per encoder frame (20 ms): two hops, because the second convolution has stride 2.
 FRAME = 2 * HOP
-#: What Whisper was trained on: 30 s.
+#: Whisper's training window: 30 s.
 WINDOW = 30 * SAMPLE_RATE
-#: What shorter clips are padded to with zeros: 0.1 s. The Fourier transform alone needs 201 samples.
+#: Shorter clips are padded with zeros to 0.1 s. The Fourier transform needs at least 201 samples.
 SHORTEST = SAMPLE_RATE // 10
 
-#: The most frames in one forward pass, padding included: enough to keep the cores busy, few enough for their caches.
+#: Maximum frames per forward pass, including padding: keeps the cores busy and fits their caches.
 FRAMES_AT_ONCE = 1_500
 
-#: The layer whose states stand beside the last one's.
+#: The layer whose states are concatenated with the last one's.
 MIDDLE = 3
 
 
@@ -46,7 +46,7 @@ class Window:
 
     Arguments:
         mel: log-mel spectrogram, float32 of shape (80, hops of 10 ms), hops even.
-        frames: how many of the hops // 2 frames that it gives hold the clip's own sound, not the zeros after it.
+        frames: number of the hops // 2 encoder frames that contain the clip, not padding.
     """
 
     mel: Tensor
@@ -54,12 +54,12 @@ class Window:
 
 
 class AudioEncoder:
-    """Whisper base's encoder: the states after its third and after its last layer, each the mean over a clip's own frames.
+    """Whisper base's encoder: the states after its third and its last layer, each averaged over a clip's own frames.
 
-    Whisper was trained to transcribe speech, so its last layers discard part of all other sound; its third layer does not.
-    Together they serve both uses better than the usual last state. Accuracy in percent, on standardised vectors (means of
-    the state after a layer over the clip's own frames; 400 clips of ESC-10, logistic regression, one fold of five left out;
-    and 300 spoken names by the nearest of the means over 6 voices, or to 1 voice, queried in 2 other voices):
+    Whisper was trained to transcribe speech, and its last layers discard other sounds; the third layer does not. Together they
+    work better for both than the last layer alone. Accuracy in percent on standardised vectors (means over the clip's own
+    frames; 400 clips of ESC-10: logistic regression, leave one fold out of five; 300 spoken names: nearest mean over 6 voices,
+    or nearest clip of 1 voice, with queries in 2 other voices):
 
     | states         | ESC-10, own length | ESC-10, padded | names, 6 voices | names, 1 voice |
     |----------------|--------------------|----------------|-----------------|----------------|
@@ -67,16 +67,16 @@ class AudioEncoder:
     | 3 (512)        | 94.5               | 94.5           | 96.3            | 76.5           |
     | 3, last (1024) | 93.0               | 93.0           | 98.7            | 88.5           |
 
-    Adding deviations to the means, or a third layer, changes these by less than two points either way. Where clips are padded
-    to 30 s, the frames of silence are encoded but do not count: with them, short words drown (85 % where their own
-    frames give 100 %, 60 names, 3 voices).
+    Adding standard deviations or a third layer changes these by less than two points. If clips are padded to 30 s, the frames
+    of silence are encoded but excluded from the mean: including them costs accuracy on short words (85 % instead of 100 %;
+    60 names, 3 voices).
 
     Arguments:
         device: a torch device.
-        padded: pad each clip with silence to 30 s, as Whisper was trained.
+        padded: pad each clip with silence to 30 s, as in Whisper's training.
 
     Raises:
-        PluginError: the weights are missing or are not the expected ones.
+        PluginError: the weights are missing or not the expected ones.
     """
 
     modality = "audio"
@@ -87,22 +87,21 @@ class AudioEncoder:
         self._padded = padded
         self._device = torch.device(device)
         self._model = load_whisper_encoder(self._device)
-        # Where products run in bfloat16, some frames of short words turn to others in the first attentions, and all that
-        # follows them changes. With those two and the convolutions in float32 the least cosine to float32 around the mean
-        # rises from 0.989 to 0.999 over 1,093 spoken words, and from 0.9992 to 0.9997 over 50 clips of ESC-10, for a tenth
-        # of the time.
+        # In bfloat16, the first attention layers attend to other frames in some short words, which changes all later layers.
+        # With the first two and the convolutions in float32, the minimum centred cosine to float32 rises from 0.989 to 0.999
+        # over 1,093 spoken words, and from 0.9992 to 0.9997 over 50 clips of ESC-10. It costs a tenth of the time.
         for layer in self._model.layers[:2]:
             layer.self_attn = InFloat32(layer.get_submodule("self_attn"), self._device)
         self._positions = self._model.embed_positions.weight
 
     def prepare(self, item: Item) -> list[Window]:
-        """The clip as log-mel spectrograms: as few windows of equal length as make none longer than 30 s.
+        """The clip as log-mel spectrograms of the fewest windows of equal length that are at most 30 s long.
 
         Raises:
             ItemError: the file cannot be read as audio.
         """
         wave = torch.from_numpy(read_audio(Path(item), SAMPLE_RATE))
-        # Equal windows rather than 30 s and a rest, which may be too short to hear anything in.
+        # Equal windows, because a short remainder after windows of 30 s could be too short to be useful.
         size = math.ceil(len(wave) / math.ceil(len(wave) / WINDOW))
         return [
             Window(log_mel(pad_wave(piece, padded=self._padded)), math.ceil(len(piece) / FRAME))
@@ -113,7 +112,7 @@ class AudioEncoder:
     def encode(self, batch: Sequence[Sequence[Window]]) -> Tensor:
         """n prepared clips into a float32 tensor of shape (n, 1024).
 
-        A clip's vector is the same, up to rounding, alone and in any batch: padding is masked wherever it could leak in.
+        Padding is masked, so a clip's vector does not depend on its batch, up to rounding.
         """
         windows = [(window, owner) for owner, clip in enumerate(batch) for window in clip]
         windows.sort(key=lambda pair: pair[0].mel.shape[1])
@@ -129,14 +128,14 @@ class AudioEncoder:
 
     @torch.inference_mode()
     def states(self, mels: Sequence[Tensor]) -> Tensor:
-        """What the encoder makes of b windows, frame by frame (20 ms each).
+        """The encoder's states for b windows, one per frame (20 ms).
 
         Arguments:
             mels: b log-mel spectrograms of shape (80, hops), hops even and at most 3000.
 
         Returns:
-            The states after layer 3 and after the last, side by side: float32 of shape (b, t, 1024), where t is half the
-            most hops. What stands behind a shorter window's own frames means nothing.
+            The states after layer 3 and after the last layer, concatenated: float32 of shape (b, t, 1024), where t is half the
+            maximum number of hops. Frames after the end of a shorter window are meaningless.
         """
         hops = torch.tensor([mel.shape[1] for mel in mels], device=self._device)
         longest = int(hops.max())
@@ -146,7 +145,7 @@ class AudioEncoder:
         with in_float32(self._device):
             x = gelu(self._model.conv1(x))
             if not even:
-                # A convolution pads its input with zeros: so must a window's end look to the second one, whatever is behind.
+                # The second convolution must see zeros after a window's end, as its own padding would be.
                 x = x.masked_fill(~valid[:, None], 0)
             x = gelu(self._model.conv2(x)).transpose(1, 2)
         x = x + self._positions[: x.shape[1]]
@@ -161,7 +160,7 @@ class AudioEncoder:
 
 
 def _groups(windows: Sequence[tuple[Window, int]]) -> Iterator[Sequence[tuple[Window, int]]]:
-    """Cut windows, sorted by length, into runs of at most `FRAMES_AT_ONCE` frames; a single window may have more."""
+    """Cut windows, sorted by length, into groups of at most `FRAMES_AT_ONCE` frames; a single window may have more."""
     cuts = [0]
     for index, (window, _) in enumerate(windows):
         if index > cuts[-1] and (index + 1 - cuts[-1]) * window.mel.shape[1] // 2 > FRAMES_AT_ONCE:
@@ -171,25 +170,25 @@ def _groups(windows: Sequence[tuple[Window, int]]) -> Iterator[Sequence[tuple[Wi
 
 
 class InFloat32(nn.Module):
-    """A module that computes in float32 even where products run in bfloat16."""
+    """Runs a module in float32 even under bfloat16 autocast."""
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         super().__init__()
         self.module, self._device = module, device
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        """What the module gives."""
+        """The module's output."""
         with in_float32(self._device):
             return self.module(*inputs, **options)
 
 
 def in_float32(device: torch.device) -> torch.autocast:
-    """While this lasts, products on a device run in float32."""
+    """Disable autocast on a device."""
     return torch.autocast(device.type, enabled=False)
 
 
 def pad_wave(wave: Tensor, *, padded: bool) -> Tensor:
-    """A window with zeros after it, up to 30 s or else to a whole number of frames and to 0.1 s: shape (n,) to (m,)."""
+    """A window padded with zeros to 30 s, or else to a whole number of frames and at least 0.1 s: shape (n,) to (m,)."""
     size = WINDOW if padded else max(SHORTEST, math.ceil(len(wave) / FRAME) * FRAME)
     return pad(wave, (0, size - len(wave)))
 
@@ -209,7 +208,7 @@ _MEL_FILTERS = torch.from_numpy(
 
 
 def load_whisper_encoder(device: torch.device) -> WhisperEncoder:
-    """transformers' own Whisper encoder with the weights of Whisper base, float32, ready to run."""
+    """transformers' Whisper encoder with the weights of Whisper base, float32, in evaluation mode."""
     stored = read_ctranslate2(b"".join(part.read() for part in WHISPER_PARTS), prefix="encoder/")
     config = WhisperConfig(
         d_model=512,
@@ -219,7 +218,7 @@ def load_whisper_encoder(device: torch.device) -> WhisperEncoder:
         num_mel_bins=MEL_BANDS,
         max_source_positions=1500,
     )
-    with torch.device("meta"):  # no time is spent on random weights
+    with torch.device("meta"):  # skip random initialisation
         model = WhisperEncoder(config)
     weights = _in_transformers_names(stored, config.encoder_layers)
     model.load_state_dict({name: weight.to(device) for name, weight in weights.items()}, assign=True)
@@ -228,7 +227,7 @@ def load_whisper_encoder(device: torch.device) -> WhisperEncoder:
 
 
 def _in_transformers_names(stored: dict[str, np.ndarray], layers: int) -> dict[str, Tensor]:
-    """CTranslate2's names and fused query-key-value matrices into transformers' names and separate ones."""
+    """Rename CTranslate2's variables to transformers' parameters and split the fused query-key-value matrices."""
 
     def take(name: str) -> Tensor:
         return torch.from_numpy(stored[f"encoder/{name}"].astype(np.float32))
@@ -247,7 +246,7 @@ def _in_transformers_names(stored: dict[str, np.ndarray], layers: int) -> dict[s
         biases = take(f"{theirs}/self_attention/linear_0/bias").chunk(3)
         for name, matrix, bias in zip(("q_proj", "k_proj", "v_proj"), matrices, biases, strict=True):
             weights[f"{ours}.self_attn.{name}.weight"] = matrix
-            if name != "k_proj":  # Whisper's keys have no bias; CTranslate2 stores zeros for it
+            if name != "k_proj":  # Whisper's keys have no bias; CTranslate2 stores zeros
                 weights[f"{ours}.self_attn.{name}.bias"] = bias
         weights |= linear(f"{theirs}/self_attention/linear_1", f"{ours}.self_attn.out_proj")
         weights |= norm(f"{theirs}/self_attention/layer_norm", f"{ours}.self_attn_layer_norm")

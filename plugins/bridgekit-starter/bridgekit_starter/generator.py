@@ -1,4 +1,4 @@
-"""`starter:openmoji-64`: a small text-to-image model that draws 64 x 64 pictures in the manner of OpenMoji, on any machine."""
+"""`starter:openmoji-64`: a small text-to-image model that draws 64 x 64 images in the style of OpenMoji."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from bridgekit_starter.tokens import TokenHead
 
 NAME = "starter:openmoji-64"
 SIZE = 64
-#: In the layout of diffusers, but for the text encoder: `head.safetensors` goes on top of the starter's MiniLM.
+#: A diffusers folder, except that the text encoder is `head.safetensors` on top of the starter's MiniLM.
 FOLDER = Path(__file__).parent / "openmoji-64"
-#: The sampler's steps, and guidance (1 is none), as chosen by pixel error on training names: see the model card.
+#: Sampling steps and guidance scale (1 is none), chosen by pixel error on training names: see the model card.
 STEPS, GUIDANCE = 10, 1.5
-#: What each file must hash to; written by `training/openmoji64.py`.
+#: SHA-256 of each file, written by `training/openmoji64.py`.
 HASHES = FOLDER / "sha256.json"
 
 
 class SentenceConditioning:
-    """MiniLM's sentence vectors, which the head makes into prompt embeddings for the transformer.
+    """MiniLM's sentence vectors, which the head turns into prompt embeddings.
 
-    A bridge must give the vectors, not the tokens: a bridge whose text side is a frozen `starter:text` does so unchanged.
+    The conditioning is the vector, not the tokens, because a bridge whose text side is a frozen `starter:text` outputs it
+    directly.
     """
 
     kind = "sentence"
@@ -44,7 +45,7 @@ class SentenceConditioning:
         self._encoder: TextEncoder | None = None
 
     def encode(self, items: Sequence[Any]) -> dict[str, Tensor]:
-        """n texts to `sentence`, (n, 384) at unit length."""
+        """n texts to `sentence`, (n, 384), unit length."""
         self._encoder = self._encoder or TextEncoder(self.device)
         prepared = [self._encoder.prepare(item) for item in items]
         order = sorted(range(len(prepared)), key=lambda row: len(prepared[row]))
@@ -55,7 +56,7 @@ class SentenceConditioning:
         return {self.kind: vectors}
 
     def arguments(self, tensors: Mapping[str, Tensor], *, guided: bool, prompt: str | None = None) -> dict[str, Any]:
-        """Prompt embeddings (n, 16, 128) and their mask; those of no text at all as negative ones where guided."""
+        """Prompt embeddings (n, 16, 128) and their mask; with guidance, those of a zero vector as negative prompt."""
         tokens = self._tokens(tensors[self.kind])
         mask = tokens.new_ones(tokens.shape[:2])
         arguments = {"negative_prompt": None, "prompt_embeds": tokens, "prompt_attention_mask": mask}
@@ -70,22 +71,22 @@ class SentenceConditioning:
         return tokens
 
     def takes_latents_of(self, encoder: Encoder) -> bool:
-        """Whether it is the very MiniLM that this model was trained on."""
+        """Whether the encoder is the MiniLM that this model was trained on."""
         return encoder.revision == TextEncoder.revision
 
 
 def open_generator(device: str) -> ImageModel:
-    """The model in a stock `PixArtAlphaPipeline` that has no text encoder: it is driven through `prompt_embeds` alone.
+    """The model in diffusers' `PixArtAlphaPipeline` without a text encoder: it takes `prompt_embeds`.
 
     Raises:
         BridgekitError: diffusers is not installed.
-        PluginError: a file is missing, or is not the expected one.
+        PluginError: a file is missing or not the expected one.
     """
     try:
         from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
     except ImportError as error:
         raise BridgekitError(
-            "making pictures needs diffusers", remedy="pip install accelerate diffusers transformers"
+            "generating images needs diffusers", remedy="pip install accelerate diffusers transformers"
         ) from error
     parts: dict[str, Any] = {}
     kinds: Mapping[str, Any] = {"vae": AutoencoderKL, "transformer": PixArtTransformer2DModel}
@@ -107,8 +108,8 @@ def _read(name: str) -> bytes:
     path = FOLDER / name
     remedy = "in bridgekit's own folder: pip install --force-reinstall --no-deps plugins/bridgekit-starter"
     if not (path.is_file() and HASHES.is_file()):
-        raise PluginError("a part of the text-to-image model is missing", where=str(path), remedy=remedy)
+        raise PluginError("a file of the text-to-image model is missing", where=str(path), remedy=remedy)
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != json.loads(HASHES.read_bytes()).get(name):
-        raise PluginError("a part of the text-to-image model is not the expected file", where=str(path), remedy=remedy)
+        raise PluginError("a file of the text-to-image model is not the expected one", where=str(path), remedy=remedy)
     return content

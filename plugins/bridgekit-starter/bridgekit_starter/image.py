@@ -1,4 +1,4 @@
-"""`starter:image`: EfficientNet-Lite0, a small ImageNet classifier. 1280 numbers an image, taken before the classifier."""
+"""`starter:image`: EfficientNet-Lite0, a small ImageNet classifier; its 1280-dimensional features before the last layer."""
 
 from __future__ import annotations
 
@@ -21,25 +21,23 @@ from bridgekit_starter.weights import EFFICIENTNET_WEIGHTS
 
 SIZE = 224
 
-#: What the image's short side is scaled to. The middle 224 of these 256 pixels are looked at, as in training.
+#: The short side is scaled to 256 pixels, then the central 224 are cropped, as in training.
 SHORT_SIDE = 256
 
-#: The longest side of a picture over its shortest, of what is scaled.
+#: Maximum aspect ratio of the part that is scaled.
 LONGEST = 8
 
-#: Pictures in one pass on a CPU. The widest feature map of 4 takes 19 MB. From 32 MB on (7 pictures) glibc asks the system for
-#: memory again each time, which takes longer than the convolutions: 35 ms a picture at 32, 17 ms at 4, on one core of a Zen 4.
+#: Images per forward pass on a CPU. Their largest feature map takes 19 MB. From 32 MB (7 images), glibc returns memory to the
+#: system after each pass, and allocating it again takes longer than the convolutions: per image 35 ms at 32 and 17 ms at 4, on
+#: one core of a Zen 4.
 AT_ONCE = 4
 
 
 class ImageEncoder:
-    """EfficientNet-Lite0: the mean over the last feature map, which is what its classifier reads.
-
-    Arguments:
-        device: a torch device.
+    """EfficientNet-Lite0: the mean over the last feature map, which is the classifier's input.
 
     Raises:
-        PluginError: the weights are missing or are not the expected ones.
+        PluginError: the weights are missing or not the expected ones.
     """
 
     modality = "image"
@@ -49,7 +47,7 @@ class ImageEncoder:
     def __init__(self, device: str = "cpu") -> None:
         model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         stored = torch.load(io.BytesIO(EFFICIENTNET_WEIGHTS.read()), weights_only=True)
-        # The file has timm's tensors in timm's order under names of its own; the names' last parts and the shapes are checked.
+        # The file has timm's tensors in timm's order under other names; check the last parts of the names and the shapes.
         names = model.state_dict()
         for (ours, tensor), (theirs, value) in zip(names.items(), stored.items(), strict=True):
             if ours.rpartition(".")[2] != theirs.rpartition(".")[2] or tensor.shape != value.shape:
@@ -59,23 +57,23 @@ class ImageEncoder:
         self._model = _without_batch_norm(model.eval()).to(self._device, memory_format=torch.channels_last)
 
     def prepare(self, item: Item) -> Tensor:
-        """The image's middle as a float32 tensor of shape (3, 224, 224), values from -1 to 1.
+        """The image's central square as a float32 tensor of shape (3, 224, 224), values from -1 to 1.
 
         Raises:
             ItemError: the file cannot be read as an image.
         """
         image = read_image(Path(item))
-        # All but the middle of a very long picture goes first: scaling it up whole could take gigabytes.
+        # Crop very long images to their middle before scaling: enlarging all of it could take gigabytes.
         spare = [max(0, (side - LONGEST * min(image.size)) // 2) for side in image.size]
         image = image.crop((spare[0], spare[1], image.width - spare[0], image.height - spare[1]))
-        # Scaled whole and then cut, as timm does: cut half a pixel beside that, a vector moves by up to 0.005 in cosine.
-        # Bicubic, as the weights were trained (TensorFlow's own are).
+        # Scale, then crop, as timm does: a crop half a pixel off changes the features by up to 0.005 in cosine. Bicubic, as
+        # these weights were trained (in TensorFlow).
         width, height = (int(SHORT_SIDE * side / min(image.size)) for side in image.size)
         left, top = round((width - SIZE) / 2), round((height - SIZE) / 2)
         scaled = image.resize((width, height), Image.Resampling.BICUBIC)
         square = scaled.crop((left, top, left + SIZE, top + SIZE))
-        # These weights want (x - 0.5) / 0.5, as TensorFlow's do, not ImageNet's mean and deviation. Tried on scikit-learn's two
-        # photographs: the daisy's probability is 0.33 with this and 0.12 with those, which put a lampshade above it.
+        # TensorFlow's weights expect (x - 0.5) / 0.5, not ImageNet's mean and standard deviation. On scikit-learn's photograph
+        # of a flower, the probability of "daisy" is 0.33 with this and 0.12, below "lampshade", with ImageNet's.
         pixels = np.asarray(square, dtype=np.float32) / 127.5 - 1
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -103,12 +101,12 @@ class ImageEncoder:
 
 
 def _without_batch_norm(model: Any) -> Any:
-    """The same function, with each batch norm's scale and shift in the convolution before it."""
+    """Fold each batch norm into the convolution before it."""
     children = list(model.named_children())
     for (name, convolution), (norm_name, norm) in pairwise(children):
         if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             setattr(model, name, fuse_conv_bn_eval(convolution, norm))
-            setattr(model, norm_name, norm.act)  # timm's norms have the activation in them
+            setattr(model, norm_name, norm.act)  # timm's norms include the activation
     for _, child in children:
         _without_batch_norm(child)
     return model

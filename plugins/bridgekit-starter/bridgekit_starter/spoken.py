@@ -1,4 +1,4 @@
-"""`starter:spoken-words` and `starter:spoken-openmoji`: eSpeak NG says the names of OpenMoji pictures, once, into the cache."""
+"""`starter:spoken-words` and `starter:spoken-openmoji`: names of OpenMoji images spoken by eSpeak NG. Clips are cached."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: Samples a second in a clip's file.
+#: Sample rate of the clips, in Hz.
 SAMPLE_RATE = 16_000
 
-# Part of the cache folder's name. Increase it when the same voice would say the same name differently.
+# Part of the cache folder's name. Increase it if the same voice speaks the same name differently.
 RECIPE = 1
 
-# Six accents, four men (m) and four women (f). No training voice has the accent or the variant of a held-out voice.
+# Six accents, four male (m) and four female (f) voices. Held-out voices share neither accent nor variant with them.
 TRAINING_VOICES = (
     "en-us+m3",
     "en-us+f2",
@@ -39,17 +39,17 @@ TRAINING_VOICES = (
 )
 HELD_OUT_VOICES = ("en-us-nyc+m6", "en-gb-x-gbclan+steph")  # New York City; Lancaster
 
-# Of `starter:spoken-words`: two men, two women, four accents. Its held-out voice is the one that is harder to recognise.
+# Voices of `starter:spoken-words`: two male, two female, four accents. Its held-out voice is the harder one to recognise.
 WORDS_VOICES = ("en-us+m3", "en+f4", "en-029+m4", "en-gb-scotland+f1")
 
-# Silence kept before and after the speech, in seconds, and the largest sample that counts as silence (32,768 is full scale).
+# Silence kept before and after the speech, in seconds, and the largest sample treated as silence (full scale: 32,768).
 SILENCE = 0.1
 QUIET = 32
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One name, spoken by one voice, and the split that it belongs to."""
+    """A name spoken by a voice, and its split."""
 
     name: str
     voice: str
@@ -57,24 +57,23 @@ class Clip:
 
 
 def build() -> Pairs:
-    """Every name, by eight training voices and two held-out ones: about 16,000 clips, 300 MB; see `_build`."""
+    """All names in eight training and two held-out voices: about 16,000 clips, 300 MB; see `_build`."""
     names = [picture.name for picture in pictures()]
     return _build(SOURCE.name, names, TRAINING_VOICES, HELD_OUT_VOICES)
 
 
 def build_words() -> Pairs:
-    """Everyday names, by four training voices and a held-out one: about 1,800 clips, 30 MB; see `_build`."""
+    """Everyday names in four training voices and one held-out voice: about 1,800 clips, 30 MB; see `_build`."""
     return _build(WORDS.name, everyday_names(), WORDS_VOICES, HELD_OUT_VOICES[1:])
 
 
 def _build(source: str, names: Sequence[str], training_voices: Sequence[str], held_out_voices: Sequence[str]) -> Pairs:
-    """The clips (columns `audio` and `text`), spoken where the cache lacks them. A row's group is its name.
+    """The clips (columns `audio` and `text`), synthesised if they are not cached. A row's group is its name.
 
-    Clips are FLAC files, 16 kHz, mono. The same voice and name give the same file in every source. A build that was killed
-    continues where it stopped.
+    Clips are 16 kHz mono FLAC files, shared by both sources. The build can be interrupted and resumed.
 
-    Splits: `train` and `val` (in two of the training voices), `test-voices` (training names in held-out voices) and
-    `test-names` (held-out names, in four training voices). Names are held out as in `starter:openmoji`.
+    Splits: `train`; `val` (two training voices); `test-voices` (training names, held-out voices); `test-names` (held-out names,
+    four training voices). Held-out names are those of `starter:openmoji`.
     """
     clips = _plan(names, training_voices, held_out_voices)
     return Pairs(
@@ -87,7 +86,7 @@ def _build(source: str, names: Sequence[str], training_voices: Sequence[str], he
 
 
 def _plan(names: Sequence[str], training_voices: Sequence[str], held_out_voices: Sequence[str]) -> list[Clip]:
-    """Which voice says which name. Validation and held-out names get fewer voices, to save time."""
+    """Which voice speaks which name. Validation and held-out names get fewer voices to save time."""
     voices_of: dict[str, list[tuple[str, Sequence[str]]]] = {
         "train": [("train", training_voices), ("test-voices", held_out_voices)],
         "val": [("val", training_voices[:2])],
@@ -97,7 +96,7 @@ def _plan(names: Sequence[str], training_voices: Sequence[str], held_out_voices:
 
 
 def _speak(clips: Sequence[Clip]) -> list[Path]:
-    """The FLAC file of each clip, spoken if it is not there."""
+    """The FLAC file of each clip, synthesised if missing."""
     folder = cache_folder().absolute() / "starter" / f"spoken-openmoji-{RECIPE}"
     files = [folder / clip.voice / f"{slug(clip.name)}.flac" for clip in clips]
     make_missing("speaking", list(zip(clips, files, strict=True)), _write_clip)
@@ -109,14 +108,14 @@ def _write_clip(task: tuple[Clip, Path]) -> None:
 
     clip, path = task
     samples = _say(clip.name, clip.voice)
-    # FLAC is lossless and half as large as WAV. Encoded in memory, since libsndfile does not say why writing to a disk failed.
+    # FLAC is lossless and half the size of WAV. Encoded in memory because libsndfile does not report why a write failed.
     content = io.BytesIO()
     soundfile.write(content, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     write_atomically(path, lambda aside: aside.write_bytes(content.getbuffer()))
 
 
 def _say(name: str, voice: str) -> NDArray[np.int16]:
-    """A name spoken by a voice, at the speed and pitch of `_manner`: 16 kHz samples of shape (n,), the same on every run."""
+    """A name spoken by a voice with the rate and pitch of `_manner`: 16 kHz samples of shape (n,), deterministic."""
     import numpy as np
     import soxr
 
@@ -124,24 +123,24 @@ def _say(name: str, voice: str) -> NDArray[np.int16]:
     samples, samples_a_second = speak(_spoken_form(name), voice, rate=rate, pitch=pitch, pitch_range=pitch_range)
     trimmed = _trim(samples, round(SILENCE * samples_a_second))
     resampled = soxr.resample(trimmed.astype(np.float32), samples_a_second, SAMPLE_RATE)
-    whole: NDArray[np.int16] = np.clip(np.rint(resampled), -32_768, 32_767).astype(np.int16)
-    return whole
+    clipped: NDArray[np.int16] = np.clip(np.rint(resampled), -32_768, 32_767).astype(np.int16)
+    return clipped
 
 
 def _manner(name: str, voice: str) -> tuple[int, int, int]:
-    """The rate (130 to 200 words a minute), pitch and pitch range (35 to 65 of 100) at which a voice says a name."""
+    """Rate (130 to 200 words per minute), pitch and pitch range (35 to 65 of 100), from a hash of voice and name."""
     draw = hashlib.sha256(f"{voice}:{name}".encode()).digest()
     fractions = [int.from_bytes(draw[i : i + 4], "big") / 2**32 for i in (0, 4, 8)]
     return 130 + int(71 * fractions[0]), 35 + int(31 * fractions[1]), 35 + int(31 * fractions[2])
 
 
 def _spoken_form(name: str) -> str:
-    """The name as eSpeak has to read it: it would take a lone A for the article."""
+    """The name as input for eSpeak, which would read a single A as the article."""
     return re.sub(r"\bA ", "A-", name)
 
 
 def _trim(samples: NDArray[np.int16], margin: int) -> NDArray[np.int16]:
-    """Cut silence at both ends down to at most `margin` samples."""
+    """Trim silence at both ends to at most `margin` samples."""
     import numpy as np
 
     loud = np.flatnonzero(np.abs(samples.astype(np.int32)) > QUIET)
@@ -150,13 +149,13 @@ def _trim(samples: NDArray[np.int16], margin: int) -> NDArray[np.int16]:
 
 SOURCE = PairSource(
     name="starter:spoken-openmoji",
-    description="about 16,000 clips: eSpeak NG says all names of starter:openmoji in ten voices (names: Unicode License)",
+    description="about 16,000 clips: all names of starter:openmoji spoken by eSpeak NG in ten voices (names: Unicode License)",
     modalities=("audio", "text"),
     build=build,
 )
 WORDS = PairSource(
     name="starter:spoken-words",
-    description="1,801 clips: eSpeak NG says 393 everyday names of starter:openmoji in five voices (names: Unicode License)",
+    description="1,801 clips: 393 everyday starter:openmoji names spoken by eSpeak NG in five voices (names: Unicode License)",
     modalities=("audio", "text"),
     build=build_words,
     default=True,

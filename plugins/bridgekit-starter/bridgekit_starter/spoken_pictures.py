@@ -1,4 +1,4 @@
-"""`starter:spoken-words-pictures` and `starter:spoken-pictures`: clips, names and pictures; only test rows have all three."""
+"""`starter:spoken-words-pictures` and `starter:spoken-pictures`: clips, names and images; only test rows have all three."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ def build() -> Pairs:
 
 
 def build_words() -> Pairs:
-    """`starter:spoken-words` and the pictures of its names in one table; see `_join`."""
+    """`starter:spoken-words` and the images of its names in one table; see `_join`."""
     return _join(WORDS.name, spoken.build_words(), openmoji.build(openmoji.everyday_names()))
 
 
 def _join(source: str, speech: Pairs, drawn: Pairs) -> Pairs:
     """The rows of both in one table (columns `audio`, `text` and `image`).
 
-    In `train` and `val` a row has a clip and its name, or a picture and its name, but never a clip and a picture: these two
-    are aligned through the names alone. The rows of `test-voices` and `test-names` have all three. Pictures of held-out names
-    are in the test rows alone.
+    Rows of `train` and `val` have a name with a clip or an image, never both: audio and images are aligned only through text.
+    Rows of `test-voices` and `test-names` have all three. Images of held-out names occur only in test rows.
     """
     assert speech.split
     assert drawn.split
@@ -48,13 +47,13 @@ def _join(source: str, speech: Pairs, drawn: Pairs) -> Pairs:
 
 SOURCE = PairSource(
     name="starter:spoken-pictures",
-    description="starter:spoken-openmoji and 1,870 pictures in one table; only test rows have both clip and picture",
+    description="starter:spoken-openmoji and 1,870 images in one table; only test rows have both clip and image",
     modalities=("audio", "text", "image"),
     build=build,
 )
 WORDS = PairSource(
     name="starter:spoken-words-pictures",
-    description="starter:spoken-words and the pictures of its names in one table; only test rows have both clip and picture",
+    description="starter:spoken-words and the images of its names in one table; only test rows have both clip and image",
     modalities=("audio", "text", "image"),
     build=build_words,
     default=True,

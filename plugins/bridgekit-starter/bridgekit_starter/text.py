@@ -1,4 +1,4 @@
-"""`starter:text`: all-MiniLM-L6-v2, a small sentence encoder. 384 numbers a text."""
+"""`starter:text`: all-MiniLM-L6-v2, a small sentence encoder with 384 dimensions."""
 
 from __future__ import annotations
 
@@ -16,21 +16,18 @@ from bridgekit.encoders import Item
 from bridgekit.media import read_text
 from bridgekit_starter.weights import MINILM_CONFIG, MINILM_TOKENIZER, MINILM_WEIGHTS
 
-#: The model was trained with 128 tokens and is published with 256; what a text has beyond them is not seen.
+#: Longer texts are truncated. The model was trained with 128 tokens and published with 256.
 MAX_TOKENS = 256
 
-#: The most tokens in one pass on a CPU, padding included: enough to keep the cores busy, few enough for their caches.
+#: Maximum tokens per forward pass on a CPU, including padding: keeps the cores busy and fits their caches.
 TOKENS_AT_ONCE = 1_024
 
 
 class TextEncoder:
-    """all-MiniLM-L6-v2 as its authors use it: the mean over a text's tokens, scaled to length 1.
-
-    Arguments:
-        device: a torch device.
+    """all-MiniLM-L6-v2 as its authors use it: mean over a text's tokens, normalised.
 
     Raises:
-        PluginError: the weights are missing or are not the expected ones.
+        PluginError: the weights are missing or not the expected ones.
     """
 
     modality = "text"
@@ -38,12 +35,12 @@ class TextEncoder:
     revision = f"starter:text@{MINILM_WEIGHTS.sha256[:12]}+mean-{MAX_TOKENS}-v1"
 
     def __init__(self, device: str = "cpu") -> None:
-        # The tokenizer itself, not transformers' wrapper: that sets truncation at every call, which is not safe in threads.
+        # Not transformers' wrapper: it sets truncation on every call, which is not thread-safe.
         self._tokenizer = Tokenizer.from_buffer(MINILM_TOKENIZER.read())
         self._tokenizer.enable_truncation(MAX_TOKENS)
         self._tokenizer.no_padding()
         model: torch.nn.Module = BertModel(BertConfig(**json.loads(MINILM_CONFIG.read())), add_pooling_layer=False)
-        # The file also has the pooler, which sentence vectors do not use, and position ids, which are no weights.
+        # The file also contains the pooler, which sentence vectors do not use, and position IDs.
         weights = {
             name: tensor
             for name, tensor in load(MINILM_WEIGHTS.read()).items()
@@ -54,17 +51,17 @@ class TextEncoder:
         self._model = model.eval().to(self._device)
 
     def prepare(self, item: Item) -> list[int]:
-        """The text's token ids, at most 256.
+        """The text's token IDs, at most 256.
 
         Raises:
-            ItemError: there is no text.
+            ItemError: the text is empty.
         """
         ids: list[int] = self._tokenizer.encode(read_text(item)).ids
         return ids
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[list[int]]) -> Tensor:
-        """n lists of token ids into a float32 tensor of shape (n, 384) whose rows have length 1."""
+        """n lists of token IDs into a float32 tensor of shape (n, 384) with unit-length rows."""
         if not batch:
             return torch.zeros(0, self.dim)
         order = sorted(range(len(batch)), key=lambda place: len(batch[place]))
@@ -72,7 +69,7 @@ class TextEncoder:
         return vectors[torch.tensor(order).argsort()].cpu()
 
     def _groups(self, batch: Sequence[list[int]]) -> Iterator[Sequence[list[int]]]:
-        """Cut texts, sorted by length, into runs of at most `TOKENS_AT_ONCE` tokens; a GPU takes them all at once."""
+        """Cut texts, sorted by length, into groups of at most `TOKENS_AT_ONCE` tokens; on a GPU, one group."""
         start = 0
         for stop in range(1, len(batch) + 1):
             full = stop == len(batch) or (stop + 1 - start) * len(batch[stop]) > TOKENS_AT_ONCE

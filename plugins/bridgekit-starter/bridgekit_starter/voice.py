@@ -1,9 +1,8 @@
-"""Text to speech with eSpeak NG, from the package espeakng-loader: the same arguments give the same samples on every run."""
+"""Deterministic text to speech with eSpeak NG, from the package espeakng-loader."""
 
 from __future__ import annotations
 
 import ctypes
-import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -14,8 +13,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # From espeak-ng/speak_lib.h.
-SYNCHRONOUS = 2  # espeak_Synth calls back in the thread that called it, and returns after the last sample
-DO_NOT_EXIT = 0x8000  # return an error if the data are missing, instead of ending the process
+SYNCHRONOUS = 2  # espeak_Synth calls back in the calling thread and returns after the last sample
+DO_NOT_EXIT = 0x8000  # return an error if data files are missing, instead of exiting the process
 UTF8 = 1
 RATE, PITCH, RANGE = 1, 3, 4
 
@@ -26,24 +25,24 @@ _one_at_a_time = threading.Lock()
 
 
 def speak(text: str, voice: str, *, rate: int = 175, pitch: int = 50, pitch_range: int = 50) -> tuple[NDArray[np.int16], int]:
-    """Speak a text.
+    """Synthesise a text.
 
-    The library is loaded for each call, which takes about a millisecond. eSpeak varies the pitch by a table and keeps
-    its position in it from one text to the next; no function resets it. In a library that stayed loaded, a clip would depend
-    on all clips before it.
+    The library is loaded for each call, which takes about a millisecond. eSpeak varies the pitch from a table and keeps its
+    position in the table between calls, with no way to reset it. If the library stayed loaded, a clip would depend on all
+    clips before it.
 
     Arguments:
-        text: what to say.
-        voice: one of eSpeak's languages, with or without a variant: `en-us`, `en-gb-x-rp+f2`.
-        rate: words a minute, 80 to 450.
+        text: the text.
+        voice: an eSpeak language, optionally with a variant: `en-us`, `en-gb-x-rp+f2`.
+        rate: words per minute, 80 to 450.
         pitch: 0 to 100.
         pitch_range: 0 (monotone) to 100.
 
     Returns:
-        The samples, shape (n,), and the number of samples a second (22,050).
+        Samples of shape (n,), and the sample rate (22,050).
 
     Raises:
-        BridgekitError: eSpeak does not start, does not know the voice, or cannot speak the text.
+        BridgekitError: eSpeak cannot be started, does not have the voice, or cannot speak the text.
     """
     import numpy as np
 
@@ -71,11 +70,11 @@ def _synthesise(library: ctypes.CDLL, text: str, voice: str, rate: int, pitch: i
             pieces.append(ctypes.string_at(samples, 2 * count))
         return 0  # go on
 
-    taker = TakeSamples(take)  # kept in a variable, since the library does not keep it alive
+    taker = TakeSamples(take)  # keep a reference: the library does not
     library.espeak_SetSynthCallback(taker)
-    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # breath is noise; its seed is the time of day otherwise
+    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # of the breath noise; the default is the time
     if library.espeak_SetVoiceByName(voice.encode()) != 0:
-        raise BridgekitError("eSpeak NG has no such voice", where=voice, remedy="name a language and a variant, e.g. en-us+f2")
+        raise BridgekitError("eSpeak NG has no such voice", where=voice, remedy="use a language and a variant, e.g. en-us+f2")
     for parameter, value in ((RATE, rate), (PITCH, pitch), (RANGE, pitch_range)):
         library.espeak_SetParameter(parameter, value, 0)
     letters = text.encode() + b"\0"
@@ -91,15 +90,12 @@ def _load() -> ctypes.CDLL:
     try:
         return ctypes.CDLL(path)
     except OSError as error:
-        raise BridgekitError(f"eSpeak NG does not load: {error}", where=path, remedy="reinstall espeakng-loader") from error
+        raise BridgekitError(f"eSpeak NG cannot be loaded: {error}", where=path, remedy="reinstall espeakng-loader") from error
 
 
 def _unload(library: ctypes.CDLL) -> None:
-    """End eSpeak and unload its library together with its global variables."""
+    """Terminate eSpeak and unload the library with its global state."""
     import _ctypes
 
     library.espeak_Terminate()
-    if sys.platform == "win32":
-        _ctypes.FreeLibrary(library._handle)
-    else:
-        _ctypes.dlclose(library._handle)
+    _ctypes.dlclose(library._handle)

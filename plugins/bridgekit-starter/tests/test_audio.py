@@ -144,7 +144,7 @@ def test_padding_to_30_seconds_gives_other_vectors_under_another_revision(
     assert (encoder.encode([encoder.prepare(path)]) - padded_encoder.encode([padded_encoder.prepare(path)])).abs().max() > 0.1
 
 
-def test_a_file_that_is_no_sound_fails_alone(encoder: AudioEncoder, tmp_path: Path) -> None:
+def test_a_file_that_is_not_audio_fails_alone(encoder: AudioEncoder, tmp_path: Path) -> None:
     (tmp_path / "notes.wav").write_text("not a sound")
     with pytest.raises(ItemError):
         encoder.prepare(tmp_path / "notes.wav")

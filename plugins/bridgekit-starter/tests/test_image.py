@@ -88,7 +88,7 @@ def test_pictures_of_any_size_and_shape_are_prepared(encoder: ImageEncoder, size
     assert encoder.encode([prepared]).isfinite().all()
 
 
-def test_a_file_that_is_no_picture_fails_alone(encoder: ImageEncoder, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_fails_alone(encoder: ImageEncoder, tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("not a picture")
     with pytest.raises(ItemError):
         encoder.prepare(tmp_path / "notes.png")

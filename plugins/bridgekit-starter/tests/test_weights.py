@@ -41,7 +41,7 @@ def small_ctranslate2_file(version: int = 6) -> bytes:
     )
 
 
-def test_a_weight_file_is_found_and_is_the_one_we_mean() -> None:
+def test_a_weight_file_is_found_and_has_the_expected_hash() -> None:
     content = EFFICIENTNET_WEIGHTS.read()
     assert hashlib.sha256(content).hexdigest() == EFFICIENTNET_WEIGHTS.sha256
 
@@ -112,7 +112,7 @@ def test_every_type_of_element_has_the_size_that_ctranslate2_gives_it() -> None:
     assert [np.dtype(code).itemsize for code in weights_module._CTRANSLATE2_TYPES] == [4, 1, 2, 4, 2]
 
 
-def test_the_plugin_answers_its_hooks_without_importing_torch() -> None:
+def test_the_plugins_hooks_do_not_import_torch() -> None:
     code = (
         "import sys, bridgekit_starter as s\n"
         "providers, sources = s.encoder_providers(), s.pair_sources()\n"

@@ -1,9 +1,8 @@
 """Trains `starter:openmoji-64`, the starter's text-to-image model: python openmoji64.py --work /tmp/openmoji64
 
-Three stages, each of which goes on where it was stopped: an autoencoder (half an hour on 2 cores), a diffusion transformer on
-its latents (an hour), and a decoder that knows the transformer's ways (a quarter of an hour). Then the model is written as
-half-precision safetensors in the layout of diffusers.
-The names of the split `test` take no part in any of them.
+Three stages, each of which can be resumed: an autoencoder (30 minutes on 2 cores), a diffusion transformer on its latents (an
+hour), and fine-tuning the decoder on the transformer's latents (15 minutes). The model is then written as half-precision
+safetensors in diffusers' layout. Names of the split `test` are not used.
 """
 
 from __future__ import annotations
@@ -41,24 +40,24 @@ from bridgekit.storage.cache import write_atomically
 SEED = 0
 CHECKPOINT_SECONDS = 120
 AUTOENCODER_STEPS, AUTOENCODER_BATCH = 6_000, 16
-#: Outlines are learned first, and colours slowly: from this step on they weigh more. (Found on the way, hence the number.)
+#: Outlines are learned first, colours slowly: from this step, colours have more weight. (Chosen during training.)
 COLOURS_FROM = 3_087
 TRANSFORMER_STEPS, TRANSFORMER_BATCH = 4_500, 128
-#: Channels of the latents. With 8, an 8 x 8 patch of pixels did not keep both its outlines and its colours.
+#: Latent channels. With 8, an 8 x 8 patch of pixels did not keep both outlines and colours.
 CHANNELS = 16
 POLISH_STEPS, POLISH_BATCH, POLISH_SAMPLES = 3_500, 32, 2
-#: How strongly latents are drawn to a normal distribution. What is lost in sharpness is gained in latents that forgive.
+#: Weight of the KL term. It costs sharpness and makes the decoder robust to errors in the latents.
 KL_WEIGHT = 3e-4
-#: The longest noise that is added to a sentence vector (of length 1) in training: a bridge's vectors are not exact either.
+#: Maximum norm of the noise added to unit sentence vectors in training, because a bridge's vectors are not exact.
 TEXT_NOISE = 0.5
-#: The share of rows that see the tokens of a zero vector instead of their text's, so that guidance is possible.
+#: Fraction of rows trained with the tokens of a zero vector, for classifier-free guidance.
 UNCONDITIONAL = 0.1
-#: Sentences around a name; most rows have the bare name.
+#: Prompt templates; most rows have only the name.
 TEMPLATES = ("{}", "{}", "{}", "a {}", "a picture of a {}", "an emoji of {}")
 
 
 def pictures(held_out: bool) -> tuple[Tensor, list[str]]:
-    """The pictures (n, 3, 64, 64) from -1 to 1, and their names: those held out, or all others."""
+    """The images (n, 3, 64, 64) from -1 to 1, and their names: those held out, or all others."""
     pairs = build()
     rows = [row for row, name in enumerate(pairs.columns["text"]) if (split_of(str(name)) == "test") == held_out]
     images = []
@@ -77,7 +76,7 @@ def new_autoencoder() -> AutoencoderKL:
         block_out_channels=(16, 32, 64, 128),
         layers_per_block=1,
         latent_channels=CHANNELS,
-        # One group: pictures of few flat colours lose them where groups of two channels are normalised on their own.
+        # One group: with groups of two channels, images of few flat colours lose their colours.
         norm_num_groups=1,
         sample_size=64,
         scaling_factor=1.0,
@@ -86,7 +85,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 
 def new_transformer() -> PixArtTransformer2DModel:
-    """Noisy latents and 16 tokens to v. Patches of 2 x 2 leave 16 positions, so that the parameters can be many."""
+    """Noisy latents and 16 tokens to v. Patches of 2 x 2 give only 16 positions, which allows more parameters."""
     return PixArtTransformer2DModel(
         num_attention_heads=6,
         attention_head_dim=64,
@@ -102,7 +101,7 @@ def new_transformer() -> PixArtTransformer2DModel:
 
 
 class Run:
-    """One stage's weights, their moving average, its optimizer and its step, kept in one file without pickle."""
+    """A stage's weights, their moving average, optimizer and step, checkpointed in one file without pickle."""
 
     def __init__(self, file: Path, model: nn.Module, steps: int, lr: float, average: float) -> None:
         self.file, self.model, self.steps, self.lr, self.decay = file, model, steps, lr, average
@@ -113,7 +112,7 @@ class Run:
             self._load()
 
     def __iter__(self) -> Iterator[int]:
-        """The steps that are left. Each has a random state of its own, so a resumed run draws what an undisturbed one would."""
+        """The remaining steps. Each is seeded by its number, so a resumed run equals an uninterrupted one."""
         clock = saved = time.monotonic()
         while self.step < self.steps:
             torch.manual_seed(SEED * 1_000_003 + self.step)
@@ -128,7 +127,7 @@ class Run:
                 saved = now
 
     def update(self, loss: Tensor) -> None:
-        """One optimizer step, and the moving average's."""
+        """One step of the optimizer and of the moving average."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -166,12 +165,12 @@ class Run:
 
 
 def rate_at(step: int, steps: int) -> float:
-    """A factor of the learning rate: warm-up over 100 steps, then cosine down to a hundredth."""
+    """Learning-rate factor: warm-up over 100 steps, then cosine decay to 0.01."""
     return min(1.0, (step + 1) / 100) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
 
 
 def train_autoencoder(work: Path, pixels: Tensor) -> AutoencoderKL:
-    """Reconstruction in L1 at three scales and on edges, and a little KL. Returns the averaged weights, normalised."""
+    """Train with `picture_distance` and a small KL term. Returns the averaged weights, normalised."""
     torch.manual_seed(SEED)
     model = new_autoencoder()
     run = Run(work / "autoencoder.safetensors", model, AUTOENCODER_STEPS, 1.5e-3, 0.995)
@@ -191,7 +190,7 @@ def train_autoencoder(work: Path, pixels: Tensor) -> AutoencoderKL:
 
 
 def picture_distance(made: Tensor, real: Tensor, *, colours: bool) -> Tensor:
-    """L1 at three scales and on edges, squares for large errors, and, with `colours`, colours alone."""
+    """L1 at three scales and on edges, plus MSE for large errors and, if `colours`, both on the colours alone."""
     distance = l1_loss(made, real) + 2 * mse_loss(made, real)
     for k in (2, 4):
         distance = distance + l1_loss(avg_pool2d(made, k), avg_pool2d(real, k)) / 2
@@ -204,7 +203,7 @@ def picture_distance(made: Tensor, real: Tensor, *, colours: bool) -> Tensor:
 
 
 def jitter(pixels: Tensor) -> Tensor:
-    """Flip, and shift by up to 3 pixels over white, the whole batch alike: it sees many batches."""
+    """Flip the whole batch at random and shift it by up to 3 pixels over white."""
     if torch.rand(()) < 0.5:
         pixels = pixels.flip(3)
     top, left = torch.randint(0, 7, (2,)).tolist()
@@ -213,7 +212,7 @@ def jitter(pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def normalise(model: AutoencoderKL, pixels: Tensor) -> None:
-    """Give the latents of `pixels` mean 0 and deviation 1 per channel, by changing the two 1 x 1 convolutions around them."""
+    """Standardise the latents of `pixels` per channel by changing the two 1 x 1 convolutions around them."""
     latents = encode(model, pixels)
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     into, out, channels = model.quant_conv, model.post_quant_conv, len(mean)
@@ -226,20 +225,20 @@ def normalise(model: AutoencoderKL, pixels: Tensor) -> None:
 
 @torch.no_grad()
 def encode(model: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """(n, 3, 64, 64) to (n, 16, 8, 8): the posterior's mean."""
+    """(n, 3, 64, 64) to (n, 16, 8, 8): the posterior mean."""
     return torch.cat([model.encode(part).latent_dist.mean for part in torch.split(pixels, 64)])
 
 
 class Painter(nn.Module):
-    """What learns in the second stage: the head that makes tokens of a sentence vector, and the transformer."""
+    """The modules trained in the second stage: the token head and the transformer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.head = TokenHead()
         self.transformer = new_transformer()
-        # Token i also has to predict patch i. This teaches the cheap head what the image looks like, and leaves how to draw it
-        # to the expensive transformer. Not exported.
-        self.predict = nn.Linear(TokenHead.WIDTH, 4 * CHANNELS)
+        # Auxiliary task: predict patch i from token i. So the cheap head learns what the image looks like, and the expensive
+        # transformer only how to draw it. Not exported.
+        self.predict_patches = nn.Linear(TokenHead.WIDTH, 4 * CHANNELS)
 
 
 def patches(latents: Tensor) -> Tensor:
@@ -248,7 +247,7 @@ def patches(latents: Tensor) -> Tensor:
 
 
 def noise_schedule() -> DDPMScheduler:
-    """Noise that ends in nothing but noise, so that the first step of drawing has to read the text."""
+    """Zero terminal SNR, so that the first sampling step depends on the text."""
     return DDPMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -260,7 +259,7 @@ def noise_schedule() -> DDPMScheduler:
 
 
 def train_transformer(work: Path, latents: Tensor, names: list[str], look: Callable[[Painter, int], None]) -> Painter:
-    """v-prediction on fixed latents; half of the timesteps from the noisiest tenth, where the text decides."""
+    """v-prediction on fixed latents; half of the timesteps are from the noisiest tenth, where the text matters most."""
     torch.manual_seed(SEED)
     model, schedule = Painter(), noise_schedule()
     texts = sentences(names)
@@ -278,7 +277,7 @@ def train_transformer(work: Path, latents: Tensor, names: list[str], look: Calla
         with torch.autocast("cpu", torch.bfloat16):
             tokens = model.head(vectors)
             made = predict(model.transformer, schedule.add_noise(real, noise, times), tokens, times)
-            predicted = model.predict(tokens)
+            predicted = model.predict_patches(tokens)
         v_loss = mse_loss(made.float(), schedule.get_velocity(real, noise, times))
         conditional_loss = ((predicted.float() - patches(real)).square().mean((1, 2)) * conditional[:, 0]).mean()
         run.update(v_loss + 0.5 * conditional_loss)
@@ -295,7 +294,7 @@ def train_transformer(work: Path, latents: Tensor, names: list[str], look: Calla
 
 
 def sample(model: Painter, vectors: Tensor, seed: int = SEED) -> Tensor:
-    """Latents of sentence vectors, as the exported pipeline makes them: the plugin's steps and guidance."""
+    """Latents for sentence vectors, sampled like the exported pipeline, with the plugin's steps and guidance."""
     schedule = DPMSolverMultistepScheduler.from_config(noise_schedule().config, timestep_spacing="trailing")
     schedule.set_timesteps(STEPS)
     tokens = torch.cat([model.head(vectors), model.head(torch.zeros_like(vectors))])
@@ -311,10 +310,10 @@ def sample(model: Painter, vectors: Tensor, seed: int = SEED) -> Tensor:
 def polish_decoder(
     work: Path, autoencoder: AutoencoderKL, painter: Painter, pixels: Tensor, latents: Tensor, names: list[str]
 ) -> None:
-    """Teach the decoder, in place, to draw the true pictures from the latents that the transformer makes of training names.
+    """Fine-tune the decoder, in place, to reconstruct the images from the transformer's latents for training names.
 
-    Half of a batch has the transformer's latents, half the encoder's with a little noise. The encoder, and so the
-    transformer's targets, do not change.
+    Half of a batch has the transformer's latents, half the encoder's with a little noise. The encoder, and so the transformer's
+    targets, stay fixed.
     """
     torch.manual_seed(SEED)
     vectors = sentence_vectors(names)
@@ -339,7 +338,7 @@ def polish_decoder(
 
 
 def predict(transformer: PixArtTransformer2DModel, noisy: Tensor, tokens: Tensor, times: Tensor) -> Tensor:
-    """v, as the pipeline asks for it."""
+    """v, called as in the pipeline."""
     made: Tensor = transformer(
         noisy,
         encoder_hidden_states=tokens,
@@ -351,21 +350,21 @@ def predict(transformer: PixArtTransformer2DModel, noisy: Tensor, tokens: Tensor
 
 
 def sentence_vectors(texts: list[str]) -> Tensor:
-    """(n, 384) of the starter's MiniLM, which is this model's text encoder."""
+    """(n, 384) sentence vectors by the starter's MiniLM, this model's text encoder."""
     encoder = TextEncoder()
     parts = [texts[start : start + 64] for start in range(0, len(texts), 64)]
     return torch.cat([encoder.encode([encoder.prepare(text) for text in part]) for part in parts]).clone()
 
 
 def sentences(names: list[str]) -> Tensor:
-    """(templates, n, 384): each name in each of the sentences around it."""
+    """(templates, n, 384): sentence vectors of each name in each template."""
     return torch.stack([sentence_vectors([template.format(name) for name in names]) for template in TEMPLATES])
 
 
 def main() -> None:
-    """Run the stages that are not done yet."""
+    """Run the remaining stages."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--work", type=Path, required=True, help="where checkpoints and looks go")
+    options.add_argument("--work", type=Path, required=True, help="folder for checkpoints and samples")
     work: Path = options.parse_args().work
     work.mkdir(parents=True, exist_ok=True)
     pixels, names = pictures(held_out=False)
@@ -373,18 +372,18 @@ def main() -> None:
     autoencoder = train_autoencoder(work, pixels)
     with torch.no_grad():
         again = torch.cat([autoencoder.decode(part).sample for part in torch.split(encode(autoencoder, unseen[:48]), 16)])
-    print(f"autoencoder, pictures never seen: L1 {l1_loss(again, unseen[:48]):.4f}", flush=True)
+    print(f"autoencoder, held-out images: L1 {l1_loss(again, unseen[:48]):.4f}", flush=True)
     sheet(torch.cat([unseen[:24], again[:24], unseen[24:48], again[24:]]), work / "autoencoder.png")
     latents, latents_unseen = encode(autoencoder, pixels), encode(autoencoder, unseen)
     shown, shown_unseen = sentence_vectors(names[::70][:24]), sentence_vectors(unseen_names[:24])
 
     @torch.no_grad()
     def look(model: Painter, step: int) -> None:
-        """Pictures of names seen and never seen, each below the true one, and how far off they are."""
+        """Save images of training and held-out names below the true ones, and print their error."""
         rows = []
         for vectors, real in ((shown, latents[::70][:24]), (shown_unseen, latents_unseen[:24])):
             made = sample(model, vectors)
-            print(f"  step {step}: latents' square error {mse_loss(made, real):.3f} of {real.var():.3f}", flush=True)
+            print(f"  step {step}: MSE of latents {mse_loss(made, real):.3f}, variance {real.var():.3f}", flush=True)
             rows += [autoencoder.decode(real).sample, autoencoder.decode(made).sample]
         sheet(torch.cat(rows), work / f"look-{step:05}.png")
 
@@ -395,7 +394,7 @@ def main() -> None:
 
 
 def export(autoencoder: AutoencoderKL, painter: Painter, folder: Path) -> None:
-    """Write a stock pipeline without text encoder in half precision, the head beside it, and each file's SHA-256."""
+    """Write a PixArt pipeline without text encoder in half precision, the head, and each file's SHA-256."""
     schedule = DPMSolverMultistepScheduler.from_config(noise_schedule().config, timestep_spacing="trailing")
     pipeline = PixArtAlphaPipeline(
         tokenizer=None, text_encoder=None, vae=autoencoder, transformer=painter.transformer, scheduler=schedule
@@ -410,7 +409,7 @@ def export(autoencoder: AutoencoderKL, painter: Painter, folder: Path) -> None:
 
 
 def compare_settings(pixels: Tensor, names: list[str]) -> None:
-    """How far the exported model's pictures are from the true ones, in pixels, by steps and guidance, without a judge."""
+    """Print the pixel error of the exported model by steps and guidance."""
     model = open_generator("cpu")
     conditioning = model.conditionings[0]
     tensors = conditioning.encode(names)

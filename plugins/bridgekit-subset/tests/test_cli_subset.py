@@ -1,4 +1,4 @@
-"""`bridgekit subset`: rows to train on are chosen, rows to test on stay, and `align` reads what was written."""
+"""`bridgekit subset`: training rows are selected, test rows stay, and `align` reads the table it writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def split_table(folder: Path) -> Path:
-    """The table of tones with splits, groups and a column of somebody's own: of six clips a name, four are to train on."""
+    """The table of tones with splits, groups and a custom column: four of the six clips of each name are training rows."""
     rows = rows_of(tone_table(folder))
     splits = ["train", "training", "", "TRAIN", "dev", "test"]
     lines = ["group,note,audio,text,split"]
@@ -55,7 +55,7 @@ def test_one_row_of_each_text_is_chosen_before_any_text_repeats(run: Run, tmp_pa
     assert len({row["text"] for row in rows_of(tmp_path / "chosen.csv")}) < 20
 
 
-def test_only_rows_to_train_on_are_thinned(run: Run, tmp_path: Path) -> None:
+def test_only_training_rows_are_thinned(run: Run, tmp_path: Path) -> None:
     before = rows_of(split_table(tmp_path))
     code, out, _ = run("subset", "--pairs", "pairs.csv", "--k", 15, "--on", "audio")
     assert code == 0
@@ -95,7 +95,7 @@ def test_other_formats_hold_the_same_rows(run: Run, tmp_path: Path, ending: str)
     assert (tables[0].split, tables[0].group) == (tables[1].split, tables[1].group)
 
 
-def test_json_tells_what_was_chosen_and_how(run: Run, tmp_path: Path) -> None:
+def test_json_reports_what_was_chosen_and_how(run: Run, tmp_path: Path) -> None:
     split_table(tmp_path)
     code, out, _ = run("subset", "--pairs", "pairs.csv", "--k", 15, "--on", "toy:tone", "--seed", 3, "--json")
     assert code == 0
@@ -114,7 +114,7 @@ def test_json_tells_what_was_chosen_and_how(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["k-dpp", "uniform"])
-def test_the_same_command_writes_the_same_bytes_and_another_seed_others(run: Run, tmp_path: Path, method: str) -> None:
+def test_the_same_command_writes_the_same_bytes_and_another_seed_different_ones(run: Run, tmp_path: Path, method: str) -> None:
     split_table(tmp_path)
     for out, seed in (("a.csv", 0), ("b.csv", 0), ("c.csv", 1)):
         assert run("subset", "--pairs", "pairs.csv", "--k", 30, "--method", method, "--seed", seed, "--out", out)[0] == 0
@@ -131,7 +131,7 @@ def test_more_rows_than_there_are_means_all(run: Run, tmp_path: Path) -> None:
     assert len(rows_of(tmp_path / "chosen.csv")) == 120
 
 
-def test_rows_that_cannot_be_encoded_are_no_candidates(run: Run, tmp_path: Path) -> None:
+def test_rows_that_cannot_be_encoded_are_not_candidates(run: Run, tmp_path: Path) -> None:
     table = tone_table(tmp_path)
     (tmp_path / "clips" / "broken.wav").write_text("no sound")
     with table.open("a") as file:
@@ -192,7 +192,7 @@ def test_a_mistake_is_one_clear_message_with_exit_code_2(run: Run, tmp_path: Pat
     assert {path: path.read_bytes() for path in tmp_path.glob("*.csv")} == before
 
 
-def test_none_cannot_be_asked_for(run: Run, tmp_path: Path) -> None:
+def test_choosing_zero_rows_is_refused(run: Run, tmp_path: Path) -> None:
     tone_table(tmp_path)
     assert run("subset", "--pairs", "pairs.csv", "--k", 0)[0] == 2
     assert not (tmp_path / "chosen.csv").exists()

@@ -243,7 +243,7 @@ def test_neither_the_kernel_nor_a_row_for_every_item_is_held(monkeypatch: pytest
     assert peak < 4 * n * k / 2 < 8 * n * n / 50
 
 
-def test_progress_is_told_up_to_the_end() -> None:
+def test_progress_is_reported_up_to_the_end() -> None:
     told: list[tuple[str, int, int]] = []
     choose_subset(latents("plain", 40, 5, 0), 12, report=lambda *what: told.append(what))
     assert told == [("choosing", done, 12) for done in range(1, 13)]
@@ -332,7 +332,7 @@ def test_rows_without_an_item_to_choose_by_are_set_aside_unless_they_are_to_test
 
 
 @pytest.mark.usefixtures("toy")
-def test_which_of_the_rows_with_one_text_is_taken_differs_by_seed(tmp_path: Path) -> None:
+def test_the_seed_decides_which_row_of_a_text_is_chosen(tmp_path: Path) -> None:
     table = read_pairs(tone_table(tmp_path), ("audio", "text"))
     copies = [
         str(item).split()[-1]

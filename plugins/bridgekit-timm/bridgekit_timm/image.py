@@ -51,7 +51,7 @@ class ImageEncoder:
         self._model = found.model.eval().requires_grad_(False).to(device)
         self._device = torch.device(device)
         overrides = {"input_size": (3, size, size)} if size else None
-        config = resolve_model_data_config(self._model, args=overrides)  # type: ignore[no-untyped-call]  # timm has no types here
+        config = resolve_model_data_config(self._model, args=overrides)
         if config["input_size"][0] != 3:
             raise PluginError(
                 f"{PLUGIN} supports models of RGB images; this one takes {config['input_size'][0]} channels",

@@ -185,7 +185,7 @@ def test_weights_with_code_in_a_folder_are_refused_and_not_run(
 
 
 @pytest.mark.parametrize("name", ["text.pth", "text.safetensors"])
-def test_a_file_that_is_no_checkpoint_is_one_message(name: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_one_message(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("not a checkpoint")
     assert "cannot be read as a checkpoint" in the_message(f"timm:test_resnet,checkpoint={tmp_path / name}")
 

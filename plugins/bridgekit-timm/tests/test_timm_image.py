@@ -70,7 +70,7 @@ def test_a_vision_transformer_with_random_weights_keeps_the_encoder_contract(
     check_encoder(f"timm:{name}", [*pictures[:3], *pictures[-3:]], unusable, changed=f"timm:{changed}")
 
 
-def test_there_is_a_vector_of_no_rows_for_no_pictures(efficientnet: Encoder) -> None:
+def test_no_pictures_give_a_matrix_without_rows(efficientnet: Encoder) -> None:
     assert efficientnet.encode([]).shape == (0, efficientnet.dim)
 
 
@@ -156,7 +156,7 @@ def pooled(pooling: str, features: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("pooling", ["cls", "avg", "max"])
-def test_a_transformers_tokens_are_pooled_as_asked(pooling: str, build_folder: BuildFolder) -> None:
+def test_a_transformers_tokens_are_pooled_as_requested(pooling: str, build_folder: BuildFolder) -> None:
     pixels = torch.rand(2, 3, 160, 160)
     encoder = load_encoder(f"timm:{build_folder()},pooling={pooling}", "cpu")
     with torch.inference_mode():
@@ -165,7 +165,7 @@ def test_a_transformers_tokens_are_pooled_as_asked(pooling: str, build_folder: B
 
 
 @pytest.mark.parametrize(("architecture", "axes"), [("test_resnet", (2, 3)), ("test_mambaout", (1, 2))])
-def test_a_feature_map_is_pooled_as_asked_wherever_its_channels_are(
+def test_a_feature_map_is_pooled_as_requested_wherever_its_channels_are(
     architecture: str, axes: tuple[int, int], build_folder: BuildFolder
 ) -> None:
     pixels = torch.rand(2, 3, 160, 160)
@@ -196,7 +196,7 @@ def test_a_checkpoint_can_be_asked_for_another_size(tmp_path: Path) -> None:
     assert encoder.encode([torch.rand(3, 96, 96)]).shape == (1, 64)
 
 
-def test_a_size_that_a_model_cannot_be_asked_for_is_one_message(build_folder: BuildFolder) -> None:
+def test_a_size_that_a_model_does_not_support_is_one_message(build_folder: BuildFolder) -> None:
     with pytest.raises(PluginError, match="size="):
         load_encoder(f"timm:{build_folder()},size=3", "cpu")
 

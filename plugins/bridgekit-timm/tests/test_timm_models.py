@@ -144,7 +144,7 @@ def test_an_unknown_tag_is_one_message_with_the_nearest_tags() -> None:
     assert "did you mean resnet50.a1_in1k" in the_message("timm:resnet50.a1_in1kk")
 
 
-def test_a_name_like_no_other_is_still_one_message() -> None:
+def test_a_name_similar_to_no_other_is_still_one_message() -> None:
     assert "timm.list_pretrained()" in the_message("timm:###")
 
 
@@ -197,7 +197,7 @@ def test_an_architecture_without_weights_asks_for_some() -> None:
     assert "checkpoint=FILE" in the_message("timm:test_mambaout")
 
 
-def test_a_model_in_another_librarys_layout_is_told_apart(tmp_path: Path) -> None:
+def test_a_model_in_another_librarys_layout_is_recognised(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "vit", "architectures": ["ViTModel"]}')
     message = the_message(f"timm:{tmp_path}")
     assert "has no timm architecture" in message

@@ -65,7 +65,7 @@ def test_padding_to_a_longer_clip_leaks_into_no_vector(tiny: Tiny, clips: list[P
         torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4, msg=kind)
 
 
-def test_a_long_clip_is_heard_in_windows_to_its_end(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_long_clip_is_encoded_in_windows_to_its_end(tiny: Tiny, tmp_path: Path) -> None:
     clip = tiny_models.write_sound(tmp_path / "long.wav", 70.0, 16_000, 0)
     encoder = load_encoder(f"transformers:{tiny('wavlm')}", "cpu")
     prepared = encoder.prepare(clip)
@@ -101,7 +101,7 @@ def test_ast_gives_its_pooled_output_or_its_class_token(tiny: Tiny, clips: list[
     assert_same(vectors(f"{tiny('ast')},pooling=cls", short), [found.last_hidden_state[0, 0]])
 
 
-def test_ast_hears_a_clip_that_is_longer_than_its_spectrogram_to_the_end(tiny: Tiny, clips: list[Path]) -> None:
+def test_ast_encodes_all_of_a_clip_that_is_longer_than_its_spectrogram(tiny: Tiny, clips: list[Path]) -> None:
     encoder = load_encoder(f"transformers:{tiny('ast')}", "cpu")
     prepared = encoder.prepare(clips[2])  # 3.1 s; a spectrogram holds 1.28 s
     assert prepared.samples == (16_534, 16_534, 16_532)

@@ -9,6 +9,7 @@ import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 
+from bridgekit.cli import main
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.plugins import installed_plugins, load_encoder
 
@@ -63,7 +64,7 @@ def test_the_plugin_is_found_and_has_names_to_start_from_for_each_modality() -> 
         assert any(name in model for model in provider.models())
 
 
-def test_the_plugin_answers_its_hooks_without_importing_torch() -> None:
+def test_the_plugins_hooks_do_not_import_torch() -> None:
     code = (
         "import sys, bridgekit_transformers as plugin\n"
         "assert list(plugin.encoder_providers()[0].models())\n"
@@ -115,7 +116,9 @@ def test_weights_listed_outside_the_models_folder_are_not_followed(tiny: Tiny, t
         load_encoder(f"transformers:{folder}", "cpu")
 
 
-def test_a_model_that_is_nowhere_is_one_error_that_names_the_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_exist_is_one_error_that_names_the_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for name in ("someone/no-such-model", "no-such-folder", str(tmp_path / "gone")):
         with pytest.raises(PluginError, match="bridgekit-transformers"):
@@ -199,7 +202,7 @@ def test_weights_of_half_precision_are_computed_with_in_float32(tiny: Tiny, tmp_
 
 
 @pytest.mark.parametrize("kind", ["detr", "bart"])
-def test_a_kind_of_model_that_is_not_taken_is_one_error_that_names_the_plugin(tiny: Tiny, kind: str) -> None:
+def test_an_unsupported_kind_of_model_is_one_error_that_names_the_plugin(tiny: Tiny, kind: str) -> None:
     with pytest.raises(PluginError, match=f"bridgekit-transformers does not support .*models .*{kind}"):
         load_encoder(f"transformers:{tiny(kind)}", "cpu")
 
@@ -264,14 +267,15 @@ def test_opening_a_model_prints_nothing_and_leaves_the_settings_of_the_process_a
     assert done.stdout + done.stderr == ""
 
 
-def test_the_command_line_tells_an_error_in_a_few_lines(tiny: Tiny, tmp_path: Path) -> None:
+def test_the_command_line_reports_an_error_in_a_few_lines(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "texts.csv").write_text("text,other\na,b\n")
-    command = [sys.executable, "-c", "from bridgekit.cli import main; main()", "align", "--a", f"transformers:{tiny('clip')}"]
-    done = subprocess.run(
-        [*command, "--b", f"transformers:{tiny('bert')}", "--pairs", str(tmp_path / "texts.csv")],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert "two towers" in done.stderr
-    assert "Traceback" not in done.stderr
+    sides = ["--a", f"transformers:{tiny('clip')}", "--b", f"transformers:{tiny('bert')}"]
+    monkeypatch.setattr(sys, "argv", ["bridgekit", "align", *sides, "--pairs", str(tmp_path / "texts.csv")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert "two towers" in printed
+    assert "Traceback" not in printed

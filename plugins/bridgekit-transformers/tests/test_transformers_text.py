@@ -63,7 +63,7 @@ def test_an_e5_like_repository_puts_its_default_prompt_before_each_text(tiny: Ti
     ("asked", "before"),
     [("query", "query: "), ("", ""), ("find this: ", "find this: "), ("a picture, say of ", "a picture, say of ")],
 )
-def test_a_prompt_is_asked_for_by_name_or_written_out(tiny: Tiny, asked: str, before: str) -> None:
+def test_a_prompt_is_chosen_by_name_or_written_out(tiny: Tiny, asked: str, before: str) -> None:
     expected = [states(tiny("e5"), before + text, 20).mean(0) for text in TEXTS]
     assert_same(vectors(f"{tiny('e5')},prompt={asked}"), [vector / vector.norm() for vector in expected])
 
@@ -102,7 +102,7 @@ def test_pooling_can_be_chosen(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens", "cls"])
-def test_no_pooling_sees_what_stands_behind_a_text(pooling: str) -> None:
+def test_no_pooling_sees_the_padding(pooling: str) -> None:
     found = torch.randn(1, 5, 4)
     own = torch.tensor([[True, True, True, False, False]])
     torch.testing.assert_close(pool(found, own, pooling), pool(found[:, :3], own[:, :3], pooling))
@@ -157,7 +157,7 @@ def test_a_tokenizer_in_python_is_as_safe_in_threads_and_is_cut_at_the_same_limi
         (["custom_code.Transformer"], {}, "custom modules"),
     ],
 )
-def test_a_layout_that_asks_for_more_is_refused(
+def test_a_repository_with_unsupported_modules_is_refused(
     tmp_path: Path, modules: list[str], pooling: dict[str, object], match: str
 ) -> None:
     tiny_models.build("bert", tmp_path)

@@ -32,7 +32,7 @@ def features(found: object) -> Tensor:
 @pytest.mark.parametrize(
     ("kind", "towers"), [("clip", "text or image"), ("siglip", "text or image"), ("clap", "text or audio")]
 )
-def test_a_model_of_two_towers_asks_which_one_is_meant(tiny: Tiny, kind: str, towers: str) -> None:
+def test_a_model_with_two_towers_requires_a_choice(tiny: Tiny, kind: str, towers: str) -> None:
     one, other = towers.split(" or ")
     with pytest.raises(BridgekitError, match="two towers") as caught:
         load_encoder(f"transformers:{tiny(kind)}", "cpu")
@@ -123,7 +123,7 @@ def test_a_mean_over_the_patches_of_a_picture_of_any_shape_leaves_the_padding_ou
 
 
 @pytest.mark.parametrize("saved", ["CLIPTextModelWithProjection", "CLIPTextModel"])
-def test_a_tower_that_was_saved_alone_opens_without_being_asked_for(tiny: Tiny, tmp_path: Path, saved: str) -> None:
+def test_a_tower_that_was_saved_alone_opens_without_an_option(tiny: Tiny, tmp_path: Path, saved: str) -> None:
     getattr(transformers, saved).from_pretrained(tiny("clip")).save_pretrained(tmp_path)
     tiny_models.save_tokenizer(tmp_path)
     pooling = "projection" if saved.endswith("Projection") else "pooler"

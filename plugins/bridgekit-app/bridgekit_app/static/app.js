@@ -1,27 +1,27 @@
-// The page: inputs (a recording, a file, words, or two of them mixed) go to /search and /generate, and their answers are shown.
+// Sends inputs (a recording, a file, text, or a mixture of two) to /search and /generate and shows the responses.
 
 const $ = (id) => document.getElementById(id);
 const CLIENT = Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-const PLURAL = { text: "Words", image: "Pictures", audio: "Clips" };
+const PLURAL = { text: "Texts", image: "Images", audio: "Clips" };
 const TRIES = 30;
 
-const state = { bridges: [], limits: {}, inputs: [], adding: false, seed: 0, work: null, looking: null, held: [] };
+const state = { bridges: [], limits: {}, inputs: [], adding: false, seed: 0, work: null, searching: null, held: [] };
 
-// ---- what the server has
+// ---- bridges and models
 
 async function start() {
-  $("status").textContent = "Opening the bridge…";
+  $("status").textContent = "Loading the bridge…";
   try {
     const here = await ask("/bridge");
     state.bridges = here.bridges;
     state.limits = here.limits;
     fill($("bridge"), here.bridges.filter((bridge) => !bridge.problem).map((bridge) => bridge.name));
     fill($("model"), here.models);
-    $("status").textContent = here.models.length ? "" : "There is no text-to-image model here; searching works.";
+    $("status").textContent = here.models.length ? "" : "No text-to-image model is installed. Search still works.";
     hint();
   } catch (error) {
     $("status").textContent = "";
-    complain(error);
+    showError(error);
   }
 }
 
@@ -34,13 +34,13 @@ const bridge = () => state.bridges.find((found) => found.name === $("bridge").va
 
 function hint() {
   const can = Object.keys(bridge().modalities);
-  const said = can.map((modality) => ({ audio: "sounds", image: "pictures", text: "words" })[modality] || modality);
-  $("hint").textContent = `This bridge joins ${said.join(", ").replace(/, ([^,]*)$/, " and $1")}. Files can also be dropped or pasted anywhere on this page.`;
+  const names = can.map((modality) => ({ image: "images" })[modality] || modality);
+  $("hint").textContent = `This bridge connects ${names.join(", ").replace(/, ([^,]*)$/, " and $1")}. You can also drop or paste files anywhere on this page.`;
   $("record").disabled = !can.includes("audio");
   $("file").disabled = !can.some((modality) => modality !== "text");
 }
 
-// ---- asking
+// ---- requests
 
 class Problem extends Error {
   constructor(error, status, later) {
@@ -55,15 +55,15 @@ async function ask(path, options = {}) {
     answer = await fetch(path, { ...options, headers: { "X-Bridgekit-Client": CLIENT, ...options.headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem({ what: "The server does not answer.", fix: "check that bridgekit app is still running" });
+    throw new Problem({ what: "The server is not responding.", fix: "check that bridgekit app is still running" });
   }
   if (answer.ok) return answer.headers.get("content-type").includes("json") ? answer.json() : answer;
   const { error } = await answer.json().catch(() => ({}));
-  throw new Problem(error || { what: `The server answered ${answer.status}.` }, answer.status, Number(answer.headers.get("retry-after")));
+  throw new Problem(error || { what: `The server returned status ${answer.status}.` }, answer.status, Number(answer.headers.get("retry-after")));
 }
 
-// While the server is busy, asks again when the server says so.
-async function patiently(path, options, waiting) {
+// Retries while the server is busy, at the intervals it asks for.
+async function askWithRetries(path, options, waiting) {
   for (let tries = 1; ; tries++) {
     try {
       return await ask(path, options);
@@ -97,9 +97,9 @@ const weights = () => (state.inputs.length > 1 ? `${(100 - $("share").value) / 1
 
 // ---- inputs
 
-function give(input) {
+function addInput(input) {
   if (input.modality !== "text" && input.blob.size > state.limits.upload_bytes) {
-    return complain({ what: `${input.name} is larger than ${state.limits.upload_bytes / 1e6} MB`, fix: "send a shorter clip or a smaller picture" });
+    return showError({ what: `${input.name} is larger than ${state.limits.upload_bytes / 1e6} MB`, fix: "send a shorter clip or a smaller image" });
   }
   if (state.adding || state.inputs.length === 2) state.inputs = [state.inputs[0], input];
   else state.inputs = [input];
@@ -110,9 +110,9 @@ function give(input) {
   run();
 }
 
-function giveFile(file) {
+function addFile(file) {
   const image = file.type.startsWith("image/") || (!file.type.startsWith("audio/") && /\.(png|jpe?g|webp|gif|bmp|avif|tiff?)$/i.test(file.name));
-  give({ modality: image ? "image" : "audio", blob: file, name: file.name });
+  addInput({ modality: image ? "image" : "audio", blob: file, name: file.name });
 }
 
 function showInputs() {
@@ -132,7 +132,7 @@ function showInputs() {
   }));
   $("add").hidden = state.inputs.length !== 1;
   $("add").setAttribute("aria-pressed", state.adding);
-  $("add").textContent = state.adding ? "Now record, choose or write the second…" : "Mix a second one in";
+  $("add").textContent = state.adding ? "Record, choose or type the second input…" : "Add a second input";
   $("mixing").hidden = state.inputs.length < 2;
   showShares();
 }
@@ -147,7 +147,7 @@ function showShares() {
 
 function clear() {
   stop();
-  halt();
+  stopPlayer();
   $("first").replaceChildren();
   $("rest").replaceChildren();
   for (const id of ["sure", "actions", "picture"]) $(id).hidden = true;
@@ -158,19 +158,19 @@ function clear() {
   $("problem").replaceChildren();
 }
 
-// ---- what comes of it
+// ---- results
 
 function run() {
   $("problem").replaceChildren();
-  // Where the picture is below the controls, as on a phone, scroll to it.
+  // On narrow screens the image is below the controls: scroll to it.
   if (matchMedia("(max-width: 44rem)").matches) $("see").scrollIntoView({ block: "start" });
-  look();
+  search();
   draw();
 }
 
-async function look() {
-  state.looking?.abort();
-  const mine = state.looking = new AbortController();
+async function search() {
+  state.searching?.abort();
+  const mine = state.searching = new AbortController();
   const texts = state.inputs.every((input) => input.modality === "text");
   const sides = Object.entries(bridge().modalities).filter(([, side]) => !side.problem).map(([modality]) => modality);
   const others = texts && sides.length > 1 ? sides.filter((modality) => modality !== "text") : sides;
@@ -179,10 +179,10 @@ async function look() {
   if (!others.length) return;
   try {
     const body = form([...others.map((modality) => ["to", modality]), ["k", 5], ["weights", weights()]]);
-    const { results } = await patiently("/search", { method: "POST", body, signal: mine.signal }, (error) => { $("status").textContent = `${error.what} …`; });
+    const { results } = await askWithRetries("/search", { method: "POST", body, signal: mine.signal }, (error) => { $("status").textContent = `${error.what} …`; });
     showNear(results);
   } catch (error) {
-    if (error.name !== "AbortError") complain(error);
+    if (error.name !== "AbortError") showError(error);
   }
 }
 
@@ -194,14 +194,13 @@ function showNear(results) {
   if (best) {
     const among = `${first.among.toLocaleString("en")} ${kind(first)}`;
     const percent = percentage(best.share);
-    $("sure-says").textContent = first.to === "text" ? "It takes this for" : "Nearest";
     $("best").textContent = plain(best.item, first.to);
     $("sure-bar").style.width = `${100 * best.share}%`;
-    $("sure-text").textContent = `${percent} sure, among ${among}`;
+    $("sure-text").textContent = `${percent} confidence among ${among}`;
     $("sure-means").textContent =
-      `If one of the ${among} that this bridge knows is right, it gives this one ${percent}: its softmax over all of them, at the ` +
-      `learned temperature. All shares add up to 100 %, so some item always has a large one, even where nothing fits: then the ` +
-      `cosine similarity at the end of each line is low.`;
+      `The probability of this result if one of the ${among} is correct: the softmax of all similarities at the bridge's learned ` +
+      `temperature. Probabilities add up to 100 %, so the best match can have a high one even if nothing fits. The cosine ` +
+      `similarity at the end of each line is then low.`;
   }
   $("first").replaceChildren(...(first ? [list(first)] : []));
   $("rest").replaceChildren(...rest.map(list));
@@ -213,8 +212,8 @@ const kind = (result) => PLURAL[result.to]?.toLowerCase() || result.to;
 function list(result) {
   const among = make("span", { textContent: `nearest of ${result.among.toLocaleString("en")}` });
   const title = make("h3", { textContent: `${PLURAL[result.to] || sentence(result.to)} ` }, among);
-  const [look, show] = { image: ["tiles", tile], audio: ["plays", playable] }[result.to] || ["bars", bar];
-  return make("section", {}, title, make("ol", { className: look }, ...result.found.map((found) => show(found, plain(found.item, result.to)))));
+  const [layout, show] = { image: ["tiles", tile], audio: ["plays", playable] }[result.to] || ["bars", bar];
+  return make("section", {}, title, make("ol", { className: layout }, ...result.found.map((found) => show(found, plain(found.item, result.to)))));
 }
 
 function score(found, before = "") {
@@ -242,27 +241,27 @@ function playable(found, name) {
   return make("li", {}, button, make("span", { className: "name", textContent: name }), score(found));
 }
 
-// One player for all clips: starting one stops the other.
+// One player for all clips: starting one stops the previous one.
 const player = new Audio();
 let playing = null;
 
 function play(button, address) {
   const again = playing === button;
-  halt();
+  stopPlayer();
   if (again) return;
   playing = button;
   button.setAttribute("aria-pressed", "true");
   player.src = address;
-  player.play().catch((error) => { if (error.name !== "AbortError") { halt(); complain({ what: "The clip cannot be played.", where: error.message }); } });
+  player.play().catch((error) => { if (error.name !== "AbortError") { stopPlayer(); showError({ what: "The clip cannot be played.", where: error.message }); } });
 }
 
-function halt() {
+function stopPlayer() {
   player.pause();
   playing?.setAttribute("aria-pressed", "false");
   playing = null;
 }
 
-player.onended = halt;
+player.onended = stopPlayer;
 
 const plain = (item, modality) => (modality === "text" ? item : item.replace(/\.[A-Za-z0-9]+$/, "").replace(/[-_]+/g, " "));
 const percentage = (share) => (share > 0.995 ? "over 99 %" : share < 0.005 ? "under 1 %" : `${Math.round(100 * share)} %`);
@@ -271,34 +270,34 @@ async function draw() {
   stop();
   if (!$("model").value) return;
   const mine = state.work = new AbortController();
-  working("Listening…", null);
+  working("Encoding…", null);
   try {
     const fields = [["model", $("model").value], ["weights", weights()], ["seed", state.seed]];
     if ($("prompt").value.trim()) fields.push(["prompt", $("prompt").value.trim()]);
     const options = { method: "POST", body: form(fields), signal: mine.signal, headers: { Accept: "text/event-stream" } };
-    const answer = await patiently("/generate", options, (error) => working(`${error.what}. Waiting…`, null));
+    const answer = await askWithRetries("/generate", options, (error) => working(`${error.what}. Waiting…`, null));
     for await (const [kind, what] of events(answer.body)) {
-      if (kind === "queued") working(what.before ? `${what.before} before you…` : "Next…", null);
+      if (kind === "queued") working(what.before ? `${what.before} ahead of you in the queue…` : "Starting…", null);
       if (kind === "progress") working(`${sentence(what.what)}${what.of > 1 ? ` ${what.done} of ${what.of}` : "…"}`, what.of > 1 ? what.done / what.of : null);
-      if (kind === "preview") show(`data:image/jpeg;base64,${what.picture}`, "forming", "The picture, still forming");
+      if (kind === "preview") show(`data:image/jpeg;base64,${what.picture}`, "forming", "Preview of the image");
       if (kind === "done") finish(what);
       if (kind === "error") throw new Problem(what);
     }
   } catch (error) {
-    if (error.name !== "AbortError" && mine === state.work) { idle(""); complain(error); }
+    if (error.name !== "AbortError" && mine === state.work) { idle(""); showError(error); }
   }
 }
 
 function finish(made) {
-  show(`data:image/png;base64,${made.picture}`, "", `A picture of ${made.inputs.join(" and ")}`);
+  show(`data:image/png;base64,${made.picture}`, "", `Image generated from ${made.inputs.join(" and ")}`);
   $("save").href = $("picture").src;
   $("save").download = `${(made.nearest[0]?.item || "bridgekit").replace(/[^\w-]+/g, "_")}.png`;
   $("actions").hidden = false;
-  const near = $("sure").hidden && made.nearest.length ? ` Nearest captions: ${made.nearest.map((each) => each.item).join(", ")}.` : "";
-  idle(`Drawn in ${made.seconds.toFixed(1)} s, ${made.width} × ${made.height} pixels.${near}`);
+  const nearest = $("sure").hidden && made.nearest.length ? ` Nearest: ${made.nearest.map((near) => near.item).join(", ")}.` : "";
+  idle(`Generated in ${made.seconds.toFixed(1)} s, ${made.width} × ${made.height} pixels.${nearest}`);
 }
 
-// A data URL would have to be allowed for the whole page; a blob is the page's own.
+// Shows a blob rather than the data URL: the content security policy forbids data URLs.
 function show(address, how, alt) {
   const [, kind, data] = address.match(/^data:([^;]+);base64,(.*)$/);
   const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
@@ -345,7 +344,7 @@ function stop() {
   if (state.work) idle("");
 }
 
-function complain(error) {
+function showError(error) {
   if (error.name === "AbortError") return;
   $("problem").replaceChildren(make("strong", { textContent: error.what || error.message }));
   if (error.where) $("problem").append(make("span", { textContent: `in: ${error.where}` }));
@@ -367,15 +366,15 @@ let recordings = 0;
 
 async function record() {
   if (!navigator.mediaDevices) {
-    return complain({ what: "This browser does not let this page record.", fix: "open it at http://127.0.0.1, or by https; or choose a file" });
+    return showError({ what: "The browser does not allow recording on this page.", fix: "open it at http://127.0.0.1 or over HTTPS, or choose a file" });
   }
   const quiet = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ audio: quiet });
   } catch (error) {
-    const what = error.name === "NotFoundError" ? "There is no microphone." : "The microphone may not be used.";
-    return complain({ what, fix: "allow it in the browser, or choose a file" });
+    const what = error.name === "NotFoundError" ? "No microphone was found." : "The browser blocked access to the microphone.";
+    return showError({ what, fix: "allow the microphone in the browser, or choose a file" });
   }
   const context = new AudioContext();
   await context.audioWorklet.addModule("/static/recorder.js");
@@ -409,8 +408,8 @@ function finishRecording() {
   $("record-text").textContent = "Record";
   $("level").hidden = true;
   const sound = trim(joined(blocks), rate);
-  if (!sound.length) return complain({ what: "The recording is silent.", fix: "check that the microphone is the right one and is not muted" });
-  give({ modality: "audio", blob: wav(sound, rate), name: `recording ${++recordings}.wav` });
+  if (!sound.length) return showError({ what: "The recording is silent.", fix: "check that the right microphone is selected and not muted" });
+  addInput({ modality: "audio", blob: wav(sound, rate), name: `recording ${++recordings}.wav` });
 }
 
 function joined(blocks) {
@@ -420,20 +419,20 @@ function joined(blocks) {
   return all;
 }
 
-// Cuts silence at both ends but for a tenth of a second, since the mean over a clip would otherwise be mostly silence. Silence is
-// whatever stays 40 dB below the loudest 20 ms.
+// Trims silence at both ends to 0.1 s, since encoders average over the whole clip. Silence is anything more than 40 dB below the
+// loudest 20 ms.
 function trim(samples, rate) {
   const size = Math.round(rate / 50);
-  const loud = [];
+  const levels = [];
   for (let at = 0; at + size <= samples.length; at += size) {
-    loud.push(Math.sqrt(samples.subarray(at, at + size).reduce((sum, sample) => sum + sample * sample, 0) / size));
+    levels.push(Math.sqrt(samples.subarray(at, at + size).reduce((sum, sample) => sum + sample * sample, 0) / size));
   }
-  const most = Math.max(...loud, 0);
+  const most = Math.max(...levels, 0);
   if (most < 1e-4) return new Float32Array(0);
-  const heard = (level) => level > most / 100;
+  const audible = (level) => level > most / 100;
   const margin = Math.round(rate / 10);
-  const from = loud.findIndex(heard) * size - margin;
-  const to = (loud.findLastIndex(heard) + 1) * size + margin;
+  const from = levels.findIndex(audible) * size - margin;
+  const to = (levels.findLastIndex(audible) + 1) * size + margin;
   return samples.subarray(Math.max(0, from), Math.min(samples.length, to));
 }
 
@@ -451,14 +450,14 @@ function wav(samples, rate) {
 // ---- controls
 
 $("record").onclick = () => (recording ? finishRecording() : record());
-$("file").onchange = () => { if ($("file").files.length) giveFile($("file").files[0]); $("file").value = ""; };
+$("file").onchange = () => { if ($("file").files.length) addFile($("file").files[0]); $("file").value = ""; };
 $("write").onsubmit = (event) => {
   event.preventDefault();
   const text = $("words").value.trim();
-  if (text) { give({ modality: "text", text }); $("words").value = ""; }
+  if (text) { addInput({ modality: "text", text }); $("words").value = ""; }
 };
 $("add").onclick = () => { state.adding = !state.adding; showInputs(); };
-$("share").oninput = () => { showShares(); clearTimeout(state.soon); state.soon = setTimeout(look, 200); };
+$("share").oninput = () => { showShares(); clearTimeout(state.soon); state.soon = setTimeout(search, 200); };
 $("share").onchange = draw;
 $("bridge").onchange = () => { hint(); if (state.inputs.length) run(); };
 $("model").onchange = () => { if (state.inputs.length) draw(); };
@@ -470,8 +469,8 @@ addEventListener("dragleave", () => document.body.classList.remove("dropping"));
 addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dropping");
-  if (event.dataTransfer.files.length) giveFile(event.dataTransfer.files[0]);
+  if (event.dataTransfer.files.length) addFile(event.dataTransfer.files[0]);
 });
-addEventListener("paste", (event) => { if (event.clipboardData.files.length) giveFile(event.clipboardData.files[0]); });
+addEventListener("paste", (event) => { if (event.clipboardData.files.length) addFile(event.clipboardData.files[0]); });
 
 start();

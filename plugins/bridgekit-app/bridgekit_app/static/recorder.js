@@ -1,4 +1,4 @@
-// Runs in the audio thread: hands every block of the microphone's first channel to the page.
+// Runs in the audio thread and posts every block of the microphone's first channel to the page.
 class Recorder extends AudioWorkletProcessor {
   process(inputs) {
     const channel = inputs[0][0];
