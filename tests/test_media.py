@@ -476,6 +476,7 @@ def test_a_picture_of_over_100_megapixels_is_refused_before_it_is_decoded(
     path = blank_png(tmp_path / "huge.png", width, height)
     told = f"{width * height:,} pixels, over 100 megapixels"
     assert told in image_refusal(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # which decoding here sets
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda picture: pytest.fail("it was decoded"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -27,6 +27,7 @@ from bridgekit.errors import BridgekitError
 from bridgekit.evaluation.recall import chance, split_recall
 from bridgekit.fusion.adapter import Adapter, FusionAdapter
 from bridgekit.latents.encoded import EncodedPairs, encode_pairs
+from bridgekit.plugins import forget_plugins
 from bridgekit.progress import silent
 from bridgekit.report import report_page, table_results
 from bridgekit.report.previews import CLIP_SECONDS, make_previews, outline
@@ -35,7 +36,8 @@ from bridgekit.report.tables import worst_and_best
 from bridgekit.tables.reading import read_pairs
 from tests.browser import DESKTOP, PHONE, browser_page, one_browser, screenshot
 from tests.conftest import Run, tone
-from tests.toys import LetterEncoder, ToneEncoder, tone_table
+from tests.painting import PicturePlugin
+from tests.toys import LetterEncoder, ToneEncoder, install, tone_table
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -497,13 +499,12 @@ def chromium() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def real_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report on a small bridge of field recordings, drawn pictures and words, by the starter's real encoders."""
+    """The report on a small bridge of real field recordings, drawn pictures and words, by toy encoders."""
     from tests.conftest import SHARED
 
     source = SHARED / "data" / "esc10"
     if not source.is_dir():
         pytest.skip("the ESC-10 recordings lie beside the project in ../shared/data/esc10, and they are not here")
-    pytest.importorskip("bridgekit_starter")
     folder = tmp_path_factory.mktemp("real")
     with (source / "clips.csv").open(encoding="utf-8") as file:
         clips = sorted(csv.DictReader(file), key=lambda row: (row["fold"], row["audio"]))[::7]
@@ -517,7 +518,9 @@ def real_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
             writer.writerow([source / row["audio"], picture.name, f"{row['label']}, take {number}", split])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BRIDGEKIT_HOME", str(tmp_path_factory.mktemp("home")))
+        install(patch, PicturePlugin())
         align(pairs=folder / "pairs.csv", out=folder / "sounds", preset=QUICK, outside=True, progress=False)
+    forget_plugins()
     return folder / "sounds" / "report.html"
 
 

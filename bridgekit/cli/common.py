@@ -34,7 +34,6 @@ BRIDGES = Path("bridges")
 #: Maximum size in bytes of a bridge.json.
 LARGEST = 16 << 20
 #: Help text of options that several verbs have.
-OUTSIDE = "Let a table refer to files outside its own folder."
 PAIRS = "CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a plugin's source (see bridgekit plugins)."
 SIDE = "A modality, or an encoder as [b]provider:model[/b]."
 NEWEST = "The bridge's folder. [dim]default: the newest in ./bridges[/dim]"
@@ -43,7 +42,7 @@ BridgeArgument = Annotated[Path | None, typer.Argument(help=NEWEST)]
 BridgeOption = Annotated[Path | None, typer.Option(help=NEWEST)]
 Device = Annotated[str, typer.Option(help="A torch device, or auto.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Outside = Annotated[bool, typer.Option("--outside", help=OUTSIDE)]
+Outside = Annotated[bool, typer.Option("--outside", help="Let a table refer to files outside its own folder.")]
 Resume = Annotated[bool, typer.Option(help="Continue an interrupted run of the same command.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail if a row would be set aside.")]
@@ -196,7 +195,7 @@ def new_table(title: str, columns: Sequence[str], text: Set[str]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=safe(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=safe(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for name in columns:
         table.add_column(name, justify="left" if name in text else "right", no_wrap=name not in text, overflow="fold")
     return table

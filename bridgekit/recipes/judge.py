@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from bridgekit.bridge.bridge import Bridge
 from bridgekit.diffusion.conditioner import GAPS, close_gap
 from bridgekit.diffusion.models import DrawOptions, draw, open_model
-from bridgekit.diffusion.painter import Painter, open_painter, paint
+from bridgekit.diffusion.painter import open_painter, paint
 from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.evaluation.bridges import EvalOptions, leave_out_seen
@@ -164,24 +164,18 @@ def judge_generation(options: JudgeOptions) -> list[dict[str, Any]]:
         for gap in options.gaps:
             vectors = close_gap(bridge, painter.conditioner, modality, embedded.vectors, gap)
             drawn.append((modality, gap, paint(painter, vectors, options.drawing, seeds=seeds, report=report)))
-        for made_from, texts in (("the true caption", captions), ("another caption", _others(captions, options.seed))):
-            drawn.append((made_from, None, draw_captions(painter, gallery, texts, options.drawing, seeds, report)))
+        files = dict(zip(gallery.names, gallery.files, strict=True))
+        for made_from, names in (("the true caption", captions), ("another caption", _others(captions, options.seed))):
+            made_of = names if painter.conditioning.made_of == TEXT else [files[name] for name in names]
+            tensors = painter.conditioning.encode(made_of)
+            images = draw(model, painter.conditioning, tensors, options.drawing, seeds=seeds, report=report)
+            drawn.append((made_from, None, images))
     pool = captions if options.among == "queries" else None
     common = {"pictures": len(captions), "candidates": len(set(captions)) if pool else len(gallery.names)}
     return [
         {"made_from": made_from, "gap": gap, **common, **shares(gallery.ranks(pictures, captions, pool))}
         for made_from, gap, pictures in drawn
     ]
-
-
-def draw_captions(
-    painter: Painter, gallery: Gallery, captions: Sequence[str], options: DrawOptions, seeds: Sequence[int], report: Report
-) -> list[Image]:
-    """Images by the model alone: from captions, or from their images if its conditioning is made of images."""
-    files = dict(zip(gallery.names, gallery.files, strict=True))
-    texts = painter.conditioning.made_of == TEXT
-    tensors = painter.conditioning.encode([caption if texts else files[caption] for caption in captions])
-    return draw(painter.model, painter.conditioning, tensors, options, seeds=seeds, report=report)
 
 
 def _rows_to_judge(

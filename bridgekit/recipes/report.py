@@ -57,10 +57,7 @@ def write_report(
             findings += check_table(table.pairs, encoders, report).findings
         page = report_page(bridge, Path(folder).absolute().name, tables, findings=findings, report=report)
     file = Path(out) if out else Path(folder) / FILE
-    try:
-        write_atomically(file, lambda aside: aside.write_bytes(page))
-    except OSError as error:
-        raise BridgekitError(f"the report cannot be written: {error.strerror or error}", where=str(file)) from error
+    write_atomically(file, lambda aside: aside.write_bytes(page))
     return file
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import OUTSIDE, find_bridge, print_json, print_set_aside, say
+from bridgekit.cli.common import Outside, find_bridge, print_json, print_set_aside, say
 
 
 def command(
@@ -26,7 +26,7 @@ def command(
     prune: Annotated[bool, typer.Option("--prune", help="Remove rows that are no longer in ITEMS.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if an item would be set aside.")] = False,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
-    outside: Annotated[bool, typer.Option("--outside", help=OUTSIDE)] = False,
+    outside: Outside = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Embed items and store them in an index for bridgekit search --index. Run it again to add new items.

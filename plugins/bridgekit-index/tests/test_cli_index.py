@@ -21,8 +21,12 @@ def toys(tmp_path: Path, toy: object) -> Path:
     return tone_table(tmp_path)
 
 
-def test_index_then_search_pictures_by_words_with_real_encoders(run: Run, tmp_path: Path) -> None:
-    real_bridge().save(tmp_path / "bridges" / "shapes ü")
+def test_index_then_search_pictures_by_words_with_real_encoders(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge = real_bridge()
+    bridge.save(tmp_path / "bridges" / "shapes ü")
+    monkeypatch.setattr("bridgekit.bridge.bridge.load_encoder", lambda name, device: bridge.encoder(name.partition(":")[2]))
     pictures(tmp_path)
     code, out, err = run("index", "pictures.csv", "--bridge", "bridges/shapes ü")
     assert code == 0, err
@@ -98,7 +102,10 @@ def test_an_approximate_index_reports_its_recall(run: Run, toys: Path, monkeypat
 MISTAKES = {
     "no index": (["search", "owl", "--index", "gone"], "there is no such folder"),
     "a filter without an index": (["search", "owl", "--where", "split = 'x'"], "name one with --index"),
-    "among and an index": (["search", "owl", "--index", "bridges/audio-text.index", "--among", "clips"], "leave out --among"),
+    "among and an index": (
+        ["search", "owl", "--index", "bridges/audio-text.index", "--among", "clips"],
+        "do not apply to an index",
+    ),
     "an unknown column": (["search", "owl", "--index", "bridges/audio-text.index", "--where", "colour = 'red'"], "`colour`"),
     "an unknown modality": (
         ["search", "owl", "--index", "bridges/audio-text.index", "--to", "image"],

@@ -10,12 +10,14 @@ from bridgekit_starter.openmoji import pictures
 from bridgekit_starter.spoken import Clip
 
 from bridgekit import Bridge, Input, Pairs, align, generate
+from bridgekit.diffusion.conditioner import Fit, fit_conditioner
 
 VOICES = {"en-us+m3": "train", "en+f4": "train", "en-gb-x-rp+m1": "train", "en-us-nyc+m6": "test"}
 
 
 def test_names_spoken_by_a_voice_never_heard_are_found_among_forty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BRIDGEKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setitem(fit_conditioner.__kwdefaults__ or {}, "fit", Fit(steps=400))  # enough for forty captions
     names = [picture.name for picture in pictures()][::46][:40]
     clips = [Clip(name, voice, split) for name in names for voice, split in VOICES.items()]
     files = spoken._speak(clips)
