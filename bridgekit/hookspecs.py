@@ -30,7 +30,6 @@ class EncoderProvider:
         modalities: the modalities that its models encode.
         open: `open(model, device)` returns the encoder. Import heavy packages inside it, not at the top of the plugin.
         models: returns a few model names as examples.
-        renamed: revision to model, for encoders that had another name when bridges were made with them.
         defaults: modality to model, where this provider offers the modality's default encoder.
     """
 
@@ -39,7 +38,6 @@ class EncoderProvider:
     open: Callable[[str, str], Encoder]
     models: Callable[[], Sequence[str]]
     defaults: Mapping[str, str] = field(default_factory=dict)
-    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

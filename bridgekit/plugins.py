@@ -246,13 +246,12 @@ def encoder_name(name: str) -> str:
     )
 
 
-def load_encoder(name: str, device: str = "auto", *, revision: str | None = None) -> Encoder:
+def load_encoder(name: str, device: str = "auto") -> Encoder:
     """Open a frozen encoder.
 
     Arguments:
         name: `provider:model`, for example `timm:resnet50`, or a modality for its default encoder.
         device: a torch device, or `auto`.
-        revision: the encoder's revision in a bridge, by which its provider knows it if it has another name today.
 
     Raises:
         PluginError: the plugin is missing, fails, or returns something that is not an encoder. The message names it.
@@ -273,7 +272,7 @@ def load_encoder(name: str, device: str = "auto", *, revision: str | None = None
         raise PluginError(f"no installed plugin provides {provider_name!r}", where=full, remedy=f"{package}, or {near}")
     plugin, provider = owners[provider_name]
     try:
-        encoder = provider.open(provider.renamed.get(revision or "", model), resolve_device(device))
+        encoder = provider.open(model, resolve_device(device))
     except BridgekitError:
         raise
     except Exception as error:

@@ -155,7 +155,7 @@ class Bridge:
         side = self.side(modality)
         if modality not in self._encoders:
             refuse_untrusted_encoder(side.encoder, self.folder)
-            encoder = load_encoder(side.encoder, self.device, revision=side.revision)
+            encoder = load_encoder(side.encoder, self.device)
             found = f"{encoder.revision} for {encoder.modality} with {encoder.dim} dimensions"
             expected = f"{side.revision} for {modality} with {side.dim} dimensions"
             if found != expected:

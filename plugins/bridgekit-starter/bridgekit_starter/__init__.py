@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from bridgekit.encoders import Encoder
     from bridgekit.image_models import ImageModel
 
-MODELS = ("text", "image", "audio", "speech", "audio-30s", "sound")
-#: Before `starter:sound` was added, `starter:audio` was Whisper alone. Its revision starts with its name of that time.
-RENAMED = {"starter:audio@d01c3014881c+layer-3-and-last-own-length-v1": "speech"}
+MODELS = ("text", "image", "audio", "audio-30s", "sound", "speech+sound")
 
 
 def open_encoder(model: str, device: str) -> Encoder:
@@ -34,7 +32,7 @@ def open_encoder(model: str, device: str) -> Encoder:
         from bridgekit_starter.image import ImageEncoder
 
         return ImageEncoder(device)
-    if model in ("speech", "audio-30s"):
+    if model in ("audio", "audio-30s"):
         from bridgekit_starter.audio import AudioEncoder
 
         return AudioEncoder(device, padded=model == "audio-30s")
@@ -42,7 +40,7 @@ def open_encoder(model: str, device: str) -> Encoder:
         from bridgekit_starter.sound import SoundEncoder
 
         return SoundEncoder(device)
-    if model in ("audio", "speech+sound"):
+    if model == "speech+sound":
         from bridgekit_starter.hearing import HearingEncoder
 
         return HearingEncoder(device)
@@ -61,7 +59,6 @@ def encoder_providers() -> Sequence[EncoderProvider]:
             open=open_encoder,
             models=lambda: MODELS,
             defaults={"text": "text", "image": "image", "audio": "audio"},
-            renamed=RENAMED,
         )
     ]
 

@@ -1,4 +1,4 @@
-"""`starter:audio`: Whisper for speech and aiSFX for other sounds, side by side."""
+"""`starter:speech+sound`: Whisper for speech and aiSFX for other sounds, concatenated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bridgekit_starter.sound import SoundEncoder
 
 
 class HearingEncoder:
-    """`starter:speech` and `starter:sound`, concatenated.
+    """`starter:audio` and `starter:sound`, concatenated.
 
     Arguments:
         device: a torch device.
@@ -24,8 +24,6 @@ class HearingEncoder:
 
     modality = "audio"
     dim = AudioEncoder.dim + SoundEncoder.dim
-    #: Bridges record this name: in older ones `starter:audio` is what `starter:speech` is now.
-    pinned = "starter:speech+sound"
 
     def __init__(self, device: str = "cpu") -> None:
         self._speech, self._sound = AudioEncoder(device), SoundEncoder(device)

@@ -1,4 +1,4 @@
-"""`starter:sound` and `starter:audio`: aiSFX's vectors, alone and beside Whisper's."""
+"""`starter:sound` and `starter:speech+sound`: aiSFX's vectors, alone and beside Whisper's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from bridgekit_starter.audio import AudioEncoder
 from bridgekit_starter.hearing import HearingEncoder
 from bridgekit_starter.sound import SAMPLE_RATE, SoundEncoder, load_sound_model, log_mel
 
-from bridgekit import load_encoder
 from bridgekit.testing import check_encoder
 
 
@@ -55,7 +54,7 @@ def test_a_spectrogram_is_what_its_formula_says() -> None:
     assert found[frame, band].item() == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["starter:sound", "starter:audio"])
+@pytest.mark.parametrize("name", ["starter:sound", "starter:speech+sound"])
 def test_the_encoder_keeps_its_contract(name: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF")
@@ -70,16 +69,10 @@ def test_a_clip_longer_than_one_pass_has_the_maximum_of_its_parts(tmp_path: Path
     torch.testing.assert_close(whole, parts.amax(0))
 
 
-def test_audio_is_speech_and_sound_side_by_side(tmp_path: Path) -> None:
+def test_speech_and_sound_are_concatenated(tmp_path: Path) -> None:
     path = clip(tmp_path, 1.0)
     vectors = [
         encoder.encode([encoder.prepare(path)])[0]  # type: ignore[attr-defined]
         for encoder in (HearingEncoder(), AudioEncoder(), SoundEncoder())
     ]
     torch.testing.assert_close(vectors[0], torch.cat(vectors[1:]))
-    assert load_encoder("audio").dim == 1_536
-
-
-def test_a_bridge_from_before_starter_sound_finds_whisper_under_its_new_name() -> None:
-    revision = AudioEncoder().revision
-    assert load_encoder("starter:audio", revision=revision).revision == revision
