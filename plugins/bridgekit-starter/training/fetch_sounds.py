@@ -40,16 +40,18 @@ def download(source: Row, folder: Path) -> Path:
     """Return the package's .deb in `folder`, fetched with apt-get unless it is there."""
     package, version = source["package"], source["version"]
     folder.mkdir(parents=True, exist_ok=True)
+    found = sorted(folder.glob(f"{package}_*.deb"))
     for name in (f"{package}={version}", package):
-        found = sorted(folder.glob(f"{package}_*.deb"))
-        if found:
-            if hashlib.sha256(found[-1].read_bytes()).hexdigest() != source["sha256"]:
-                print(f"{package}: {found[-1].name} is not the file that the labels were made from", file=sys.stderr)
-            return found[-1]
-        done = subprocess.run(["apt-get", "download", "-qq", name], cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(f"{name}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
-    raise SystemExit(f"{package}: cannot be downloaded. Run `apt-get update` on Debian 13 or newer, then this again.")
+        if not found:
+            done = subprocess.run(["apt-get", "download", "-qq", name], cwd=folder, capture_output=True, text=True, check=False)
+            if done.returncode:
+                print(f"{name}: {done.stderr.strip()}", file=sys.stderr)
+            found = sorted(folder.glob(f"{package}_*.deb"))
+    if not found:
+        raise SystemExit(f"{package}: cannot be downloaded. Run `apt-get update` on Debian 13 or newer, then this again.")
+    if hashlib.sha256(found[-1].read_bytes()).hexdigest() != source["sha256"]:
+        print(f"{package}: {found[-1].name} is not the file that the labels were made from", file=sys.stderr)
+    return found[-1]
 
 
 def unpack(deb: Path, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
@@ -93,18 +95,18 @@ def fetch(source: Row, rows: list[Row], work: Path) -> dict[str, Path]:
     """Unpack one package's sounds and return where each path's clip lies."""
     folder = work / "clips" / source["package"]
     listing = folder / "members.csv"
-    if not listing.exists():
+    wanted = {row["path"] for row in rows}
+    loops = {row["path"] for row in rows if row["loop"]}
+    clips = {row["path"]: row["clip"] for row in read_table(listing)} if listing.exists() else {}
+    if wanted - clips.keys():
         folder.mkdir(parents=True, exist_ok=True)
-        clips = {}
-        loops = {row["path"] for row in rows if row["loop"]}
-        for path, data in unpack(download(source, work / "packages"), {row["path"] for row in rows}):
+        for path, data in unpack(download(source, work / "packages"), wanted):
             data = repeated(data) if path in loops else data
-            name = clip_name(path, data)
-            (folder / name).write_bytes(data)
-            clips[path] = name
+            clips[path] = clip_name(path, data)
+            (folder / clips[path]).write_bytes(data)
         with listing.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("path", "clip"), *clips.items()])
-    return {row["path"]: folder / row["clip"] for row in read_table(listing)}
+    return {path: folder / clip for path, clip in clips.items() if path in wanted}
 
 
 def main() -> None:
