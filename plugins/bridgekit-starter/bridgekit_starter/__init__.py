@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bridgekit.encoders import Encoder
     from bridgekit.image_models import ImageModel
 
-MODELS = ("text", "image", "audio", "audio-30s")
+MODELS = ("text", "image", "audio", "audio-30s", "sound", "speech+sound")
 
 
 def open_encoder(model: str, device: str) -> Encoder:
@@ -36,6 +36,14 @@ def open_encoder(model: str, device: str) -> Encoder:
         from bridgekit_starter.audio import AudioEncoder
 
         return AudioEncoder(device, padded=model == "audio-30s")
+    if model == "sound":
+        from bridgekit_starter.sound import SoundEncoder
+
+        return SoundEncoder(device)
+    if model == "speech+sound":
+        from bridgekit_starter.hearing import HearingEncoder
+
+        return HearingEncoder(device)
     raise PluginError(
         f"the starter has no model {model!r}", where=f"starter:{model}", remedy=f"choose one of: {', '.join(MODELS)}"
     )
@@ -43,7 +51,7 @@ def open_encoder(model: str, device: str) -> Encoder:
 
 @hookimpl
 def encoder_providers() -> Sequence[EncoderProvider]:
-    """`starter:text`, `starter:image`, `starter:audio` (the default encoders) and `starter:audio-30s`."""
+    """The starter's encoders: `starter:text`, `starter:image` and `starter:audio` are the defaults for their modalities."""
     return [
         EncoderProvider(
             name="starter",
