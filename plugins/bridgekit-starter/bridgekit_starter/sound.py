@@ -74,7 +74,7 @@ class SoundEncoder:
 
     def _encode(self, frames: Tensor) -> Tensor:
         frames = pad(frames, (0, 0, 0, max(0, SHORTEST - len(frames))))
-        parts = [part for part in frames.split(FRAMES_AT_ONCE) if len(part) >= SHORTEST]
+        parts = [part for part in torch.split(frames, FRAMES_AT_ONCE) if len(part) >= SHORTEST]
         return torch.stack([self._model(part[None])[0] for part in parts]).amax(0)
 
 
@@ -118,7 +118,8 @@ def load_sound_model() -> SoundModel:
         raise PluginError("the weights of starter:sound are not the expected ones", where=str(WEIGHTS), remedy=REINSTALL)
     model = SoundModel()
     model.load_state_dict({name: tensor.float() for name, tensor in load(content).items()})
-    return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval().requires_grad_(False)
 
 
 _HANN = torch.hann_window(FFT, periodic=False)
