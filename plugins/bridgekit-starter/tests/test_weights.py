@@ -91,6 +91,7 @@ def test_an_encoder_whose_weights_were_changed_does_not_open(
 ) -> None:
     (tmp_path / "changed").write_bytes(b"{}")
     monkeypatch.setattr(WeightFile, "locate", lambda self: tmp_path / "changed")
+    monkeypatch.setattr("bridgekit_starter.sound.WEIGHTS", tmp_path / "changed")
     with pytest.raises(PluginError, match="not the expected ones"):
         open_encoder(model, "cpu")
 
