@@ -309,7 +309,7 @@ class Index:
                     lance.build_approximate(table)
                     lance.write_approximate(table, Approximate(KIND, rows, {}))
                     report(f"building an index of {modality}", rows, rows)
-                table.optimize(cleanup_older_than=CLEAN_AFTER)
+                lance.compact(table, CLEAN_AFTER)
         for modality, table in self._tables.items():
             built = self.approximate(modality)
             if built is not None and set(built.recall) != set(self._tables):

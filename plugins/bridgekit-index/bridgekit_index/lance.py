@@ -88,6 +88,15 @@ def empty_schema(metadata: Mapping[str, str], dim: int, columns: Sequence[pa.Fie
     return pa.schema([key, item, source, vector, *columns], metadata=metadata)
 
 
+def compact(table: Table, older_than: timedelta) -> None:
+    """Merge a table's small files and delete old versions, unless another process is doing so at the same moment."""
+    try:
+        table.optimize(cleanup_older_than=older_than)
+    except (OSError, RuntimeError, ValueError) as error:
+        if "commit conflict" not in str(error):
+            raise
+
+
 def read_metadata(table: Table) -> dict[str, str]:
     """A table's metadata, unchecked."""
     return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}

@@ -513,6 +513,29 @@ def test_two_processes_at_once_add_no_row_twice(tmp_path: Path, indexing: Indexi
     assert len(contents(tmp_path / "shared")) == 192
 
 
+def test_writers_that_compact_at_the_same_moment_do_not_fail(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Barrier
+
+    bridge, barrier = toy_bridge(), Barrier(4)
+    Index.create(tmp_path / "i").add(bridge, Listing("text", ["ant"]))
+
+    def write(writer: int) -> None:
+        index = Index.open(tmp_path / "i")
+        for round_ in range(5):
+            index.add(bridge, Listing("text", words(5, 100 * writer + 5 * round_)))
+            barrier.wait(timeout=PATIENCE)
+            try:
+                index.finish()
+            except BridgekitError:
+                barrier.abort()
+                raise
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(write, range(1, 5))) == [None] * 4
+    assert len(contents(tmp_path / "i")) == 101
+
+
 def test_writers_that_add_the_same_rows_at_the_same_moment_add_them_once(tmp_path: Path) -> None:
     """The race itself: many handles of one table, each adding the same rows in its own thread."""
     from threading import Barrier, Thread
