@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ SAME_ENCODER = 0.99
 
 
 @dataclass(frozen=True)
-class _FromImages:
+class _FromImages(ABC):
     """The common part of the two conditionings that are made of images."""
 
     pipeline: Any
@@ -82,13 +83,13 @@ class _FromImages:
         parts = self.pipeline.components
         return parts.get("image_encoder") and (parts.get("feature_extractor") or parts.get("image_processor"))
 
+    @abstractmethod
     def _encoded(self, images: Sequence[PIL.Image.Image]) -> Tensor:
         """One batch of n images to n rows, float32 on the CPU."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _width(self) -> Any:
         """The width of the vectors that the denoiser takes, if known."""
-        raise NotImplementedError
 
     def _prompt(self, prompt: str | None, n: int) -> dict[str, Any]:
         """The prompt argument for n images, if the pipeline takes one."""

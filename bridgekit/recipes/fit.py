@@ -138,6 +138,7 @@ def encode_and_split(
         rows = np.flatnonzero(encoded.ids[needs] >= 0)
         if not len(rows):
             raise BridgekitError(f"no row has {needs}", where=pairs.source)
+        # Not `take`, which renumbers the ids: the fingerprints of bridges made before would change.
         kept = {modality: ids[rows] for modality, ids in encoded.ids.items()}
         encoded = EncodedPairs(encoded.pairs.take(rows.tolist()), encoded.latents, kept, encoded.keys[rows])
         split = split[rows]
