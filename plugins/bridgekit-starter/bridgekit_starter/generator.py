@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +13,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bridgekit.encoders import Encoder
-from bridgekit.errors import BridgekitError, PluginError
+from bridgekit.errors import BridgekitError
 from bridgekit.image_models import ImageModel
 from bridgekit_starter.text import TextEncoder
 from bridgekit_starter.tokens import TokenHead
+from bridgekit_starter.weights import read_own
 
 NAME = "starter:openmoji-64"
 SIZE = 64
@@ -105,11 +105,5 @@ def open_generator(device: str) -> ImageModel:
 
 def _read(name: str) -> bytes:
     """One of the model's files, checked against its SHA-256."""
-    path = FOLDER / name
-    remedy = "in bridgekit's own folder: pip install --force-reinstall --no-deps plugins/bridgekit-starter"
-    if not (path.is_file() and HASHES.is_file()):
-        raise PluginError("a file of the text-to-image model is missing", where=str(path), remedy=remedy)
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != json.loads(HASHES.read_bytes()).get(name):
-        raise PluginError("a file of the text-to-image model is not the expected one", where=str(path), remedy=remedy)
-    return content
+    expected = json.loads(HASHES.read_bytes()).get(name, "") if HASHES.is_file() else None
+    return read_own(FOLDER / name, expected, "a file of the text-to-image model")

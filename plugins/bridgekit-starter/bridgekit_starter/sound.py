@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,13 +13,12 @@ from torch.nn.functional import max_pool2d, pad, relu
 from transformers.audio_utils import mel_filter_bank
 
 from bridgekit.encoders import Item
-from bridgekit.errors import PluginError
 from bridgekit.media import read_audio
+from bridgekit_starter.weights import read_own
 
 #: Written by training/convert_aisfx.py.
 WEIGHTS = Path(__file__).parent / "aisfx.safetensors"
 SHA256 = "48bc8c638db377832746aa529c1936be12e98e83f43f2f622331eb56dba883cb"
-REINSTALL = "install bridgekit-starter again"
 
 SAMPLE_RATE = 44_100
 FFT = 2_048
@@ -113,11 +111,9 @@ def load_sound_model() -> SoundModel:
     Raises:
         PluginError: the file is missing or is not the expected one.
     """
-    content = WEIGHTS.read_bytes() if WEIGHTS.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != SHA256:
-        raise PluginError("the weights of starter:sound are not the expected ones", where=str(WEIGHTS), remedy=REINSTALL)
     model = SoundModel()
-    model.load_state_dict({name: tensor.float() for name, tensor in load(content).items()})
+    stored = load(read_own(WEIGHTS, SHA256, "the file of starter:sound"))
+    model.load_state_dict({name: tensor.float() for name, tensor in stored.items()})
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval().requires_grad_(False)
 

