@@ -42,7 +42,7 @@ ROUNDS = 3
 WARM_UP = 8
 #: The peers' batch size: the default of sentence-transformers and of bridgekit.
 BATCH = 32
-#: Start of the last layer in the 1,024 dimensions of `starter:audio`. The peer returns only that layer.
+#: Start of the last layer in the 1,024 dimensions of `starter:speech`. The peer returns only that layer.
 LAST_LAYER = 512
 #: Samples at 16 kHz per frame of Whisper's encoder.
 FRAME = 320
@@ -277,7 +277,7 @@ def audio_rows() -> list[list[str]]:
         batches = (1, 8)
         trial = alternate({str(batch): faster_whisper(model, batch, "zeros") for batch in batches}, clips[:8], 1)
         best = min(batches, key=lambda batch: min(trial[str(batch)].seconds))
-        own, whole = "starter:audio", "starter:audio-30s"
+        own, whole = "starter:speech", "starter:speech-30s"
         peer, short = f"faster-whisper, int8, 30 s, batch {best}", "CTranslate2, int8, own length, batch 8"
         sides = {
             own: bridgekit(own),
@@ -306,7 +306,7 @@ def main() -> str:
     notes = (
         "Loading a model is not timed; hashing, decoding and writing the cache are. Bridgekit and the peer alternate over "
         f"{ROUNDS} rounds: medians, and the minimum and maximum of the rounds' ratios. Cosines are between the two vectors of "
-        "an item, raw and after subtracting the mean of the peer's vectors; for starter:audio, over its last layer's half. "
+        "an item, raw and after subtracting the mean of the peer's vectors; for starter:speech, over its last layer's half. "
         "faster-whisper pads spectrograms to 30 s with zeros, which is not silence. The rows for CTranslate2, its engine, "
         "show its vectors with silence, as Whisper was trained, and its speed at each clip's own length."
     )

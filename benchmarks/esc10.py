@@ -89,7 +89,7 @@ def main() -> str:
     pairs, labels, folds = clips()
     methods = {"zero-shot, FuseMix": PRESETS["default"], "zero-shot, without mixup": without_mixup(PRESETS["default"])}
     rows = []
-    for encoder in ("starter:audio", "starter:audio-30s"):
+    for encoder in ("starter:audio", "starter:speech", "starter:speech-30s"):
         encoded = encode(pairs, encoder, "starter:text")
         for name, preset in methods.items():
             by_seed = []

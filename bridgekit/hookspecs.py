@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
@@ -31,6 +32,7 @@ class EncoderProvider:
         open: `open(model, device)` returns the encoder. Import heavy packages inside it, not at the top of the plugin.
         models: returns a few model names as examples.
         defaults: modality to model, where this provider offers the modality's default encoder.
+        renamed: revision to model, for encoders that older bridges record by a name that now means another one.
     """
 
     name: str
@@ -38,6 +40,7 @@ class EncoderProvider:
     open: Callable[[str, str], Encoder]
     models: Callable[[], Sequence[str]]
     defaults: Mapping[str, str] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,3 +168,8 @@ def register_commands(app: typer.Typer) -> None:
 @hookspec(firstresult=True)
 def open_index(path: str) -> SearchIndex | None:
     """Open the index at a path or URL for `bridgekit search --index`, or return None if it is not one of this plugin's."""
+
+
+@hookspec(firstresult=True)
+def bundled_bridge() -> Path | None:
+    """Return the folder of a bridge that comes with this plugin: it is used where no bridge is named and ./bridges has none."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -144,6 +145,12 @@ def open_index(path: str) -> SearchIndex:
     return found
 
 
+def bundled_bridge() -> Path | None:
+    """The folder of the bridge that comes with a plugin, or None."""
+    found: Path | None = _loaded()[0].hook.bundled_bridge()
+    return found
+
+
 def ours(package: str, name: str) -> Any:
     """A name from the module of one of our own plugins.
 
@@ -246,12 +253,13 @@ def encoder_name(name: str) -> str:
     )
 
 
-def load_encoder(name: str, device: str = "auto") -> Encoder:
+def load_encoder(name: str, device: str = "auto", revision: str | None = None) -> Encoder:
     """Open a frozen encoder.
 
     Arguments:
         name: `provider:model`, for example `timm:resnet50`, or a modality for its default encoder.
         device: a torch device, or `auto`.
+        revision: the revision that a bridge records, in case the name has another meaning now.
 
     Raises:
         PluginError: the plugin is missing, fails, or returns something that is not an encoder. The message names it.
@@ -272,7 +280,7 @@ def load_encoder(name: str, device: str = "auto") -> Encoder:
         raise PluginError(f"no installed plugin provides {provider_name!r}", where=full, remedy=f"{package}, or {near}")
     plugin, provider = owners[provider_name]
     try:
-        encoder = provider.open(model, resolve_device(device))
+        encoder = provider.open(provider.renamed.get(revision or "", model), resolve_device(device))
     except BridgekitError:
         raise
     except Exception as error:

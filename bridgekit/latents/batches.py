@@ -149,7 +149,7 @@ def check_precision(run: Run, items: Sequence[Item]) -> Precision:
     """Encode a sample in both precisions and check whether bfloat16 is close enough to float32.
 
     Uses the lower of two cosine similarities: of the latents, and of the latents minus their mean. The mean may dominate (97 %
-    of the norm for `starter:audio`) and hide differences between items: for spoken words, 0.9995 became 0.996 without it.
+    of the norm for `starter:speech`) and hide differences between items: for spoken words, 0.9995 became 0.996 without it.
 
     Arguments:
         run: encodes batches.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bridgekit.errors import PluginError
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from bridgekit.encoders import Encoder
     from bridgekit.image_models import ImageModel
 
-MODELS = ("text", "image", "audio", "audio-30s", "sound", "speech+sound")
+MODELS = ("text", "image", "audio", "speech", "speech-30s", "sound")
 
 
 def open_encoder(model: str, device: str) -> Encoder:
@@ -32,18 +33,18 @@ def open_encoder(model: str, device: str) -> Encoder:
         from bridgekit_starter.image import ImageEncoder
 
         return ImageEncoder(device)
-    if model in ("audio", "audio-30s"):
+    if model == "audio":
         from bridgekit_starter.audio import AudioEncoder
 
-        return AudioEncoder(device, padded=model == "audio-30s")
+        return AudioEncoder(device)
+    if model in ("speech", "speech-30s", "audio-30s"):  # audio-30s: its name in older bridges
+        from bridgekit_starter.speech import SpeechEncoder
+
+        return SpeechEncoder(device, padded=model != "speech")
     if model == "sound":
         from bridgekit_starter.sound import SoundEncoder
 
         return SoundEncoder(device)
-    if model == "speech+sound":
-        from bridgekit_starter.hearing import HearingEncoder
-
-        return HearingEncoder(device)
     raise PluginError(
         f"the starter has no model {model!r}", where=f"starter:{model}", remedy=f"choose one of: {', '.join(MODELS)}"
     )
@@ -59,6 +60,8 @@ def encoder_providers() -> Sequence[EncoderProvider]:
             open=open_encoder,
             models=lambda: MODELS,
             defaults={"text": "text", "image": "image", "audio": "audio"},
+            # `starter:speech` was `starter:audio` before YAMNet stood beside it.
+            renamed={"starter:audio@d01c3014881c+layer-3-and-last-own-length-v1": "speech"},
         )
     ]
 
@@ -68,7 +71,14 @@ def pair_sources() -> Sequence[PairSource]:
     """Images with their names, spoken names, and both in one table; the latter two also for everyday names only."""
     from bridgekit_starter import openmoji, spoken, spoken_pictures
 
-    return [openmoji.SOURCE, spoken.WORDS, spoken.SOURCE, spoken_pictures.WORDS, spoken_pictures.SOURCE]
+    return [
+        openmoji.SOURCE,
+        openmoji.EVERYDAY_SOURCE,
+        spoken.WORDS,
+        spoken.SOURCE,
+        spoken_pictures.WORDS,
+        spoken_pictures.SOURCE,
+    ]
 
 
 def open_generator(device: str) -> ImageModel:
@@ -88,6 +98,13 @@ def image_generators() -> Sequence[ImageGenerator]:
             open_generator,
         )
     ]
+
+
+@hookimpl
+def bundled_bridge() -> Path | None:
+    """The bridge that hears everyday sounds and spoken names; see its README.md."""
+    folder = Path(__file__).with_name("hearing")
+    return folder if (folder / "bridge.json").exists() else None
 
 
 @hookimpl

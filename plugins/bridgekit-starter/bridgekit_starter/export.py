@@ -73,7 +73,7 @@ def command(
     """
     written = export_whisper(folder)
     size = sum(file.stat().st_size for file in written.iterdir())
-    print(f"Wrote {written} ({size / 1e6:.0f} MB). Equivalent to starter:audio: transformers:{written},layers=3+last")
+    print(f"Wrote {written} ({size / 1e6:.0f} MB). Equivalent to starter:speech: transformers:{written},layers=3+last")
 
 
 def export_whisper(folder: Path) -> Path:
@@ -165,7 +165,7 @@ both parts joined: {sha256}).
 
     bridgekit align --a transformers:THIS_FOLDER,layers=3+last --b text --pairs clips.csv
 
-`layers=3+last` gives the latents of `starter:audio`; adding `window=30s` gives those of `starter:audio-30s`.
+`layers=3+last` gives the latents of `starter:speech`; adding `window=30s` gives those of `starter:speech-30s`.
 Bridgekit uses only the encoder. This folder has no tokenizer.
 
 ## Licence

@@ -57,12 +57,12 @@ def test_minilm_gives_the_latents_of_the_starters_text(minilm: Path) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("options", "starter"), [("layers=3+last", "audio"), ("layers=3+last,window=30s", "audio-30s")])
-def test_whisper_base_gives_the_latents_of_the_starters_audio(
+@pytest.mark.parametrize(("options", "starter"), [("layers=3+last", "speech"), ("layers=3+last,window=30s", "speech-30s")])
+def test_whisper_base_gives_the_latents_of_the_starters_speech(
     whisper: Path, sounds: list[Path], options: str, starter: str
 ) -> None:
     ours, theirs = load_encoder(f"transformers:{whisper},{options}", "cpu"), load_encoder(f"starter:{starter}", "cpu")
-    if starter == "audio-30s":
+    if starter == "speech-30s":
         sounds = sounds[:2]  # each of them takes as long as one of 30 s
     found, expected = (encoder.encode([encoder.prepare(sound) for sound in sounds]) for encoder in (ours, theirs))
     assert ours.dim == theirs.dim == 1024

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from bridgekit_starter.audio import SAMPLE_RATE, AudioEncoder, log_mel, pad_wave
+from bridgekit_starter.speech import SAMPLE_RATE, SpeechEncoder, log_mel, pad_wave
 from bridgekit_starter.voice import speak
 from bridgekit_starter.weights import WHISPER_PARTS
 
@@ -23,13 +23,13 @@ ESC10 = next(
 
 
 @pytest.fixture(scope="module")
-def encoder() -> AudioEncoder:
-    return AudioEncoder("cpu")
+def encoder() -> SpeechEncoder:
+    return SpeechEncoder("cpu")
 
 
 @pytest.fixture(scope="module")
-def padded_encoder() -> AudioEncoder:
-    return AudioEncoder("cpu", padded=True)
+def padded_encoder() -> SpeechEncoder:
+    return SpeechEncoder("cpu", padded=True)
 
 
 def sound(seconds: float, seed: int = 0) -> np.ndarray:
@@ -48,7 +48,7 @@ def clip(folder: Path, seconds: float, seed: int = 0) -> Path:
     return path
 
 
-def test_frames_agree_with_ctranslate2s_own_encoder(encoder: AudioEncoder, tmp_path: Path) -> None:
+def test_frames_agree_with_ctranslate2s_own_encoder(encoder: SpeechEncoder, tmp_path: Path) -> None:
     ctranslate2 = pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
     (tmp_path / "model.bin").write_bytes(b"".join(part.read() for part in WHISPER_PARTS))
     for name in ("config.json", "vocabulary.txt"):
@@ -72,14 +72,14 @@ def test_spectrograms_agree_with_transformers_feature_extractor(seconds: float) 
     torch.testing.assert_close(log_mel(wave), theirs, atol=1e-4, rtol=0)
 
 
-def test_a_clip_has_the_same_vector_alone_and_beside_longer_ones(encoder: AudioEncoder, tmp_path: Path) -> None:
+def test_a_clip_has_the_same_vector_alone_and_beside_longer_ones(encoder: SpeechEncoder, tmp_path: Path) -> None:
     prepared = [encoder.prepare(clip(tmp_path, seconds, seed)) for seed, seconds in enumerate([0.31, 1.0, 1.7, 2.9, 0.05])]
     together = encoder.encode(prepared)
     alone = torch.cat([encoder.encode([one]) for one in prepared])
     torch.testing.assert_close(together, alone, atol=5e-5, rtol=1e-5)
 
 
-def test_the_frames_of_a_clip_do_not_depend_on_the_padding_behind_it(encoder: AudioEncoder) -> None:
+def test_the_frames_of_a_clip_do_not_depend_on_the_padding_behind_it(encoder: SpeechEncoder) -> None:
     short, long = (log_mel(pad_wave(torch.from_numpy(sound(seconds, seed=3)), padded=False)) for seconds in (1.0, 4.0))
     together, alone = encoder.states([short, long]), encoder.states([short])
     assert together.shape == (2, 200, 1024)
@@ -87,14 +87,14 @@ def test_the_frames_of_a_clip_do_not_depend_on_the_padding_behind_it(encoder: Au
     torch.testing.assert_close(together[0, :50], alone[0], atol=2e-4, rtol=1e-4)
 
 
-def test_vectors_are_float32_of_the_stated_width(encoder: AudioEncoder, tmp_path: Path) -> None:
+def test_vectors_are_float32_of_the_stated_width(encoder: SpeechEncoder, tmp_path: Path) -> None:
     found = encoder.encode([encoder.prepare(clip(tmp_path, 1.0, seed)) for seed in range(3)])
     assert found.shape == (3, encoder.dim)
     assert found.dtype == torch.float32
     assert (found[0] - found[1]).abs().max() > 0.1
 
 
-def test_bfloat16_agrees_with_float32_on_short_words_too(encoder: AudioEncoder, tmp_path: Path) -> None:
+def test_bfloat16_agrees_with_float32_on_short_words_too(encoder: SpeechEncoder, tmp_path: Path) -> None:
     # Short words are the hardest: of a thousand these were the worst, at 0.989 to 0.998, with all products in bfloat16.
     said = {"keycap 7": "en-us", "scarf": "en-us", "thumbs up": "en-us+f2", "cloud with snow": "en-us+f2"}
     said |= dict.fromkeys(("ear", "handbag", "clamp", "owl", "red apple", "fire engine", "guitar", "penguin", "star"), "en-us")
@@ -111,7 +111,7 @@ def test_bfloat16_agrees_with_float32_on_short_words_too(encoder: AudioEncoder, 
     assert agreement(full, reduced) > 0.998  # 0.9992 here, but another processor adds up in another order
 
 
-def test_a_clip_of_70_seconds_is_heard_in_three_windows_to_its_end(encoder: AudioEncoder, tmp_path: Path) -> None:
+def test_a_clip_of_70_seconds_is_heard_in_three_windows_to_its_end(encoder: SpeechEncoder, tmp_path: Path) -> None:
     windows = encoder.prepare(clip(tmp_path, 70.0))
     assert len(windows) == 3
     assert sum(window.frames for window in windows) == pytest.approx(3500, abs=3)
@@ -123,20 +123,20 @@ def test_a_clip_of_70_seconds_is_heard_in_three_windows_to_its_end(encoder: Audi
 @pytest.mark.parametrize("samples", [1, 2, 80, 1599])
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_clip_of_a_few_samples_has_a_vector(
-    encoder: AudioEncoder, padded_encoder: AudioEncoder, samples: int, padded: bool, tmp_path: Path
+    encoder: SpeechEncoder, padded_encoder: SpeechEncoder, samples: int, padded: bool, tmp_path: Path
 ) -> None:
     soundfile.write(tmp_path / "click.wav", sound(1)[:samples], SAMPLE_RATE)
     chosen = padded_encoder if padded else encoder
     assert chosen.encode([chosen.prepare(tmp_path / "click.wav")]).isfinite().all()
 
 
-def test_digital_silence_has_a_vector(encoder: AudioEncoder, tmp_path: Path) -> None:
+def test_digital_silence_has_a_vector(encoder: SpeechEncoder, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "silence.wav", np.zeros(SAMPLE_RATE), SAMPLE_RATE)
     assert encoder.encode([encoder.prepare(tmp_path / "silence.wav")]).isfinite().all()
 
 
 def test_padding_to_30_seconds_gives_other_vectors_under_another_revision(
-    encoder: AudioEncoder, padded_encoder: AudioEncoder, tmp_path: Path
+    encoder: SpeechEncoder, padded_encoder: SpeechEncoder, tmp_path: Path
 ) -> None:
     path = clip(tmp_path, 1.0)
     assert encoder.revision != padded_encoder.revision
@@ -144,14 +144,14 @@ def test_padding_to_30_seconds_gives_other_vectors_under_another_revision(
     assert (encoder.encode([encoder.prepare(path)]) - padded_encoder.encode([padded_encoder.prepare(path)])).abs().max() > 0.1
 
 
-def test_a_file_that_is_not_audio_fails_alone(encoder: AudioEncoder, tmp_path: Path) -> None:
+def test_a_file_that_is_not_audio_fails_alone(encoder: SpeechEncoder, tmp_path: Path) -> None:
     (tmp_path / "notes.wav").write_text("not a sound")
     with pytest.raises(ItemError):
         encoder.prepare(tmp_path / "notes.wav")
 
 
 @pytest.mark.skipif(ESC10 is None, reason="ESC-10 is not on this machine (set ESC10 to its folder)")
-def test_a_linear_probe_tells_the_ten_sounds_of_esc10_apart(encoder: AudioEncoder) -> None:
+def test_a_linear_probe_tells_the_ten_sounds_of_esc10_apart(encoder: SpeechEncoder) -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
