@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
+import math
 import operator
 import re
 from dataclasses import replace
@@ -11,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from bridgekit import PRESETS, Bridge, BridgekitError, ItemError
-from bridgekit.bridge.bridge import Side
+from bridgekit.bridge.bridge import Heard, Side
 from bridgekit.fusion.adapter import FusionAdapter
+from bridgekit.retrieval import Hit
 from tests.conftest import tone
 from tests.toys import install
 
@@ -42,6 +46,33 @@ def test_a_saved_bridge_loads_unchanged(tmp_path: Path) -> None:
     )
     assert list(read.history) == list(saved.history)
     assert [path.name for path in tmp_path.iterdir()] == ["a bridge ü"], "nothing is left beside it"
+
+
+def test_a_bridge_without_a_threshold_or_a_classifier_does_not_say_what_it_cannot_know() -> None:
+    assert untrained().heard("audio", torch.eye(8)[:1], [[Hit("owl", 0.9)]]) == [Heard(None, None)]
+
+
+def test_a_threshold_and_a_classifier_of_speech_are_saved_with_the_bridge(tmp_path: Path) -> None:
+    speech = torch.tensor([2.0, 0, 0, 0, 0, 0, 0, 0, -1])
+    known = replace(untrained(), provenance={"sure": {"audio": 0.4, "speech": 0.2}}, speech=speech)
+    read = Bridge.load(known.save(tmp_path / "bridge"))
+    hits = [[Hit("owl", 0.3)], [Hit("owl", 0.39)], [Hit("owl", 0.4)], []]
+    heard = read.heard("audio", torch.eye(8)[[0, 1, 1, 1]], hits)
+    assert [each.sure for each in heard] == [True, False, True, None], "speech has a threshold of its own"
+    assert [each.speech for each in heard] == pytest.approx([1 / (1 + math.exp(-1)), *[1 / (1 + math.exp(1))] * 3])
+    assert read.heard("text", torch.eye(8)[:1], [[Hit("owl", 0.1)]]) == [Heard(None, None)]
+
+
+def test_adapters_in_half_precision_are_read(tmp_path: Path) -> None:
+    folder = untrained().save(tmp_path / "bridge")
+    tensors = {name: tensor.half() for name, tensor in load((folder / "adapters.safetensors").read_bytes()).items()}
+    (folder / "adapters.safetensors").write_bytes(save(tensors))
+    metadata = json.loads((folder / "bridge.json").read_text())
+    metadata["adapters_sha256"] = hashlib.sha256((folder / "adapters.safetensors").read_bytes()).hexdigest()
+    (folder / "bridge.json").write_text(json.dumps(metadata))
+    vector = Bridge.load(folder).embed("text", ["dog"])
+    assert vector.dtype == torch.float32
+    torch.testing.assert_close(vector, untrained().embed("text", ["dog"]), atol=2e-3, rtol=0)
 
 
 def test_a_bad_item_is_named(tmp_path: Path) -> None:

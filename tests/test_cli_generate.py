@@ -6,16 +6,16 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from bridgekit import Bridge
+from bridgekit.bridge.bridge import Heard
 from bridgekit.diffusion import painter
 from bridgekit.diffusion.conditioner import Fit, fit_conditioner
 from bridgekit.hookspecs import ImageGenerator, hookimpl
-from bridgekit.recipes import align
 from tests.conftest import Run
 from tests.painting import PicturePlugin, Workshop
 from tests.toys import ToyPlugin, install
@@ -129,37 +129,41 @@ def test_an_option_out_of_range_is_refused(ready: Run, option: list[object]) -> 
     assert str(option[0]) in err
 
 
-def test_without_a_bridge_and_a_terminal_there_is_no_prompt(
-    run: Run, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("typer.confirm", None)
+def test_without_a_bridge_and_without_a_plugin_that_brings_one_the_remedy_is_to_train_one(run: Run, workshop: Workshop) -> None:
     code, out, err = run("generate", "--audio", workshop.clip("owl"))
     assert code == 2
     assert "no bridge for audio in ./bridges" in err
-    assert "bridgekit align --a audio --b text" in err
+    assert "bridgekit align" in err
     assert not out
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
-    assert run("generate", "--audio", workshop.clip("owl"), "--json")[0] == 2
 
 
-@pytest.mark.parametrize("answer", [True, False], ids=["yes", "no"])
-def test_at_a_terminal_the_starters_bridge_is_offered(
-    run: Run, workshop: Workshop, monkeypatch: pytest.MonkeyPatch, answer: bool
+def test_a_bridge_that_comes_with_a_plugin_is_used_where_there_is_no_other(
+    run: Run, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained: list[tuple[str | None, str | None]] = []
-
-    def train(options: align.AlignOptions) -> Any:
-        trained.append((options.a, options.b))
-        return SimpleNamespace(folder=workshop.bridge(Path(str(options.out))))
-
-    monkeypatch.setattr(align, "run_alignment", train)
+    brought = workshop.bridge(tmp_path / "elsewhere" / "hearing")
+    monkeypatch.setattr("bridgekit.plugins.bundled_bridge", lambda: brought)
     monkeypatch.setattr(painter, "fit_conditioner", partial(fit_conditioner, fit=QUICK_FIT))
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
-    monkeypatch.setattr("typer.confirm", lambda *arguments, **options: answer)
-    code, out, _ = run("generate", "--audio", workshop.clip("owl"))
-    assert code == (0 if answer else 2)
-    assert trained == ([("audio", "text")] if answer else [])
-    assert ("nearest captions: owl" in out) == answer
+    code, out, err = run("generate", "--audio", workshop.clip("owl"))
+    assert code == 0
+    assert "Bridge: hearing (comes with bridgekit; bridgekit align trains your own)" in err
+    assert "nearest captions: owl" in out
+    assert run("generate", "--image", workshop.clip("owl"))[0] == 2, "it has no images"
+    workshop.bridge(tmp_path / "bridges" / "own")
+    assert "Bridge: bridges/own (the newest" in run("generate", "--audio", workshop.clip("owl"))[2]
+
+
+def test_a_clip_unlike_anything_known_is_said_to_be_so(ready: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bridge, "heard", lambda bridge, modality, vectors, nearest: [Heard(False, 0.25)] * len(vectors))
+    code, out, _ = ready("generate", "--audio", "clips/owl.wav")
+    assert code == 0
+    assert "a sound, not sure, nearest captions: owl" in out
+    code, out, _ = ready("generate", "--audio", "clips/owl.wav", "--json")
+    [picture] = json.loads(out)["pictures"]
+    assert (picture["sure"], picture["speech"]) == (False, 0.25)
+    code, out, _ = ready("search", "clips/owl.wav")
+    assert "clips/owl.wav: not sure, the nearest are" in out
+    [answer] = json.loads(ready("search", "clips/owl.wav", "--json")[1])
+    assert answer["sure"] is False
 
 
 def test_pictures_are_evaluated_between_two_bounds(ready: Run, workshop: Workshop) -> None:

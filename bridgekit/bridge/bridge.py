@@ -35,6 +35,8 @@ from bridgekit.tables.seen import TrainingRows
 
 #: Prefix of the name of a modality's mean among the tensors.
 MEAN = "mean/"
+#: Name of the speech classifier among the tensors.
+SPEECH = "speech"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,19 @@ class Embedded:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """What a bridge can say of an item besides its nearest texts.
+
+    Arguments:
+        sure: whether its nearest text is as near as those of known items are; None if the bridge has no threshold.
+        speech: the probability that a clip is speech; None if the bridge has no classifier for it, or the item is no clip.
+    """
+
+    sure: bool | None
+    speech: float | None
+
+
+@dataclass(frozen=True)
 class Bridge:
     """Two or more modalities in one shared space.
 
@@ -81,6 +96,7 @@ class Bridge:
         history: one record per validation during training.
         device: where adapters and encoders run.
         means: modality to the mean of its training embeddings, (dim,). Their difference is the modality gap.
+        speech: weights and bias, (dim + 1,), of a linear classifier of audio embeddings: speech or another sound; or None.
         training_rows: hashes of the rows that it was trained on.
         folder: where it was loaded from, or None for a bridge made in this process. Paths that a loaded bridge names are
             checked before they are opened: see `bridgekit.bridge.trust`.
@@ -95,6 +111,7 @@ class Bridge:
     history: Sequence[Mapping[str, float]] = field(default=(), repr=False)
     device: str = "cpu"
     means: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    speech: Tensor | None = field(default=None, repr=False, compare=False)
     _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False, compare=False)
     training_rows: TrainingRows = field(default_factory=TrainingRows, repr=False, compare=False)
     folder: Path | None = field(default=None, repr=False, compare=False)
@@ -127,6 +144,23 @@ class Bridge:
         refuse_untrusted_table(source, self.folder)
         return source
 
+    def heard(self, modality: str, embeddings: Tensor, nearest: Sequence[Sequence[Hit]]) -> list[Heard]:
+        """What the bridge can say of items besides their nearest texts.
+
+        Arguments:
+            modality: of the items.
+            embeddings: (n, dim) at unit length.
+            nearest: each item's nearest texts, best first.
+        """
+        thresholds, found = self.provenance.get("sure", {}), []
+        for vector, hits in zip(embeddings, nearest, strict=True):
+            speech = None
+            if modality == "audio" and self.speech is not None:
+                speech = float((vector @ self.speech[:-1] + self.speech[-1]).sigmoid())
+            threshold = thresholds.get("speech" if speech is not None and speech > 0.5 else modality)
+            found.append(Heard(None if threshold is None or not hits else hits[0].similarity >= threshold, speech))
+        return found
+
     def weights_hash(self, modalities: Sequence[str]) -> str:
         """SHA-256 of the adapters' weights for some modalities. It changes whenever their embeddings do."""
         digest = hashlib.sha256()
@@ -155,7 +189,7 @@ class Bridge:
         side = self.side(modality)
         if modality not in self._encoders:
             refuse_untrusted_encoder(side.encoder, self.folder)
-            encoder = load_encoder(side.encoder, self.device)
+            encoder = load_encoder(side.encoder, self.device, side.revision)
             found = f"{encoder.revision} for {encoder.modality} with {encoder.dim} dimensions"
             expected = f"{side.revision} for {modality} with {side.dim} dimensions"
             if found != expected:
@@ -298,6 +332,7 @@ class Bridge:
             for name, tensor in adapter.state_dict().items()
         }
         tensors |= {f"{MEAN}{modality}": mean.contiguous() for modality, mean in self.means.items()}
+        tensors |= {} if self.speech is None else {SPEECH: self.speech.contiguous()}
         weights = save(tensors, {"format": str(FORMAT)})
         metadata = {
             "format": FORMAT,
@@ -377,8 +412,8 @@ class Bridge:
             for modality, adapter in adapters.items()
             for name, tensor in adapter.state_dict().items()
         }
-        means = {f"{MEAN}{modality}": (metadata["dim"],) for modality in sides}
-        tensors = read_tensors(folder, metadata["adapters_sha256"], shapes, means)
+        optional = {f"{MEAN}{modality}": (metadata["dim"],) for modality in sides} | {SPEECH: (metadata["dim"] + 1,)}
+        tensors = read_tensors(folder, metadata["adapters_sha256"], shapes, optional)
         device = resolve_device(device)
         for modality, adapter in adapters.items():
             own = {name: tensors[f"{modality}.{name}"] for name in adapter.state_dict()}
@@ -395,6 +430,7 @@ class Bridge:
             device,
             # In the order of the sides: safetensors returns tensors in any order.
             {modality: tensors[MEAN + modality] for modality in sides if MEAN + modality in tensors},
+            speech=tensors.get(SPEECH),
             training_rows=TrainingRows.load(folder),
             folder=folder,
         )

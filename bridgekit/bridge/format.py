@@ -115,7 +115,7 @@ def read_history(folder: Path) -> list[dict[str, float]]:
 def read_tensors(
     folder: Path, sha256: str, shapes: Mapping[str, tuple[int, ...]], optional: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
-    """The tensors of `adapters.safetensors`, all float32 and finite. A file larger than they need is not read.
+    """The tensors of `adapters.safetensors`, all finite, as float32. A file larger than they need is not read.
 
     All tensors in `shapes` must be there, those in `optional` may be; `sha256`, from `bridge.json`, is the file's checksum.
 
@@ -127,7 +127,7 @@ def read_tensors(
         weights = read_bounded(folder / "adapters.safetensors", MAX_HEADER + 4 * sum(map(math.prod, known.values())))
         if hashlib.sha256(weights).hexdigest() != sha256:
             raise OutOfBounds("its SHA-256 is not the one in bridge.json")
-        tensors = load(weights)
+        tensors = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in load(weights).items()}
     except Exception as error:  # safetensors has errors of its own, and torch may raise anything
         raise damaged(folder, f"adapters.safetensors cannot be used ({_reason(error)})") from None
     for name in (*shapes, *tensors):
@@ -274,7 +274,7 @@ def _schema(modalities: Collection[str]) -> Schema:
         "fingerprint?": _text(0),
         "modalities?": [modality],
         "seed?": _integer(0, 2**64 - 1),
-        **dict.fromkeys(("rows?", "modality_gap?", "pair_cosine?"), _NUMBERS),
+        **dict.fromkeys(("rows?", "modality_gap?", "pair_cosine?", "sure?"), _NUMBERS),
     }
     bound: Schema = {**table, "modality": modality, "fingerprint": _text(0), "bound?": Rule("left out", lambda _: False)}
     return {

@@ -36,7 +36,7 @@ LARGEST = 16 << 20
 #: Help text of options that several verbs have.
 PAIRS = "CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a plugin's source (see bridgekit plugins)."
 SIDE = "A modality, or an encoder as [b]provider:model[/b]."
-NEWEST = "The bridge's folder. [dim]default: the newest in ./bridges[/dim]"
+NEWEST = "The bridge's folder. [dim]default: the newest in ./bridges, or the one that comes with the starter[/dim]"
 
 BridgeArgument = Annotated[Path | None, typer.Argument(help=NEWEST)]
 BridgeOption = Annotated[Path | None, typer.Option(help=NEWEST)]
@@ -97,7 +97,7 @@ def _import_torch() -> None:
 
 
 def find_bridge(path: Path | None) -> Path:
-    """The given bridge, or else the newest in ./bridges."""
+    """The given bridge, or else the newest in ./bridges, or else one that comes with a plugin."""
     found = path or newest_bridge()
     if found is None:
         raise BridgekitError(
@@ -107,17 +107,24 @@ def find_bridge(path: Path | None) -> Path:
 
 
 def newest_bridge(modalities: Set[str] = frozenset()) -> Path | None:
-    """The newest bridge in ./bridges that has these modalities, or None."""
+    """The newest bridge in ./bridges that has these modalities, or else one that comes with a plugin and has them, or None."""
+    from bridgekit.plugins import bundled_bridge
     from bridgekit.storage.bounded import read_json
 
     put_all_back(BRIDGES)
     # A name with a leading dot is a bridge being written, or left behind by a killed process.
     found = [file for file in BRIDGES.glob("[!.]*/bridge.json") if file.is_file()]
-    for file in sorted(found, key=lambda file: file.stat().st_mtime, reverse=True):
+    own = sorted(found, key=lambda file: file.stat().st_mtime, reverse=True)
+    bundled = bundled_bridge()
+    for file in (*own, *([bundled / "bridge.json"] if bundled else [])):
         with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged bridge is reported only if given explicitly
             if modalities <= set(read_json(file, LARGEST)["sides"]):
                 # Printed, since the newest may not be the intended one.
-                say(f"Bridge: {file.parent} (the newest; choose another by its folder or --bridge)", sys.stderr)
+                if file.parent == bundled:
+                    why = "comes with bridgekit; bridgekit align trains your own"
+                else:
+                    why = "the newest; choose another by its folder or --bridge"
+                say(f"Bridge: {file.parent.name if file.parent == bundled else file.parent} ({why})", sys.stderr)
                 return file.parent
     return None
 

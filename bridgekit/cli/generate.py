@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import BRIDGES, BridgeOption, Device, Json, Outside, newest_bridge, print_json, say
+from bridgekit.cli.common import BridgeOption, Device, Json, Outside, newest_bridge, print_json, say
 from bridgekit.errors import BridgekitError
 
 
@@ -45,7 +46,13 @@ def command(
     Example: [b]bridgekit generate --audio clip.wav[/b]
     """
     items = {"audio": audio or [], "image": image or [], "text": text or []}
-    folder = bridge or _bridge({modality for modality, each in items.items() if each}, as_json)
+    modalities = {modality for modality, each in items.items() if each}
+    if not modalities:
+        raise BridgekitError("no input given", remedy="give --audio clip.wav, --image or --text")
+    folder = bridge or newest_bridge(modalities)
+    if folder is None:
+        what = f"there is no bridge for {' and '.join(sorted(modalities))} in ./bridges"
+        raise BridgekitError(what, remedy="train one (bridgekit align) or give its folder with --bridge")
     from bridgekit.recipes.generate import Input, generate
 
     shares = _weights(weights, sum(map(len, items.values())))
@@ -77,6 +84,7 @@ def command(
                         "file": str(made.file),
                         "inputs": list(made.inputs),
                         "seed": made.seed,
+                        **asdict(made.heard),
                         "nearest": [{"item": hit.item, "similarity": round(hit.similarity, 6)} for hit in made.nearest],
                     }
                     for made in done.pictures
@@ -97,7 +105,10 @@ def command(
         )
     for made in done.pictures:
         nearest = ", ".join(f"{hit.item} ({hit.similarity:.2f})" for hit in made.nearest)
-        say(f"{made.file}: nearest captions: {nearest}" if nearest else made.file)
+        speech = made.heard.speech
+        heard = "" if speech is None else "speech, " if speech > 0.5 else "a sound, "
+        unsure = "not sure, " if made.heard.sure is False else ""
+        say(f"{made.file}: {heard}{unsure}nearest captions: {nearest}" if nearest else made.file)
     if done.sheet:
         say(f"Contact sheet: {done.sheet}")
 
@@ -110,24 +121,3 @@ def _weights(text: str | None, inputs: int) -> list[float]:
     if len(shares) != inputs:
         raise BridgekitError(f"--weights {text} does not match {inputs} inputs", remedy="give one number per input, as in 2,1")
     return shares
-
-
-def _bridge(modalities: set[str], quiet: bool) -> Path:
-    """The newest bridge in ./bridges with these modalities; if there is none, offer to train the starter's."""
-    if not modalities:
-        raise BridgekitError("no input given", remedy="give --audio clip.wav, --image or --text")
-    found = newest_bridge(modalities)
-    if found:
-        return found
-    train = "bridgekit align --a audio --b text"
-    if quiet or not sys.stdin.isatty() or not modalities <= {"audio", "text"}:
-        raise BridgekitError(
-            f"there is no bridge for {' and '.join(sorted(modalities))} in ./bridges",
-            remedy=f"train one ({train}) or give its folder with --bridge",
-        )
-    print("There is no bridge here yet. The starter can train one on 1,800 spoken words (1 to 2 minutes, 40 MB of cache).")
-    if not typer.confirm(f"Run `{train}` now?", default=True):
-        raise typer.Exit(2)
-    from bridgekit.recipes.align import AlignOptions, run_alignment
-
-    return run_alignment(AlignOptions("audio", "text", out=BRIDGES / "audio-text")).folder

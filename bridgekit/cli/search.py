@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,6 +58,7 @@ def command(
     if index is None and (where or exact):
         raise BridgekitError("--where and --exact apply only to an index", remedy="name one with --index")
     from bridgekit.bridge.bridge import Bridge
+    from bridgekit.encoders import TEXT
     from bridgekit.hookspecs import SearchResult
     from bridgekit.plugins import open_index
     from bridgekit.progress import progress_bars
@@ -83,17 +85,19 @@ def command(
         with progress_bars() as report:
             hits = opened.search(source, queries, target, items, k, through=between, report=report)
         result = SearchResult(hits, len(items), None)
+    texts = result.hits if target == TEXT else [()] * len(queries)
+    heard = opened.heard(source, opened.embed(source, queries), texts)
     if as_json:
         answers = [
-            {"query": query, "found": [_hit_json(hit, columns=searched is not None) for hit in found]}
-            for query, found in zip(queries, result.hits, strict=True)
+            {"query": query, **asdict(known), "found": [_hit_json(hit, columns=searched is not None) for hit in found]}
+            for query, known, found in zip(queries, heard, result.hits, strict=True)
         ]
         method = result.approximate.as_json() if result.approximate else {"exact": True}
         about = {"index": index, "to": target, "among": result.candidates, "search": method}
         print_json({**about, "answers": answers} if searched else answers)
         return
-    for query, found in zip(queries, result.hits, strict=True):
-        say(query)
+    for query, known, found in zip(queries, heard, result.hits, strict=True):
+        say(f"{query}: not sure, the nearest are" if known.sure is False else query)
         for hit in found:
             say(f"  {hit.similarity:6.3f}  {hit.item}")
     if searched:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from bridgekit.bridge.bridge import Bridge
+from bridgekit.bridge.bridge import Bridge, Heard
 from bridgekit.bridge.provenance import command_line, installed_version
 from bridgekit.diffusion.conditioner import GAPS, Conditioner, close_gap
 from bridgekit.diffusion.models import DrawOptions, open_model
@@ -51,12 +51,14 @@ class Generated:
         inputs: the items it was generated from.
         nearest: the captions (or images) nearest to its embedding.
         seed: seed of its noise.
+        heard: whether the bridge is sure of them, and whether a clip is speech.
     """
 
     file: Path
     inputs: tuple[str, ...]
     nearest: Sequence[Hit]
     seed: int
+    heard: Heard
 
 
 @dataclass(frozen=True)
@@ -158,11 +160,14 @@ def generate(options: GenerateOptions) -> Generation:
         "command": command_line(),
         "bridgekit": installed_version(),
     }
+    own = nearest if painter.conditioner.made_of == TEXT else [()] * len(nearest)
+    alone = inputs[0].modality if len(inputs) == 1 else ""
+    heard = bridge.heard(alone, mix(embedded, weights).repeat_interleave(n, 0), own)
     records = []
-    for file, picture, row, found, seed in zip(files, pictures, named, nearest, seeds, strict=True):
+    for file, picture, row, found, seed, known in zip(files, pictures, named, nearest, seeds, heard, strict=True):
         hits = [(hit.item, hit.similarity) for hit in found]
-        write_png(picture, file, {"inputs": row, "seed": seed, "nearest": hits, **metadata})
-        records.append(Generated(file, tuple(row), found, seed))
+        write_png(picture, file, {"inputs": row, "seed": seed, "nearest": hits, **asdict(known), **metadata})
+        records.append(Generated(file, tuple(row), found, seed, known))
     if sheet:
         labels = [[_short(row), str(found[0].item) if found else ""] for row, found in zip(named, nearest, strict=True)]
         write_png(contact_sheet(pictures, labels), sheet, metadata)

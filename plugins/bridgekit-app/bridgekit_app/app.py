@@ -13,7 +13,7 @@ import secrets
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,6 +144,7 @@ async def search(request: Request) -> Response:
         for name, modality, vector in queries:
             query = opened.bridge.expected(vector, between.vectors) if between else vector
             hits = gallery.search(query, options.k, opened.bridge.temperature)
+            [heard] = opened.bridge.heard(modality, vector, [[hit for hit, _ in hits if target == TEXT]])
             results.append(
                 {
                     "query": name,
@@ -151,6 +152,7 @@ async def search(request: Request) -> Response:
                     "to": target,
                     "through": through,
                     "among": len(gallery.items),
+                    **asdict(heard),
                     "found": [_found(state, target, hit, share) for hit, share in hits],
                 }
             )

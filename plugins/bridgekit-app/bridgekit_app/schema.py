@@ -91,6 +91,10 @@ class Found(Near):
     media: str | None = Field(description="Path of the clip (WAV) or image (PNG) on this server.")
 
 
+SURE = Field(description="False: the query is unlike what the bridge was trained on. null: the bridge cannot tell.")
+SPEECH = Field(description="The probability that a clip is of speech. null: the bridge cannot tell.")
+
+
 class Result(BaseModel):
     """The results of one query in one modality."""
 
@@ -99,6 +103,8 @@ class Result(BaseModel):
     to: str
     through: str | None
     among: int = Field(description="Number of items searched.")
+    sure: bool | None = SURE
+    speech: float | None = SPEECH
     found: list[Found]
 
 
@@ -121,6 +127,8 @@ class PictureAnswer(BaseModel):
     inputs: list[str]
     weights: list[float]
     nearest: list[Near] = Field(description="The captions (or images) nearest to the mixture of the inputs.")
+    sure: bool | None = SURE
+    speech: float | None = SPEECH
     width: int
     height: int
     seconds: float

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
 from bridgekit.image_models import ImageModel
 from bridgekit.media import content_hash
-from bridgekit.plugins import INSTALL, installed_plugins
+from bridgekit.plugins import INSTALL, bundled_bridge, installed_plugins
 from bridgekit.progress import Report
 from bridgekit_app.batching import Batcher
 from bridgekit_app.galleries import OPENING, Galleries, Gallery, open_encoder
@@ -84,11 +84,13 @@ class AppState:
     # ---- bridges and models
 
     def bridges(self) -> dict[str, Path]:
-        """The available bridges, the default first: the one given at start, or else the newest."""
+        """The bridges, the default first: the one given at start, or else the newest; last, one that comes with a plugin."""
         found = {file.parent.name: file.parent for file in self._bridges.glob("*/bridge.json")}
         newest = sorted(found, key=lambda name: _stamp(found[name]), reverse=True)
         named = {self._named.resolve().name: self._named} if self._named else {}
-        return named | {name: found[name] for name in newest if name not in named}
+        bundled = bundled_bridge()
+        own = named | {name: found[name] for name in newest if name not in named}
+        return own if bundled is None or bundled.name in own else own | {bundled.name: bundled}
 
     def models(self) -> list[str]:
         """The available text-to-image models, the default first."""
@@ -274,6 +276,8 @@ class AppState:
         [nearest] = painter.conditioner.nearest(mix(torch.split(vectors, 1), weights))
         # If the conditioner was fitted on images, clients must not see their paths.
         texts = painter.conditioner.made_of == TEXT
+        alone = inputs[0].modality if len(inputs) == 1 else ""
+        [heard] = opened.bridge.heard(alone, mix(torch.split(vectors, 1), weights), [nearest if texts else ()])
         metadata = {
             "bridge": opened.name,
             "model": model,
@@ -285,6 +289,7 @@ class AppState:
             "nearest": [
                 {"item": hit.item if texts else Path(hit.item).name, "similarity": round(hit.similarity, 6)} for hit in nearest
             ],
+            **asdict(heard),
         }
         data = png(picture, {**metadata, "bridgekit": installed_version()})
         seconds = round(time.monotonic() - started, 3)

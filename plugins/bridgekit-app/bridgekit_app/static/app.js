@@ -194,6 +194,8 @@ function showNear(results) {
   if (best) {
     const among = `${first.among.toLocaleString("en")} ${kind(first)}`;
     const percent = percentage(best.share);
+    const heard = first.speech === null ? "" : first.speech > 0.5 ? "Speech. " : "A sound. ";
+    $("sure-says").textContent = heard + (first.sure === false ? "Not sure; the nearest is" : "Best match");
     $("best").textContent = plain(best.item, first.to);
     $("sure-bar").style.width = `${100 * best.share}%`;
     $("sure-text").textContent = `${percent} confidence among ${among}`;
