@@ -96,9 +96,9 @@ def _import_torch() -> None:
             import torch  # noqa: F401
 
 
-def find_bridge(path: Path | None) -> Path:
-    """The given bridge, or else the newest in ./bridges, or else one that comes with a plugin."""
-    found = path or newest_bridge()
+def find_bridge(path: Path | None, *, bundled: bool = True) -> Path:
+    """The given bridge, or else the newest in ./bridges, or else, if `bundled`, one that comes with a plugin."""
+    found = path or newest_bridge(bundled=bundled)
     if found is None:
         raise BridgekitError(
             "there is no bridge in ./bridges", remedy="train one (bridgekit align --a audio --b text) or give its folder"
@@ -106,8 +106,8 @@ def find_bridge(path: Path | None) -> Path:
     return found
 
 
-def newest_bridge(modalities: Set[str] = frozenset()) -> Path | None:
-    """The newest bridge in ./bridges that has these modalities, or else one that comes with a plugin and has them, or None."""
+def newest_bridge(modalities: Set[str] = frozenset(), *, bundled: bool = True) -> Path | None:
+    """The newest bridge in ./bridges with these modalities, or else, if `bundled`, a plugin's with them, or None."""
     from bridgekit.plugins import bundled_bridge
     from bridgekit.storage.bounded import read_json
 
@@ -115,16 +115,16 @@ def newest_bridge(modalities: Set[str] = frozenset()) -> Path | None:
     # A name with a leading dot is a bridge being written, or left behind by a killed process.
     found = [file for file in BRIDGES.glob("[!.]*/bridge.json") if file.is_file()]
     own = sorted(found, key=lambda file: file.stat().st_mtime, reverse=True)
-    bundled = bundled_bridge()
-    for file in (*own, *([bundled / "bridge.json"] if bundled else [])):
+    brought = bundled_bridge() if bundled else None
+    for file in (*own, *([brought / "bridge.json"] if brought else [])):
         with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged bridge is reported only if given explicitly
             if modalities <= set(read_json(file, LARGEST)["sides"]):
                 # Printed, since the newest may not be the intended one.
-                if file.parent == bundled:
+                if file.parent == brought:
                     why = "comes with bridgekit; bridgekit align trains your own"
                 else:
                     why = "the newest; choose another by its folder or --bridge"
-                say(f"Bridge: {file.parent.name if file.parent == bundled else file.parent} ({why})", sys.stderr)
+                say(f"Bridge: {file.parent.name if file.parent == brought else file.parent} ({why})", sys.stderr)
                 return file.parent
     return None
 

@@ -26,7 +26,7 @@ def command(
     """
     from bridgekit.recipes.report import write_report
 
-    file = write_report(find_bridge(bridge), out, pairs=pairs, check=check, outside=outside)
+    file = write_report(find_bridge(bridge, bundled=False), out, pairs=pairs, check=check, outside=outside)
     say(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")
     if open_it:
         import webbrowser

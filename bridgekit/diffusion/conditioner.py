@@ -351,7 +351,8 @@ def load_conditioner(path: Path) -> Conditioner | None:
         metadata = parse_json(header["conditioner"], limit=MAX_METADATA)
         if metadata["format"] != FORMAT:
             return None
-        items, embeddings = parse_json(bytes(tensors.pop("items").numpy()), limit=MAX_ITEMS), tensors.pop("embeddings")
+        items = parse_json(bytes(tensors.pop("items").numpy()), limit=MAX_ITEMS)
+        embeddings = tensors.pop("embeddings").float()
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")
             parts[part][name] = tensor

@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,8 +21,8 @@ T = TypeVar("T")
 #: Side of a rendered image, in pixels.
 SIZE = 224
 
-# Names separated by commas or empty lines.
-EVERYDAY = Path(__file__).with_name("everyday.txt")
+# Names separated by commas or empty lines: common, easily pictured things, and more that sounds suggest.
+EVERYDAY, HEARD = (Path(__file__).with_name(name) for name in ("everyday.txt", "heard.txt"))
 
 # Part of the cache folder's name. Increase it if the same name is rendered differently.
 RECIPE = 1
@@ -110,10 +110,16 @@ def split_of(name: str) -> str:
     return "train" if share < 0.8 else "val" if share < 0.9 else "test"
 
 
-def everyday_names() -> list[str]:
-    """The common, easily pictured names listed in `everyday.txt`, in the order of `pictures`."""
-    listed = {" ".join(name.split()) for name in EVERYDAY.read_text(encoding="utf-8").replace("\n\n", ",").split(",")}
+def everyday_names(*files: Path) -> list[str]:
+    """The names listed in these files, or in `everyday.txt`, in the order of `pictures`."""
+    texts = [file.read_text(encoding="utf-8").replace("\n\n", ",") for file in files or [EVERYDAY]]
+    listed = {" ".join(name.split()) for text in texts for name in text.split(",")}
     return [picture.name for picture in pictures() if picture.name in listed]
+
+
+def build_everyday() -> Pairs:
+    """The images of everyday names and of what sounds suggest; no flags, buttons or signs. As `build`."""
+    return replace(build(everyday_names(EVERYDAY, HEARD)), source=EVERYDAY_SOURCE.name)
 
 
 def build(names: Collection[str] | None = None) -> Pairs:
@@ -181,4 +187,11 @@ SOURCE = PairSource(
     description="about 1,870 OpenMoji images and their English names (images CC BY-SA 4.0, openmoji.org)",
     modalities=("image", "text"),
     build=build,
+    default=True,
+)
+EVERYDAY_SOURCE = PairSource(
+    name="starter:everyday",
+    description="448 of these: everyday names and what sounds suggest, without flags, buttons and signs",
+    modalities=("image", "text"),
+    build=build_everyday,
 )
