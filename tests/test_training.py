@@ -118,7 +118,9 @@ def test_the_adapters_are_those_of_the_best_validation_and_the_first_of_equals()
     rows = {name: torch.arange(200) for name in latents}
     trained = train(latents, rows, torch.arange(200)[:, None], validate=validate, preset=replace(SMALL, epochs=5))
     assert trained.best_epoch == 2
-    assert torch.equal(trained.adapters["a"](latents["a"]), seen[1])
+    found = trained.adapters["a"](latents["a"])
+    # Not equal: on a CPU with AMX, validation multiplies in bfloat16.
+    assert min(range(5), key=lambda epoch: float((seen[epoch] - found).abs().max())) == 1
     assert trained.temperature == trained.history[1]["temperature"]
 
 

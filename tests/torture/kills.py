@@ -177,7 +177,7 @@ def load_all(verbs: Sequence[Verb] = VERBS) -> None:
     needed = ["starter:text", "starter:image", *(["starter:audio"] if "bind" in names else [])]
     opened = {name: plain(name, "cpu") for name in needed}
     for module in (plugins, sides, bind, bridge):
-        module.load_encoder = lambda name, device="cpu": opened[plugins.encoder_name(name)]  # type: ignore[attr-defined]
+        module.load_encoder = lambda name, device="cpu", revision=None: opened[plugins.encoder_name(name)]  # type: ignore[attr-defined]
     if "generate" in names:
         import diffusers  # noqa: F401
 

@@ -26,7 +26,9 @@ def test_index_then_search_pictures_by_words_with_real_encoders(
 ) -> None:
     bridge = real_bridge()
     bridge.save(tmp_path / "bridges" / "shapes ü")
-    monkeypatch.setattr("bridgekit.bridge.bridge.load_encoder", lambda name, device: bridge.encoder(name.partition(":")[2]))
+    monkeypatch.setattr(
+        "bridgekit.bridge.bridge.load_encoder", lambda name, device, revision: bridge.encoder(name.partition(":")[2])
+    )
     pictures(tmp_path)
     code, out, err = run("index", "pictures.csv", "--bridge", "bridges/shapes ü")
     assert code == 0, err
