@@ -38,7 +38,7 @@ def shown(model: ImageModel, **options: Any) -> tuple[list[Image.Image | None], 
 
 
 def test_every_preview_is_closer_to_the_final_image() -> None:
-    seen, picture = shown(open_model("starter:openmoji-64"))
+    seen, picture = shown(open_model("starter:openmoji-64"), steps=10)
     assert len(seen) == 10
     final = np.asarray(picture, dtype=float)
     errors = [np.abs(np.asarray(look, dtype=float) - final).mean() for look in seen]
@@ -79,7 +79,7 @@ def test_an_exception_in_the_preview_callback_stops_the_drawing() -> None:
     model = open_model("starter:openmoji-64")
     tensors = model.conditionings[0].encode(["a red apple"])
     with pytest.raises(Enough):
-        draw(model, model.conditionings[0], tensors, watch=watch)
+        draw(model, model.conditionings[0], tensors, DrawOptions(steps=10), watch=watch)
     assert steps == [1, 2, 3]
 
 

@@ -94,7 +94,7 @@ def image_generators() -> Sequence[ImageGenerator]:
     return [
         ImageGenerator(
             "starter:openmoji-64",
-            "64 x 64 images in the style of OpenMoji, trained on 1,679 of them (weights CC BY-SA 4.0)",
+            "64 x 64 images in the style of OpenMoji, trained on 1,866 of them (weights CC BY-SA 4.0)",
             open_generator,
         )
     ]

@@ -24,7 +24,7 @@ SIZE = 64
 #: A diffusers folder, except that the text encoder is `head.safetensors` on top of the starter's MiniLM.
 FOLDER = Path(__file__).parent / "openmoji-64"
 #: Sampling steps and guidance scale (1 is none), chosen by pixel error on training names: see the model card.
-STEPS, GUIDANCE = 10, 1.5
+STEPS, GUIDANCE = 2, 1.0
 #: SHA-256 of each file, written by `training/openmoji64.py`.
 HASHES = FOLDER / "sha256.json"
 

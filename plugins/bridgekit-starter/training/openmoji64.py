@@ -1,8 +1,10 @@
 """Trains `starter:openmoji-64`, the starter's text-to-image model: python openmoji64.py --work /tmp/openmoji64
 
-Three stages, each of which can be resumed: an autoencoder (30 minutes on 2 cores), a diffusion transformer on its latents (an
-hour), and fine-tuning the decoder on the transformer's latents (15 minutes). The model is then written as half-precision
-safetensors in diffusers' layout. Names of the split `test` are not used.
+Three stages, each of which can be resumed: an autoencoder, a diffusion transformer on its latents, and both the transformer and
+the decoder. The model is then written as half-precision safetensors in diffusers' layout. All pictures of
+`starter:openmoji` are used: its split `test` is for bridges, and the generator should draw every picture of its gallery.
+
+Training continues from the weights in the repository, or starts afresh with `--fresh`.
 """
 
 from __future__ import annotations
@@ -12,13 +14,13 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from bridgekit_starter.generator import FOLDER, GUIDANCE, STEPS, open_generator
-from bridgekit_starter.openmoji import build, split_of
+from bridgekit_starter.openmoji import build
 from bridgekit_starter.text import TextEncoder
 from bridgekit_starter.tokens import TokenHead
 from diffusers import (
@@ -28,26 +30,31 @@ from diffusers import (
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
 )
+from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, l1_loss, mse_loss, normalize, pad
+from torch.nn.functional import avg_pool2d, batch_norm, l1_loss, mse_loss, normalize
 
 from bridgekit.diffusion.models import DrawOptions, draw
 from bridgekit.storage.cache import write_atomically
 
 SEED = 0
 CHECKPOINT_SECONDS = 120
-AUTOENCODER_STEPS, AUTOENCODER_BATCH = 6_000, 16
-#: Outlines are learned first, colours slowly: from this step, colours have more weight. (Chosen during training.)
-COLOURS_FROM = 3_087
-TRANSFORMER_STEPS, TRANSFORMER_BATCH = 4_500, 128
+AUTOENCODER_STEPS, AUTOENCODER_BATCH = 6_325, 16
+TRANSFORMER_STEPS, TRANSFORMER_BATCH = 1_430, 96
+TOGETHER_STEPS, TOGETHER_BATCH = 4_450, 48
+#: With `--fresh`, all stages have so many times the steps. Not tried.
+FRESH = 3
 #: Latent channels. With 8, an 8 x 8 patch of pixels did not keep both outlines and colours.
 CHANNELS = 16
-POLISH_STEPS, POLISH_BATCH, POLISH_SAMPLES = 3_500, 32, 2
-#: Weight of the KL term. It costs sharpness and makes the decoder robust to errors in the latents.
-KL_WEIGHT = 3e-4
+#: Maximum standard deviation of the noise added to standardised latents, so that details survive the transformer's errors.
+LATENT_NOISE = 0.3
+#: How far the latents to predict move towards predicted ones, each time.
+FOLLOW = 0.1
+#: The logarithm of the posterior's variance in the exported encoder. Only its mean is trained.
+LOG_VARIANCE = -10.0
 #: Maximum norm of the noise added to unit sentence vectors in training, because a bridge's vectors are not exact.
 TEXT_NOISE = 0.5
 #: Fraction of rows trained with the tokens of a zero vector, for classifier-free guidance.
@@ -56,16 +63,16 @@ UNCONDITIONAL = 0.1
 TEMPLATES = ("{}", "{}", "{}", "a {}", "a picture of a {}", "an emoji of {}")
 
 
-def pictures(held_out: bool) -> tuple[Tensor, list[str]]:
-    """The images (n, 3, 64, 64) from -1 to 1, and their names: those held out, or all others."""
+def pictures() -> tuple[Tensor, list[str]]:
+    """The images (n, 3, 64, 64) from -1 to 1, and their names."""
     pairs = build()
-    rows = [row for row, name in enumerate(pairs.columns["text"]) if (split_of(str(name)) == "test") == held_out]
     images = []
-    for row in rows:
-        with Image.open(str(pairs.columns["image"][row])) as image:
+    for file in pairs.columns["image"]:
+        with Image.open(str(file)) as image:
             images.append(np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.LANCZOS)))
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return pixels, [str(pairs.columns["text"][row]) for row in rows]
+    # Convolutions are faster with channels last.
+    return pixels.contiguous(memory_format=torch.channels_last), [str(name) for name in pairs.columns["text"]]
 
 
 def new_autoencoder() -> AutoencoderKL:
@@ -101,12 +108,15 @@ def new_transformer() -> PixArtTransformer2DModel:
 
 
 class Run:
-    """A stage's weights, their moving average, optimizer and step, checkpointed in one file without pickle."""
+    """A stage's weights, moving average, optimizer, step and losses by picture, checkpointed in one file without pickle."""
 
-    def __init__(self, file: Path, model: nn.Module, steps: int, lr: float, average: float) -> None:
-        self.file, self.model, self.steps, self.lr, self.decay = file, model, steps, lr, average
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    def __init__(self, file: Path, model: nn.Module, steps: int, rates: dict[tuple[nn.Module, ...], float], count: int) -> None:
+        self.file, self.model, self.steps, self.rates = file, model, steps, list(rates.values())
+        self.groups = [[weight for module in modules for weight in module.parameters()] for modules in rates]
+        groups = [{"params": group, "lr": rate} for group, rate in zip(self.groups, self.rates, strict=True)]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
         self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.losses = torch.ones(count)
         self.step, self.seconds = 0, 0.0
         if file.exists():
             self._load()
@@ -116,8 +126,8 @@ class Run:
         clock = saved = time.monotonic()
         while self.step < self.steps:
             torch.manual_seed(SEED * 1_000_003 + self.step)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * rate_at(self.step, self.steps)
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * rate_at(self.step, self.steps)
             yield self.step
             self.step += 1
             now = time.monotonic()
@@ -126,23 +136,35 @@ class Run:
                 self._save()
                 saved = now
 
+    def rows(self, size: int) -> Tensor:
+        """Random rows: half of them uniform, half more often the larger their loss."""
+        hard = torch.multinomial(self.losses.clamp(max=4 * self.losses.mean()), size - size // 2, replacement=True)
+        return torch.cat([torch.randint(len(self.losses), (size // 2,)), hard])
+
+    @torch.no_grad()
+    def record(self, rows: Tensor, losses: Tensor) -> None:
+        """Average the rows' losses over the times that they were seen."""
+        self.losses[rows] = 0.6 * self.losses[rows] + 0.4 * losses
+
     def update(self, loss: Tensor) -> None:
-        """One step of the optimizer and of the moving average."""
+        """One step of the optimizer and, every fifth time, of the moving average."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for group in self.groups:
+            nn.utils.clip_grad_norm_(group, 1.0)
         self.optimizer.step()
-        decay = min(self.decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for name, tensor in self.model.state_dict().items():
-                self.average[name].lerp_(tensor, 1 - decay)
+        if self.step % 5 == 0:
+            decay = min(0.998, (1 + self.step) / (10 + self.step)) ** 5
+            with torch.no_grad():
+                for name, tensor in self.model.state_dict().items():
+                    self.average[name].lerp_(tensor, 1 - decay)
 
     def _save(self) -> None:
         tensors = {f"now/{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"average/{name}": tensor for name, tensor in self.average.items()}
         for number, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in values.items()}
-        tensors = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+        tensors = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()} | {"losses": self.losses}
         metadata_ = {"state": json.dumps({"step": self.step, "seconds": self.seconds})}
         write_atomically(self.file, lambda aside: save_file(tensors, aside, metadata_), own_folder=True)
 
@@ -151,6 +173,7 @@ class Run:
             metadata_ = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is not a mapping)
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "average": {}, "optimizer": {}}
+        self.losses = tensors.pop("losses")
         for key, tensor in tensors.items():
             part, name = key.split("/", 1)
             parts[part][name] = tensor
@@ -169,58 +192,51 @@ def rate_at(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 100) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
 
 
-def train_autoencoder(work: Path, pixels: Tensor) -> AutoencoderKL:
-    """Train with `picture_distance` and a small KL term. Returns the averaged weights, normalised."""
+def train_autoencoder(work: Path, pixels: Tensor, model: AutoencoderKL, longer: int) -> AutoencoderKL:
+    """Train with `picture_distance` on noisy latents, standardised per channel. Returns the averaged weights."""
     torch.manual_seed(SEED)
-    model = new_autoencoder()
-    run = Run(work / "autoencoder.safetensors", model, AUTOENCODER_STEPS, 1.5e-3, 0.995)
+    model.requires_grad_(True).train().to(memory_format=torch.channels_last)
+    run = Run(work / "autoencoder.safetensors", model, longer * AUTOENCODER_STEPS, {(model,): 1.5e-3}, len(pixels))
     for step in run:
-        real = jitter(pixels[torch.randint(len(pixels), (AUTOENCODER_BATCH,))])
+        rows = run.rows(AUTOENCODER_BATCH)
+        real = pixels[rows]
         with torch.autocast("cpu", torch.bfloat16):
-            posterior = model.encode(real).latent_dist
-            made = model.decode(posterior.sample()).sample.float()
-        distance = picture_distance(made, real, colours=step >= COLOURS_FROM)
-        spread = (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean() / 2
-        run.update(distance + KL_WEIGHT * spread)
+            mean = model.encode(real).latent_dist.mean
+        latents = batch_norm(mean.float(), None, None, training=True)
+        noise_length = torch.rand(AUTOENCODER_BATCH, 1, 1, 1) * LATENT_NOISE
+        noise_length[::4] = 0
+        with torch.autocast("cpu", torch.bfloat16):
+            made = model.decode(latents + noise_length * torch.randn_like(latents)).sample.float()
+        run.record(rows, (made - real).abs().mean((1, 2, 3)))
+        run.update(picture_distance(made, real))
         if step % 100 == 0:
-            print(f"autoencoder {step:5} L1 {l1_loss(made, real):.4f} KL {spread:.2f} {run.seconds / 60:.1f} min", flush=True)
+            print(f"autoencoder {step:5} L1 {l1_loss(made, real):.4f} {run.seconds / 60:.1f} min", flush=True)
     model.load_state_dict(run.average)
-    normalise(model.eval(), pixels)
+    standardise(model.eval(), pixels)
     return model
 
 
-def picture_distance(made: Tensor, real: Tensor, *, colours: bool) -> Tensor:
-    """L1 at three scales and on edges, plus MSE for large errors and, if `colours`, both on the colours alone."""
+def picture_distance(made: Tensor, real: Tensor) -> Tensor:
+    """L1 at three scales and on edges, MSE for large errors, and both on the colours alone."""
     distance = l1_loss(made, real) + 2 * mse_loss(made, real)
     for k in (2, 4):
         distance = distance + l1_loss(avg_pool2d(made, k), avg_pool2d(real, k)) / 2
     for axis in (2, 3):
         distance = distance + l1_loss(made.diff(dim=axis), real.diff(dim=axis))
-    if colours:
-        tint, true_tint = (picture - picture.mean(1, keepdim=True) for picture in (made, real))
-        distance = distance + 2 * l1_loss(tint, true_tint) + 4 * mse_loss(tint, true_tint)
-    return distance
-
-
-def jitter(pixels: Tensor) -> Tensor:
-    """Flip the whole batch at random and shift it by up to 3 pixels over white."""
-    if torch.rand(()) < 0.5:
-        pixels = pixels.flip(3)
-    top, left = torch.randint(0, 7, (2,)).tolist()
-    return pad(pixels, (3, 3, 3, 3), value=1.0)[:, :, top : top + 64, left : left + 64]
+    tint, true_tint = (picture - picture.mean(1, keepdim=True) for picture in (made, real))
+    return distance + 2 * l1_loss(tint, true_tint) + 4 * mse_loss(tint, true_tint)
 
 
 @torch.no_grad()
-def normalise(model: AutoencoderKL, pixels: Tensor) -> None:
-    """Standardise the latents of `pixels` per channel by changing the two 1 x 1 convolutions around them."""
+def standardise(model: AutoencoderKL, pixels: Tensor) -> None:
+    """Replace the batch norm of training by a change of the 1 x 1 convolution before it, and the variance by a constant."""
     latents = encode(model, pixels)
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    into, out, channels = model.quant_conv, model.post_quant_conv, len(mean)
-    out.bias += out.weight[:, :, 0, 0] @ mean
-    out.weight *= std[None, :, None, None]
-    into.weight[:channels] /= std[:, None, None, None]
-    into.bias[:channels] = (into.bias[:channels] - mean) / std
-    into.bias[channels:] -= 2 * std.log()
+    into = model.quant_conv
+    into.weight[:CHANNELS] /= std[:, None, None, None]
+    into.bias[:CHANNELS] = (into.bias[:CHANNELS] - mean) / std
+    into.weight[CHANNELS:] = 0
+    into.bias[CHANNELS:] = LOG_VARIANCE
 
 
 @torch.no_grad()
@@ -230,20 +246,22 @@ def encode(model: AutoencoderKL, pixels: Tensor) -> Tensor:
 
 
 class Painter(nn.Module):
-    """The modules trained in the second stage: the token head and the transformer."""
+    """What the last two stages change: the token head, the transformer, the decoder, and the latents to predict."""
 
-    def __init__(self) -> None:
+    latents: Tensor
+
+    def __init__(
+        self, head: TokenHead, transformer: PixArtTransformer2DModel, autoencoder: AutoencoderKL, latents: Tensor
+    ) -> None:
         super().__init__()
-        self.head = TokenHead()
-        self.transformer = new_transformer()
-        # Auxiliary task: predict patch i from token i. So the cheap head learns what the image looks like, and the expensive
-        # transformer only how to draw it. Not exported.
-        self.predict_patches = nn.Linear(TokenHead.WIDTH, 4 * CHANNELS)
+        self.register_buffer("latents", latents.clone())
+        self.head, self.transformer = head, transformer
+        self.decoder, self.post_quant_conv = autoencoder.decoder, autoencoder.post_quant_conv
 
-
-def patches(latents: Tensor) -> Tensor:
-    """(n, 16, 8, 8) to (n, 16 patches, 64): the latents of each 2 x 2 patch."""
-    return latents.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    def decode(self, latents: Tensor) -> Tensor:
+        """(n, 16, 8, 8) to (n, 3, 64, 64)."""
+        pixels: Tensor = self.decoder(self.post_quant_conv(latents.contiguous(memory_format=torch.channels_last)))
+        return pixels
 
 
 def noise_schedule() -> DDPMScheduler:
@@ -258,41 +276,64 @@ def noise_schedule() -> DDPMScheduler:
     )
 
 
-def train_transformer(work: Path, latents: Tensor, names: list[str], look: Callable[[Painter, int], None]) -> Painter:
-    """v-prediction on fixed latents; half of the timesteps are from the noisiest tenth, where the text matters most."""
+def train_painter(
+    file: Path, pixels: Tensor, names: list[str], model: Painter, steps: int, size: int, *, together: bool
+) -> None:
+    """v-prediction, in place; two thirds of the timesteps are the noisiest tenth, where the text matters most.
+
+    If `together`, the latents predicted at those timesteps are also decoded and compared with the pictures, which trains the
+    decoder on the transformer's errors, and the transformer on errors that are seen. The latents to predict slowly follow the
+    predicted ones, so that the two losses do not pull in different directions.
+    """
     torch.manual_seed(SEED)
-    model, schedule = Painter(), noise_schedule()
+    model.requires_grad_(True).train()
+    model.transformer.set_attn_processor(AttnProcessor())  # torch's own attention is slow on a CPU with 16 positions
+    compiled = torch.compile(
+        lambda noisy, vectors, times: predict(model.transformer, noisy, model.head(vectors), times), dynamic=False
+    )
+    schedule = noise_schedule()
     texts = sentences(names)
-    run = Run(work / "transformer.safetensors", model, TRANSFORMER_STEPS, 8e-4, 0.998)
-    size = TRANSFORMER_BATCH
+    rates: dict[tuple[nn.Module, ...], float] = {
+        (model.head, model.transformer): 4e-4,
+        (model.decoder, model.post_quant_conv): 1e-3,
+    }
+    run = Run(file, model, steps, rates, len(names))
+    early = slice(2 * size // 3)
     for step in run:
-        rows = torch.randint(len(latents), (size,))
-        real, noise = latents[rows], torch.randn(size, *latents.shape[1:])
-        times = torch.where(torch.arange(size) < size // 2, torch.randint(900, 1000, (size,)), torch.randint(0, 1000, (size,)))
-        vectors = texts[torch.randint(len(texts), (size,)), rows]
-        noise_length = torch.rand(size, 1) * TEXT_NOISE / vectors.shape[1] ** 0.5
+        rows = torch.cat([run.rows(early.stop), torch.randint(len(names), (size - early.stop,))])
+        real = model.latents[rows]
+        noise = torch.randn_like(real)
+        times = torch.randint(0, 1000, (size,))
+        times[early] = torch.randint(900, 1000, (early.stop,))
+        times[early][::4] = 999
+        template = torch.where(torch.rand(size) < 0.5, 0, torch.randint(len(texts), (size,)))
+        vectors = texts[template, rows]
+        noise_length = torch.rand(size, 1) * TEXT_NOISE / vectors.shape[1] ** 0.5 * (torch.rand(size, 1) < 0.5)
         vectors = normalize(vectors + torch.randn_like(vectors) * noise_length, dim=-1)
         conditional = torch.rand(size, 1) >= UNCONDITIONAL
-        vectors = vectors * conditional
+        conditional[early] = True
+        noisy = schedule.add_noise(real, noise, times)
         with torch.autocast("cpu", torch.bfloat16):
-            tokens = model.head(vectors)
-            made = predict(model.transformer, schedule.add_noise(real, noise, times), tokens, times)
-            predicted = model.predict_patches(tokens)
-        v_loss = mse_loss(made.float(), schedule.get_velocity(real, noise, times))
-        conditional_loss = ((predicted.float() - patches(real)).square().mean((1, 2)) * conditional[:, 0]).mean()
-        run.update(v_loss + 0.5 * conditional_loss)
-        if step % 50 == 0:
-            print(
-                f"transformer {step:5} v {v_loss:.4f} predicted {conditional_loss:.4f} {run.seconds / 60:.1f} min", flush=True
-            )
-        if step % 500 == 499:
-            averaged = Painter()
-            averaged.load_state_dict(run.average)
-            look(averaged.eval(), step + 1)
+            made = compiled(noisy, vectors * conditional, times).float()
+        errors = (made - schedule.get_velocity(real, noise, times)).square().mean((1, 2, 3))
+        loss, losses = errors.mean(), errors[early]
+        if together:
+            share = schedule.alphas_cumprod[times[early]].view(-1, 1, 1, 1)
+            predicted = share.sqrt() * noisy[early] - (1 - share).sqrt() * made[early]
+            with torch.autocast("cpu", torch.bfloat16):
+                seen = model.decode(predicted).float()
+            model.latents[rows[early]] = real[early].lerp(predicted.detach(), FOLLOW)
+            loss = loss + picture_distance(seen, pixels[rows[early]])
+            losses = losses + 2 * (seen - pixels[rows[early]]).abs().mean((1, 2, 3))
+        run.record(rows[early], losses)
+        run.update(loss)
+        if step % 100 == 0:
+            print(f"{file.stem} {step:5} v {errors.mean():.4f} loss {loss:.4f} {run.seconds / 60:.1f} min", flush=True)
     model.load_state_dict(run.average)
-    return model.eval()
+    model.eval()
 
 
+@torch.no_grad()
 def sample(model: Painter, vectors: Tensor, seed: int = SEED) -> Tensor:
     """Latents for sentence vectors, sampled like the exported pipeline, with the plugin's steps and guidance."""
     schedule = DPMSolverMultistepScheduler.from_config(noise_schedule().config, timestep_spacing="trailing")
@@ -305,36 +346,6 @@ def sample(model: Painter, vectors: Tensor, seed: int = SEED) -> Tensor:
         conditional, unconditional = both.float().chunk(2)
         latents = schedule.step(unconditional + GUIDANCE * (conditional - unconditional), time_, latents).prev_sample
     return latents
-
-
-def polish_decoder(
-    work: Path, autoencoder: AutoencoderKL, painter: Painter, pixels: Tensor, latents: Tensor, names: list[str]
-) -> None:
-    """Fine-tune the decoder, in place, to reconstruct the images from the transformer's latents for training names.
-
-    Half of a batch has the transformer's latents, half the encoder's with a little noise. The encoder, and so the transformer's
-    targets, stay fixed.
-    """
-    torch.manual_seed(SEED)
-    vectors = sentence_vectors(names)
-    with torch.no_grad():
-        drawn = torch.stack([sample(painter, vectors, seed=seed) for seed in range(POLISH_SAMPLES)])
-    learns = nn.ModuleDict({"decoder": autoencoder.decoder, "post_quant_conv": autoencoder.post_quant_conv})
-    run = Run(work / "decoder.safetensors", learns, POLISH_STEPS, 1e-3, 0.995)
-    half = POLISH_BATCH // 2
-    for step in run:
-        rows = torch.randint(len(pixels), (POLISH_BATCH,))
-        own = drawn[torch.randint(POLISH_SAMPLES, (half,)), rows[:half]]
-        encoded = latents[rows[half:]]
-        seen = torch.cat([own, encoded + 0.1 * torch.randn_like(encoded)])
-        with torch.autocast("cpu", torch.bfloat16):
-            made = autoencoder.decode(seen).sample.float()
-        distance = picture_distance(made, pixels[rows], colours=True)
-        run.update(distance)
-        if step % 100 == 0:
-            parts = [l1_loss(made[part], pixels[rows][part]) for part in (slice(half), slice(half, None))]
-            print(f"decoder {step:5} L1 drawn {parts[0]:.4f} encoded {parts[1]:.4f} {run.seconds / 60:.1f} min", flush=True)
-    learns.load_state_dict(run.average)
 
 
 def predict(transformer: PixArtTransformer2DModel, noisy: Tensor, tokens: Tensor, times: Tensor) -> Tensor:
@@ -365,30 +376,35 @@ def main() -> None:
     """Run the remaining stages."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--work", type=Path, required=True, help="folder for checkpoints and samples")
-    work: Path = options.parse_args().work
+    options.add_argument("--fresh", action="store_true", help="start with random weights")
+    arguments = options.parse_args()
+    work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
-    pixels, names = pictures(held_out=False)
-    unseen, unseen_names = pictures(held_out=True)
-    autoencoder = train_autoencoder(work, pixels)
+    torch.manual_seed(SEED)
+    longer = FRESH if arguments.fresh else 1
+    autoencoder, transformer, head = new_autoencoder(), new_transformer(), TokenHead()
+    if not arguments.fresh:
+        known = open_generator("cpu")
+        autoencoder, transformer, head = known.pipeline.vae, known.pipeline.transformer, known.conditionings[0].head
+    pixels, names = pictures()
+    train_autoencoder(work, pixels, autoencoder, longer)
+    latents = encode(autoencoder, pixels)
+    painter = Painter(head, transformer, autoencoder, latents)
+    steps, more = longer * TRANSFORMER_STEPS, longer * TOGETHER_STEPS
+    train_painter(work / "transformer.safetensors", pixels, names, painter, steps, TRANSFORMER_BATCH, together=False)
+    train_painter(work / "together.safetensors", pixels, names, painter, more, TOGETHER_BATCH, together=True)
+    print(f"the latents moved by {mse_loss(painter.latents, latents):.4f} (MSE)", flush=True)
+    shown = slice(None, None, 40)
     with torch.no_grad():
-        again = torch.cat([autoencoder.decode(part).sample for part in torch.split(encode(autoencoder, unseen[:48]), 16)])
-    print(f"autoencoder, held-out images: L1 {l1_loss(again, unseen[:48]):.4f}", flush=True)
-    sheet(torch.cat([unseen[:24], again[:24], unseen[24:48], again[24:]]), work / "autoencoder.png")
-    latents, latents_unseen = encode(autoencoder, pixels), encode(autoencoder, unseen)
-    shown, shown_unseen = sentence_vectors(names[::70][:24]), sentence_vectors(unseen_names[:24])
-
-    @torch.no_grad()
-    def look(model: Painter, step: int) -> None:
-        """Save images of training and held-out names below the true ones, and print their error."""
-        rows = []
-        for vectors, real in ((shown, latents[::70][:24]), (shown_unseen, latents_unseen[:24])):
-            made = sample(model, vectors)
-            print(f"  step {step}: MSE of latents {mse_loss(made, real):.3f}, variance {real.var():.3f}", flush=True)
-            rows += [autoencoder.decode(real).sample, autoencoder.decode(made).sample]
-        sheet(torch.cat(rows), work / f"look-{step:05}.png")
-
-    painter = train_transformer(work, latents, names, look)
-    polish_decoder(work, autoencoder, painter, pixels, latents, names)
+        tiles = [
+            pixels[shown],
+            autoencoder.decode(latents[shown]).sample,
+            painter.decode(sample(painter, sentence_vectors(names[shown]))),
+        ]
+    sheet(
+        torch.cat([row for part in zip(*(torch.split(tile, 24) for tile in tiles), strict=True) for row in part]),
+        work / "sheet.png",
+    )
     export(autoencoder, painter, FOLDER)
     compare_settings(pixels[::8], names[::8])
 
@@ -396,6 +412,7 @@ def main() -> None:
 def export(autoencoder: AutoencoderKL, painter: Painter, folder: Path) -> None:
     """Write a PixArt pipeline without text encoder in half precision, the head, and each file's SHA-256."""
     schedule = DPMSolverMultistepScheduler.from_config(noise_schedule().config, timestep_spacing="trailing")
+    autoencoder.to(memory_format=torch.contiguous_format)
     pipeline = PixArtAlphaPipeline(
         tokenizer=None, text_encoder=None, vae=autoencoder, transformer=painter.transformer, scheduler=schedule
     )
@@ -413,7 +430,7 @@ def compare_settings(pixels: Tensor, names: list[str]) -> None:
     model = open_generator("cpu")
     conditioning = model.conditionings[0]
     tensors = conditioning.encode(names)
-    for steps, guidance in ((4, 1.0), (6, 1.0), (10, 1.0), (15, 1.0), (10, 1.5), (10, 2.0)):
+    for steps, guidance in ((2, 1.0), (3, 1.0), (4, 1.0), (10, 1.0), (2, 1.5), (10, 1.5)):
         made = draw(model, conditioning, tensors, DrawOptions(steps=steps, guidance=guidance), seeds=SEED)
         error = l1_loss(torch.stack([to_pixels(picture) for picture in made]), pixels)
         print(f"{steps} steps, guidance {guidance}: L1 {error:.4f}", flush=True)
