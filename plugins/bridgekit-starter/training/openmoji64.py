@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bridgekit_starter.generator import FOLDER, GUIDANCE, STEPS, open_generator
+from bridgekit_starter.generator import FOLDER, GUIDANCE, STEPS, SentenceConditioning, open_generator
 from bridgekit_starter.openmoji import build
 from bridgekit_starter.text import TextEncoder
 from bridgekit_starter.tokens import TokenHead
@@ -385,7 +385,9 @@ def main() -> None:
     autoencoder, transformer, head = new_autoencoder(), new_transformer(), TokenHead()
     if not arguments.fresh:
         known = open_generator("cpu")
-        autoencoder, transformer, head = known.pipeline.vae, known.pipeline.transformer, known.conditionings[0].head
+        [conditioning] = known.conditionings
+        assert isinstance(conditioning, SentenceConditioning)
+        autoencoder, transformer, head = known.pipeline.vae, known.pipeline.transformer, conditioning.head
     pixels, names = pictures()
     train_autoencoder(work, pixels, autoencoder, longer)
     latents = encode(autoencoder, pixels)
