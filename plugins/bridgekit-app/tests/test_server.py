@@ -167,7 +167,8 @@ def events(answer: httpx.Response) -> Iterator[tuple[str, Any]]:
 
 
 def test_a_picture_is_seen_while_it_forms(server: Served) -> None:
-    with server.client.stream("POST", "/generate", json={"text": "rocket"}, headers={"accept": "text/event-stream"}) as answer:
+    asked = {"text": "rocket", "steps": 10}
+    with server.client.stream("POST", "/generate", json=asked, headers={"accept": "text/event-stream"}) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         told = list(events(answer))
     kinds = [kind for kind, _ in told]
@@ -183,8 +184,9 @@ def test_a_picture_is_seen_while_it_forms(server: Served) -> None:
 
 def test_the_server_lists_its_bridges_and_models(server: Served) -> None:
     told = server.client.get("/bridge").json()
-    [found] = told["bridges"]
+    found, brought = told["bridges"]
     assert (found["name"], found["problem"], set(found["modalities"])) == ("spoken-words", None, {"audio", "text", "image"})
+    assert (brought["name"], brought["problem"]) == ("hearing", None), "the one that comes with the starter is last"
     assert [side["items"] for side in found["modalities"].values()] == [3 * len(WORDS), len(WORDS), len(WORDS)]
     assert told["models"][0] == "starter:openmoji-64"
     assert server.client.get("/healthz").json()["status"] == "ok"
@@ -723,7 +725,10 @@ def test_ctrl_c_stops_the_server_in_the_middle_of_a_picture_and_leaves_nothing_b
     assert not list(tmp_path.glob("bridgekit-app-*"))
 
 
-def test_what_cannot_be_served_is_reported_at_once(run: Run, spoken_words: SpokenWords) -> None:
+def test_what_cannot_be_served_is_reported_at_once(
+    run: Run, spoken_words: SpokenWords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridgekit.plugins.bundled_bridge", lambda: None)
     code, _, err = run("app")
     assert (code, "there is no bridge" in err) == (2, True)
     with socket.create_server(("127.0.0.1", 0)) as taken:
