@@ -293,7 +293,19 @@ class Bridge:
             ItemError: a query cannot be used.
             BridgekitError: no candidate can be used.
         """
-        embedded = self.embed(modality, queries, report=report)
+        return self.find(self.embed(modality, queries, report=report), among_modality, among, k, through=through, report=report)
+
+    def find(
+        self,
+        embedded: Tensor,
+        among_modality: str,
+        among: Sequence[Item],
+        k: int = 10,
+        *,
+        through: tuple[str, Sequence[Item]] | None = None,
+        report: Report = silent,
+    ) -> list[list[Hit]]:
+        """Like `search`, for queries that are embedded already: (n, dim) at unit length."""
         if through:
             between = self.embed_usable(*through, report=report).vectors
             if not len(between):

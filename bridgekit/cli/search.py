@@ -71,6 +71,7 @@ def command(
     if searched:
         with progress_bars() as report:
             result = searched.find(opened, source, queries, target, k, where=where, exact=exact, report=report)
+            embedded = opened.embed(source, queries)  # from the latents that the index has just stored
     else:
         opened.side(target)
         if through in (source, target):
@@ -83,10 +84,11 @@ def command(
             opened.side(through)
             between = (through, read_items(opened.followed(opened.table_of(through)), through, outside=outside))
         with progress_bars() as report:
-            hits = opened.search(source, queries, target, items, k, through=between, report=report)
+            embedded = opened.embed(source, queries, report=report)
+            hits = opened.find(embedded, target, items, k, through=between, report=report)
         result = SearchResult(hits, len(items), None)
     texts = result.hits if target == TEXT else [()] * len(queries)
-    heard = opened.heard(source, opened.embed(source, queries), texts)
+    heard = opened.heard(source, embedded, texts)
     if as_json:
         answers = [
             {"query": query, **asdict(known), "found": [_hit_json(hit, columns=searched is not None) for hit in found]}

@@ -151,7 +151,8 @@ def generate(options: GenerateOptions) -> Generation:
         weights = [each.weight for each in inputs]
         seeds = [options.seed + number for number in range(n)] * len(good)
         pictures = paint(painter, mix(vectors, weights).repeat_interleave(n, 0), options, seeds=seeds, report=report)
-    nearest = [found for found in painter.conditioner.nearest(mix(embedded, weights)) for _ in range(n)]
+    mixed = mix(embedded, weights).repeat_interleave(n, 0)
+    nearest = painter.conditioner.nearest(mixed)
     metadata = {
         "bridge": str(folder),
         "model": painter.model.name,
@@ -162,7 +163,7 @@ def generate(options: GenerateOptions) -> Generation:
     }
     own = nearest if painter.conditioner.made_of == TEXT else [()] * len(nearest)
     alone = inputs[0].modality if len(inputs) == 1 else ""
-    heard = bridge.heard(alone, mix(embedded, weights).repeat_interleave(n, 0), own)
+    heard = bridge.heard(alone, mixed, own)
     records = []
     for file, picture, row, found, seed, known in zip(files, pictures, named, nearest, seeds, heard, strict=True):
         hits = [(hit.item, hit.similarity) for hit in found]

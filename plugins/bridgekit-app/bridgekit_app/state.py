@@ -273,11 +273,12 @@ class AppState:
                 emit("preview", {"step": done, "of": total, "picture": _base64(_jpeg(picture))})
 
         [picture] = paint(painter, mix(moved, weights), options, seeds=seed, report=report, watch=watch)
-        [nearest] = painter.conditioner.nearest(mix(torch.split(vectors, 1), weights))
+        mixed = mix(torch.split(vectors, 1), weights)
+        [nearest] = painter.conditioner.nearest(mixed)
         # If the conditioner was fitted on images, clients must not see their paths.
         texts = painter.conditioner.made_of == TEXT
         alone = inputs[0].modality if len(inputs) == 1 else ""
-        [heard] = opened.bridge.heard(alone, mix(torch.split(vectors, 1), weights), [nearest if texts else ()])
+        [heard] = opened.bridge.heard(alone, mixed, [nearest if texts else ()])
         metadata = {
             "bridge": opened.name,
             "model": model,
