@@ -60,9 +60,7 @@ class SoundEncoder:
     def __init__(self, device: str = "cpu") -> None:
         self.revision = f"starter:sound@{SHA256[:12]}+max-v1"
         self._device = torch.device(device)
-        model = load_sound_model()
-        self._mel = model.mel
-        self._model = model.to(self._device)
+        self._model = load_sound_model().to(self._device)
 
     def prepare(self, item: Item) -> Tensor:
         """The clip as windows of its log-mel spectrogram: float32 of shape (windows, 96, 64), the last one filled with silence.
@@ -77,7 +75,7 @@ class SoundEncoder:
         frames = max(0, len(wave) - FRAME) // HOP + 1
         steps = -(-max(0, frames - WINDOW) // STEP)
         size = FRAME + HOP * (WINDOW + STEP * steps - 1)
-        return log_mel(pad(wave, (0, max(0, size - len(wave))))[:size], self._mel).unfold(0, WINDOW, STEP).transpose(1, 2)
+        return log_mel(pad(wave, (0, max(0, size - len(wave))))[:size], self._model.mel).unfold(0, WINDOW, STEP).transpose(1, 2)
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Tensor]) -> Tensor:
@@ -101,11 +99,9 @@ def log_mel(wave: Tensor, mel: Tensor) -> Tensor:
 class SoundModel(nn.Module):
     """MobileNet v1 with its batch normalisation folded in, and the mean over time and frequency."""
 
-    mel: Tensor
-
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self.register_buffer("mel", weights["mel"])
+        self.mel = weights["mel"]  # no buffer: spectrograms are made on the CPU
         self.convolutions = nn.ModuleList()
         for number, stride in enumerate(STRIDES):
             stored, scale, bias = (weights[f"convolutions.{number}.{name}"] for name in ("weight", "scale", "bias"))

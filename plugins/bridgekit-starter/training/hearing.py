@@ -9,11 +9,9 @@ by FuseMix. First, whole packages, kinds, two voices and one fold of ESC-10 are 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import random
-import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +24,7 @@ import torch
 from bridgekit_starter.openmoji import EVERYDAY_SOURCE, SOURCE
 from bridgekit_starter.spoken import HELD_OUT_VOICES, TRAINING_VOICES
 from bridgekit_starter.spoken import build as spoken_names
+from fetch_sounds import read_table
 from safetensors.torch import load, save
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -81,18 +80,12 @@ ESC10 = {
 
 @dataclass(frozen=True)
 class Sound:
-    """A clip with its captions, its kind, and where it comes from: a package, a fold of ESC-10 or a voice."""
+    """A clip with its captions, its kind, and where it comes from: a package, or a fold of ESC-10."""
 
     clip: Path
     captions: tuple[str, ...]
     kind: str
     source: str
-
-
-def read_table(file: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
-    with file.open(encoding="utf-8", newline="") as opened:
-        return list(csv.DictReader(opened))
 
 
 def sounds(work: Path, esc10: Path) -> list[Sound]:
@@ -180,11 +173,6 @@ def train(chosen: Sequence[Sound], voices: Sequence[str]) -> Bridge:
     return Bridge(sides, adapters, PRESET, PRESET.temperature, {"seed": SEED, "rows": {"train": len(rows)}}, means=means)
 
 
-def embed(bridge: Bridge, clips: Iterable[Path]) -> Tensor:
-    """The clips' embeddings."""
-    return bridge.embed("audio", list(clips))
-
-
 def prompts(chosen: Sequence[Sound], kinds: Iterable[str]) -> dict[str, str]:
     """The most frequent caption of each kind."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -203,7 +191,7 @@ def report(bridge: Bridge, learned: Sequence[Sound], asked: Sequence[Sound], nam
     kinds = sorted({sound.kind for sound in learned})
     among = bridge.embed("text", list(prompts(learned, kinds).values()))
     asked = [sound for sound in asked if sound.kind in kinds]
-    similarity = embed(bridge, [sound.clip for sound in asked]) @ among.T
+    similarity = bridge.embed("audio", [sound.clip for sound in asked]) @ among.T
     right = torch.tensor([kinds.index(sound.kind) for sound in asked])
     order = similarity.argsort(1, descending=True)
     first, third = ((order[:, :k] == right[:, None]).any(1).float() for k in (1, 3))
@@ -231,7 +219,7 @@ def noises(folder: Path) -> list[Path]:
 
 def learn_speech(bridge: Bridge, spoken: Sequence[Path], others: Sequence[Path]) -> Tensor:
     """Weights and bias of the classifier: (dim + 1,)."""
-    vectors = torch.cat([embed(bridge, spoken), embed(bridge, others)])
+    vectors = torch.cat([bridge.embed("audio", spoken), bridge.embed("audio", others)])
     weight = [1 / len(spoken)] * len(spoken) + [1 / len(others)] * len(others)
     labels = [1] * len(spoken) + [0] * len(others)
     model = LogisticRegression(C=1e4, max_iter=2_000).fit(vectors.numpy(), labels, weight)
@@ -261,7 +249,7 @@ def test(chosen: Sequence[Sound], work: Path) -> dict[str, float]:
     report(bridge, learned, asked, "held-out packages")
     report(bridge, learned, fold, "ESC-10, fold 1")
     clips, names = spoken_by(HELD_OUT_VOICES)
-    spoken = embed(bridge, clips)
+    spoken = bridge.embed("audio", clips)
     gallery = [str(name) for name in EVERYDAY_SOURCE.build().columns["text"]]
     among = bridge.embed("text", gallery)
     for title, candidates in (("all names", sorted({*names, *gallery})), ("everyday names", gallery)):
@@ -275,13 +263,13 @@ def test(chosen: Sequence[Sound], work: Path) -> dict[str, float]:
     temperature = min(TEMPERATURES, key=lambda each: float(cross_entropy(similarity / each, right)))
 
     others = [sound.clip for sound in originals(chosen) if sound.kind in UNKNOWN]
-    known = embed(bridge, [sound.clip for sound in (*asked, *fold)])
-    sure = threshold("sounds", known, embed(bridge, [*others, *noises(work / "noises")]), among)
+    known = bridge.embed("audio", [sound.clip for sound in (*asked, *fold)])
+    sure = threshold("sounds", known, bridge.embed("audio", [*others, *noises(work / "noises")]), among)
     strange = [row for row, name in enumerate(names) if name not in gallery]
     said = [row for row, name in enumerate(names) if name in gallery]
     sure_speech = threshold("spoken names", spoken[said], spoken[strange], among)
     speech = learn_speech(bridge, spoken_by(TRAINING_VOICES)[0][::4], [sound.clip for sound in originals(learned)])
-    vectors = torch.cat([spoken, embed(bridge, [sound.clip for sound in asked])])
+    vectors = torch.cat([spoken, bridge.embed("audio", [sound.clip for sound in asked])])
     scored = (vectors @ speech[:-1] + speech[-1]).numpy()
     labels = np.repeat([1, 0], [len(spoken), len(asked)])
     speech_auc = float(roc_auc_score(labels, scored))
@@ -332,12 +320,12 @@ def finish(bridge: Bridge, measured: Mapping[str, float], work: Path) -> None:
     }
     whole = replace(bound, provenance=provenance, temperature=measured["temperature"], training_rows=TrainingRows())
     folder = HERE.parent / "bridgekit_starter" / "hearing"
-    shutil.rmtree(folder, ignore_errors=True)
-    halve(whole.save(folder))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    halve(whole.save(folder, overwrite=True))
+    (folder / "README.md").write_text(card, encoding="utf-8")
     conditioner = open_painter(Bridge.load(folder, "cpu"), open_model("starter:openmoji-64", "cpu"), folder).conditioner
     [file] = folder.glob("conditioners/*")
     save_conditioner(replace(conditioner, embeddings=conditioner.embeddings.half()), file)
-    shutil.copyfile(HERE / "HEARING.md", folder / "README.md")
     size = sum(file.stat().st_size for file in folder.rglob("*.*")) / 1e6
     print(f"{folder}: {size:.1f} MB")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from fetch_sounds import read_table
 from numpy.random import Generator
 from scipy.signal import butter, fftconvolve, resample_poly, sosfilt
 
@@ -117,8 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of fetch_sounds.py")
     work: Path = parser.parse_args().work
-    with (work / "pairs.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(work / "pairs.csv")
     sounds = {row["audio"]: row for row in rows}
     others = [read_audio(work / name, RATE)[: 30 * RATE] for name, row in sounds.items() if row["kind"] in BACKGROUNDS][::3]
     made: dict[str, list[str]] = {}
