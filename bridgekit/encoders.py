@@ -5,19 +5,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bridgekit.errors import BridgekitError
+from bridgekit.items import TEXT as TEXT
+from bridgekit.items import Blob as Blob
+from bridgekit.items import Item as Item
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: One input: the path of a file, or the text itself if the modality is `text`.
-Item = Path | str
-
-#: The modality whose items are strings rather than files.
-TEXT = "text"
 #: Modality names become parts of column, file and tensor names.
 _MODALITY = re.compile(r"\w(?:[\w -]{0,62}\w)?")
 

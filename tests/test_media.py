@@ -20,6 +20,7 @@ from PIL import Image, ImageFile
 
 from bridgekit.decoding import decoders
 from bridgekit.errors import ItemError
+from bridgekit.items import Blob
 from bridgekit.media import content_hash, read_audio, read_image, read_text, size_hint
 from tests.torture.bombs import bombs
 
@@ -599,3 +600,54 @@ def test_texts_and_files_never_share_a_hash(tmp_path: Path) -> None:
 
 def test_a_missing_file_has_no_hash(tmp_path: Path) -> None:
     assert "no such file" in refusal(content_hash, tmp_path / "missing")
+
+
+# ---- bytes without a file
+
+
+def blob_of(path: Path, name: str = "clips.parquet, row 7, column audio") -> Blob:
+    return Blob(name, path.read_bytes)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_bytes_decode_to_the_same_samples_as_their_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"clip.{suffix}"
+    soundfile.write(path, sound(1.0, 44_100), 44_100)
+    np.testing.assert_array_equal(read_audio(blob_of(path), 16_000), read_audio(path, 16_000))
+    assert content_hash(blob_of(path)) == content_hash(path)
+    assert size_hint(blob_of(path)) == size_hint(path)
+
+
+def test_large_bytes_decode_like_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (2_500, 2_500, 3), np.uint8)).save(path, compress_level=0)
+    assert path.stat().st_size > 1 << 24  # more than a piece of a request
+    assert np.array_equal(np.asarray(read_image(blob_of(path))), np.asarray(read_image(path)))
+
+
+def test_bytes_that_cannot_be_decoded_are_named_by_their_place(tmp_path: Path) -> None:
+    path = tmp_path / "half.png"
+    Image.new("RGB", (64, 64), "red").save(path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ItemError, match="cut short or damaged") as caught:
+        read_image(blob_of(path, "shards/3.tar, 0007.png"))
+    assert caught.value.where == "shards/3.tar, 0007.png"
+    path.write_bytes(b"")
+    with pytest.raises(ItemError, match=r"empty \(0 bytes\)") as caught:
+        read_audio(blob_of(path, "shards/3.tar, 0008.wav"), 16_000)
+    assert caught.value.where == "shards/3.tar, 0008.wav"
+    with pytest.raises(ItemError, match="is not text in UTF-8"):
+        read_text(Blob("3.tar, 9.txt", lambda: b"\xff\xfe"))
+
+
+def test_a_library_that_asks_bytes_for_their_path_is_told_what_to_use_instead() -> None:
+    with pytest.raises(ItemError, match="no file") as caught:
+        Path(Blob("3.tar, 9.png", bytes))
+    assert "bridgekit.media.open_item" in str(caught.value.remedy)
+
+
+def test_no_item_is_told_to_remove_a_row(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    with pytest.raises(ItemError) as caught:
+        read_image(tmp_path / "x.png")
+    assert "row" not in str(caught.value)

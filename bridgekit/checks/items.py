@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -45,10 +44,10 @@ def _inspect(modality: str, item: Item) -> Inspected:
         if modality == TEXT:
             return Inspected(content, length=len(read_text(item)))
         if modality == "audio":
-            wave = read_audio(Path(item), SAMPLE_RATE)
+            wave = read_audio(item, SAMPLE_RATE)
             return Inspected(content, length=len(wave) / SAMPLE_RATE, faults=_audio_faults(np.abs(wave)))
         if modality == "image":
-            flat = bool(np.ptp(np.asarray(read_image(Path(item))), axis=(0, 1)).max() == 0)
+            flat = bool(np.ptp(np.asarray(read_image(item)), axis=(0, 1)).max() == 0)
             return Inspected(content, faults={"one colour": "one colour"} if flat else {})
         return Inspected(content)
     except ItemError as error:

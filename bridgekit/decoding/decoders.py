@@ -77,7 +77,7 @@ def decode_audio(path: Path, sample_rate: int) -> Iterator[npt.NDArray[np.float3
             raise ItemError(
                 f"this is not audio that can be read, or it is damaged{_because(reason)}",
                 where=str(path),
-                remedy="convert it to WAV, FLAC, Ogg or MP3 (ffmpeg -i IN OUT.flac), or remove the row",
+                remedy="convert it to WAV, FLAC, Ogg or MP3 (ffmpeg -i IN OUT.flac)",
             ) from None
 
 
@@ -88,7 +88,7 @@ def _mono_blocks(sound: _Stream, path: Path) -> Iterator[npt.NDArray[np.float32]
         raise ItemError(
             f"the file claims a sample rate of {rate:,} Hz; {RATES[0]:,} to {RATES[1]:,} can be read",
             where=str(path),
-            remedy="rewrite its header with its true rate (ffmpeg -i IN OUT.flac), or remove the row",
+            remedy="rewrite its header with its true rate (ffmpeg -i IN OUT.flac)",
         )
     promised, limit = int(sound.frames), MAX_HOURS * 3600 * rate
     too_long = ItemError(
@@ -136,9 +136,7 @@ def _resampled(blocks: Iterator[npt.NDArray[np.float32]], rate: int, wanted: int
 
 def _finite(samples: npt.NDArray[np.float32], path: Path) -> npt.NDArray[np.float32]:
     if not np.isfinite(samples).all():
-        raise ItemError(
-            "some samples are not finite (NaN or infinity)", where=str(path), remedy="export it again, or remove the row"
-        )
+        raise ItemError("some samples are not finite (NaN or infinity)", where=str(path), remedy="export it again")
     return samples
 
 
@@ -271,21 +269,21 @@ def decode_image(path: Path) -> Image.Image:
     raise ItemError(
         f"the picture has {width:,} x {height:,} pixels: too few to show anything",
         where=str(path),
-        remedy=f"use one with at least {MIN_SIDE} pixels on each side, or remove the row",
+        remedy=f"use one with at least {MIN_SIDE} pixels on each side",
     )
 
 
 def _refused_picture(path: Path, error: Exception) -> ItemError:
     reason = str(error)
     if isinstance(error, UnidentifiedImageError):
-        what, remedy = "this is not a picture that can be read", "convert it to PNG or JPEG, or remove the row"
+        what, remedy = "this is not a picture that can be read", "convert it to PNG or JPEG"
     elif isinstance(error, Image.DecompressionBombError):
         pixels = int((re.findall(r"\d+", reason) or ["0"])[0])
         what = f"the picture has {pixels:,} pixels, over {MAX_MEGAPIXELS} megapixels"
         remedy = "scale it down: no encoder uses more than about 1,000 pixels on a side"
     elif "MAX_TEXT" in reason:
         what = "a text or a colour profile in the picture unpacks to over 1 MB, or all of them together to over 64 MB"
-        remedy = "save the picture without them, or remove the row"
+        remedy = "save the picture without them"
     else:
         what, remedy = f"the picture is cut short or damaged{_because(reason)}", AGAIN
     return ItemError(what, where=str(path), remedy=remedy)

@@ -12,8 +12,8 @@ What is not covered:
 
 Processes are started on demand, as many as there are threads decoding at the same time, and reused. They end with the parent.
 
-A request is a line of JSON. A reply is a series of frames, each of two lengths (of its data and of its JSON, 8 bytes each), the
-data, and the JSON. The first frame with JSON is the last.
+A request is a line of JSON, followed by the bytes of an item that has no file. A reply is a series of frames, each of two lengths
+(of its data and of its JSON, 8 bytes each), the data, and the JSON. The first frame with JSON is the last.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +38,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.items import Blob
 from bridgekit.storage.bounded import AGAIN, file_size
 
 if TYPE_CHECKING:
@@ -77,16 +79,16 @@ _ENVIRONMENT = {
 
 def decode(
     operation: str,
-    path: Path,
+    item: Path | Blob,
     finish: Callable[[dict[str, Any], memoryview], T],
     remedy: str = f"convert it again, {AGAIN}",
     **options: object,
 ) -> T:
-    """Decode a file in a decoder process.
+    """Decode a file, or bytes that have no file, in a decoder process.
 
     Arguments:
         operation: one of `decoders.OPERATIONS`.
-        path: the file.
+        item: the file or the bytes.
         finish: makes the result from the operation's facts and data. The data is valid only during this call.
         remedy: what to do about a file that crashes the decoder or exceeds its limits.
         options: arguments of the operation.
@@ -95,19 +97,24 @@ def decode(
         ItemError: the file was refused, crashed the decoder, or took too long or too much memory.
         BridgekitError: no decoder process could be started.
     """
-    seconds = SECONDS + SECONDS_PER_MB * file_size(path) / 1e6
-    whole = str(path if path.is_absolute() else Path.cwd() / path)  # a decoder has a working directory of its own
+    content = item.read() if isinstance(item, Blob) else None
+    size = file_size(item) if isinstance(item, Path) else len(content or b"")
+    if not size:
+        raise ItemError("the item is empty (0 bytes)", where=str(item), remedy=AGAIN)
+    seconds = SECONDS + SECONDS_PER_MB * size / 1e6
+    whole = str(Path.cwd() / item) if isinstance(item, Path) else ""  # a decoder has a working directory of its own
+    request = {"operation": operation, "path": whole, "bytes": size, "seconds": seconds, "options": options}
     try:
         with _pool.borrowed() as decoder:
-            facts, data = decoder.ask({"operation": operation, "path": whole, "seconds": seconds, "options": options}, seconds)
+            facts, data = decoder.ask(request, seconds, content or b"")
             with data:
                 if "what" not in facts:
                     return finish(facts, data)
     except _Ended as ended:
-        raise ItemError(str(ended), where=str(path), remedy=remedy) from None
+        raise ItemError(str(ended), where=str(item), remedy=remedy) from None
     raise ItemError(
         facts["what"],
-        where=str(path) + str(facts["where"]).removeprefix(whole),
+        where=str(item) + (str(facts["where"]).removeprefix(whole) if whole else ""),
         remedy=facts["remedy"] or remedy,
     )
 
@@ -142,8 +149,12 @@ class _Decoder:
             with contextlib.suppress(OSError):
                 fcntl.fcntl(self._replies, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
 
-    def ask(self, request: Mapping[str, object] | None, seconds: float) -> tuple[dict[str, Any], memoryview]:
-        """Send a request and wait for the whole reply; without a request, wait for the message that the process has started.
+    def ask(
+        self, request: Mapping[str, object] | None, seconds: float, content: bytes = b""
+    ) -> tuple[dict[str, Any], memoryview]:
+        """Send a request, with the bytes of an item that has no file, and wait for the whole reply.
+
+        Without a request, wait for the message that the process has started.
 
         Returns:
             The operation's facts and data. The next reply overwrites the data.
@@ -156,7 +167,10 @@ class _Decoder:
             self._buffer = bytearray()
         if request is not None:
             try:
-                self._requests.write(json.dumps(request).encode() + b"\n")
+                for part in (json.dumps(request).encode() + b"\n", content):
+                    rest = memoryview(part)
+                    while rest:
+                        rest = rest[self._requests.write(rest) :]
             except OSError:
                 raise self._ended() from None
         done = 0
@@ -299,8 +313,9 @@ def serve(memory_cap: int) -> None:
             request = json.loads(line)
             alarm = _Alarm(request["seconds"])
             try:
-                operation = partial(OPERATIONS[request["operation"]], Path(request["path"]), **request["options"])
-                facts = _answer(operation, alarm, replies)
+                with _file_of(request, requests) as path:
+                    operation = partial(OPERATIONS[request["operation"]], path, **request["options"])
+                    facts = _answer(operation, alarm, replies)
             except MemoryError:
                 facts = {"what": f"decoding it takes over {memory_cap / 2**30:g} GB of memory", "where": "", "remedy": None}
             except BridgekitError as error:
@@ -311,6 +326,21 @@ def serve(memory_cap: int) -> None:
                 facts = {"what": f"it cannot be decoded ({type(error).__name__}: {error})", "where": "", "remedy": None}
             _send(replies, facts=facts)
     os._exit(0)
+
+
+@contextlib.contextmanager
+def _file_of(request: Mapping[str, Any], requests: BinaryIO) -> Iterator[Path]:
+    """The file to decode: the one that a request names, or the bytes that follow it, in memory where the system allows."""
+    if request["path"]:
+        yield Path(request["path"])
+        return
+    on_linux = sys.platform == "linux"
+    with os.fdopen(os.memfd_create("item"), "wb") if on_linux else tempfile.NamedTemporaryFile() as file:
+        left = request["bytes"]
+        while left:
+            left -= file.write(requests.read(min(left, _STEP)))
+        file.flush()
+        yield Path(f"/proc/self/fd/{file.fileno()}" if on_linux else file.name)
 
 
 def _answer(operation: Callable[[], Reply], alarm: _Alarm, replies: BinaryIO) -> dict[str, Any]:

@@ -20,7 +20,7 @@ DEPTH = 64
 #: Maximum digits of an integer. No count here has more than 20.
 DIGITS = 40
 #: What to do about a file that is cut short or damaged.
-AGAIN = "copy or download it again, or remove the row"
+AGAIN = "copy or download it again"
 
 # A string, or a bracket. An unclosed string extends to the end of the text, or the search would take quadratic time.
 _STRINGS_AND_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
@@ -127,7 +127,7 @@ def opened(path: Path, *, may_be_empty: bool = False) -> Iterator[BufferedReader
 def unreadable(path: Path, error: OSError | ValueError) -> ItemError:
     """The error to show for a file that cannot be found, opened or read."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return ItemError("there is no such file", where=str(path), remedy="check the path, or remove the row")
+        return ItemError("there is no such file", where=str(path), remedy="check the path")
     if isinstance(error, OutOfBounds):
         return ItemError(str(error), where=str(path), remedy="give the path of a file")
     reason = error.strerror or error if isinstance(error, OSError) else "its name has NUL bytes or broken characters"

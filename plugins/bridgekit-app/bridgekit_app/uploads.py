@@ -130,9 +130,8 @@ def prepare(encoder: Encoder, sent: Input, limits: Limits) -> Any:
     except Refusal as error:
         raise Refusal(error.status, error.what, where=sent.name[:100], remedy=error.remedy) from None
     except BridgekitError as error:
-        remedy = error.remedy and re.sub(r",? or remove the row", "", error.remedy)  # a request has no rows
-        kind = Refusal(400, error.what, where=sent.name[:100], remedy=remedy)
-        raise kind if sent.modality == TEXT else ItemError(error.what, where=sent.name[:100], remedy=remedy) from None
+        kind = Refusal(400, error.what, where=sent.name[:100], remedy=error.remedy)
+        raise kind if sent.modality == TEXT else ItemError(error.what, where=sent.name[:100], remedy=error.remedy) from None
     except Exception as error:  # decoders can raise anything
         reason = f"{plugin_of(encoder)} failed on it: {type(error).__name__}: {str(error)[:200]}"
         raise ItemError(reason, where=sent.name[:100]) from None

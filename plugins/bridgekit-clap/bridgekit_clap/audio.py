@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -59,7 +58,7 @@ class AudioEncoder:
             ItemError: the file cannot be read as audio.
         """
         package = self._package
-        wave = package.int16_to_float32(package.float32_to_int16(read_audio(Path(item), SAMPLE_RATE)))
+        wave = package.int16_to_float32(package.float32_to_int16(read_audio(item, SAMPLE_RATE)))
         return torch.stack([self._filled(window) for window in split_windows(torch.from_numpy(wave))])
 
     def _filled(self, window: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ class AudioEncoder:
         Raises:
             ItemError: the file cannot be read as audio.
         """
-        wave = torch.from_numpy(read_audio(Path(item), SAMPLE_RATE))  # both take 16 kHz
+        wave = torch.from_numpy(read_audio(item, SAMPLE_RATE))  # both take 16 kHz
         return self._speech.windows(wave), self._sound.windows(wave)
 
     @torch.inference_mode()

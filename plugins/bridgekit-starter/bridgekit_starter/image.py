@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,7 +61,7 @@ class ImageEncoder:
         Raises:
             ItemError: the file cannot be read as an image.
         """
-        image = read_image(Path(item))
+        image = read_image(item)
         # Crop very long images to their middle before scaling: enlarging all of it could take gigabytes.
         spare = [max(0, (side - LONGEST * min(image.size)) // 2) for side in image.size]
         image = image.crop((spare[0], spare[1], image.width - spare[0], image.height - spare[1]))

@@ -68,7 +68,7 @@ class SoundEncoder:
         Raises:
             ItemError: the file cannot be read as audio.
         """
-        return self.windows(torch.from_numpy(read_audio(Path(item), SAMPLE_RATE)))
+        return self.windows(torch.from_numpy(read_audio(item, SAMPLE_RATE)))
 
     def windows(self, wave: Tensor) -> Tensor:
         """As `prepare`, for samples of shape (n,) at 16 kHz."""

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,7 +100,7 @@ class SpeechEncoder:
         Raises:
             ItemError: the file cannot be read as audio.
         """
-        return self.windows(torch.from_numpy(read_audio(Path(item), SAMPLE_RATE)))
+        return self.windows(torch.from_numpy(read_audio(item, SAMPLE_RATE)))
 
     def windows(self, wave: Tensor) -> list[Window]:
         """As `prepare`, for samples of shape (n,) at 16 kHz."""

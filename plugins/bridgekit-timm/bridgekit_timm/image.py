@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,7 +74,7 @@ class ImageEncoder:
         Raises:
             ItemError: the file cannot be read as an image, or is too long and narrow for this model.
         """
-        image = read_image(Path(item))
+        image = read_image(item)
         if self._center_crop:
             image = _middle(image)
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,7 +76,7 @@ class WaveEncoder:
         Raises:
             ItemError: the file cannot be read as audio.
         """
-        return self._clip(torch.from_numpy(read_audio(Path(item), self._rate)))
+        return self._clip(torch.from_numpy(read_audio(item, self._rate)))
 
     def _clip(self, wave: Tensor) -> Clip:
         # The first frame needs 25 ms: very short clips are padded with silence to 0.1 s.
@@ -172,7 +171,7 @@ class SpectrogramEncoder:
         Raises:
             ItemError: the file cannot be read as audio.
         """
-        return self._clip(torch.from_numpy(read_audio(Path(item), self._rate)))
+        return self._clip(torch.from_numpy(read_audio(item, self._rate)))
 
     def _clip(self, wave: Tensor) -> Clip:
         # A spectrogram needs a full Fourier window: very short clips are padded with silence to 0.1 s.

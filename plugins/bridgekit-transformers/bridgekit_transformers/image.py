@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,7 +49,7 @@ class ImageEncoder:
         Raises:
             ItemError: the file cannot be read as an image.
         """
-        return self._inputs(read_image(Path(item)))
+        return self._inputs(read_image(item))
 
     def _inputs(self, image: Image.Image) -> dict[str, Tensor]:
         return {name: value[0] for name, value in self._processor(images=image, return_tensors="pt").items()}

@@ -6,7 +6,6 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -74,7 +73,7 @@ class WhisperEncoder:
             ItemError: the file cannot be read as audio.
         """
         rate = int(self._extractor.sampling_rate)
-        wave = torch.from_numpy(read_audio(Path(item), rate))
+        wave = torch.from_numpy(read_audio(item, rate))
         return [self._window(piece) for piece in equal_windows(wave, int(self._extractor.n_samples))]
 
     def _window(self, piece: Tensor) -> Window:

@@ -1,0 +1,39 @@
+"""What an item is: a file, a text, or bytes that have no file of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bridgekit.errors import ItemError
+
+#: The modality whose items are strings rather than files.
+TEXT = "text"
+
+
+@dataclass(frozen=True)
+class Blob:
+    """An item without a file of its own: a cell of a table, a member of an archive, or an object in memory.
+
+    `bridgekit.media` reads it like a file. Blobs with the same name are the same item.
+
+    Arguments:
+        name: where it is, for messages, for example `train.parquet, row 7, image`.
+        read: returns its bytes, which are not kept. May be called several times, in any thread, and may raise ItemError.
+    """
+
+    name: str
+    read: Callable[[], bytes] = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __fspath__(self) -> str:
+        raise ItemError(
+            "this item has no file", where=self.name, remedy="the plugin must read items with bridgekit.media.open_item"
+        )
+
+
+#: One input of an encoder: a file, the text itself if the modality is `text`, or bytes without a file.
+Item = Path | str | Blob
