@@ -11,6 +11,12 @@ from bridgekit.errors import ItemError
 #: The modality whose items are strings rather than files.
 TEXT = "text"
 
+#: File extensions of each modality in folders. Formats that cannot be read are included, to be reported rather than skipped.
+EXTENSIONS = {
+    "audio": ["aac", "aif", "aiff", "au", "caf", "flac", "m4a", "mp3", "oga", "ogg", "opus", "w64", "wav", "wma"],
+    "image": ["avif", "bmp", "gif", "heic", "jp2", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"],
+}
+
 
 @dataclass(frozen=True)
 class Blob:

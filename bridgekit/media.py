@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from bridgekit.decoding.isolation import decode
-from bridgekit.errors import ItemError
-from bridgekit.items import Blob, Item
+from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.items import EXTENSIONS, TEXT, Blob, Item
 from bridgekit.storage.bounded import AGAIN, opened, unreadable
 
 #: Characters of a text: a long novel. A tokenizer takes about 60 bytes per character, and no encoder reads that far.
@@ -152,3 +152,102 @@ def hash_and_size(item: Item) -> tuple[bytes, int]:
         except OSError as error:
             raise unreadable(Path(item), error) from None
     return digest.digest(), size
+
+
+def modality_of(value: object) -> str:
+    """The modality that an object in memory or a path probably has; `text` for any other string."""
+    if isinstance(value, str | Path):
+        ending = Path(value).suffix[1:].lower() if len(str(value)) < 1_000 else ""
+        return next((modality for modality, endings in EXTENSIONS.items() if ending in endings), TEXT)
+    if isinstance(value, tuple) or (isinstance(value, dict) and "sampling_rate" in value):
+        return "audio"
+    return "image"
+
+
+_TAKEN = {
+    TEXT: "a string",
+    "image": "a path, a PIL image, an array of shape (height, width) or (height, width, 3) of uint8, or the bytes of a file",
+    "audio": "a path, a pair (samples, sample rate), {'array': samples, 'sampling_rate': rate}, or the bytes of a file",
+}
+
+
+def as_item(value: Any, modality: str, name: str) -> Item:
+    """An object in memory as an item: its bytes are those of a lossless file, so that it is hashed and decoded like one.
+
+    Arguments:
+        value: for `text` a string or number; otherwise a path, the bytes of a file, or Hugging Face's {"bytes": ..., "path":
+            ...}; for `image` also a PIL image, or an array of shape (height, width) or (height, width, 3 or 4) of uint8; for
+            `audio` also (samples, sample rate), with samples of shape (n,), (channels, n) or (n, channels), or
+            {"array": samples, "sampling_rate": rate}.
+        modality: the modality.
+        name: what to call it in messages.
+
+    Raises:
+        BridgekitError: it is none of these.
+    """
+    if modality == TEXT:
+        if isinstance(value, str | int | float | np.number):
+            return str(value)
+    elif isinstance(value, str | Path):
+        return Path(value)
+    elif isinstance(value, Blob):
+        return value
+    elif isinstance(value, bytes):
+        return Blob(name, lambda: value)
+    elif isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        return Blob(name, lambda: value["bytes"])
+    elif isinstance(value, dict) and isinstance(value.get("path"), str) and "array" not in value:
+        return Path(value["path"])
+    elif (modality == "image" and (content := _picture(value)) is not None) or (
+        modality == "audio" and (content := _clip(value)) is not None
+    ):
+        return Blob(name, content)
+    taken = _TAKEN.get(modality, "a path or the bytes of a file")
+    raise BridgekitError(f"cannot take {_described(value)} as {modality}", where=name, remedy=f"give {taken}")
+
+
+def _described(value: object) -> str:
+    shape = f" of shape {tuple(value.shape)} and type {value.dtype}" if isinstance(value, np.ndarray) else ""
+    return f"a {type(value).__name__}{shape}"
+
+
+def _picture(value: Any) -> Callable[[], bytes] | None:
+    """Makes a PNG of a picture in memory; None for any other object."""
+    if isinstance(value, np.ndarray):
+        if value.dtype != np.uint8 or value.ndim not in (2, 3) or (value.ndim == 3 and value.shape[2] not in (3, 4)):
+            return None
+        value = Image.fromarray(value)
+    if not isinstance(value, Image.Image):
+        return None
+    picture = value
+
+    def content() -> bytes:
+        file = io.BytesIO()
+        mode = picture if picture.mode in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA") else picture.convert("RGB")
+        mode.save(file, "PNG", compress_level=1, exif=picture.getexif())
+        return file.getvalue()
+
+    return content
+
+
+def _clip(value: Any) -> Callable[[], bytes] | None:
+    """Makes a WAV of a clip in memory; None for any other object."""
+    if isinstance(value, dict):
+        value = value.get("array"), value.get("sampling_rate")
+    if not isinstance(value, tuple | list) or len(value) != 2 or not isinstance(value[1], int | float | np.number):
+        return None
+    samples, rate = np.asarray(value[0]), int(value[1])
+    if samples.ndim not in (1, 2) or samples.dtype.kind not in "fi" or rate < 1:
+        return None
+    if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
+        samples = samples.T
+
+    def content() -> bytes:
+        import soundfile
+
+        file = io.BytesIO()
+        exact = {"int16": "PCM_16", "int32": "PCM_32"}.get(str(samples.dtype), "FLOAT")
+        soundfile.write(file, samples if exact != "FLOAT" else samples.astype(np.float32), rate, format="WAV", subtype=exact)
+        return file.getvalue()
+
+    return content

@@ -22,7 +22,7 @@ from bridgekit.hardware import resolve_device
 from bridgekit.hookspecs import EncoderProvider
 from bridgekit.latents.batches import encode_batch
 from bridgekit.latents.encode import encode_items
-from bridgekit.media import content_hash, size_hint
+from bridgekit.media import content_hash, item_name, size_hint
 from bridgekit.plugins import encoder_name, installed_plugins, load_encoder, recorded_name
 
 #: Maximum distance between two vectors of one item, relative to their length. 1 % is a cosine of 0.99995.
@@ -292,7 +292,7 @@ def _message(who: str, broken: Sequence[str]) -> str:
 
 
 def _called(item: Item) -> str:
-    return item.name if isinstance(item, Path) else repr(item[:40])
+    return item.name if isinstance(item, Path) else item_name(item)
 
 
 def _one_line(error: Exception) -> str:

@@ -20,10 +20,11 @@ import pytest
 import soundfile
 from PIL import Image
 
-from bridgekit.decoding import decoders, isolation
+from bridgekit.decoding import isolation, tables
 from bridgekit.decoding.isolation import decoder_ids
 from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.media import read_audio, read_image
+from bridgekit.tables import arrow
 from bridgekit.tables.reading import read_pairs
 from tests.conftest import tone
 from tests.shared import PATIENCE, wait_until
@@ -370,11 +371,18 @@ def test_a_small_table_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, know
     assert "over 3 GB of memory" in refused_table(path)
 
 
-def test_a_table_that_unpacks_to_more_than_a_table_may_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoders, "MAX_TABLE_GB", 0.1)
-    *_, lines = decoders.decode_parquet(repeated(tmp_path / "table.parquet", 1_000, 200_000))
-    with pytest.raises(ItemError, match=r"the table unpacks to over 0\.1 GB"):
-        list(lines)
+def test_cells_that_unpack_to_more_than_a_reply_may_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_BYTES", 100 << 20)
+    path = repeated(tmp_path / "table.parquet", 1_000, 200_000)
+    with pytest.raises(ItemError, match=r"has 200,000 rows that unpack to over"):
+        tables.read_cells(path, "text", 0, 200_000)
+
+
+def test_texts_that_take_more_than_a_table_may_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrow, "MAX_TABLE", 1 << 20)
+    texts = [f"{number:0100}" for number in range(20_000)]
+    pq.write_table(pa.table({"audio": texts, "text": texts}), tmp_path / "table.parquet")
+    assert "the texts take over" in refused_table(tmp_path / "table.parquet")
 
 
 def test_a_table_of_too_many_rows_is_refused_before_any_is_read(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from bridgekit.errors import BridgekitError
 from bridgekit.hookspecs import PairSource
 from bridgekit.pairs import Pairs
-from bridgekit.tables.reading import read_items, read_pairs
+from bridgekit.tables.reading import open_table, read_items, read_pairs
 from bridgekit.tables.splits import relation_keys, split_pairs
 
 BOTH = ("audio", "text")
@@ -210,12 +210,73 @@ def test_empty_split_and_group_columns_are_ignored(folder: Path) -> None:
 
 
 def test_a_missing_column_is_named_with_the_existing_ones(folder: Path) -> None:
-    error = refusal(write(folder / "t.csv", "Audio,caption,other\nclips/a.wav,a,b\n"))
-    assert error.what == "the table has no column `audio`; its columns are `Audio`, `caption`, `other`"
-    assert error.remedy == "rename the column `Audio` to `audio`"
-    error = refusal(write(folder / "t.csv", "audio,caption,other\nclips/a.wav,a,b\n"))
-    assert error.remedy == "rename the column with the text items to `text`"
-    assert "`texts`" in str(refusal(write(folder / "t.jsonl", '{"audio": "clips/a.wav", "texts": "a"}')).remedy)
+    error = refusal(write(folder / "t.csv", "audios,words,other\nclips/a.wav,a,b\n"))
+    assert error.what == "the table has no column `audio`; its columns are `audios`, `words`, `other`"
+    assert error.remedy == "name the column with the audio items, for example --column audio=audios"
+    error = refusal(write(folder / "t.csv", "audio,words,other\nclips/a.wav,a,b\n"))
+    assert error.remedy == "name the column with the text items: --column text=NAME"
+    assert "text=txet" in str(refusal(write(folder / "t.jsonl", '{"audio": "clips/a.wav", "txet": "a"}')).remedy)
+
+
+@pytest.mark.parametrize(
+    ("audio", "text"), [("Audio", "TEXT"), ("sound", "caption"), ("audio_path", "Transcription"), ("wav", "label")]
+)
+def test_capitals_do_not_matter_and_one_obvious_guess_is_taken_and_printed(
+    folder: Path, capsys: pytest.CaptureFixture[str], audio: str, text: str
+) -> None:
+    table = write(folder / "t.csv", f"{audio},{text},id\nclips/a.wav,a,1\nclips/b.wav,b,2\n")
+    assert open_table(table).modalities == ("audio", "text", "id")
+    assert (
+        read_pairs(table, BOTH).columns
+        == read_pairs(write(folder / "u.csv", table.read_text().replace(audio, "audio").replace(text, "text")), BOTH).columns
+    )
+    said = capsys.readouterr().err
+    assert (f"audio from the column `{audio}`" in said) == (audio != "Audio")
+    assert (f"text from the column `{text}`" in said) == (text != "TEXT")
+
+
+def test_two_possible_guesses_are_not_guessed_among(folder: Path) -> None:
+    error = refusal(write(folder / "t.csv", "audio,caption,title\nclips/a.wav,a,b\n"))
+    assert error.remedy == "name the column with the text items, for example --column text=caption"
+    pairs = read_pairs(folder / "t.csv", BOTH, columns={"text": "title"})
+    assert pairs.columns["text"] == ["b"]
+
+
+def test_a_column_that_the_user_names_wins_over_the_one_with_the_modalitys_name(folder: Path) -> None:
+    table = write(folder / "t.csv", "audio,text,long\nclips/a.wav,a,an a\n")
+    assert read_pairs(table, BOTH, columns={"text": "Long"}).columns["text"] == ["an a"]
+    with pytest.raises(BridgekitError, match="no column `lnog`"):
+        read_pairs(table, BOTH, columns={"text": "lnog"})
+
+
+def test_a_list_of_captions_makes_a_row_of_each(folder: Path) -> None:
+    lines = [
+        '{"audio": "clips/a.wav", "text": ["a", "an a", ""]}',
+        '{"audio": "clips/b.wav", "text": "b"}',
+        '{"audio": "clips/c.wav", "text": []}',
+    ]
+    pairs = read_pairs(write(folder / "t.jsonl", "\n".join(lines)), BOTH)
+    assert pairs.columns["text"] == ["a", "an a", "b"]
+    assert [Path(str(item)).name for item in pairs.columns["audio"]] == ["a.wav", "a.wav", "b.wav"]
+    assert pairs.rows == [1, 1, 2]
+    assert [(row.row, row.column) for row in pairs.set_aside] == [(1, "text"), (3, "text")]
+    with pytest.raises(BridgekitError, match="both have lists"):
+        read_pairs(write(folder / "u.jsonl", '{"audio": ["clips/a.wav"], "text": ["a"]}'), BOTH)
+
+
+def test_a_json_array_is_a_table(folder: Path) -> None:
+    rows = '[{"audio": "clips/a.wav", "text": "a"}, {"audio": "clips/b.wav", "text": "b"}]'
+    for text in (rows, f'{{"version": 1, "items": {rows}}}'):
+        assert read_pairs(write(folder / "t.json", text), BOTH).columns["text"] == ["a", "b"]
+    for text in ("[1]", "{}", '{"a": [], "b": []}', "[{]"):
+        error = refusal(write(folder / "t.json", text))
+        assert "JSON" in error.what
+        assert "array of objects" in str(error.remedy)
+
+
+def test_an_address_in_a_cell_is_told_not_to_be_fetched(folder: Path) -> None:
+    pairs = read_pairs(write(folder / "t.csv", "audio,text\nhttps://example.org/a.wav,a\nclips/b.wav,b\n"), BOTH)
+    assert [row.reason for row in pairs.set_aside] == ["URLs are not fetched: download the files and give their paths"]
 
 
 def test_other_separators_are_recognised(folder: Path) -> None:
@@ -276,7 +337,7 @@ def test_a_stray_quote_is_refused_where_it_stands(folder: Path, cell: str) -> No
 
 
 @pytest.mark.parametrize(
-    "line", ['{"audio": "clips/a.wav", ', "[1, 2]", "null", "audio,text", '{"audio": ["a"], "text": "a"}', "[" * 100_000]
+    "line", ['{"audio": "clips/a.wav", ', "[1, 2]", "null", "audio,text", '{"audio": {"a": 1}, "text": "a"}', "[" * 100_000]
 )
 def test_a_malformed_line_of_json_is_refused_with_its_number(folder: Path, line: str) -> None:
     path = write(folder / "t.jsonl", f'{{"audio": "clips/a.wav", "text": "a"}}\n\n{line}\n')
@@ -301,7 +362,7 @@ def test_parquet_of_other_types(folder: Path) -> None:
     pairs = read_pairs(folder / "t.parquet", BOTH)
     assert pairs.columns["text"] == ("a", "b")
     assert pairs.group == ("1", "")
-    pq.write_table(pa.table({"audio": [{"bytes": b"RIFF"}], "text": ["a"]}), folder / "t.parquet")
+    pq.write_table(pa.table({"audio": [{"start": 1}], "text": ["a"]}), folder / "t.parquet")
     assert refusal(folder / "t.parquet").where == f"{folder / 't.parquet'}, column audio"
 
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -27,10 +28,12 @@ from bridgekit.fusion.adapter import Adapter, FrozenSide, FusionAdapter, project
 from bridgekit.fusion.training import Preset
 from bridgekit.hardware import resolve_device
 from bridgekit.latents.encode import encode_items
+from bridgekit.media import as_item, item_name
 from bridgekit.plugins import load_encoder
 from bridgekit.progress import Report, silent
-from bridgekit.retrieval import Hit, nearest
+from bridgekit.retrieval import TEMPLATES, Hit, class_embeddings, nearest
 from bridgekit.storage.cache import check_writable, one_writer, put_back, write_folder_atomically
+from bridgekit.tables.reading import Table, open_table, read_items
 from bridgekit.tables.seen import TrainingRows
 
 #: Prefix of the name of a modality's mean among the tensors.
@@ -82,7 +85,7 @@ class Heard:
     speech: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bridge:
     """Two or more modalities in one shared space.
 
@@ -116,6 +119,10 @@ class Bridge:
     training_rows: TrainingRows = field(default_factory=TrainingRows, repr=False, compare=False)
     folder: Path | None = field(default=None, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        sides = ", ".join(f"{modality}={side.encoder!r}" for modality, side in self.sides.items())
+        return f"Bridge({sides}, dim={self.dim}, temperature={self.temperature:.3g})"
+
     @property
     def dim(self) -> int:
         """Width of the shared space."""
@@ -131,6 +138,7 @@ class Bridge:
                 tuple(table.get("modalities", self.sides)),
                 table.get("seed", 0),
                 table.get("modality"),
+                table.get("columns", {}),
             )
             for table in (self.provenance, *self.provenance.get("bound", ()))
         ]
@@ -139,10 +147,20 @@ class Bridge:
         """The source of the first of these tables with this modality, or an empty string."""
         return next((table.source for table in self.tables if modality in table.modalities), "")
 
-    def followed(self, source: str) -> str:
-        """`source`, a table that the bridge names: raises what `bridgekit.bridge.trust.refuse_untrusted_table` raises."""
-        refuse_untrusted_table(source, self.folder)
-        return source
+    def open_own(self, table: TrainedOn, *, outside: bool = False) -> Table:
+        """One of `tables`: raises what `bridgekit.bridge.trust.refuse_untrusted_table` and `open_table` raise."""
+        refuse_untrusted_table(table.source, self.folder)
+        return open_table(table.source, columns=table.columns, outside=outside)
+
+    def own_items(self, modality: str, *, outside: bool = False) -> list[Item]:
+        """The distinct items of a modality in the first of `tables` that has it: raises what `open_own` raises."""
+        table = next((table for table in self.tables if modality in table.modalities), None)
+        if table is None or not table.source:
+            raise BridgekitError(
+                f"the bridge does not record which {modality} it was trained on", remedy="train it again from a permanent table"
+            )
+        refuse_untrusted_table(table.source, self.folder)
+        return read_items(table.source, modality, columns=table.columns, outside=outside)
 
     def heard(self, modality: str, embeddings: Tensor, nearest: Sequence[Sequence[Hit]]) -> list[Heard]:
         """What the bridge can say of items besides their nearest texts.
@@ -205,35 +223,76 @@ class Bridge:
         """Map latents of a modality's encoder, (n, d), into the shared space, (n, dim) at unit length."""
         return project(self.adapters[modality], latents)
 
-    def embed(self, modality: str, items: Sequence[Item] | Item, *, report: Report = silent) -> Tensor:
-        """Embed items into the shared space.
+    @overload
+    def embed(self, modality: str, items: Sequence[Any] | Any, *, report: Report = silent) -> Tensor: ...
+
+    @overload
+    def embed(self, *, report: Report = silent, **by_modality: Any) -> dict[str, NDArray[np.float32]]: ...
+
+    def embed(
+        self, modality: str | None = None, items: Any = (), *, report: Report = silent, **by_modality: Any
+    ) -> Tensor | dict[str, NDArray[np.float32]]:
+        """Embed items into the shared space: `embed("audio", ["a.wav"])`, or `embed(audio=["a.wav"], text=["a dog", "rain"])`.
 
         Arguments:
             modality: one of the bridge's.
-            items: paths, or strings for `text`; a single item counts as a list of one.
+            items: paths, strings for `text`, or objects in memory, see `bridgekit.media.as_item`: PIL images, arrays, pairs of
+                samples and sample rate. A single item counts as a list of one.
             report: gets the progress of encoding.
+            by_modality: modality to items.
 
         Returns:
-            (n, dim) float32 at unit length, in order.
+            (n, dim) float32 at unit length, in order: a tensor, or by modality, NumPy arrays.
 
         Raises:
             ItemError: an item cannot be used. `embed_usable` sets such items aside instead.
+            BridgekitError: an object cannot be an item of this modality. The message says what can.
         """
+        if modality is None:
+            return {name: np.asarray(self.embed(name, each, report=report)) for name, each in by_modality.items()}
         embedded = self.embed_usable(modality, items, report=report)
         for position, reason in embedded.failed.items():
-            raise ItemError(reason, where=str(_as_list(items)[position])[:200], remedy="fix this item, or leave it out")
+            where = item_name(_as_items(items, modality)[position])[:200]
+            raise ItemError(reason, where=where, remedy="fix this item, or leave it out")
         return embedded.vectors
 
-    def embed_usable(self, modality: str, items: Sequence[Item] | Item, *, report: Report = silent) -> Embedded:
-        """Like `embed`, but items that cannot be used are set aside."""
-        typed = [item if modality == TEXT else Path(item) for item in _as_list(items)]
+    def embed_usable(self, modality: str, items: Sequence[Any] | Any, *, report: Report = silent) -> Embedded:
+        """Like `embed` for one modality, but items that cannot be used are set aside."""
         encoder = self.encoder(modality)
-        latents = encode_items(encoder, typed, report=report)
+        latents = encode_items(encoder, _as_items(items, modality), report=report)
         usable = latents.ids >= 0
         vectors = self.project(modality, latents.matrix[torch.from_numpy(latents.ids[usable])])
         finite = vectors.isfinite().all(1)
         overflowed = dict.fromkeys(np.flatnonzero(usable)[~finite.numpy()].tolist(), "its embedding is not finite")
         return Embedded(vectors[finite], {**latents.failed, **overflowed})
+
+    def classify(
+        self,
+        modality: str,
+        items: Sequence[Any] | Any,
+        classes: Sequence[str],
+        templates: Sequence[str] = TEMPLATES,
+        *,
+        report: Report = silent,
+    ) -> NDArray[np.float32]:
+        """Zero-shot classification by text prompts, as CLIP does it.
+
+        Arguments:
+            modality: of the items.
+            items: as for `embed`.
+            classes: class names.
+            templates: prompts with `{}` in place of the class name. A class is the mean of its prompts' embeddings.
+            report: gets the progress of encoding.
+
+        Returns:
+            (n, len(classes)) probabilities: the softmax of the similarities divided by the bridge's temperature.
+
+        Raises:
+            ItemError: an item cannot be used.
+        """
+        prompts = class_embeddings(lambda texts: self.embed(TEXT, texts, report=report), classes, templates)
+        logits = self.embed(modality, items, report=report) @ prompts.T / self.temperature
+        return np.asarray(logits.softmax(-1))
 
     def similarity(self, **items: Sequence[Item] | Item) -> Tensor:
         """Cosine similarities, for example `bridge.similarity(audio=["dog.wav"], text=["a dog", "rain"])`.
@@ -269,9 +328,9 @@ class Bridge:
     def search(
         self,
         modality: str,
-        queries: Sequence[Item] | Item,
+        queries: Sequence[Any] | Any,
         among_modality: str,
-        among: Sequence[Item],
+        among: Sequence[Any],
         k: int = 10,
         *,
         through: tuple[str, Sequence[Item]] | None = None,
@@ -281,7 +340,7 @@ class Bridge:
 
         Arguments:
             modality: of the queries.
-            queries: paths or texts.
+            queries: as the items of `embed`.
             among_modality: of the candidates.
             among: the candidates. Those that cannot be used are left out.
             k: hits per query.
@@ -299,7 +358,7 @@ class Bridge:
         self,
         embedded: Tensor,
         among_modality: str,
-        among: Sequence[Item],
+        among: Sequence[Any],
         k: int = 10,
         *,
         through: tuple[str, Sequence[Item]] | None = None,
@@ -472,8 +531,13 @@ def _inode(folder: Path) -> int | None:
         return None
 
 
-def _as_list(items: Sequence[Item] | Item) -> list[Item]:
-    return [items] if isinstance(items, (str, Path)) else list(items)
+def _as_list(items: Sequence[Any] | Any) -> list[Any]:
+    is_clip = isinstance(items, tuple) and len(items) == 2 and isinstance(items[1], int | float)
+    return list(items) if isinstance(items, Sequence) and not isinstance(items, str | bytes) and not is_clip else [items]
+
+
+def _as_items(items: Sequence[Any] | Any, modality: str) -> list[Item]:
+    return [as_item(item, modality, f"{modality} {number}") for number, item in enumerate(_as_list(items), 1)]
 
 
 def check_free(folder: Path, overwrite: bool) -> None:

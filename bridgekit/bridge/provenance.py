@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ class TrainedOn:
         modalities: the columns that were used.
         seed: the random seed of its splits, unless the table defines them.
         bound: the modality that was bound to the bridge with it, or None for the bridge's first table.
+        columns: modality to the column that the user named.
     """
 
     source: str
     modalities: tuple[str, ...]
     seed: int
     bound: str | None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def installed_version() -> str:

@@ -87,7 +87,7 @@ def _in_splits(table: Pairs, inspected: Mapping[str, Mapping[Item, Inspected]]) 
         split = split_pairs(table, 0, ids)
         trouble = []
     except BridgekitError as error:
-        split = table.split or ("all",) * len(table)
+        split = tuple(table.split or ("all",) * len(table))
         trouble = [Finding("split", "error", error.what, error.remedy or "")]
     return Checked(table, np.asarray(split), ids, contents, inspected), trouble
 

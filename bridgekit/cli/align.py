@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import PAIRS, SIDE, Device, Json, Outside, Resume, Seed, Strict, print_alignment
+from bridgekit.cli.common import (
+    PAIRS,
+    SIDE,
+    Columns,
+    Device,
+    Json,
+    Outside,
+    Resume,
+    Seed,
+    Strict,
+    parse_columns,
+    print_alignment,
+)
 
 
 def command(
@@ -21,6 +33,7 @@ def command(
     seed: Seed = 0,
     device: Device = "auto",
     outside: Outside = False,
+    column: Columns = None,
     strict: Strict = False,
     resume: Resume = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another bridge at --out.")] = False,
@@ -47,6 +60,7 @@ def command(
         resume=resume,
         overwrite=overwrite,
         outside=outside,
+        columns=parse_columns(column),
         write_report=write_report,
     )
     print_alignment(run_alignment(options), as_json)

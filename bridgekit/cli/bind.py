@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import SIDE, Device, Json, Outside, Resume, Seed, Strict, print_alignment
+from bridgekit.cli.common import SIDE, Columns, Device, Json, Outside, Resume, Seed, Strict, parse_columns, print_alignment
 
 
 def command(
@@ -18,6 +18,7 @@ def command(
     seed: Seed = 0,
     device: Device = "auto",
     outside: Outside = False,
+    column: Columns = None,
     strict: Strict = False,
     resume: Resume = True,
     overwrite: Annotated[
@@ -42,5 +43,6 @@ def command(
         resume=resume,
         overwrite=overwrite,
         outside=outside,
+        columns=parse_columns(column),
     )
     print_alignment(run_binding(options), as_json, bound=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bridgekit.cli.common import PAIRS, SIDE, Device, Json, Outside, new_table, print_json, safe, say
+from bridgekit.cli.common import PAIRS, SIDE, Columns, Device, Json, Outside, new_table, parse_columns, print_json, safe, say
 
 if TYPE_CHECKING:
     from bridgekit.checks.findings import TableReport
@@ -25,6 +25,7 @@ def command(
     strict: Annotated[bool, typer.Option("--strict", help="Also exit with 1 if there are warnings.")] = False,
     device: Device = "auto",
     outside: Outside = False,
+    column: Columns = None,
     as_json: Json = False,
 ) -> None:
     """Check a table before training: leaks between splits, duplicates, silence, extreme lengths, near-duplicate latents.
@@ -37,7 +38,9 @@ def command(
 
     from bridgekit.recipes.check import check_pairs
 
-    found = check_pairs(pairs, a, b, more=c or (), latents=latents, device=device, outside=outside)
+    found = check_pairs(
+        pairs, a, b, more=c or (), latents=latents, device=device, outside=outside, columns=parse_columns(column)
+    )
     if as_json:
         print_json(asdict(found))
     else:

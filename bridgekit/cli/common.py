@@ -43,6 +43,12 @@ BridgeOption = Annotated[Path | None, typer.Option(help=NEWEST)]
 Device = Annotated[str, typer.Option(help="A torch device, or auto.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Outside = Annotated[bool, typer.Option("--outside", help="Let a table refer to files outside its own folder.")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column", metavar="MODALITY=NAME", help="The column with the items of a modality, as in image=img. Repeatable."
+    ),
+]
 Resume = Annotated[bool, typer.Option(help="Continue an interrupted run of the same command.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail if a row would be set aside.")]
@@ -94,6 +100,21 @@ def _import_torch() -> None:
 
         with Console(stderr=True).status("loading PyTorch"):
             import torch  # noqa: F401
+
+
+def parse_columns(given: Sequence[str] | None) -> dict[str, str]:
+    """The values of --column, such as `image=img`, as {"image": "img"}.
+
+    Raises:
+        BridgekitError: one has no `=`.
+    """
+    columns = {}
+    for each in given or ():
+        modality, _, name = each.partition("=")
+        if not modality or not name:
+            raise BridgekitError("--column takes MODALITY=NAME", where=each[:200], remedy="for example --column image=img")
+        columns[modality] = name
+    return columns
 
 
 def find_bridge(path: Path | None, *, bundled: bool = True) -> Path:

@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import PAIRS, SIDE, Device, Json, Outside, Strict, print_json, print_set_aside, say
+from bridgekit.cli.common import (
+    PAIRS,
+    SIDE,
+    Columns,
+    Device,
+    Json,
+    Outside,
+    Strict,
+    parse_columns,
+    print_json,
+    print_set_aside,
+    say,
+)
 
 
 def command(
@@ -18,6 +30,7 @@ def command(
     strict: Strict = False,
     device: Device = "auto",
     outside: Outside = False,
+    column: Columns = None,
     as_json: Json = False,
 ) -> None:
     """Encode a table into the latent store, for a later align. Items are encoded only once.
@@ -26,7 +39,9 @@ def command(
     """
     from bridgekit.recipes.encode import encode_table
 
-    done = encode_table(a, b, pairs, more=c or (), device=device, strict=strict, ray=ray, outside=outside)
+    done = encode_table(
+        a, b, pairs, more=c or (), device=device, strict=strict, ray=ray, outside=outside, columns=parse_columns(column)
+    )
     if as_json:
         sides = {
             modality: {

@@ -9,10 +9,12 @@ import typer
 
 from bridgekit.cli.common import (
     BridgeArgument,
+    Columns,
     Device,
     Json,
     Outside,
     find_bridge,
+    parse_columns,
     print_json,
     print_metrics,
     print_set_aside,
@@ -52,6 +54,7 @@ def command(
     limit: Annotated[int, typer.Option(min=1, help=f"{JUDGED} maximum number of test items.")] = 300,
     device: Device = "auto",
     outside: Outside = False,
+    column: Columns = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a bridge: recall@k on test splits, zero-shot classification, or generated images.
@@ -63,7 +66,7 @@ def command(
     from bridgekit.progress import progress_bars
 
     folder = find_bridge(bridge)
-    options = EvalOptions(pairs=pairs, splits=split, unseen=unseen, outside=outside)
+    options = EvalOptions(pairs=pairs, splits=split, unseen=unseen, outside=outside, columns=parse_columns(column))
     if generate:
         from bridgekit.recipes.judge import judge_generation
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import BridgeOption, Device, Json, Outside, newest_bridge, print_json, say
+from bridgekit.cli.common import BridgeOption, Columns, Device, Json, Outside, newest_bridge, parse_columns, print_json, say
 from bridgekit.errors import BridgekitError
 
 
@@ -39,6 +39,7 @@ def command(
     refit: Annotated[bool, typer.Option("--refit", help="Fit the conditioner again.")] = False,
     device: Device = "auto",
     outside: Outside = False,
+    column: Columns = None,
     as_json: Json = False,
 ) -> None:
     """Generate images from audio, images or text with a text-to-image model.
@@ -74,6 +75,7 @@ def command(
         out=out,
         device=device,
         outside=outside,
+        columns=parse_columns(column),
     )
     if as_json:
         print_json(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import BridgeArgument, Outside, find_bridge, say
+from bridgekit.cli.common import BridgeArgument, Columns, Outside, find_bridge, parse_columns, say
 
 
 def command(
@@ -18,6 +18,7 @@ def command(
     pairs: Annotated[str | None, typer.Option(help="Another table, or the new path of the bridge's own.")] = None,
     check: Annotated[bool, typer.Option(help="Also check every file of the table, as bridgekit check does.")] = True,
     outside: Outside = False,
+    column: Columns = None,
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Write an HTML report about a bridge: metrics, retrieval errors, and a map of the space with images and sound.
@@ -26,7 +27,9 @@ def command(
     """
     from bridgekit.recipes.report import write_report
 
-    file = write_report(find_bridge(bridge, bundled=False), out, pairs=pairs, check=check, outside=outside)
+    file = write_report(
+        find_bridge(bridge, bundled=False), out, pairs=pairs, check=check, outside=outside, columns=parse_columns(column)
+    )
     say(f"Report: {file} ({file.stat().st_size / 1e6:.1f} MB)")
     if open_it:
         import webbrowser

@@ -10,11 +10,13 @@ import typer
 
 from bridgekit.cli.common import (
     BridgeOption,
+    Columns,
     Device,
     Json,
     Outside,
     find_bridge,
     other_modality,
+    parse_columns,
     print_json,
     query_modality,
     say,
@@ -45,6 +47,7 @@ def command(
     k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="Results per query.")] = 5,
     device: Device = "auto",
     outside: Outside = False,
+    column: Columns = None,
     as_json: Json = False,
 ) -> None:
     """Find the items of one modality that are nearest to files or texts of another.
@@ -78,11 +81,15 @@ def command(
             raise BridgekitError(
                 f"{source} and {target} cannot be connected through {through}", remedy="name a third modality, or none"
             )
-        items = read_items(among or opened.followed(opened.table_of(target)), target, outside=outside)
+        columns = parse_columns(column)
+        own = among is None
+        items = (
+            opened.own_items(target, outside=outside) if own else read_items(among, target, columns=columns, outside=outside)
+        )
         between = None
         if through:
             opened.side(through)
-            between = (through, read_items(opened.followed(opened.table_of(through)), through, outside=outside))
+            between = (through, opened.own_items(through, outside=outside))
         with progress_bars() as report:
             embedded = opened.embed(source, queries, report=report)
             hits = opened.find(embedded, target, items, k, through=between, report=report)

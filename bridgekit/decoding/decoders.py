@@ -1,16 +1,15 @@
-"""Decodes audio, images and Parquet tables in the calling process. `isolation` runs this in separate processes."""
+"""Decodes audio and images in the calling process. `isolation` runs this in separate processes."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ import soundfile
 import soxr
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from bridgekit.decoding.tables import Reply, describe_table, find_blobs, read_cells
 from bridgekit.errors import ItemError
 from bridgekit.storage.bounded import AGAIN, opened
 
@@ -25,8 +25,6 @@ MAX_HOURS = 4
 RATES = (100, 1_000_000)  # Hz
 MAX_MEGAPIXELS = 100
 MIN_SIDE = 8  # pixels
-MAX_TABLE_GB = 2  # of the columns that are read, uncompressed
-MAX_ROWS = 20_000_000
 
 _BLOCK = 1 << 18  # samples, over all channels, decoded at a time
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile reports 2^63 - 1 frames for a streamed file of unknown length
@@ -322,82 +320,7 @@ def _to_8_bit(picture: Image.Image) -> npt.NDArray[np.uint8]:
     return np.rint(levels, out=levels).astype(np.uint8)
 
 
-# ---- tables
-
-
-def decode_parquet(path: Path) -> Reply:
-    """The columns of a Parquet table that hold text or numbers.
-
-    Returns:
-        `names` of all columns, and `unread`: the types of those that hold anything else. Data: lines of JSON, one per batch of
-        rows, mapping columns to cells: text, numbers or null.
-
-    Raises:
-        ItemError: it is not Parquet, is damaged, or claims to be larger than a table may be.
-    """
-    import pyarrow.parquet as pq
-
-    with _arrow_errors(path):
-        file = pq.ParquetFile(path)
-        columns = list(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
-    names = [name for name, _ in columns]
-    unread = {name: str(kind) for name, kind in columns if not _is_plain(kind)}
-    used = [name for name in names if names.count(name) == 1 and name not in unread]
-    return {"names": names, "unread": unread}, _parquet_rows(path, file, used)
-
-
-def _is_plain(kind: Any) -> bool:
-    """Whether the cells of an Arrow type are text, numbers or null."""
-    from pyarrow import types
-
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    tests = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean, types.is_null)
-    return any(test(kind) for test in tests)
-
-
-def _parquet_rows(path: Path, file: Any, used: list[str]) -> Iterator[bytes]:
-    with _arrow_errors(path), file:
-        # First by the table's metadata, before any of it is uncompressed.
-        if file.metadata.num_rows > MAX_ROWS:
-            raise _too_large(path, f"has {file.metadata.num_rows:,} rows, over {MAX_ROWS:,}")
-        groups = (file.metadata.row_group(at) for at in range(file.metadata.num_row_groups))
-        chunks = (group.column(at) for group in groups for at in range(file.metadata.num_columns))
-        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in used)
-        if size > MAX_TABLE_GB * 1e9:
-            raise _too_large(path, f"unpacks to {size / 1e9:,.1f} GB, over {MAX_TABLE_GB} GB")
-        size = 0
-        for batch in file.iter_batches(batch_size=4_096, columns=used, use_threads=False) if used else ():
-            cells = {name: column.to_pylist() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
-            line = json.dumps(cells).encode() + b"\n"
-            size += len(line)  # metadata counts a repeated text only once
-            if size > MAX_TABLE_GB * 1e9:
-                raise _too_large(path, f"unpacks to over {MAX_TABLE_GB} GB")
-            yield line
-
-
-@contextlib.contextmanager
-def _arrow_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, ItemError):
-        raise
-    except Exception as error:  # pyarrow raises errors of its own, OSError, KeyError and UnicodeDecodeError
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ItemError(
-            f"this is not a Parquet file, or it is damaged ({reason})", where=str(path), remedy="write it again"
-        ) from None
-
-
-def _too_large(path: Path, claim: str) -> ItemError:
-    return ItemError(
-        f"the table {claim}, or claims to", where=str(path), remedy="split it into smaller tables, or write it again"
-    )
-
-
 # ---- the operations of `isolation.decode`
-
-#: Facts, as JSON, and pieces of data.
-Reply = tuple[dict[str, Any], Iterator[Any]]
 
 
 def _audio(path: Path, sample_rate: int) -> Reply:
@@ -424,5 +347,7 @@ OPERATIONS: dict[str, Callable[..., Reply]] = {
     "audio": _audio,
     "duration": _duration,
     "image": _image,
-    "parquet": decode_parquet,
+    "table": describe_table,
+    "cells": read_cells,
+    "places": find_blobs,
 }

@@ -12,8 +12,8 @@ What is not covered:
 
 Processes are started on demand, as many as there are threads decoding at the same time, and reused. They end with the parent.
 
-A request is a line of JSON, followed by the bytes of an item that has no file. A reply is a series of frames, each of two lengths
-(of its data and of its JSON, 8 bytes each), the data, and the JSON. The first frame with JSON is the last.
+A request is a line of JSON, followed by the bytes of an item that has no file. A reply is a series of frames, each of two
+lengths (of its data and of its JSON, 8 bytes each), the data, and the JSON. The first frame with JSON is the last.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from bridgekit.items import Blob
 from bridgekit.storage.bounded import AGAIN, file_size
 
 if TYPE_CHECKING:
-    from bridgekit.decoding.decoders import Reply
+    from bridgekit.decoding.tables import Reply
 
 T = TypeVar("T")
 B = TypeVar("B", bytearray, memoryview)

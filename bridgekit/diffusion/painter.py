@@ -57,6 +57,7 @@ def open_painter(
     captions: str | Path | None = None,
     refit: bool = False,
     outside: bool = False,
+    columns: Mapping[str, str] | None = None,
     report: Report = silent,
 ) -> Painter:
     """Load or fit the conditioner between a bridge and a model.
@@ -66,6 +67,7 @@ def open_painter(
         captions: what to fit it on, as for `read_items`; by default the distinct items of the bridge's own pairs.
         refit: fit it again even if one is stored.
         outside: let the table of captions refer to files outside its own folder.
+        columns: modality to the name of its column in `captions`, where that is not the modality's.
 
     Raises:
         BridgekitError: the bridge has no modality for the model's conditioning, or its pairs cannot be read.
@@ -78,7 +80,7 @@ def open_painter(
         if not direct and conditioning.made_of not in bridge.sides:
             continue
         modality = direct[0] if direct else conditioning.made_of
-        own = read_items(captions, modality, outside=outside) if captions is not None else None
+        own = read_items(captions, modality, columns=columns, outside=outside) if captions is not None else None
         kept = load_conditioner(file) if file and not refit else None
         if (
             kept is not None
@@ -110,15 +112,12 @@ def _fitted_on(conditioner: Conditioner, items: Sequence[Item]) -> bool:
 
 
 def _own_items(bridge: Bridge, modality: str, outside: bool) -> list[Item]:
-    source = bridge.table_of(modality)
     try:
-        if not source:
-            raise BridgekitError("the bridge has no record of its table")
-        return read_items(bridge.followed(source), modality, outside=outside)
+        return bridge.own_items(modality, outside=outside)
     except BridgekitError as error:
         raise BridgekitError(
             f"cannot read the bridge's own {modality} items to fit the conditioner: {error.what}",
-            where=source or None,
+            where=bridge.table_of(modality) or None,
             remedy="run this where the table is, or give a text file with --captions",
         ) from error
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,14 @@ class EvalOptions:
         unseen: set aside rows of `pairs` that were seen in training, instead of failing. Splits named `train` or `val` are
             used unchanged.
         outside: let tables refer to files outside their own folders.
+        columns: modality to the name of its column in `pairs`, where that is not the modality's.
     """
 
     pairs: str | Path | Pairs | None = None
     splits: Sequence[str] | None = None
     unseen: bool = False
     outside: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def evaluate_bridge(
@@ -58,12 +60,12 @@ def evaluate_bridge(
             seen in training and `unseen` is off.
     """
     if options.pairs is not None:
-        table = open_table(options.pairs, outside=options.outside)
+        table = open_table(options.pairs, columns=options.columns, outside=options.outside)
         return _evaluate_table(bridge, table.pairs(sides_in(bridge, table)), None, options, report)
     records: list[dict[str, Any]] = []
     set_aside: list[SetAside] = []
     for own in bridge.tables:
-        table = open_table(bridge.followed(own.source), outside=options.outside)
+        table = bridge.open_own(own, outside=options.outside)
         found, left_out = _evaluate_table(bridge, table.pairs(own.modalities), own, options, report)
         # A table used to bind a modality is evaluated for that modality only: the others may have been trained on its rows.
         records += [record for record in found if not own.bound or own.bound in sides_of(record)]

@@ -53,7 +53,10 @@ def evaluate_zero_shot(
     """
     bridge.side(TEXT)
     foreign = options.pairs is not None
-    opened = open_table(options.pairs or bridge.followed(bridge.tables[0].source), outside=options.outside)
+    if options.pairs is not None:
+        opened = open_table(options.pairs, columns=options.columns, outside=options.outside)
+    else:
+        opened = bridge.open_own(bridge.tables[0], outside=options.outside)
     modality = next(name for name in (*sides_in(bridge, opened), *bridge.sides) if name != TEXT)
     table = opened.pairs((modality, TEXT))
     names = table.columns[TEXT]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict
@@ -23,7 +23,8 @@ from bridgekit.errors import ItemError
 from bridgekit.hardware import VARIABLE, threads
 from bridgekit.latents.batches import FLOAT32, Batch, Precision, Run, check_precision, encode_batches, may_reduce, plan_batches
 from bridgekit.latents.store import Latents, LatentStore, LatentsVanished
-from bridgekit.media import content_hash, size_hint
+from bridgekit.media import hash_and_size
+from bridgekit.pairs import Column
 from bridgekit.progress import Report, silent
 from bridgekit.storage.bounded import parse_json, read_bounded
 from bridgekit.storage.cache import check_writable, write_text_atomically
@@ -33,6 +34,8 @@ FLUSH_SECONDS = 2.0
 FLUSH_ROWS = 8_192
 #: How many small shards accumulate during a run before they are merged.
 MANY_DURING = 64
+#: Batches are made of this many items that follow each other in the table, or fewer if they are this large together.
+WINDOW, WINDOW_BYTES = 8_192, 256 << 20
 #: How often a run tries to encode what is missing from the store.
 ROUNDS = 3
 
@@ -60,17 +63,23 @@ def encode_items(
     Raises:
         PluginError: the encoder violates its contract.
     """
-    digests, failed = _hash_all(items)
+    column = Column.of(items)
+    hashed = _hash_all(column)
     first: dict[bytes, Item] = {}
-    for digest, item in zip(digests, items, strict=True):
-        if digest is not None and item is not None:
-            first.setdefault(digest, item)
+    sizes: dict[bytes, int] = {}
+    for code in column.firsts().tolist():
+        if not isinstance(found := hashed[code], ItemError):
+            first.setdefault(found[0], column.value(code))
+            sizes.setdefault(*found)
+    by_code = {code: found[0] for code, found in hashed.items() if not isinstance(found, ItemError)}
+    reason_of = {code: found.reason for code, found in hashed.items() if isinstance(found, ItemError)}
+    digests = [by_code.get(code) for code in column.codes.tolist()]
+    failed = {at: reason_of[code] for at, code in enumerate(column.codes.tolist()) if code in reason_of}
     store = LatentStore(encoder.revision, encoder.dim, folder)
 
     # Batches are planned over all items, including stored ones, by length and content: a resumed run has the same batches, so
     # its latents, and the adapters trained on them, are bit-identical.
-    sizes = {digest: size_hint(item) for digest, item in first.items()}
-    plan = plan_batches(dict(sorted(sizes.items(), key=lambda entry: (entry[1], entry[0]))))
+    plan = [batch for window in _windows(sizes) for batch in plan_batches(window)]
     contents = {digest: first[digest] for digest in chain.from_iterable(plan)}
 
     encode, task = run or partial(encode_batches, encoder), f"encoding {encoder.modality}"
@@ -164,17 +173,37 @@ def _encode_missing(
     return reasons
 
 
-def _hash_all(items: Sequence[Item | None]) -> tuple[list[bytes | None], dict[int, str]]:
-    """Content hashes, None for missing items and unreadable files, and error messages for the latter."""
+def _windows(sizes: Mapping[bytes, int]) -> Iterator[dict[bytes, int]]:
+    """Contents with their sizes, in pieces of the table's order, each sorted by size and content.
 
-    def one(item: Item | None) -> bytes | ItemError | None:
+    Batches are made within such a window, so that items of a table or an archive are read in about the order they are in.
+    """
+    window: dict[bytes, int] = {}
+    total = 0
+    for digest, size in sizes.items():
+        if window and (len(window) == WINDOW or total + size > WINDOW_BYTES):
+            yield dict(sorted(window.items(), key=lambda entry: (entry[1], entry[0])))
+            window, total = {}, 0
+        window[digest] = size
+        total += size
+    yield dict(sorted(window.items(), key=lambda entry: (entry[1], entry[0])))
+
+
+def _hash_all(column: Column[Item | None]) -> dict[int, tuple[bytes, int] | ItemError]:
+    """The content hash and size of each distinct item, by its code, or why it cannot be read."""
+
+    def one(code: int) -> tuple[bytes, int] | ItemError:
         try:
-            return None if item is None else content_hash(item)
+            item = column.value(code)
+            assert item is not None
+            return hash_and_size(item)
         except ItemError as error:
             return error
 
-    pieces = [items[start : start + 64] for start in range(0, len(items), 64)]
+    codes = column.firsts().tolist()
+    pieces = [codes[start : start + 64] for start in range(0, len(codes), 64)]
+    hashed: dict[int, tuple[bytes, int] | ItemError] = {}
     with ThreadPoolExecutor(threads()) as pool:  # in pieces, since dispatching a text takes longer than hashing it
-        results = [result for piece in pool.map(lambda piece: [one(item) for item in piece], pieces) for result in piece]
-    failed = {position: result.reason for position, result in enumerate(results) if isinstance(result, ItemError)}
-    return [result if isinstance(result, bytes) else None for result in results], failed
+        for piece, found in zip(pieces, pool.map(lambda piece: [one(code) for code in piece], pieces), strict=True):
+            hashed |= zip(piece, found, strict=True)
+    return hashed

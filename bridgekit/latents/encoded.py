@@ -103,7 +103,7 @@ def encode_pairs(
         blamed = set_aside and "the plugin " in set_aside[0].reason
         remedy = "report it to the plugin's author" if blamed else "fix the files or paths"
         raise BridgekitError(f"no row of the table is usable{why}", where=pairs.source, remedy=remedy)
-    usable = pairs.take(kept)
+    usable = pairs if len(kept) == len(pairs) else pairs.take(kept)
     columns = {modality: usable.columns[modality] for modality in encoders}
     usable = Pairs(columns, usable.source, usable.rows, usable.split, usable.group, set_aside)
     ids = {modality: latents[modality].ids[kept] for modality in encoders}

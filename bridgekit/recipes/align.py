@@ -78,7 +78,7 @@ def run_alignment(options: AlignOptions) -> Alignment:
     device = resolve_device(options.device)
     progress = options.progress and rank() == 0
     with first_process_first():
-        table = None if options.pairs is None else open_table(options.pairs, outside=options.outside)
+        table = None if options.pairs is None else open_table(options.pairs, columns=options.columns, outside=options.outside)
     with progress_bars(progress) as report:
         encoders = open_encoders(choose_sides((options.a, options.b, *options.more), table), device, report)
     if options.frozen is not None and options.frozen not in encoders:

@@ -68,7 +68,7 @@ def run_binding(options: BindOptions) -> Alignment:
         device = resolve_device(options.device)
         with first_process_first():
             old = Bridge.load(source, device)
-            table = open_table(options.pairs, outside=options.outside)
+            table = open_table(options.pairs, columns=options.columns, outside=options.outside)
         full_name = encoder_name(options.add)
         encoder = load_encoder(full_name, device)
         name, new = recorded_name(full_name, encoder), encoder.modality

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 from bridgekit.checks.findings import Finding, TableReport
@@ -27,7 +27,7 @@ class CheckOptions:
         a, b, more: modalities or encoders, as for `align`; by default all columns that are modalities. If no encoder for a
             modality is installed, its latents are not checked.
         latents: encode the items and check their latents. They are stored, so `align` will not encode them again.
-        device, outside, progress: see `RunOptions`.
+        device, outside, columns, progress: see `RunOptions`.
     """
 
     pairs: str | Path | Pairs
@@ -38,6 +38,7 @@ class CheckOptions:
     latents: bool = True
     device: str = "auto"
     outside: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
     progress: bool = True
 
 
@@ -51,7 +52,7 @@ def check_pairs(options: CheckOptions) -> TableReport:
         BridgekitError: the table cannot be read, has no usable row, or a named encoder is not installed.
     """
     with progress_bars(options.progress) as report:
-        table = open_table(options.pairs, outside=options.outside)
+        table = open_table(options.pairs, columns=options.columns, outside=options.outside)
         names = [name for name in (options.a, options.b, *options.more) if name]
         encoders, findings = _open_sides(table, names, options.device if options.latents else None)
         return check_table(table.pairs(tuple(encoders)), encoders, report, findings)

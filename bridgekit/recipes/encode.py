@@ -64,7 +64,7 @@ def encode_table(options: EncodeOptions) -> EncodedTable:
     """
     cluster: AbstractContextManager[Any] = ours("ray", "cluster")() if options.ray else nullcontext()
     with progress_bars(options.progress) as report, cluster as on_cluster:
-        table = None if options.pairs is None else open_table(options.pairs, outside=options.outside)
+        table = None if options.pairs is None else open_table(options.pairs, columns=options.columns, outside=options.outside)
         names = choose_sides((options.a, options.b, *options.more), table)
         opened = open_encoders(names, resolve_device(options.device), report)
         pairs = select_pairs(table, tuple(opened), options.progress)

@@ -195,6 +195,7 @@ def fit(run: Run, base: Bridge, started: float, report: Report) -> tuple[Bridge,
     provenance = {
         "pairs": encoded.pairs.source,
         "modalities": list(encoded.ids),
+        **({"columns": dict(run.options.columns)} if run.options.columns else {}),
         "rows": {name: int((split == name).sum()) for name in dict.fromkeys(split.tolist())},
         "set_aside": len(encoded.pairs.set_aside),
         "seed": seed,

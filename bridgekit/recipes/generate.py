@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from bridgekit.diffusion.conditioner import GAPS, Conditioner, close_gap
 from bridgekit.diffusion.models import DrawOptions, open_model
 from bridgekit.diffusion.painter import mix, open_painter, paint
 from bridgekit.diffusion.sheets import contact_sheet, made_here, write_png
-from bridgekit.encoders import TEXT, Item
+from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
 from bridgekit.progress import Report, progress_bars
 from bridgekit.recipes.sides import takes
@@ -38,7 +38,7 @@ class Input:
     """
 
     modality: str
-    item: Item | Sequence[Item]
+    item: Path | str | Sequence[Path | str]
     weight: float = 1.0
 
 
@@ -95,6 +95,7 @@ class GenerateOptions(DrawOptions):
         out: a .png for one image, or a folder; by default named after the input.
         device: a torch device, or `auto`.
         outside: let tables refer to files outside their own folders, and folders contain links that lead outside.
+        columns: modality to the name of its column in tables, where that is not the modality's.
         progress: show progress bars on standard error.
         prompt, prompt_weight, gap, steps, guidance, size: see `DrawOptions`.
     """
@@ -110,6 +111,7 @@ class GenerateOptions(DrawOptions):
     out: str | Path | None = None
     device: str = "auto"
     outside: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
     progress: bool = True
 
 
@@ -142,6 +144,7 @@ def generate(options: GenerateOptions) -> Generation:
             captions=options.captions,
             refit=options.refit,
             outside=options.outside,
+            columns=options.columns,
             report=report,
         )
         vectors = [
@@ -201,7 +204,7 @@ def _is_many(each: Input) -> bool:
     return not isinstance(each.item, str | Path) or (each.modality != TEXT and _exists(each.item) and Path(each.item).is_dir())
 
 
-def _exists(item: Item) -> bool:
+def _exists(item: Path | str) -> bool:
     """Whether the item is an existing path. A text that is too long for a path is not."""
     try:
         return Path(item).exists()

@@ -184,7 +184,10 @@ def _rows_to_judge(
     """Items and captions of the rows to judge. The bridge's own table is split as for training."""
     own = next((table for table in bridge.tables if {modality, TEXT} <= {*table.modalities}), bridge.tables[0])
     foreign = bool(options.pairs) and options.pairs != own.source
-    opened = open_table(options.pairs or bridge.followed(own.source), outside=options.outside)
+    if options.pairs is not None:
+        opened = open_table(options.pairs, columns=options.columns, outside=options.outside)
+    else:
+        opened = bridge.open_own(own, outside=options.outside)
     split: Sequence[str]
     if foreign:
         table = opened.pairs((modality, TEXT))

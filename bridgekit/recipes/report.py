@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def write_report(
     *,
     pairs: str | Path | None = None,
     check: bool = True,
+    columns: Mapping[str, str] | None = None,
     outside: bool = False,
     progress: bool = True,
 ) -> Path:
@@ -39,6 +41,7 @@ def write_report(
         out: the file; by default `report.html` in the bridge's folder.
         pairs: another table, or the new path of the bridge's own.
         check: also check every file of the tables, as `bridgekit check` does.
+        columns: modality to the name of its column in `pairs`, where that is not the modality's.
         outside: let a table refer to files outside its own folder.
         progress: show progress bars on standard error.
 
@@ -50,7 +53,7 @@ def write_report(
     """
     bridge = Bridge.load(folder)
     with progress_bars(progress) as report:
-        tables = _tables(bridge, pairs, outside, report)
+        tables = _tables(bridge, pairs, columns, outside, report)
         findings: list[Finding] = []
         for table in tables if check else ():
             encoders = {modality: bridge.encoder(modality) for modality in table.pairs.modalities}
@@ -61,12 +64,14 @@ def write_report(
     return file
 
 
-def _tables(bridge: Bridge, pairs: str | Path | None, outside: bool, report: Report) -> list[TableResults]:
+def _tables(
+    bridge: Bridge, pairs: str | Path | None, columns: Mapping[str, str] | None, outside: bool, report: Report
+) -> list[TableResults]:
     """The tables that the bridge was trained on, or the given one: treated as the bridge's own if its split sizes match."""
     if pairs is None:
         found = []
         for own in bridge.tables:
-            table = _open(bridge.followed(own.source), outside)
+            table = _opened(partial(bridge.open_own, own, outside=outside), own.source)
             encoded = _encode(bridge, table, own.modalities, report)
             names = np.asarray(split_pairs(encoded.pairs, own.seed, encoded.ids))
             if own.bound:  # the other rows were not used
@@ -74,20 +79,20 @@ def _tables(bridge: Bridge, pairs: str | Path | None, outside: bool, report: Rep
                 encoded, names = encoded.take(rows), names[rows]
             found.append(table_results(bridge, encoded, names.tolist(), _records(bridge, own.bound)))
         return found
-    table = _open(pairs, outside)
+    table = _opened(lambda: open_table(pairs, columns=columns, outside=outside), pairs)
     sides = [modality for modality in table.modalities if modality in bridge.sides]
     encoded = _encode(bridge, table, sides if len(sides) > 1 else list(bridge.sides), report)
     with suppress(BridgekitError):  # a table that cannot be split is not the bridge's own
         split = split_pairs(encoded.pairs, bridge.tables[0].seed, encoded.ids)
         if Counter(split) == bridge.provenance.get("rows"):
             return [table_results(bridge, encoded, split, _records(bridge, None))]
-    split = encoded.pairs.split or ("all",) * len(encoded.pairs)
+    split = tuple(encoded.pairs.split or ("all",) * len(encoded.pairs))
     return [table_results(bridge, encoded, split, evaluate_splits(encoded, split, bridge.project, "FuseMix"), own=False)]
 
 
-def _open(source: str | Path, outside: bool) -> Table:
+def _opened(table: Callable[[], Table], source: str | Path) -> Table:
     try:
-        return open_table(source, outside=outside)
+        return table()
     except BridgekitError as error:
         remedy = "if it was moved, give its new path with --pairs" if not Path(source).exists() else error.remedy
         raise BridgekitError(error.what, where=error.where, remedy=remedy) from None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, wraps
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -15,7 +15,8 @@ from bridgekit.errors import BridgekitError
 from bridgekit.pairs import Pairs
 from bridgekit.plugins import default_modalities, default_pair_source, encoder_name, load_encoder, recorded_name
 from bridgekit.progress import Report
-from bridgekit.tables.reading import Table, listed_columns
+from bridgekit.tables.columns import listed_columns
+from bridgekit.tables.reading import Table, source_table
 
 P = ParamSpec("P")
 O = TypeVar("O")  # noqa: E741
@@ -28,12 +29,14 @@ class RunOptions:
 
     Arguments:
         device: a torch device, or `auto`.
+        columns: modality to the name of its column in the table, where that is not the modality's.
         strict: fail if a row would be set aside.
         outside: let tables refer to files outside their own folders.
         progress: show progress bars on standard error.
     """
 
     device: str = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)
     strict: bool = False
     outside: bool = False
     progress: bool = True
@@ -86,7 +89,7 @@ def choose_sides(names: Sequence[str | None], table: Table | None) -> list[str]:
         raise BridgekitError(
             f"no column of the table is named after a modality; its columns are {listed_columns(columns)}",
             where=table.source,
-            remedy=f"rename columns to {', '.join(sorted(default_modalities()))}, or choose the sides with --a and --b",
+            remedy="name the columns with the items, for example --column image=NAME --column text=NAME",
         )
     # With fewer than two such columns, selecting them raises an error that names the missing one.
     return [*(known or ["audio"]), *([TEXT] if len(known) < 2 or TEXT in columns else [])]
@@ -112,5 +115,5 @@ def select_pairs(table: Table | None, modalities: Sequence[str], announce: bool)
         source = default_pair_source(modalities)
         if announce:  # it may be large, and its files may have to be generated first
             print(f"Pairs: {source.name} ({source.description}), since no table was given", file=sys.stderr)
-        table = Table(source.name, source.modalities, cache(lambda wanted: source.build()))
+        table = source_table(source.name, source.modalities, source.build, {})
     return table.pairs(modalities)

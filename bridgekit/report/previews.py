@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from bridgekit.encoders import Item
 from bridgekit.errors import ItemError
-from bridgekit.media import read_audio, read_image
+from bridgekit.items import Blob
+from bridgekit.media import read_audio, read_image, size_hint
 from bridgekit.progress import Report, silent
 
 #: Maximum number of characters shown of a text, and of a label on a heat map.
@@ -50,7 +51,7 @@ class Names:
         """A file's name, with its folder if there are several, or the start of a text."""
         if isinstance(item, Path):
             return f"{item.parent.name}/{item.name}" if modality in self._many_folders else item.name
-        return _shorten(item, LONGEST_TEXT)
+        return _shorten(str(item), LONGEST_TEXT)
 
     def label(self, modality: str, item: Item) -> str:
         """A short name, without the folder if there is no room for it."""
@@ -93,7 +94,7 @@ def make_previews(
     Returns:
         (modality, item) to preview, without files that cannot be read, are very large, or exceed the limit.
     """
-    wanted = [(modality, item) for modality, item in dict.fromkeys(items) if modality in _MAKERS and isinstance(item, Path)]
+    wanted = [(modality, item) for modality, item in dict.fromkeys(items) if modality in _MAKERS and not isinstance(item, str)]
     made: dict[tuple[str, Item], Preview] = {}
     with ThreadPool(_THREADS) as pool:  # leaving it cancels pending work
         for number, (key, preview) in enumerate(zip(wanted, pool.imap(_preview, wanted), strict=True), 1):
@@ -107,24 +108,24 @@ def make_previews(
     return made
 
 
-def _preview(wanted: tuple[str, Path]) -> Preview | None:
-    modality, path = wanted
+def _preview(wanted: tuple[str, Path | Blob]) -> Preview | None:
+    modality, item = wanted
     try:
-        return _MAKERS[modality](path) if path.stat().st_size <= LARGEST_FILE else None
+        return _MAKERS[modality](item) if size_hint(item) <= LARGEST_FILE else None
     except (ItemError, OSError, soundfile.LibsndfileError):
         return None  # the file was readable when it was encoded
 
 
-def _clip(path: Path) -> Preview:
-    wave = read_audio(path, _RATE)
+def _clip(item: Path | Blob) -> Preview:
+    wave = read_audio(item, _RATE)
     start = wave[: CLIP_SECONDS * _RATE]
     data = io.BytesIO()
     soundfile.write(data, start, _RATE, format="MP3")
     return Preview("audio", _uri("audio/mpeg", data), len(wave) / _RATE, outline(start))
 
 
-def _picture(path: Path) -> Preview:
-    picture = read_image(path)
+def _picture(item: Path | Blob) -> Preview:
+    picture = read_image(item)
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     data = io.BytesIO()
     picture.save(data, "WEBP", quality=80)

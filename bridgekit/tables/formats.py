@@ -1,23 +1,43 @@
-"""Reading table files (CSV, TSV, JSON Lines, Parquet) as text cells, with row numbers for messages."""
+"""Reading table files (CSV, TSV, JSON, JSON Lines, Parquet, Arrow) as columns of cells, with row numbers for messages."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bridgekit.decoding.isolation import decode
-from bridgekit.errors import BridgekitError, ItemError
+import numpy as np
+from numpy.typing import NDArray
+
+from bridgekit.errors import BridgekitError
+from bridgekit.pairs import Column, SetAside
 from bridgekit.storage.bounded import open_regular, parse_json, read_bounded, why_no_json
+from bridgekit.tables.arrow import ArrowFile
 
 MAX_TABLE = 4 << 30  # bytes
+MAX_JSON = 512 << 20  # bytes of a JSON table, which is parsed at once
 MAX_ROW = 16 << 20  # characters of a JSON Lines row or a CSV cell
 FILL = "add a header with column names, and rows"  # remedy for an empty table
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+ARROW = (".parquet", ".arrow", ".feather")
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", *ARROW)
+JSON_ROW = '{"audio": "a.wav", "text": "a dog barks"}'
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A column of a table file.
+
+    Arguments:
+        column: its cells: stripped text, with numbers as text, or the items that are in the table itself.
+        rows: if cells are lists, the 0-based index of each cell's row; else None: a cell per row.
+    """
+
+    column: Column[Any]
+    rows: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -27,16 +47,22 @@ class Records:
     Arguments:
         names: its columns, in the file's order.
         rows: n row numbers for messages.
-        column: maps a column name to n cells. Raises BridgekitError if a cell is neither text nor a number.
+        column: maps a column name to its cells. Raises BridgekitError if a cell is neither text, a number nor a list of these.
+        features: column to the type that Hugging Face's `datasets` gave it: `Image`, `Audio`, `ClassLabel`, `Value`, ...
+        folders: the folder that the paths in each row are relative to; None if it is that of the table for all rows.
+        set_aside: rows that are unusable already.
     """
 
     names: Sequence[str]
     rows: Sequence[int]
-    column: Callable[[str], Sequence[str | None]]
+    column: Callable[[str], Cells]
+    features: Mapping[str, str] = field(default_factory=dict)
+    folders: Column[Path] | None = None
+    set_aside: tuple[SetAside, ...] = ()
 
 
 def read_records(path: Path) -> Records:
-    """Read a whole table file.
+    """Open a table file.
 
     Raises:
         BridgekitError: the format is not supported, or the file is malformed or not UTF-8.
@@ -49,33 +75,37 @@ def read_records(path: Path) -> Records:
             where=str(path),
             remedy=f"save it as one of {', '.join(TABLES)}",
         )
-    if suffix == ".parquet":
-        return _read_parquet(path)
+    if suffix in ARROW:
+        return _read_arrow(path)
     if suffix in (".csv", ".tsv"):
         return _read_delimited(path, "," if suffix == ".csv" else "\t")
-    return _read_json_lines(path)
+    return _read_json(path) if suffix == ".json" else _read_json_lines(path)
 
 
 def _read_delimited(path: Path, delimiter: str) -> Records:
-    # Not pyarrow's reader, which silently merges all rows after an unclosed quote into one cell. Since the cells become Python
-    # strings, the csv module is no slower.
+    # Not pyarrow's reader, which silently merges all rows after an unclosed quote into one cell.
     csv.field_size_limit(MAX_ROW)
     reader = csv.reader(io.StringIO(read_utf8(path), newline=""), delimiter=delimiter, strict=True)
     names: list[str] = []
-    records: list[tuple[int, list[str | None]]] = []
+    rows: list[int] = []
+    numbers: list[dict[str, int]] = []  # of the distinct cells of each column
+    codes: list[list[int]] = []
     row = 0
     try:
         for row, cells in enumerate(reader, 1):
-            record = [cell.strip() or None for cell in cells]
+            record = [cell.strip() for cell in cells]
             if not any(record):
                 continue
             if not names:
-                names = [name or "" for name in record]
+                names = record
+                numbers, codes = [{} for _ in names], [[] for _ in names]
             elif len(record) != len(names):
                 what = f"the row has {len(record)} cells, but the header has {len(names)}"
                 raise _bad_row(path, row, what, 'put cells that contain commas, tabs or line breaks in "double quotes"')
             else:
-                records.append((row, record))
+                rows.append(row)
+                for cell, known, column in zip(record, numbers, codes, strict=True):
+                    column.append(known.setdefault(cell, len(known)) if cell else -1)
     except csv.Error as error:
         what = 'a double quote (") is never closed' if "end of data" in str(error) else f"the row is malformed ({error})"
         remedy = 'put the cell in "double quotes", and write each double quote inside it twice ("")'
@@ -83,20 +113,16 @@ def _read_delimited(path: Path, delimiter: str) -> Records:
             what = f"a cell has over {MAX_ROW:,} characters, or an earlier quote is never closed"
             remedy = 'shorten the cell, or remove a stray double quote (")'
         raise _bad_row(path, row + 1, what, remedy) from None
-
-    def column(name: str) -> list[str | None]:
-        at = names.index(name)
-        return [record[at] for _, record in records]
-
-    return Records(names, [row for row, _ in records], column)
+    columns = [Cells(Column(list(known), np.array(each, np.int32))) for known, each in zip(numbers, codes, strict=True)]
+    return Records(names, rows, lambda name: columns[names.index(name)])
 
 
 def _read_json_lines(path: Path) -> Records:
     rows: list[tuple[int, dict[str, Any]]] = []
+    remedy = f"write one JSON object per line, like {JSON_ROW}"
     for row, line in enumerate(read_utf8(path).split("\n"), 1):
         if not line.strip():
             continue
-        remedy = 'write one JSON object per line, like {"audio": "a.wav", "text": "a dog barks"}'
         try:
             value = parse_json(line, limit=MAX_ROW, lenient=True)
         except ValueError as error:
@@ -104,45 +130,63 @@ def _read_json_lines(path: Path) -> Records:
         if not isinstance(value, dict):
             raise _bad_row(path, row, "the row is not a JSON object", remedy)
         rows.append((row, value))
+    return records_of(rows, str(path))
+
+
+def _read_json(path: Path) -> Records:
+    """A JSON array of objects, or an object with one such array. Its rows are counted from 1."""
+    remedy = f"write an array of objects, like [{JSON_ROW}]"
+    try:
+        value = parse_json(read_utf8(path, MAX_JSON), lenient=True)
+    except ValueError as error:
+        raise BridgekitError(f"the table is not valid JSON ({why_no_json(error)})", where=str(path), remedy=remedy) from None
+    arrays = [each for each in (value.values() if isinstance(value, dict) else [value]) if isinstance(each, list)]
+    rows = arrays[0] if len(arrays) == 1 else None
+    if rows is None or not all(isinstance(row, dict) for row in rows):
+        raise BridgekitError("the table is not a JSON array of objects", where=str(path), remedy=remedy)
+    return records_of(list(enumerate(rows, 1)), str(path))
+
+
+def records_of(rows: Sequence[tuple[int, Mapping[str, Any]]], where: str) -> Records:
+    """Records of numbered rows, each a mapping from column to a text, a number, or a list of these."""
+
     # Columns are built on demand: if every row had different keys, all of them would have n columns of n cells.
-    return Records(
-        list(dict.fromkeys(name for _, value in rows for name in value)),
-        [row for row, _ in rows],
-        lambda name: [_as_cell(value.get(name), f"{path}, row {row}, column {name}") for row, value in rows],
-    )
+    def column(name: str) -> Cells:
+        values = [value.get(name) for _, value in rows]
+        places = (f"{where}, row {row}, column {name}" for row, _ in rows)
+        if not any(isinstance(value, list) for value in values):
+            return Cells(Column.of(_as_cell(value, place) for value, place in zip(values, places, strict=True)))
+        lists = [[_as_cell(each, place) for each in _as_list(value)] for value, place in zip(values, places, strict=True)]
+        return Cells(Column.of(cell for each in lists for cell in each), np.repeat(np.arange(len(lists)), [*map(len, lists)]))
+
+    return Records(list(dict.fromkeys(name for _, value in rows for name in value)), [row for row, _ in rows], column)
 
 
-def _read_parquet(path: Path) -> Records:
-    cells: dict[str, list[str | None]] = {}
+def _as_list(value: Any) -> Iterable[Any]:
+    """The cells of a row: a list's elements. An empty list is a missing cell."""
+    return (value or [None]) if isinstance(value, list) else [value]
 
-    def gather(answer: dict[str, Any], lines: memoryview) -> dict[str, Any]:
-        for line in io.BytesIO(lines):
-            for name, values in json.loads(line).items():
-                known = cells.setdefault(name, [])
-                known += [
-                    _as_cell(value, f"{path}, row {row}, column {name}") for row, value in enumerate(values, len(known) + 1)
-                ]
-        return answer
 
+def _read_arrow(path: Path) -> Records:
     open_regular(path).close()  # the decoder would wait on a named pipe
     if not path.stat().st_size:
         raise BridgekitError("the table is empty", where=str(path), remedy=FILL)
-    try:
-        answer = decode("parquet", path, gather, remedy="write it again")
-    except ItemError as error:
-        raise BridgekitError(error.what, where=error.where, remedy=error.remedy) from None
-    count = max(map(len, cells.values()), default=0)
+    file = ArrowFile(path)
+    kinds = dict(zip(file.names, file.kinds, strict=True))
 
-    def column(name: str) -> Sequence[str | None]:
-        if name in answer["unread"]:
-            raise _no_cell(answer["unread"][name], f"{path}, column {name}")
-        return cells.get(name, [None] * count)
+    @cache
+    def column(name: str) -> Cells:
+        if kinds[name] == "bytes":
+            return Cells(file.blobs(name))
+        if kinds[name] not in ("text", "texts"):
+            raise _no_cell(kinds[name], f"{path}, column {name}")
+        return Cells(*file.text(name))
 
-    return Records(answer["names"], range(1, count + 1), column)
+    return Records(file.names, range(1, file.rows + 1), column, file.features)
 
 
 def _as_cell(value: Any, where: str) -> str | None:
-    """A JSON or Parquet value as a CSV cell. Missing values are None."""
+    """A JSON value as a CSV cell. Missing values are None."""
     if value is None or value != value:
         return None
     if isinstance(value, str | int | float):
@@ -156,9 +200,9 @@ def _no_cell(kind: str, where: str) -> BridgekitError:
     )
 
 
-def read_utf8(path: Path) -> str:
+def read_utf8(path: Path, limit: int = MAX_TABLE) -> str:
     """A table file as text."""
-    data = read_bounded(path, MAX_TABLE)
+    data = read_bounded(path, limit)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

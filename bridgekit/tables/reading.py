@@ -1,27 +1,30 @@
-"""Opening table files, class folders and plugins' sources as `Pairs`, with unusable rows set aside."""
+"""Opening tables: files, folders, plugins' sources and Python objects, as `Pairs` with unusable rows set aside."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from bridgekit.encoders import TEXT, Item
-from bridgekit.errors import BridgekitError, ItemError
-from bridgekit.pairs import EXTENSIONS, Pairs, SetAside
-from bridgekit.plain import plain
-from bridgekit.storage.bounded import OutOfBounds, file_size, homes, is_within, unreadable
-from bridgekit.tables.formats import FILL, TABLES, read_records, read_utf8
-from bridgekit.tables.splits import split_name
+from bridgekit.errors import BridgekitError
+from bridgekit.items import EXTENSIONS
+from bridgekit.media import modality_of
+from bridgekit.pairs import Column, Pairs
+from bridgekit.progress import say
+from bridgekit.storage.bounded import OutOfBounds
+from bridgekit.tables.columns import FILES, RESERVED, check_column, find_column, listed_columns
+from bridgekit.tables.folders import class_name, read_files, read_folder, walk
+from bridgekit.tables.formats import FILL, TABLES, Cells, Records, read_records, read_utf8
+from bridgekit.tables.memory import name_of_python, python_items, records_of_python
+from bridgekit.tables.usable import Home, usable_rows
 
 MAX_PATH = 500  # characters of a path in a message
-SEARCHED, SHOWN = 1_000, 20  # column names that are searched for a close match, and listed in a message
-LEAVES = "its path leads outside the table's folder: move the file there, or allow it with --outside"
-_OPTIONAL = ("split", "group")
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,31 @@ class Table:
 
     Arguments:
         source: the path of a table or folder, or the name of a plugin's source.
-        modalities: its columns in order, without `split` and `group`. A folder of class folders has `text`, and audio or
-            image, whichever has more files.
-        select: returns unchecked rows with the given columns.
+        load: returns its columns.
+        folder: the folder that its paths are relative to; None if its cells are items.
         home: the folder that must contain its files after resolving links; None if they may be anywhere.
-        cells: returns all non-empty cells as written: column name to row number to cell.
-        checked: the rows need no checks: the caller's own `Pairs`.
+        given: modality to the column that the user named.
+        known: its columns, where they are known before it is loaded.
+        ready: the caller's own `Pairs`, whose rows need no checks.
+        files: for a folder without a table: returns the columns for files of a given modality.
     """
 
     source: str
-    modalities: tuple[str, ...]
-    select: Callable[[tuple[str, ...]], Pairs] = field(repr=False)
+    load: Callable[[], Records] = field(repr=False)
+    folder: Path | None = None
     home: Path | None = None
-    cells: Callable[[], dict[str, dict[int, str]]] = field(default=dict, repr=False)
-    checked: bool = False
+    given: Mapping[str, str] = field(default_factory=dict)
+    known: Sequence[str] = ()
+    ready: Pairs | None = field(default=None, repr=False)
+    files: Callable[[str], Records] | None = field(default=None, repr=False)
+    _announced: set[str] = field(default_factory=set, repr=False)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Its columns in order, without `split` and `group`, by the modalities that they hold where these can be told."""
+        names = list(self.known) or list(self.load().names)
+        found = {self._find(modality, names): modality for modality in (*EXTENSIONS, TEXT, *self.given)}
+        return tuple(found.get(name, name) for name in dict.fromkeys(names) if name and name not in RESERVED)
 
     def pairs(self, modalities: Sequence[str]) -> Pairs:
         """These columns of the usable rows; the other rows are in `set_aside`.
@@ -52,45 +66,173 @@ class Table:
             BridgekitError: a column is missing, or no row is usable.
         """
         wanted = tuple(dict.fromkeys(modalities))
-        selected = self.select(wanted)
-        return selected if self.checked else _usable(selected, wanted, self.home)
+        selected = self._select(wanted)
+        return selected if self.ready is not None else usable_rows(selected, wanted, self.home)
+
+    def cells(self) -> dict[str, dict[int, str]]:
+        """All texts and numbers as written: column to row number to cell. Of a list, the first."""
+        records, found = self.load(), {}
+        for name in filter(None, dict.fromkeys(records.names)):
+            with contextlib.suppress(BridgekitError):  # its cells are neither text nor numbers
+                cells = records.column(name)
+                rows = records.rows if cells.rows is None else [records.rows[row] for row in cells.rows.tolist()]
+                filled = zip(reversed(rows), reversed(cells.column), strict=True)
+                found[name] = {int(row): str(cell) for row, cell in filled if cell is not None}
+        return found
+
+    def _find(self, modality: str, names: Sequence[str]) -> str | None:
+        features = self.load().features if not self.known else {}
+        return find_column(modality, names, self.given, features, self._modality_of_files(names))
+
+    def _modality_of_files(self, names: Sequence[str]) -> str | None:
+        """The modality of the files that a column such as `file_name` refers to."""
+        for name in names if not self.known else ():
+            if name.strip().lower() in FILES:
+                with contextlib.suppress(BridgekitError):
+                    first = [cell for cell in self.load().column(name).column[:20] if isinstance(cell, str)]
+                    return next((modality for modality in map(modality_of, first) if modality != TEXT), None)
+        return None
+
+    def _select(self, wanted: Sequence[str]) -> Pairs:
+        """Unchecked rows with these columns."""
+        records = self.load()
+        others = [modality for modality in wanted if modality != TEXT]
+        if self.files is not None and len(others) > 1:
+            raise BridgekitError(
+                f"a folder of files pairs {TEXT} with one other modality, not {' with '.join(wanted)}",
+                where=self.source,
+                remedy=f"give a table ({', '.join(TABLES)}) with a column for each",
+            )
+        if self.files is not None and others and others[0] not in records.names:
+            records = self.files(others[0])
+        if not records.names:
+            raise BridgekitError("the table is empty", where=self.source, remedy=FILL)
+        names = {modality: self._name(modality, wanted, records) for modality in wanted}
+        if not records.rows:
+            raise BridgekitError("the table has a header but no rows", where=self.source, remedy="add a row for each pair")
+        cells = {modality: records.column(name) for modality, name in names.items()}
+        lists = [modality for modality, each in cells.items() if each.rows is not None]
+        if len(lists) > 1:
+            what = f"the columns {listed_columns([names[modality] for modality in lists])} both have lists"
+            raise BridgekitError(what, where=self.source, remedy="give one of them a text in each cell")
+        rows = cells[lists[0]].rows if lists else None
+        columns = {
+            modality: self._items(
+                each.column if rows is None or each.rows is not None else each.column.take(rows), modality, records, rows
+            )
+            for modality, each in cells.items()
+        }
+        split, group = (self._labels(records, name, rows) for name in RESERVED)
+        numbers: Column[int] = Column(
+            np.asarray(records.rows), np.arange(len(records.rows)) if rows is None else rows, make=int
+        )
+        return Pairs(columns, self.source, numbers, split, group, self.ready.set_aside if self.ready else records.set_aside)
+
+    def _name(self, modality: str, wanted: Sequence[str], records: Records) -> str:
+        """The column of a modality, announced if it was guessed."""
+        found = self._find(modality, list(records.names))
+        if found is None and [*records.names] == [*map(str, range(len(wanted)))]:  # tuples, in the order of the sides
+            return records.names[list(wanted).index(modality)]
+        name = check_column(modality, found, list(records.names), self.given, self.source)
+        if name.casefold() != modality.casefold() and modality not in self.given and name not in self._announced:
+            self._announced.add(name)
+            say(f"{modality} from the column `{name}` (name another with --column {modality}=NAME)")
+        return name
+
+    def _items(self, column: Column[Any], modality: str, records: Records, rows: Any) -> Column[Item | None]:
+        """A column's cells as items of a modality."""
+        column = python_items(column, modality)
+        if modality == TEXT:
+            if len(column.values) and not isinstance(column.value(0), str):
+                what = f"the column for {TEXT} holds files, not texts"
+                raise BridgekitError(what, where=self.source, remedy=f"name another with --column {TEXT}=NAME")
+            return column
+        if self.folder is None or not column.holds_text:
+            return column if not column.holds_text else column.map(Path)
+        if records.folders is None:
+            return Column(column.values, column.codes, folder=self.folder)
+        folders = records.folders if rows is None else records.folders.take(rows)
+        if len(folders.values) == 1:
+            return Column(column.values, column.codes, folder=folders.value(0))
+        return Column.of(None if cell is None else folder / cell for folder, cell in zip(folders, column, strict=True))
+
+    def _labels(self, records: Records, name: str, rows: Any) -> Column[str] | None:
+        """The cells of `split` or `group`, if the table has it."""
+        found = find_column(name, list(records.names), {}, {})
+        if found is None:
+            return None
+        cells = records.column(found)
+        if cells.rows is not None:
+            raise BridgekitError(f"the column `{found}` has lists", where=self.source, remedy="give it a text in each cell")
+        column = cells.column.map(str)
+        return column if rows is None else column.take(rows)
 
 
-def open_table(source: str | Path | Pairs | Table, *, outside: bool = False) -> Table:
+def open_table(source: Any, *, columns: Mapping[str, str] | None = None, outside: bool = False) -> Table:
     """Open a table, once.
 
     Arguments:
-        source: the path of a table (.csv, .tsv, .jsonl, .ndjson, .parquet) or of a folder of class folders, the name of a
-            plugin's source, `provider:name`, or `Pairs`. An existing path takes precedence over a name.
-        outside: allow files outside the table's folder. A plugin's source may use any files.
+        source: the path of a table (.csv, .tsv, .json, .jsonl, .ndjson, .parquet, .arrow, .feather) or of a folder (see
+            `bridgekit.tables.folders`), the name of a plugin's source, `provider:name`, `Pairs`, a pandas or polars DataFrame,
+            an Arrow table, a `datasets.Dataset`, a list of tuples or dicts, or a dict of lists. An existing path takes
+            precedence over a name.
+        columns: modality to the name of its column, where that is not the modality's.
+        outside: allow files outside the table's folder. A plugin's source and a table in memory may use any files.
 
     Raises:
         BridgekitError: the table does not exist or cannot be read. The message names the row and a fix.
     """
+    given = dict(columns or {})
     if isinstance(source, Table):
         return source
     if isinstance(source, Pairs):
-        return _in_memory(source.source, source.modalities, lambda: source, checked=True)
+        return Table(source.source, partial(_records_of_pairs, source), given=given, ready=source)
+    if not isinstance(source, str | Path):
+        records = records_of_python(source)
+        return Table(name_of_python(source), lambda: records, given=given)
     path = Path(source)
     with _readable(source):
         if path.is_dir():
-            return _class_folders(path, None if outside else path)
+            return _folder(path, given, outside)
         if path.exists():
-            return _table_file(path, None if outside else path.parent)
+            found = read_records(path)
+            return Table(str(path), lambda: found, path.parent.absolute(), None if outside else path.parent, given)
     if ":" in str(source) and path.suffix.lower() not in TABLES:
         from bridgekit.plugins import find_pair_source
 
         named = find_pair_source(str(source))
-        return _in_memory(named.name, named.modalities, cache(named.build))
+        return source_table(named.name, named.modalities, named.build, given)
     raise _missing(source)
 
 
-def read_pairs(source: str | Path, modalities: Sequence[str], *, outside: bool = False) -> Pairs:
+def source_table(name: str, known: Sequence[str], build: Callable[[], Pairs], given: Mapping[str, str]) -> Table:
+    """A plugin's table of pairs, built on first use. Its columns are known before, if `known` names them."""
+    return Table(name, cache(lambda: _records_of_pairs(build())), given=given, known=known)
+
+
+def _folder(path: Path, given: Mapping[str, str], outside: bool) -> Table:
+    records, home = read_folder(path, outside), None if outside else path
+    if records is not None:
+        return Table(str(path), lambda: records, path.absolute(), home, given)
+    load = cache(lambda: read_files(path, outside))
+    return Table(str(path), load, None, home, given, files=partial(read_files, path, outside))
+
+
+def _records_of_pairs(pairs: Pairs) -> Records:
+    columns: dict[str, Column[Any]] = {name: pairs.column(name) for name in pairs.modalities}
+    columns |= {name: cells for name, cells in (("split", pairs.split), ("group", pairs.group)) if isinstance(cells, Column)}
+    return Records(list(columns), pairs.rows, lambda name: Cells(columns[name]), set_aside=pairs.set_aside)
+
+
+def read_pairs(
+    source: Any, modalities: Sequence[str], *, columns: Mapping[str, str] | None = None, outside: bool = False
+) -> Pairs:
     """Read a table of pairs: its usable rows, with the others in `set_aside`.
 
-    A table has a header and one column per modality, named after it. The `text` column holds texts; the others hold file
-    paths relative to the table's folder. Empty cells are missing items. The columns `split` and `group` are optional; any
-    others are ignored. In a folder of class folders, a folder's name is the text of all its files.
+    A table has one column per modality. The `text` column holds texts; the others hold file paths relative to the table's
+    folder, or the files themselves. Columns are found by the modality's name, in any case, or by a common name such as `img`
+    or `caption` if only one column has one. Empty cells are missing items. A list of texts makes a row of each. The columns
+    `split` and `group` are optional; any others are ignored.
 
     A row is set aside if it has fewer than two items, refers to a missing or empty file or to one outside the table's folder
     (after resolving links), or repeats another row.
@@ -98,13 +240,14 @@ def read_pairs(source: str | Path, modalities: Sequence[str], *, outside: bool =
     Arguments:
         source: as for `open_table`.
         modalities: the columns to read.
+        columns: modality to the name of its column, where that is not the modality's.
         outside: allow files outside the table's folder.
 
     Raises:
         BridgekitError: the table does not exist, lacks a column, is malformed or not UTF-8, or has no usable row. The
             message names the row and a fix.
     """
-    return open_table(source, outside=outside).pairs(modalities)
+    return open_table(source, columns=columns, outside=outside).pairs(modalities)
 
 
 @contextlib.contextmanager
@@ -127,214 +270,40 @@ def _missing(source: str | Path) -> BridgekitError:
     )
 
 
-def read_items(source: str | Path, modality: str, *, outside: bool = False) -> list[Item]:
+def read_items(source: Any, modality: str, *, columns: Mapping[str, str] | None = None, outside: bool = False) -> list[Item]:
     """The distinct items of one modality: a table's column, the files in a folder and its subfolders, or a text file's lines.
 
     Arguments:
         source: as for `open_table`, or any folder, or a .txt file with one text per line.
         modality: the column to read, or the modality of the files or lines.
+        columns: modality to the name of its column, where that is not the modality's.
         outside: as for `open_table`. Without it, links that lead outside a folder are ignored.
 
     Raises:
         BridgekitError: the source does not exist, or has no items of this modality.
     """
-    with _readable(source):
-        items = _items_in(Path(source), source, modality, outside)
+    with _readable(source if isinstance(source, str | Path) else ""):
+        items = _items_in(source, modality, columns, outside)
     distinct = [item for item in dict.fromkeys(items) if item is not None]
     if not distinct:
         raise BridgekitError(
-            f"found no {modality} items", where=str(source), remedy="give a table, folder or file that has some"
+            f"found no {modality} items", where=str(source)[:MAX_PATH], remedy="give a table, folder or file that has some"
         )
     return distinct
 
 
-def _items_in(path: Path, source: str | Path, modality: str, outside: bool) -> Iterable[Item | None]:
-    if path.is_dir() and modality != TEXT:
-        extensions = EXTENSIONS.get(modality)
-        files = sorted(file for file in path.absolute().rglob("*") if file.is_file() and file.name[0] != ".")
+def _items_in(source: Any, modality: str, columns: Mapping[str, str] | None, outside: bool) -> Iterable[Item | None]:
+    path = Path(source) if isinstance(source, str | Path) else None
+    if path is not None and path.is_dir() and modality != TEXT:
+        extensions, home = EXTENSIONS.get(modality), Home(path)
+        files = [Path(file) for file in walk(path.absolute(), outside)]
         fitting = [file for file in files if extensions is None or file.suffix[1:].lower() in extensions]
-        home = Home(path)
-        return [file for file in fitting if outside or home.holds(file)]
-    if path.is_dir():
-        return [_class_name(entry) for entry in sorted(path.iterdir()) if entry.is_dir()]
-    if path.suffix.lower() == ".txt" and path.is_file() and modality == TEXT:
+        if fitting or read_folder(path, outside) is None:
+            return [file for file in fitting if outside or home.holds(file)]
+    elif path is not None and path.is_dir() and read_folder(path, outside) is None:
+        with contextlib.suppress(BridgekitError):
+            return read_files(path, outside).column(TEXT).column
+        return [class_name(entry.name) for entry in sorted(path.iterdir()) if entry.is_dir()]
+    if path is not None and path.suffix.lower() == ".txt" and path.is_file() and modality == TEXT:
         return [line.strip() or None for line in read_utf8(path).splitlines()]
-    return read_pairs(source, (modality,), outside=outside).columns[modality]
-
-
-def _in_memory(source: str, modalities: Sequence[str], build: Callable[[], Pairs], checked: bool = False) -> Table:
-    """A table of pairs in memory, or built on first use."""
-
-    def select(wanted: tuple[str, ...]) -> Pairs:
-        pairs = build()
-        _check_columns(pairs.modalities, wanted, source)
-        return pairs
-
-    def cells() -> dict[str, dict[int, str]]:
-        pairs = build()
-        columns = {**pairs.columns, "split": pairs.split or (), "group": pairs.group or ()}
-        filled = {name: zip(pairs.rows, items, strict=False) for name, items in columns.items()}
-        return {name: {row: str(item) for row, item in items if item} for name, items in filled.items()}
-
-    return Table(source, tuple(modalities), select, cells=cells, checked=checked)
-
-
-def _table_file(path: Path, home: Path | None) -> Table:
-    """A table file. Cells are stripped; empty ones are missing items."""
-    records = read_records(path)
-    folder = path.parent.absolute()
-
-    def select(wanted: tuple[str, ...]) -> Pairs:
-        if not records.names:
-            raise BridgekitError("the table is empty", where=str(path), remedy=FILL)
-        _check_columns(records.names, wanted, str(path))
-        if not records.rows:
-            raise BridgekitError("the table has a header but no rows", where=str(path), remedy="add a row for each pair")
-        columns = {
-            name: tuple(cell if cell is None or name == TEXT else folder / cell for cell in records.column(name))
-            for name in wanted
-        }
-        split, group = (
-            tuple(cell or "" for cell in records.column(name)) if name in records.names else None for name in _OPTIONAL
-        )
-        return Pairs(columns, str(path), tuple(records.rows), split, group)
-
-    def cells() -> dict[str, dict[int, str]]:
-        found: dict[str, dict[int, str]] = {}
-        for name in filter(None, records.names):
-            with contextlib.suppress(BridgekitError):  # its cells are neither text nor numbers
-                found[name] = {row: cell for row, cell in zip(records.rows, records.column(name), strict=True) if cell}
-        return found
-
-    names = (name for name in dict.fromkeys(records.names) if name and name not in _OPTIONAL)
-    return Table(str(path), tuple(names), select, home, cells)
-
-
-def _class_folders(path: Path, home: Path | None) -> Table:
-    """A folder of class folders: a row for each of their files, with the name of its class folder as its text."""
-    endings = [file.suffix[1:].lower() for file in path.glob("*/*")]
-    count = {modality: sum(ending in known for ending in endings) for modality, known in EXTENSIONS.items()}
-
-    def select(modalities: tuple[str, ...]) -> Pairs:
-        files = [modality for modality in modalities if modality != TEXT]
-        if TEXT not in modalities or len(files) != 1:
-            raise BridgekitError(
-                f"a folder of class folders pairs {TEXT} with one other modality, not {' with '.join(modalities)}",
-                where=str(path),
-                remedy=f"give a table ({', '.join(TABLES)}) with a column for each",
-            )
-        extensions = EXTENSIONS.get(files[0])
-        rows: list[tuple[Item, Item | None]] = [
-            (file, _class_name(label))
-            for label in sorted(entry for entry in path.absolute().iterdir() if entry.is_dir() and entry.name[0] != ".")
-            for file in sorted(label.iterdir())
-            if file.name[0] != "." and (extensions is None or file.suffix[1:].lower() in extensions)
-        ]
-        if not rows:
-            raise BridgekitError(
-                f"the folder has no class folders with {files[0]} files",
-                where=str(path),
-                remedy=f"arrange the files as FOLDER/class_name/file, or give a table ({', '.join(TABLES)})",
-            )
-        columns = dict(zip((files[0], TEXT), zip(*rows, strict=True), strict=True))
-        return Pairs({modality: columns[modality] for modality in modalities}, str(path), tuple(range(1, len(rows) + 1)))
-
-    return Table(str(path), (max(count, key=lambda name: count[name]), TEXT), select, home)
-
-
-def _class_name(folder: Path) -> str | None:
-    return " ".join(folder.name.replace("_", " ").replace("-", " ").split()) or None
-
-
-def _check_columns(names: Sequence[str], wanted: Sequence[str], where: str) -> None:
-    """Raise BridgekitError if a column is missing, naming the column that was probably meant."""
-    for modality in wanted:
-        if names.count(modality) > 1:
-            raise BridgekitError(f"the table has several columns named `{modality}`", where=where, remedy="rename all but one")
-        if modality in names:
-            continue
-        lowered = {name.lower(): name for name in names[:SEARCHED] if len(name) < 100}
-        close = difflib.get_close_matches(modality, lowered, n=1)
-        if len(names) == 1 and any(mark in names[0] for mark in ",;\t|"):
-            remedy = "separate the cells with commas (.csv) or tabs (.tsv)"
-        elif any("\0" in name for name in names):
-            remedy = "save the table as UTF-8: it has NUL bytes, so it may be UTF-16"
-        elif close:
-            remedy = f"rename the column `{lowered[close[0]]}` to `{modality}`"
-        else:
-            remedy = f"rename the column with the {modality} items to `{modality}`"
-        what = f"the table has no column `{modality}`; its columns are {listed_columns(names)}"
-        raise BridgekitError(what, where=where, remedy=remedy)
-
-
-def listed_columns(names: Sequence[str]) -> str:
-    """Column names for a message: at most `SHOWN`, with long ones cut."""
-    found = ", ".join(f"`{plain(name)[:60]}`" for name in names[:SHOWN])
-    return found + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
-
-
-class Home:
-    """The folder that must contain a table's files after resolving links.
-
-    Each parent folder is resolved only once: a table may refer to a million files in a few folders.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._places = homes(folder)
-        self._parent_inside = cache(partial(is_within, places=self._places))
-
-    def holds(self, file: Path) -> bool:
-        """Whether the file's path, existing or not, is inside the folder."""
-        parent, name = os.path.split(file)
-        if name in ("", ".", "..") or file.is_symlink():
-            return is_within(file, self._places)
-        return self._parent_inside(parent)
-
-
-def _usable(pairs: Pairs, modalities: Sequence[str], folder: Path | None) -> Pairs:
-    """These columns of the usable rows, whose files must be in `folder` if given; the other rows are added to `set_aside`."""
-    home = Home(folder) if folder is not None else None
-    columns = {modality: pairs.columns[modality] for modality in modalities}
-    kept: list[int] = []
-    set_aside = list(pairs.set_aside)
-    first: dict[tuple[Item | None, ...], int] = {}
-    for index, (row, items) in enumerate(zip(pairs.rows, zip(*columns.values(), strict=True), strict=True)):
-        fault = _fault(dict(zip(modalities, items, strict=True)), home)
-        if fault is None and items in first:
-            other = first[items]
-            leak = pairs.split is not None and split_name(pairs.split[index]) != split_name(pairs.split[other])
-            fault = (modalities[0], f"the same as row {pairs.rows[other]}{', in another split' if leak else ''}")
-        if fault is None:
-            first[items] = index
-            kept.append(index)
-        else:
-            column, reason = fault
-            set_aside.append(SetAside(row, column, str(columns[column][index] or "")[:200], reason))
-    if not kept:
-        why = f" (row {set_aside[0].row}: {set_aside[0].reason}: {set_aside[0].item})" if set_aside else ""
-        remedy = "fix the table; its paths are relative to its own folder"
-        if set_aside and set_aside[0].reason == LEAVES:
-            remedy = "move the files into the table's folder, or if you trust it, add --outside (in Python: outside=True)"
-        raise BridgekitError(f"none of the {len(set_aside):,} rows is usable{why}", where=pairs.source, remedy=remedy)
-    split = tuple(map(split_name, pairs.split)) if pairs.split and any(pairs.split) else None
-    group = pairs.group if pairs.group and any(pairs.group) else None
-    return Pairs(columns, pairs.source, pairs.rows, split, group, tuple(set_aside)).take(kept)
-
-
-def _fault(items: Mapping[str, Item | None], home: Home | None) -> tuple[str, str] | None:
-    """The faulty column and the reason if a row is unusable, else None."""
-    empty = [modality for modality, item in items.items() if item is None]
-    if len(items) - len(empty) < min(2, len(items)):
-        return empty[0], f"no item in this column, and a pair needs two of {', '.join(items)}"
-    for modality, item in items.items():
-        if not isinstance(item, Path):
-            continue
-        try:
-            if home and not home.holds(item):
-                return modality, LEAVES
-            file_size(item)
-        except ItemError as error:
-            return modality, error.what
-        except (OSError, ValueError) as error:  # from `holds`, for an invalid name
-            return modality, unreadable(item, error).what
-    return None
+    return read_pairs(source, (modality,), columns=columns, outside=outside).column(modality)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
-from bridgekit.pairs import Content, Pairs
+from bridgekit.pairs import Column, Content, Pairs
 
 MIN_ROWS = 10  # to train at all, with at least one row each for validation and test
 
@@ -39,7 +39,7 @@ def split_pairs(pairs: Pairs, seed: int, content: Content) -> tuple[str, ...]:
             where=pairs.source,
             remedy=remedy,
         )
-    names = ["train"] * count if pairs.split is None else [split_name(name) for name in pairs.split]
+    names = ["train"] * count if pairs.split is None else list(Column.of(pairs.split).map(split_name))
     if "train" not in names:
         raise BridgekitError(
             f"no row is in the train split; the splits are {', '.join(dict.fromkeys(names))}",
@@ -48,32 +48,33 @@ def split_pairs(pairs: Pairs, seed: int, content: Content) -> tuple[str, ...]:
         )
     if "val" in names:
         return tuple(names)
-    free = [row for row in range(count) if names[row] == "train"]
+    free = np.array([row for row, name in enumerate(names) if name == "train"])
     wanted = ("val", "test") if pairs.split is None else ("val",)
-    components = _components(pairs, content, free)
-    if len(components) <= len(wanted):
+    order, sizes = _components(pairs, content, free)
+    if len(sizes) <= len(wanted):
         raise BridgekitError(
             f"the rows to train on cannot be split into train, {' and '.join(wanted)}: they share files or groups",
             where=pairs.source,
             remedy="add a column `split`, or rows that share no file or group with these",
         )
-    order = np.random.default_rng(seed).permutation(len(components)).tolist()
+    starts = np.cumsum(sizes) - sizes
+    waiting = np.random.default_rng(seed).permutation(len(sizes))
     # A target of at most a split's share of the rows outside the largest component leaves rows for every split.
-    largest = max(map(len, components))
-    target = max(1, min(round(len(free) / 10), (len(free) - largest) // len(wanted)))
+    target = max(1, min(round(len(free) / 10), (len(free) - int(sizes.max())) // len(wanted)))
     for name in wanted:
         room = target
         chosen = []
-        for at in order:
-            if len(components[at]) <= room:
+        for at, size in zip(waiting.tolist(), sizes[waiting].tolist(), strict=True):
+            if size <= room:
                 chosen.append(at)
-                room -= len(components[at])
+                room -= size
+                if not room:
+                    break
         # Where every component is larger than the target, the smallest is closest to it.
-        chosen = chosen or [min(order, key=lambda at: len(components[at]))]
-        taken = set(chosen)
-        order = [at for at in order if at not in taken]
+        chosen = chosen or [int(waiting[np.argmin(sizes[waiting])])]
+        waiting = waiting[~np.isin(waiting, chosen)]
         for at in chosen:
-            for row in components[at]:
+            for row in order[starts[at] : starts[at] + sizes[at]].tolist():
                 names[row] = name
     return tuple(names)
 
@@ -91,13 +92,20 @@ def relation_keys(pairs: Pairs, content: Content) -> npt.NDArray[np.int64]:
     return np.stack(columns, axis=1)
 
 
-def _group_ids(group: Sequence[str]) -> list[int]:
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(name, len(numbers)) if name else -1 for name in group]
+def _group_ids(group: Sequence[str]) -> npt.NDArray[np.int64]:
+    column = Column.of(group)
+    named = np.array([bool(value) for value in column.map(str).values] or [False])
+    return np.where((column.codes >= 0) & named[column.codes], column.codes, -1)
 
 
-def _components(pairs: Pairs, content: Content, rows: Sequence[int]) -> list[list[int]]:
-    """Connected components of these rows, in order of their first rows: rows that share a file or a group are connected."""
+def _components(
+    pairs: Pairs, content: Content, rows: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Connected components of these rows: rows that share a file or a group are connected.
+
+    Returns:
+        the rows, sorted by component; and the components' sizes, in order of their first rows.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -111,12 +119,11 @@ def _components(pairs: Pairs, content: Content, rows: Sequence[int]) -> list[lis
         _, first, place = np.unique(own, return_index=True, return_inverse=True)
         connected.append(np.where(own < 0, here, first[place]))
     ends = np.tile(here, len(connected)), np.concatenate(connected)
-    graph = coo_array((np.ones(len(ends[0])), ends), shape=(len(rows), len(rows)))
+    graph = coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(len(rows), len(rows)))
     _, labels = connected_components(graph, directed=False)
-    components: dict[int, list[int]] = {}
-    for row, label in zip(rows, labels.tolist(), strict=True):
-        components.setdefault(label, []).append(row)
-    return list(components.values())
+    _, first, place = np.unique(labels, return_index=True, return_inverse=True)
+    number = np.argsort(np.argsort(first))[place]  # by first rows
+    return rows[np.argsort(number, kind="stable")], np.bincount(number)
 
 
 def split_name(cell: str) -> str:

@@ -15,7 +15,6 @@ from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.progress import Report
 from bridgekit.retrieval import Hit, nearest
-from bridgekit.tables.reading import read_items
 
 #: Held while an encoder or a model is opened: transformers' lazy imports fail if two threads run them at once.
 OPENING = threading.RLock()
@@ -89,17 +88,12 @@ def read_gallery(bridge: Bridge, modality: str, report: Report) -> Gallery:
     Raises:
         BridgekitError: the table is missing, or none of its items can be used.
     """
-    source = bridge.table_of(modality)
-    if not source:
-        raise BridgekitError(
-            f"the bridge does not record which {modality} it was trained on", remedy="train it again from a permanent table"
-        )
-    items = read_items(bridge.followed(source), modality)
+    items = bridge.own_items(modality)
     open_encoder(bridge, modality)
     embedded = bridge.embed_usable(modality, items, report=report)
     usable = [item for position, item in enumerate(items) if position not in embedded.failed]
     if not usable:
-        raise BridgekitError(f"none of the bridge's own {modality} can be used", where=source)
+        raise BridgekitError(f"none of the bridge's own {modality} can be used", where=bridge.table_of(modality))
     return Gallery(usable, embedded.vectors)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import soundfile
 
 from bridgekit.encoders import Item
+from bridgekit.items import Blob
 from bridgekit.media import read_audio, read_image
 
 #: Maximum length and sample rate of served clips.
@@ -30,13 +31,13 @@ class Media:
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
         self._secret = secrets.token_bytes(16)
-        self._known: dict[str, tuple[str, Path]] = {}
+        self._known: dict[str, tuple[str, Path | Blob]] = {}
         self._held: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
         self._lock = threading.Lock()
 
     def name(self, modality: str, item: Item) -> str | None:
-        """The opaque name of an audio or image file; None for other items."""
-        if modality not in ("audio", "image") or not isinstance(item, Path):
+        """The opaque name of an item that is audio or an image; None for other items."""
+        if modality not in ("audio", "image") or isinstance(item, str):
             return None
         name = hashlib.blake2s(f"{modality}\0{item}".encode("utf-8", "surrogateescape"), key=self._secret, digest_size=16)
         self._known[name.hexdigest()] = (modality, item)
@@ -54,8 +55,7 @@ class Media:
                 return self._held[name]
         if name not in self._known:
             return None
-        modality, path = self._known[name]
-        made = _encoded(modality, path)
+        made = _encoded(*self._known[name])
         with self._lock:
             self._held[name] = made
             while len(self._held) > 1 and sum(len(data) for _, data in self._held.values()) > self._most:
@@ -63,13 +63,13 @@ class Media:
         return made
 
 
-def _encoded(modality: str, path: Path) -> tuple[str, bytes]:
+def _encoded(modality: str, item: Path | Blob) -> tuple[str, bytes]:
     buffer = io.BytesIO()
     if modality == "audio":
-        samples = read_audio(path, CLIP_RATE)[: CLIP_SECONDS * CLIP_RATE]
+        samples = read_audio(item, CLIP_RATE)[: CLIP_SECONDS * CLIP_RATE]
         soundfile.write(buffer, np.clip(samples, -1, 1), CLIP_RATE, format="WAV", subtype="PCM_16")
         return "audio/wav", buffer.getvalue()
-    picture = read_image(path)
+    picture = read_image(item)
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     picture.save(buffer, "PNG")
     return "image/png", buffer.getvalue()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import Outside, find_bridge, print_json, print_set_aside, say
+from bridgekit.cli.common import Columns, Outside, find_bridge, parse_columns, print_json, print_set_aside, say
 
 
 def command(
@@ -27,6 +27,7 @@ def command(
     strict: Annotated[bool, typer.Option("--strict", help="Fail if an item would be set aside.")] = False,
     device: Annotated[str, typer.Option(help="A torch device, or auto.")] = "auto",
     outside: Outside = False,
+    column: Columns = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Embed items and store them in an index for bridgekit search --index. Run it again to add new items.
@@ -42,9 +43,9 @@ def command(
     opened = Bridge.load(folder, device)
     if modality is not None:
         opened.side(modality)
-    table = open_listed(items, outside=outside)
+    table = open_listed(items, outside=outside, columns=parse_columns(column))
     wanted = [modality] if modality else listed_modalities(table, tuple(opened.sides))
-    listings = [list_items(table, name, outside=outside) for name in wanted]
+    listings = [list_items(table, name, outside=outside, columns=parse_columns(column)) for name in wanted]
     index = Index.create(out or folder.absolute().with_name(f"{folder.absolute().name}.index"), folder)
     with progress_bars() as report:
         done = [index.add(opened, listing, prune=prune, strict=strict, report=report) for listing in listings]

@@ -40,7 +40,9 @@ class Listing:
         return self.rows[position] if self.rows else position + 1
 
 
-def list_items(source: str | Path | Table, modality: str, *, outside: bool = False) -> Listing:
+def list_items(
+    source: str | Path | Table, modality: str, *, columns: Mapping[str, str] | None = None, outside: bool = False
+) -> Listing:
     """The items of a table, a plugin's source, a folder of files, or a .txt file with one item per line.
 
     An item in several rows gets the cells of the first.
@@ -53,9 +55,9 @@ def list_items(source: str | Path | Table, modality: str, *, outside: bool = Fal
     Raises:
         BridgekitError: the source does not exist, or has no items of this modality.
     """
-    table = open_listed(source, outside=outside)
+    table = open_listed(source, columns=columns, outside=outside)
     if not isinstance(table, Table):
-        return Listing(modality, read_items(table, modality, outside=outside), str(table.absolute()))
+        return Listing(modality, read_items(table, modality, columns=columns, outside=outside), str(table.absolute()))
     pairs = table.pairs((modality,))
     first: dict[Item, int] = {}
     for item, row in zip(pairs.columns[modality], pairs.rows, strict=True):
@@ -69,13 +71,13 @@ def list_items(source: str | Path | Table, modality: str, *, outside: bool = Fal
     return Listing(modality, list(first), str(path.absolute()) if path.exists() else table.source, rows, cells, faulty)
 
 
-def open_listed(source: str | Path | Table, *, outside: bool = False) -> Table | Path:
+def open_listed(source: str | Path | Table, *, columns: Mapping[str, str] | None = None, outside: bool = False) -> Table | Path:
     """The opened table, so that it is read once for all modalities; or the path of a folder or .txt file."""
     if not isinstance(source, Table) and (
         (path := Path(source)).is_dir() or (path.suffix.lower() == ".txt" and path.is_file())
     ):
         return path
-    return open_table(source, outside=outside)
+    return open_table(source, columns=columns, outside=outside)
 
 
 def listed_modalities(source: str | Path | Table, among: Sequence[str]) -> list[str]:

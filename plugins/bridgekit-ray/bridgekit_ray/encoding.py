@@ -16,7 +16,7 @@ import ray
 import ray.data
 import torch
 
-from bridgekit.encoders import TEXT, Encoder
+from bridgekit.encoders import TEXT, Blob, Encoder, Item
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.hardware import resolve_device
 from bridgekit.latents.batches import Batch, Encoded, Run, encode_batches
@@ -75,7 +75,7 @@ def on_cluster(name: str, encoder: Encoder, workers: int | None = None) -> Run:
             {
                 "number": batch.number,
                 # Absolute paths, because workers run in another folder.
-                "items": json.dumps([item if isinstance(item, str) else str(item.absolute()) for item in batch.items]),
+                "items": json.dumps([_place(item) for item in batch.items]),
                 "reduced": batch.reduced,
             }
             for batch in batches
@@ -97,6 +97,12 @@ def on_cluster(name: str, encoder: Encoder, workers: int | None = None) -> Run:
             raise BridgekitError(f"a Ray worker failed: {reason.strip()[:300]}", where=name, remedy=remedy) from error
 
     return run
+
+
+def _place(item: Item) -> str:
+    if isinstance(item, Blob):
+        raise BridgekitError("Ray's workers take files, not items inside a table", where=item.name, remedy="omit --ray")
+    return item if isinstance(item, str) else str(item.absolute())
 
 
 class _Worker:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import PAIRS, Device, Json, Outside, Strict, print_json, print_set_aside, say
+from bridgekit.cli.common import PAIRS, Columns, Device, Json, Outside, Strict, parse_columns, print_json, print_set_aside, say
 
 
 def command(
@@ -23,6 +23,7 @@ def command(
     out: Annotated[Path, typer.Option(help="Output table: .csv, .tsv, .jsonl or .parquet.")] = Path("chosen.csv"),
     device: Device = "auto",
     outside: Outside = False,
+    column: Columns = None,
     strict: Strict = False,
     as_json: Json = False,
 ) -> None:
@@ -32,7 +33,18 @@ def command(
     """
     from bridgekit_subset.pairs import choose_pairs
 
-    done = choose_pairs(pairs, k, on=on, method=method, seed=seed, out=out, device=device, strict=strict, outside=outside)
+    done = choose_pairs(
+        pairs,
+        k,
+        on=on,
+        method=method,
+        seed=seed,
+        out=out,
+        device=device,
+        strict=strict,
+        outside=outside,
+        columns=parse_columns(column),
+    )
     if as_json:
         print_json(
             {

@@ -16,7 +16,8 @@ from bridgekit.latents.store import Latents
 from bridgekit.pairs import Pairs, SetAside
 from bridgekit.plugins import encoder_name, installed_plugins, load_encoder
 from bridgekit.progress import Report, progress_bars
-from bridgekit.tables.reading import Home, Table, open_table
+from bridgekit.tables.reading import Table, open_table
+from bridgekit.tables.usable import Home
 from bridgekit_subset.k_dpp import check_choice, choose_subset
 from bridgekit_subset.writing import check_place, write_pairs
 
@@ -59,6 +60,7 @@ def choose_pairs(
     out: str | Path | None = None,
     device: str = "auto",
     strict: bool = False,
+    columns: Mapping[str, str] | None = None,
     outside: bool = False,
     progress: bool = True,
 ) -> Subset:
@@ -90,7 +92,7 @@ def choose_pairs(
     name = encoder_name(on)
     encoder = load_encoder(name, device)
     modality = encoder.modality
-    opened = open_table(source, outside=outside)
+    opened = open_table(source, columns=columns, outside=outside)
     table = opened.pairs(_columns(opened, modality))
     split = np.asarray(table.split if table.split is not None else ["train"] * len(table))
     free = np.flatnonzero(split == "train")

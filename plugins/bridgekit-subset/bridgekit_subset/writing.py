@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bridgekit.encoders import Item
 from bridgekit.errors import BridgekitError
+from bridgekit.items import Blob
 from bridgekit.pairs import Pairs
 from bridgekit.storage.cache import write_atomically
 from bridgekit.tables.formats import TABLES
@@ -26,21 +27,25 @@ def write_pairs(pairs: Pairs, path: Path) -> None:
     """
     check_place(path, pairs.source)
     folder = path.parent.absolute()
-    columns: dict[str, Sequence[str | None]] = {
+    columns: dict[str, Sequence[str | bytes | None]] = {
         modality: [_cell(item, folder) for item in items] for modality, items in pairs.columns.items()
     }
     for name, cells in (("split", pairs.split), ("group", pairs.group)):
         if cells is not None:
             columns[name] = [cell or None for cell in cells]
+    if path.suffix.lower() != ".parquet" and any(isinstance(cell, bytes) for cells in columns.values() for cell in cells):
+        raise BridgekitError(
+            "the table's files are inside it, and only Parquet can hold files", where=str(path), remedy="use .parquet for --out"
+        )
     write_atomically(path, lambda aside: _write(columns, path.suffix.lower(), aside))
 
 
-def _write(columns: Mapping[str, Sequence[str | None]], suffix: str, path: Path) -> None:
+def _write(columns: Mapping[str, Sequence[str | bytes | None]], suffix: str, path: Path) -> None:
     if suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        pq.write_table(pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()}), path)
+        pq.write_table(pa.table({name: pa.array(cells) for name, cells in columns.items()}), path)
         return
     rows = zip(*columns.values(), strict=True)
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -54,10 +59,10 @@ def _write(columns: Mapping[str, Sequence[str | None]], suffix: str, path: Path)
                 file.write(json.dumps(there, ensure_ascii=False) + "\n")
 
 
-def _cell(item: Item | None, folder: Path) -> str | None:
-    """An item as a cell of a table in this folder: paths inside it are relative."""
+def _cell(item: Item | None, folder: Path) -> str | bytes | None:
+    """An item as a cell of a table in this folder: paths inside it are relative, and items without a file are their bytes."""
     if not isinstance(item, Path):
-        return item
+        return item.read() if isinstance(item, Blob) else item
     path = item.absolute()
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 

@@ -1,0 +1,230 @@
+"""Folders as tables, by the conventions of public data sets.
+
+In this order:
+- what `datasets` saved with `save_to_disk`: `state.json` lists its Arrow files; `dataset_dict.json` names a folder per split;
+- `metadata.csv`, `.jsonl` or `.parquet` beside the files, as in `imagefolder` and `audiofolder`;
+- Parquet or Arrow files alone, in the folder or below it, as on the hub;
+- a single table file;
+- a text file beside each file: `x.png` and `x.txt`;
+- class folders: a folder's name is the text of all files in it.
+Where folders are named after splits, their rows belong to these splits.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bridgekit.encoders import TEXT
+from bridgekit.errors import BridgekitError
+from bridgekit.pairs import EXTENSIONS, Column
+from bridgekit.storage.bounded import read_bounded, read_json
+from bridgekit.tables.formats import ARROW, TABLES, Cells, Records, read_records
+
+SIDECAR = ".txt"
+MAX_SIDECAR = 1 << 20  # bytes
+MAX_STATE = 16 << 20  # bytes of the JSON files of `save_to_disk`
+_SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval")
+_FILES = {extension for extensions in EXTENSIONS.values() for extension in extensions}
+
+
+def read_folder(folder: Path, links: bool) -> Records | None:
+    """The table in a folder; None if it has none, only files.
+
+    Arguments:
+        folder: the folder.
+        links: follow links to other folders.
+
+    Raises:
+        BridgekitError: the table is malformed.
+    """
+    where = folder.absolute()
+    single = [(file, None) for file in _single_table(where)]
+    parts = _saved(where) or _with_metadata(where) or _arrow_files(where, links) or single
+    return joined([(read_records(file), file.parent, split) for file, split in parts]) if parts else None
+
+
+# ---- tables in folders
+
+
+def _saved(folder: Path) -> list[tuple[Path, str | None]]:
+    """The Arrow files of `save_to_disk`, with their splits."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = _json(folder / "dataset_dict.json").get("splits", [])
+        return [(file, str(name)) for name in splits for file, _ in _saved(folder / _plain_name(folder, name))]
+    if not (folder / "state.json").is_file() or not (folder / "dataset_info.json").is_file():
+        return []
+    files = _json(folder / "state.json").get("_data_files", [])
+    return [(folder / _plain_name(folder, each.get("filename")), None) for each in files if isinstance(each, dict)]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = read_json(path, MAX_STATE)
+    except (OSError, ValueError) as error:
+        raise BridgekitError(f"the file cannot be read ({error})", where=str(path), remedy="save the data set again") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _plain_name(folder: Path, name: object) -> str:
+    """The name of a file or folder in `folder`, as a file there gives it."""
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise BridgekitError(f"{str(name)[:100]!r} is not a file name", where=str(folder), remedy="save the data set again")
+    return name
+
+
+def _with_metadata(folder: Path) -> list[tuple[Path, str | None]]:
+    names = [f"metadata{ending}" for ending in TABLES]
+    own: list[tuple[Path, str | None]] = [(folder / name, None) for name in names if (folder / name).is_file()]
+    below = [(place / name, place.name) for place in _split_folders(folder) for name in names if (place / name).is_file()]
+    return own or [*below]
+
+
+def _arrow_files(folder: Path, links: bool) -> list[tuple[Path, str | None]]:
+    files = [Path(file) for file in walk(folder, links) if file.lower().endswith(ARROW)]
+    if len(files) < 2 or any(
+        Path(file).suffix.lower() not in ARROW for file in _visible(folder) if file.is_file() and _is_data(file)
+    ):
+        return []
+    return [(file, _split_of(file, folder)) for file in files]
+
+
+def _is_data(file: Path) -> bool:
+    return file.suffix.lower() in TABLES or file.suffix[1:].lower() in _FILES
+
+
+def _split_of(file: Path, folder: Path) -> str | None:
+    """The split in a file's name, as in `train-00000-of-00002.parquet`, or of its folder."""
+    named = re.match(r"[A-Za-z]+", file.name)
+    for name in (named[0] if named else "", *file.relative_to(folder).parts[:-1]):
+        if name.lower() in _SPLITS:
+            return name
+    return None
+
+
+def _single_table(folder: Path) -> list[Path]:
+    tables = [file for file in _visible(folder) if file.suffix.lower() in TABLES and file.is_file()]
+    return tables if len(tables) == 1 else []
+
+
+def joined(parts: Sequence[tuple[Records, Path, str | None]]) -> Records:
+    """One table of several with the same columns. Paths become absolute; a split in names is a column."""
+    tables, folders, splits = zip(*parts, strict=True)
+    names = list(dict.fromkeys(name for table in tables for name in table.names))
+    for table, folder in zip(tables, folders, strict=True):
+        if missing := [name for name in names if name not in table.names]:
+            raise BridgekitError(f"this part of the table has no column `{missing[0]}`", where=str(folder), remedy="add it")
+    counts = [len(table.rows) for table in tables]
+    by_split = "split" not in names and any(splits)
+
+    @cache
+    def column(name: str) -> Cells:
+        if by_split and name == "split":
+            return Cells(
+                Column(["train" if split is None else split for split in splits], np.repeat(np.arange(len(parts)), counts))
+            )
+        cells = [table.column(name) for table in tables]
+        if all(each.rows is None for each in cells):
+            return Cells(Column.joined([each.column for each in cells]))
+        starts = np.cumsum([0, *counts[:-1]])
+        rows = [
+            start + (np.arange(count) if each.rows is None else each.rows)
+            for each, start, count in zip(cells, starts, counts, strict=True)
+        ]
+        return Cells(Column.joined([each.column for each in cells]), np.concatenate(rows))
+
+    numbers = tables[0].rows if len(tables) == 1 else range(1, sum(counts) + 1)
+    bases: Column[Path] = Column(list(folders), np.repeat(np.arange(len(parts)), counts))
+    return Records([*names, *(["split"] if by_split else [])], numbers, column, tables[0].features, bases)
+
+
+# ---- files in folders
+
+
+def read_files(folder: Path, links: bool, modality: str | None = None) -> Records:
+    """The files in a folder with the texts beside them, or else those in class folders.
+
+    Arguments:
+        folder: the folder.
+        links: follow links to other folders.
+        modality: the files' modality; by default that of most files.
+
+    Raises:
+        BridgekitError: there are none.
+    """
+    where = folder.absolute()
+    files = [Path(file) for file in walk(where, links)]
+    modality = modality or _most(files)
+    endings = EXTENSIONS.get(modality)
+    data = [file for file in files if file.suffix != SIDECAR and (endings is None or file.suffix[1:].lower() in endings)]
+    texts = {file.with_suffix("") for file in files if file.suffix.lower() == SIDECAR}
+    sidecars = [file for file in data if file.with_suffix("") in texts]
+    if sidecars:
+        data, above = sidecars, 1
+        cells = [_sidecar(file.with_suffix(SIDECAR)) for file in data]
+    else:
+        data, above = [file for file in data if _in_class_folder(file, where)], 2
+        cells = [class_name(file.parent.name) for file in data]
+    if not data:
+        raise BridgekitError(
+            f"the folder has no class folders with {modality} files, no texts beside such files, and no table",
+            where=str(folder),
+            remedy=f"arrange the files as FOLDER/class_name/file, or give a table ({', '.join(TABLES)})",
+        )
+    columns: dict[str, Column[Any]] = {modality: Column.of(data), TEXT: Column.of(cells)}
+    splits = [next((part for part in file.relative_to(where).parts[:-above] if part.lower() in _SPLITS), None) for file in data]
+    if any(splits):
+        columns["split"] = Column.of(split or "train" for split in splits)
+    return Records(list(columns), range(1, len(data) + 1), lambda name: Cells(columns[name]))
+
+
+def _most(files: Sequence[Path]) -> str:
+    """The modality that most files have by their extension."""
+    endings = [file.suffix[1:].lower() for file in files]
+    count = {modality: sum(ending in known for ending in endings) for modality, known in EXTENSIONS.items()}
+    return max(count, key=lambda name: count[name])
+
+
+def _in_class_folder(file: Path, folder: Path) -> bool:
+    parts = file.relative_to(folder).parts[:-1]
+    return len(parts) == 1 or (len(parts) == 2 and parts[0].lower() in _SPLITS)
+
+
+def _split_folders(folder: Path) -> list[Path]:
+    return [entry for entry in _visible(folder) if entry.name.lower() in _SPLITS and entry.is_dir()]
+
+
+def _sidecar(path: Path) -> str | None:
+    """A text file's text; None if it cannot be read: its row is set aside."""
+    try:
+        return read_bounded(path, MAX_SIDECAR).decode("utf-8-sig").strip() or None
+    except (OSError, ValueError):
+        return None
+
+
+def class_name(name: str) -> str | None:
+    """A class folder's name as a text."""
+    return " ".join(name.replace("_", " ").replace("-", " ").split()) or None
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.name[0] != ".")
+
+
+def walk(folder: Path, links: bool) -> Iterator[str]:
+    """The files in a folder and below, sorted, without hidden ones. `links` follows links to folders, to each folder once."""
+    been: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=links):
+        real = os.path.realpath(place)
+        if real in been:
+            folders.clear()
+            continue
+        been.add(real)
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        yield from (os.path.join(place, name) for name in sorted(files) if name[0] != ".")  # noqa: PTH118  (faster for many)
