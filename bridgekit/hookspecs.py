@@ -64,6 +64,23 @@ class PairSource:
 
 
 @dataclass(frozen=True)
+class PairProvider:
+    """Opens tables of pairs by name, usable wherever a path to a table is: `--pairs provider:name`.
+
+    Arguments:
+        name: the part before the colon, for example `datasets`.
+        description: one line: what it opens, with an example.
+        open: `open(name)` returns the table of that name: `Pairs`, or anything else that `bridgekit.tables.reading.open_table`
+            takes. Its columns may have any names. Files are `Blob`s, or paths below a folder that the user named. Import heavy
+            packages inside it.
+    """
+
+    name: str
+    description: str
+    open: Callable[[str], Any]
+
+
+@dataclass(frozen=True)
 class ImageGenerator:
     """A named text-to-image model with its conditioning, usable as `--model provider:model`.
 
@@ -153,6 +170,11 @@ def encoder_providers() -> Sequence[EncoderProvider]:  # type: ignore[empty-body
 @hookspec
 def pair_sources() -> Sequence[PairSource]:  # type: ignore[empty-body]
     """Return this plugin's named tables of pairs."""
+
+
+@hookspec
+def pair_providers() -> Sequence[PairProvider]:  # type: ignore[empty-body]
+    """Return this plugin's providers of tables of pairs."""
 
 
 @hookspec

@@ -27,10 +27,12 @@ class Blob:
     Arguments:
         name: where it is, for messages, for example `train.parquet, row 7, image`.
         read: returns its bytes, which are not kept. May be called several times, in any thread, and may raise ItemError.
+        known: its content hash and size (see `bridgekit.media.hash_and_size`), where reading it again would be slow.
     """
 
     name: str
     read: Callable[[], bytes] = field(repr=False, compare=False)
+    known: tuple[bytes, int] | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return self.name

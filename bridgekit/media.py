@@ -143,6 +143,8 @@ def hash_and_size(item: Item) -> tuple[bytes, int]:
     """`content_hash` and `size_hint`, reading the item once."""
     if isinstance(item, str):
         return hashlib.sha256(b"text\0" + item.strip().encode("utf-8", "surrogatepass")).digest(), len(item)
+    if isinstance(item, Blob) and item.known is not None:
+        return item.known
     digest, size = hashlib.sha256(b"file\0"), 0
     with open_item(item, may_be_empty=True) as file:
         try:

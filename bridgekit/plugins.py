@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import pluggy
 from bridgekit import hookspecs
 from bridgekit.encoders import Encoder, is_modality
 from bridgekit.errors import BridgekitError, PluginError
-from bridgekit.hookspecs import EncoderProvider, ImageGenerator, PairSource, SearchIndex
+from bridgekit.hookspecs import EncoderProvider, ImageGenerator, PairProvider, PairSource, SearchIndex
 from bridgekit.progress import say
 
 if TYPE_CHECKING:
@@ -26,10 +26,11 @@ GROUP = "bridgekit"
 HOOKS = (
     ("encoder_providers", "providers", EncoderProvider, "encoder provider"),
     ("pair_sources", "sources", PairSource, "pair source"),
+    ("pair_providers", "tables", PairProvider, "pair provider"),
     ("image_generators", "generators", ImageGenerator, "text-to-image model"),
 )
 #: Our own plugins without a command. Their packages are named `bridgekit-NAME`, their encoder providers NAME.
-OURS = ("clap", "ray", "starter", "timm", "transformers")
+OURS = ("clap", "datasets", "ray", "starter", "timm", "transformers")
 #: The commands of our own plugins, whose packages are named likewise, with the help shown while they are not installed.
 VERBS = {
     "app": "Serve a web page for search and image generation, and an HTTP API, on this machine.",
@@ -49,6 +50,7 @@ class Plugin:
         package: the distribution and its version, for example `bridgekit-starter 0.1.0`.
         providers: its encoder providers.
         sources: its named tables of pairs.
+        tables: its providers of tables of pairs.
         generators: its named text-to-image models.
         problem: what is wrong with it, in one line, or None. The rest of it may still be usable.
     """
@@ -57,6 +59,7 @@ class Plugin:
     package: str
     providers: tuple[EncoderProvider, ...] = ()
     sources: tuple[PairSource, ...] = ()
+    tables: tuple[PairProvider, ...] = ()
     generators: tuple[ImageGenerator, ...] = ()
     problem: str | None = None
 
@@ -185,19 +188,31 @@ def _closest(name: str, known: Iterable[str], what: str, none: str) -> str:
 
 
 def find_pair_source(name: str) -> PairSource:
-    """A plugin's table of pairs, by name.
+    """A plugin's table of pairs, by name: one of its sources, or what one of its providers opens.
 
     Raises:
         BridgekitError: no plugin has it.
     """
     sources = {source.name: source for plugin in installed_plugins() for source in plugin.sources}
-    if name not in sources:
-        raise BridgekitError(
-            f"there is no pair source {name!r}",
-            where=name,
-            remedy=_closest(name, sources, "use a path or one of", "give the path of a table"),
-        )
-    return sources[name]
+    if name in sources:
+        return sources[name]
+    provider, _, table = name.partition(":")
+    providers = pair_providers()
+    if provider in providers:
+        found = providers[provider]
+        return PairSource(name, found.description, (), partial(found.open, table))
+    if provider in ("datasets", "webdataset"):
+        raise not_installed("datasets")
+    raise BridgekitError(
+        f"there is no pair source {name!r}",
+        where=name,
+        remedy=_closest(name, sources, "use a path or one of", "give the path of a table"),
+    )
+
+
+def pair_providers() -> dict[str, PairProvider]:
+    """The providers of tables of pairs, by name."""
+    return {provider.name: provider for plugin in installed_plugins() for provider in plugin.tables}
 
 
 def find_image_generator(name: str | None) -> ImageGenerator | None:

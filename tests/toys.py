@@ -32,7 +32,7 @@ class ToneEncoder:
     encoded: list[int] = field(default_factory=list)
 
     def prepare(self, item: Item) -> Tensor:
-        wave = read_audio(Path(item), 16_000)
+        wave = read_audio(item, 16_000)
         spectrum = np.abs(np.fft.rfft(wave, 16_000))[:8_000].reshape(64, 125).sum(1)
         return torch.from_numpy(np.log1p(spectrum).astype(np.float32))
 

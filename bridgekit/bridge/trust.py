@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from bridgekit.errors import BridgekitError
+from bridgekit.plugins import pair_providers
 from bridgekit.storage.bounded import homes, is_within
 
 #: Environment variable: `yes` lets bridges use encoders that run code from a model's repository.
@@ -19,11 +20,17 @@ def refuse_untrusted_table(source: str, folder: Path | None) -> None:
     """Raise BridgekitError for a table outside the working directory and the bridge's folder, after resolving links.
 
     Arguments:
-        source: the table's path, or the name of a plugin's source, which is allowed.
+        source: the table's path; the name of a plugin's source, which is allowed; or of a plugin's provider and a table, which
+            is allowed if that is a path inside these folders.
         folder: the bridge's folder, or None for a bridge made in this process, which may name any path.
     """
     is_name = ":" in source and not os.path.lexists(source)
-    if source and not is_name and not _may_open(source, folder):
+    provider, _, table = source.partition(":")
+    if is_name and provider in pair_providers():
+        allowed = _may_open(re.split(r"[{*?,\[]", table)[0], folder, must_exist=True)
+    else:
+        allowed = is_name or _may_open(source, folder)
+    if source and not allowed:
         raise BridgekitError(
             "this bridge names a table outside this folder and its own: reading it needs your permission",
             where=source,
@@ -51,10 +58,12 @@ def refuse_untrusted_encoder(encoder: str, folder: Path | None) -> None:
             )
 
 
-def _may_open(path: str | Path, folder: Path | None) -> bool:
+def _may_open(path: str | Path, folder: Path | None, must_exist: bool = False) -> bool:
+    """Whether a path is in the working directory or in `folder`. If it must exist: itself, or the folder that it is in."""
     if folder is None or os.environ.get(OUTSIDE) == "yes":
         return True
     try:
-        return is_within(path, (*homes(Path()), *homes(folder)))
+        there = not must_exist or os.path.lexists(path) or (os.path.dirname(path) and os.path.isdir(os.path.dirname(path)))  # noqa: PTH112, PTH120
+        return bool(there) and is_within(path, (*homes(Path()), *homes(folder)))
     except (OSError, ValueError):
         return False

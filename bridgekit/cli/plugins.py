@@ -40,6 +40,7 @@ def command(context: typer.Context, as_json: Json = False) -> None:
                         for modality, model in provider.defaults.items()
                     },
                     "sources": [{"name": source.name, "description": source.description} for source in plugin.sources],
+                    "pair_providers": [{"name": table.name, "description": table.description} for table in plugin.tables],
                     "image_generators": [
                         {"name": generator.name, "description": generator.description} for generator in plugin.generators
                     ],
@@ -60,6 +61,8 @@ def command(context: typer.Context, as_json: Json = False) -> None:
                 say(f"    {provider.name}:{model}" + (f"  (default for {defaults[model]})" if model in defaults else ""))
         for source in plugin.sources:
             say(f"  pairs {source.name}: {source.description}")
+        for table in plugin.tables:
+            say(f"  pairs {table.name}:...: {table.description}")
         for generator in plugin.generators:
             say(f"  text-to-image {generator.name}: {generator.description}")
         if problem:

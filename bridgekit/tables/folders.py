@@ -7,7 +7,7 @@ In this order:
 - a single table file;
 - a text file beside each file: `x.png` and `x.txt`;
 - class folders: a folder's name is the text of all files in it.
-Where folders are named after splits, their rows belong to these splits.
+Where folders or files are named after several splits, their rows belong to these splits.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def joined(parts: Sequence[tuple[Records, Path, str | None]]) -> Records:
         if missing := [name for name in names if name not in table.names]:
             raise BridgekitError(f"this part of the table has no column `{missing[0]}`", where=str(folder), remedy="add it")
     counts = [len(table.rows) for table in tables]
-    by_split = "split" not in names and any(splits)
+    by_split = "split" not in names and len({*splits}) > 1
 
     @cache
     def column(name: str) -> Cells:
@@ -179,7 +179,7 @@ def read_files(folder: Path, links: bool, modality: str | None = None) -> Record
         )
     columns: dict[str, Column[Any]] = {modality: Column.of(data), TEXT: Column.of(cells)}
     splits = [next((part for part in file.relative_to(where).parts[:-above] if part.lower() in _SPLITS), None) for file in data]
-    if any(splits):
+    if len({*splits}) > 1:
         columns["split"] = Column.of(split or "train" for split in splits)
     return Records(list(columns), range(1, len(data) + 1), lambda name: Cells(columns[name]))
 

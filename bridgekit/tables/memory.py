@@ -111,6 +111,12 @@ class _Object:
         return str(self.value)
 
 
+def column_is_text(column: Column[Any]) -> bool:
+    """Whether a column's first cell is a text."""
+    first = column.value(0) if len(column.values) else None
+    return isinstance(first.value if isinstance(first, _Object) else first, str)
+
+
 def python_items(column: Column[Any], modality: str) -> Column[Item | None]:
     """The items of a modality in a column of `records_of_python`.
 

@@ -21,7 +21,7 @@ from bridgekit.storage.bounded import OutOfBounds
 from bridgekit.tables.columns import FILES, RESERVED, check_column, find_column, listed_columns
 from bridgekit.tables.folders import class_name, read_files, read_folder, walk
 from bridgekit.tables.formats import FILL, TABLES, Cells, Records, read_records, read_utf8
-from bridgekit.tables.memory import name_of_python, python_items, records_of_python
+from bridgekit.tables.memory import column_is_text, name_of_python, python_items, records_of_python
 from bridgekit.tables.usable import Home, usable_rows
 
 MAX_PATH = 500  # characters of a path in a message
@@ -40,6 +40,7 @@ class Table:
         known: its columns, where they are known before it is loaded.
         ready: the caller's own `Pairs`, whose rows need no checks.
         files: for a folder without a table: returns the columns for files of a given modality.
+        paths: whether text in a cell may be the path of a file.
     """
 
     source: str
@@ -50,6 +51,7 @@ class Table:
     known: Sequence[str] = ()
     ready: Pairs | None = field(default=None, repr=False)
     files: Callable[[str], Records] | None = field(default=None, repr=False)
+    paths: bool = True
     _announced: set[str] = field(default_factory=set, repr=False)
 
     @property
@@ -141,6 +143,9 @@ class Table:
 
     def _items(self, column: Column[Any], modality: str, records: Records, rows: Any) -> Column[Item | None]:
         """A column's cells as items of a modality."""
+        if not self.paths and modality != TEXT and column_is_text(column):
+            what = f"the column for {modality} holds texts, not files"
+            raise BridgekitError(what, where=self.source, remedy=f"name another with --column {modality}=NAME")
         column = python_items(column, modality)
         if modality == TEXT:
             if len(column.values) and not isinstance(column.value(0), str):
@@ -197,17 +202,18 @@ def open_table(source: Any, *, columns: Mapping[str, str] | None = None, outside
         if path.exists():
             found = read_records(path)
             return Table(str(path), lambda: found, path.parent.absolute(), None if outside else path.parent, given)
-    if ":" in str(source) and path.suffix.lower() not in TABLES:
-        from bridgekit.plugins import find_pair_source
+    if ":" in str(source):
+        from bridgekit.plugins import find_pair_source, pair_providers
 
-        named = find_pair_source(str(source))
-        return source_table(named.name, named.modalities, named.build, given)
+        if path.suffix.lower() not in TABLES or str(source).partition(":")[0] in pair_providers():
+            named = find_pair_source(str(source))
+            return source_table(named.name, named.modalities, named.build, given)
     raise _missing(source)
 
 
-def source_table(name: str, known: Sequence[str], build: Callable[[], Pairs], given: Mapping[str, str]) -> Table:
+def source_table(name: str, known: Sequence[str], build: Callable[[], Any], given: Mapping[str, str]) -> Table:
     """A plugin's table of pairs, built on first use. Its columns are known before, if `known` names them."""
-    return Table(name, cache(lambda: _records_of_pairs(build())), given=given, known=known)
+    return Table(name, cache(lambda: open_table(build()).load()), given=given, known=known, paths=bool(known))
 
 
 def _folder(path: Path, given: Mapping[str, str], outside: bool) -> Table:
