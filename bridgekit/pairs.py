@@ -76,7 +76,7 @@ class Column(Sequence[T]):
 
             arrays = [
                 pa.DictionaryArray.from_arrays(
-                    pa.array(column.codes, mask=column.codes < 0), pa.array(column.values, pa.large_string())
+                    pa.array(column.codes, mask=column.codes < 0), pa.array(column.texts(), pa.large_string())
                 )
                 for column in columns
             ]
@@ -112,6 +112,10 @@ class Column(Sequence[T]):
     def holds_text(self) -> bool:
         """Whether its values are text as read from a table, rather than items."""
         return self.folder is None and self._make is None and all(isinstance(self.value(0), str) for _ in self.values[:1])
+
+    def texts(self) -> list[str]:
+        """The distinct values of a column that holds text."""
+        return list(self.values.to_pylist() if hasattr(self.values, "to_pylist") else self.values)
 
     def firsts(self) -> npt.NDArray[np.int64]:
         """The codes of the distinct cells, in order of their first appearance."""

@@ -157,9 +157,9 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
     "an unknown preset": (lambda folder: None, ["--preset", "best"], ["best", "default, paper"]),
     "a frozen side that is none": (lambda folder: None, ["--freeze", "image"], ["image", "audio, text"]),
     "an unknown column": (
-        lambda folder: (folder / "pairs.csv").write_text("sound,text\na.wav,owl\n"),
+        lambda folder: (folder / "pairs.csv").write_text("noise,text\na.wav,owl\n"),
         ["--pairs", "pairs.csv"],
-        ["no column `audio`", "`sound`, `text`", "rename"],
+        ["no column `audio`", "`noise`, `text`", "--column audio=NAME"],
     ),
     "an empty table": (lambda folder: (folder / "pairs.csv").touch(), ["--pairs", "pairs.csv"], ["empty"]),
     "a header and no rows": (

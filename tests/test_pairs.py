@@ -224,12 +224,10 @@ def test_a_missing_column_is_named_with_the_existing_ones(folder: Path) -> None:
 def test_capitals_do_not_matter_and_one_obvious_guess_is_taken_and_printed(
     folder: Path, capsys: pytest.CaptureFixture[str], audio: str, text: str
 ) -> None:
-    table = write(folder / "t.csv", f"{audio},{text},id\nclips/a.wav,a,1\nclips/b.wav,b,2\n")
+    rows = "id\nclips/a.wav,a,1\nclips/b.wav,b,2\n"
+    table = write(folder / "t.csv", f"{audio},{text},{rows}")
     assert open_table(table).modalities == ("audio", "text", "id")
-    assert (
-        read_pairs(table, BOTH).columns
-        == read_pairs(write(folder / "u.csv", table.read_text().replace(audio, "audio").replace(text, "text")), BOTH).columns
-    )
+    assert read_pairs(table, BOTH).columns == read_pairs(write(folder / "u.csv", f"audio,text,{rows}"), BOTH).columns
     said = capsys.readouterr().err
     assert (f"audio from the column `{audio}`" in said) == (audio != "Audio")
     assert (f"text from the column `{text}`" in said) == (text != "TEXT")
@@ -420,6 +418,7 @@ def test_a_folder_without_class_folders_is_refused(tmp_path: Path) -> None:
     assert "no class folders with audio files" in refusal(tmp_path).what
     (tmp_path / "cat").mkdir()
     assert "no class folders with audio files" in refusal(tmp_path).what
+    (tmp_path / "cat" / "1.wav").write_bytes(b"x")
     assert "not audio with image" in refusal(tmp_path, ("audio", "image")).what
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bridgekit import Bridge, BridgekitError, read_pairs
+from bridgekit.bridge.provenance import TrainedOn
 from bridgekit.encoders import is_modality
 from bridgekit.plain import markdown, plain, plain_json
 from bridgekit.storage.bounded import OutOfBounds, homes, is_within, parse_json, read_bounded
@@ -184,13 +185,13 @@ def test_the_tables_of_a_bridge_that_was_made_here_are_read_wherever_they_are(
     bridge = Bridge.load(shutil.copytree(ground.folder / "bridge", tmp_path / "bridge"))
     away = str(ground.folder / "pairs.csv")
     with pytest.raises(BridgekitError, match="needs your permission"):
-        bridge.followed(away)
+        bridge.open_own(TrainedOn(away, ("audio", "text"), 0, None))
     monkeypatch.setenv("BRIDGEKIT_OUTSIDE", "yes")
-    assert bridge.followed(away) == away
+    assert bridge.open_own(TrainedOn(away, ("audio", "text"), 0, None)).source == away
     monkeypatch.delenv("BRIDGEKIT_OUTSIDE")
     monkeypatch.chdir(ground.folder)
-    assert bridge.followed(away) == away
-    assert bridge.followed("starter:openmoji") == "starter:openmoji"
+    assert bridge.open_own(TrainedOn(away, ("audio", "text"), 0, None)).source == away
+    assert bridge.open_own(TrainedOn("starter:openmoji", ("image", "text"), 0, None)).source == "starter:openmoji"
 
 
 # ---- text

@@ -19,6 +19,7 @@ from bridgekit.pairs import Column
 
 MAX_TABLE = 2 << 30  # bytes of a column's distinct texts
 _TEXT_ROWS = 1 << 18  # rows of text that are read at a time
+_PART_BYTES = 16 << 20  # bytes of text in which equal ones are looked for at a time
 _BLOB_BYTES = 64 << 20  # bytes of files that are read at a time: they are next to each other in a table
 #: Bytes of cells that are kept in memory. Encoding takes files in the table's order, except within a window of
 #: `bridgekit.latents.encode.WINDOW_BYTES`.
@@ -75,23 +76,50 @@ def column_of_text(chunks: Iterable[Any], where: str) -> tuple[Column[str], NDAr
     """A column of Arrow arrays of text, or of lists of it: see `ArrowFile.text`."""
     import pyarrow as pa
 
-    encoded, rows, count, size = [], [], 0, 0
+    texts, codes, rows, count, size, distinct = [], [], [], 0, 0, 0
     for cells in chunks:
         before, count = count, count + len(cells)
         if pa.types.is_large_list(cells.type):
             cells, own = _flattened(cells)
             rows.append(before + own)
-        encoded.append(cells.cast(pa.large_string()).dictionary_encode())
-        size += encoded[-1].dictionary.nbytes
+        encoded = cells.cast(pa.large_string()).dictionary_encode()
+        own_codes = np.asarray(encoded.indices.fill_null(-1), np.int32)
+        codes.append(np.where(own_codes < 0, -1, own_codes + distinct))
+        texts.append(encoded.dictionary)
+        distinct += len(texts[-1])
+        size += texts[-1].nbytes
         if size > MAX_TABLE:
             raise BridgekitError(
                 f"the texts take over {MAX_TABLE >> 30} GB", where=where, remedy="split the table into smaller ones"
             )
-    if not encoded:
+    if not texts:
         return Column([], np.zeros(0, np.int32)), None
-    whole = pa.chunked_array(encoded).unify_dictionaries()
-    codes = [np.asarray(chunk.indices.fill_null(-1), np.int32) for chunk in whole.chunks]
-    return Column(whole.chunk(0).dictionary, np.concatenate(codes)), np.concatenate(rows) if rows else None
+    values, numbers = _merged(texts, parts=1 + size // _PART_BYTES)
+    joined = np.concatenate(codes)
+    return Column(values, np.where(joined < 0, -1, numbers[joined])), np.concatenate(rows) if rows else None
+
+
+def _merged(texts: list[Any], parts: int) -> tuple[Any, NDArray[np.int32]]:
+    """The distinct texts of several Arrow arrays, which are given up, and the number of each of their texts among these.
+
+    Finding equal texts takes three times their memory, so it is done in parts: equal texts have equal lengths.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    whole = pa.chunked_array(texts)
+    texts.clear()
+    part_of = np.asarray(pc.binary_length(whole)) % parts
+    numbers, distinct, count = np.zeros(len(whole), np.int32), [], 0
+    for part in range(parts):
+        there = part_of == part
+        found = whole.filter(pa.array(there)).combine_chunks().dictionary_encode()
+        numbers[there] = np.asarray(found.indices) + count
+        distinct.append(found.dictionary)
+        count += len(found.dictionary)
+    del whole, found
+    pa.default_memory_pool().release_unused()
+    return distinct[0] if parts == 1 else pa.chunked_array(distinct), numbers
 
 
 class _Cells:

@@ -227,4 +227,14 @@ def walk(folder: Path, links: bool) -> Iterator[str]:
             continue
         been.add(real)
         folders[:] = sorted(name for name in folders if name[0] != ".")
+        if not links:  # the files in a linked folder are listed, to be set aside; what is below it is not
+            linked = [name for name in folders if os.path.islink(os.path.join(place, name))]  # noqa: PTH114, PTH118
+            files += [os.path.join(name, file) for name in linked for file in _files_in(os.path.join(place, name))]  # noqa: PTH118
         yield from (os.path.join(place, name) for name in sorted(files) if name[0] != ".")  # noqa: PTH118  (faster for many)
+
+
+def _files_in(folder: str) -> list[str]:
+    try:
+        return [entry.name for entry in os.scandir(folder) if entry.is_file() and entry.name[0] != "."]
+    except OSError:
+        return []

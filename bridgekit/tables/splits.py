@@ -48,7 +48,7 @@ def split_pairs(pairs: Pairs, seed: int, content: Content) -> tuple[str, ...]:
         )
     if "val" in names:
         return tuple(names)
-    free = np.array([row for row, name in enumerate(names) if name == "train"])
+    free = np.fromiter((row for row, name in enumerate(names) if name == "train"), np.int64)
     wanted = ("val", "test") if pairs.split is None else ("val",)
     order, sizes = _components(pairs, content, free)
     if len(sizes) <= len(wanted):
@@ -106,24 +106,28 @@ def _components(
     Returns:
         the rows, sorted by component; and the components' sizes, in order of their first rows.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    links = [content[modality] for modality in pairs.modalities if modality != TEXT]
+    links = [np.asarray(content[modality])[rows] for modality in pairs.modalities if modality != TEXT]
     if pairs.group is not None:
-        links.append(_group_ids(pairs.group))
-    here = np.arange(len(rows))
-    connected = [here]
-    for ids in links:  # each row is connected to the first row with its id
-        own = np.asarray(ids)[rows]
-        _, first, place = np.unique(own, return_index=True, return_inverse=True)
-        connected.append(np.where(own < 0, here, first[place]))
-    ends = np.tile(here, len(connected)), np.concatenate(connected)
-    graph = coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(len(rows), len(rows)))
-    _, labels = connected_components(graph, directed=False)
-    _, first, place = np.unique(labels, return_index=True, return_inverse=True)
+        links.append(_group_ids(pairs.group)[rows])
+    label = np.arange(len(rows))
+    if len(links) == 1:
+        label = _first_with(links[0])
+    elif links:
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        ends = np.tile(label, len(links)), np.concatenate([_first_with(ids) for ids in links])
+        graph = coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(len(rows), len(rows)))
+        label = connected_components(graph, directed=False)[1]
+    _, first, place = np.unique(label, return_index=True, return_inverse=True)
     number = np.argsort(np.argsort(first))[place]  # by first rows
     return rows[np.argsort(number, kind="stable")], np.bincount(number)
+
+
+def _first_with(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """For each row the first with the same id; itself if the id is negative."""
+    _, first, place = np.unique(ids, return_index=True, return_inverse=True)
+    return np.where(ids < 0, np.arange(len(ids)), first[place])
 
 
 def split_name(cell: str) -> str:

@@ -12,7 +12,9 @@ from bridgekit.errors import BridgekitError
 from bridgekit.items import Blob
 from bridgekit.pairs import Pairs
 from bridgekit.storage.cache import write_atomically
-from bridgekit.tables.formats import TABLES
+
+#: What tables are written as.
+WRITTEN = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
 def write_pairs(pairs: Pairs, path: Path) -> None:
@@ -69,11 +71,11 @@ def _cell(item: Item | None, folder: Path) -> str | bytes | None:
 
 def check_place(path: Path, source: object) -> None:
     """Raise BridgekitError if a table cannot be written to this path, or would overwrite its own source."""
-    if path.suffix.lower() not in TABLES:
+    if path.suffix.lower() not in WRITTEN:
         raise BridgekitError(
             f"cannot write a table as {path.suffix or 'a file without an extension'}",
             where=str(path),
-            remedy=f"use {', '.join(TABLES)}",
+            remedy=f"use {', '.join(WRITTEN)}",
         )
     if isinstance(source, str | Path) and path.exists() and Path(source).exists() and path.samefile(source):
         raise BridgekitError("the output would overwrite the source table", where=str(path), remedy="give another --out")

@@ -11,14 +11,13 @@ import torch
 from bridgekit_subset import k_dpp
 from bridgekit_subset.k_dpp import choose_subset, greedy_k_dpp
 from bridgekit_subset.pairs import choose_pairs
-from bridgekit_subset.writing import write_pairs
+from bridgekit_subset.writing import WRITTEN, write_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bridgekit.errors import BridgekitError
 from bridgekit.pairs import Pairs
-from bridgekit.tables.formats import TABLES
 from bridgekit.tables.reading import read_pairs
 from tests.toys import tone_table
 
@@ -268,7 +267,7 @@ def test_what_cannot_be_chosen_from_is_refused(x: NDArray[np.float64], k: int, m
 # ---- tables
 
 
-@pytest.mark.parametrize("ending", TABLES)
+@pytest.mark.parametrize("ending", WRITTEN)
 def test_a_written_table_is_read_as_it_was(tmp_path: Path, ending: str) -> None:
     far, near = tmp_path / "far", tmp_path / "here" / "clips"
     for folder in (far, near):
