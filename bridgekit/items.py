@@ -13,7 +13,10 @@ TEXT = "text"
 
 #: File extensions of each modality in folders. Formats that cannot be read are included, to be reported rather than skipped.
 EXTENSIONS = {
-    "audio": ["aac", "aif", "aiff", "au", "caf", "flac", "m4a", "mp3", "oga", "ogg", "opus", "w64", "wav", "wma"],
+    "audio": [
+        *("aac", "aif", "aiff", "au", "caf", "flac", "m4a", "mka", "mp3", "oga", "ogg", "opus", "w64", "wav", "weba", "wma"),
+        *("3gp", "mkv", "mov", "mp4", "webm"),  # of videos, the sound track
+    ],
     "image": ["avif", "bmp", "gif", "heic", "jp2", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp"],
 }
 

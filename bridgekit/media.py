@@ -54,6 +54,8 @@ def _decodable(item: Item) -> Path | Blob:
 def read_audio(item: Item, sample_rate: int) -> npt.NDArray[np.float32]:
     """Decode audio: WAV, FLAC, Ogg, MP3 or another format of libsndfile, with any sample rate and number of channels.
 
+    With PyAV installed (the extra `media`), also the sound track of MP4 (m4a, mov, 3gp), AAC, WebM and Matroska files.
+
     Arguments:
         item: a file, or the bytes of one.
         sample_rate: sample rate of the result, in Hz.

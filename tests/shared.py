@@ -11,7 +11,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 #: Seconds after which a test gives up waiting. So many that only what never comes takes them, on however busy a machine.
 PATIENCE = 600.0
@@ -48,6 +50,42 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(folder)
             done.touch()
     return folder
+
+
+def compressed(path: Path, codec: str, samples: NDArray[np.float32], rate: int, **options: str) -> Path:
+    """A sound track written by PyAV, in the container that the file's name or `format=` says.
+
+    Arguments:
+        path: of the file.
+        codec: FFmpeg's name of an encoder, `aac` or `libopus`.
+        samples: of shape (channels, n): one channel or two.
+        rate: in Hz; Opus takes 48,000.
+        options: `format`, and FFmpeg's own; `video="libvpx"` and `cover="yes"` add pictures.
+    """
+    import av
+
+    layout, video, cover = ("mono", "stereo")[len(samples) - 1], options.pop("video", None), options.pop("cover", None)
+    with av.open(str(path), "w", format=options.pop("format", None), options=options) as file:
+        track = file.add_stream(codec, rate=rate, layout=layout)
+        if video or cover:
+            pictures = file.add_stream(video or "mjpeg", rate=5)
+            pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p" if video else "yuvj420p"
+            if cover:
+                pictures.disposition = av.stream.Disposition.attached_pic
+            for number in range(20 if video else 1):
+                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * number, np.uint8))
+                frame.pts = number
+                file.mux(pictures.encode(frame))
+            file.mux(pictures.encode(None))
+        sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=layout)
+        sound.sample_rate, sound.pts = rate, 0
+        waiting = av.AudioFifo()
+        for part in av.AudioResampler(format=track.format.name, layout=layout, rate=rate).resample(sound):
+            waiting.write(part)
+        while piece := waiting.read(track.codec_context.frame_size, partial=True):
+            file.mux(track.encode(piece))
+        file.mux(track.encode(None))
+    return path
 
 
 class Fork:

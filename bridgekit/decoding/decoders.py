@@ -17,6 +17,7 @@ import soundfile
 import soxr
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from bridgekit.decoding import pyav
 from bridgekit.decoding.tables import Reply, describe_table, find_blobs, read_cells
 from bridgekit.errors import ItemError
 from bridgekit.storage.bounded import AGAIN, opened
@@ -63,54 +64,66 @@ def decode_audio(path: Path, sample_rate: int) -> Iterator[npt.NDArray[np.float3
         ItemError: as for `read_audio`, possibly after some blocks.
     """
     with opened(path) as file:
-        try:
-            with _sound_source(file, path) as source, _Stream(source, closefd=False) as sound:
-                for block in _resampled(_mono_blocks(sound, path), int(sound.samplerate), sample_rate):
-                    # Checked again: large values in a float WAV may overflow when resampled.
-                    yield _finite(block, path)
-        except (soundfile.LibsndfileError, TypeError) as error:
-            reason = getattr(error, "error_string", str(error))
-            if "malloc" in reason:
-                raise MemoryError(reason) from None
-            raise ItemError(
-                f"this is not audio that can be read, or it is damaged{_because(reason)}",
-                where=str(path),
-                remedy="convert it to WAV, FLAC, Ogg or MP3 (ffmpeg -i IN OUT.flac)",
-            ) from None
+        container = pyav.container_of(file)
+        track = pyav.sound_track(file, container, str(path)) if container else _libsndfile(file, path)
+        with track as (rate, promised, blocks):
+            for block in _resampled(_within_bounds(blocks, rate, promised, path), rate, sample_rate):
+                # Checked again: large values in a float WAV may overflow when resampled.
+                yield _finite(block, path)
 
 
-def _mono_blocks(sound: _Stream, path: Path) -> Iterator[npt.NDArray[np.float32]]:
-    """All frames of an open sound file, channels averaged."""
-    rate = int(sound.samplerate)
+@contextlib.contextmanager
+def _libsndfile(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, Iterator[npt.NDArray[np.float32]]]]:
+    """As `pyav.sound_track`, for the formats of libsndfile."""
+    try:
+        with _sound_source(file, path) as source, _Stream(source, closefd=False) as sound:
+            promised = int(sound.frames)
+            yield int(sound.samplerate), promised if promised < _UNKNOWN_FRAMES else 0, _mono_blocks(sound, path)
+    except (soundfile.LibsndfileError, TypeError) as error:
+        reason = getattr(error, "error_string", str(error))
+        if "malloc" in reason:
+            raise MemoryError(reason) from None
+        what = f"this is not audio that can be read, or it is damaged{_because(reason)}"
+        raise ItemError(what, where=str(path), remedy=pyav.CONVERT) from None
+
+
+def _within_bounds(
+    blocks: Iterator[npt.NDArray[np.float32]], rate: int, promised: int, path: Path
+) -> Iterator[npt.NDArray[np.float32]]:
+    """The blocks, checked: the sample rate, the duration, promised and real, and that there are samples and all are finite."""
     if not RATES[0] <= rate <= RATES[1]:  # at 1 Hz, resampling would turn a kilobyte into a gigabyte
         raise ItemError(
             f"the file claims a sample rate of {rate:,} Hz; {RATES[0]:,} to {RATES[1]:,} can be read",
             where=str(path),
             remedy="rewrite its header with its true rate (ffmpeg -i IN OUT.flac)",
         )
-    promised, limit = int(sound.frames), MAX_HOURS * 3600 * rate
+    limit, decoded = MAX_HOURS * 3600 * rate, 0
     too_long = ItemError(
         f"the clip lasts over {MAX_HOURS} hours, or claims to",
         where=str(path),
         remedy="cut it into shorter clips, or, if it is short, rewrite its header (ffmpeg -i IN OUT.flac)",
     )
-    if limit < promised < _UNKNOWN_FRAMES:
+    if promised > limit:
         raise too_long
-    decoded = 0
-    while True:
-        block = sound.read(max(1, _BLOCK // sound.channels), dtype="float32", always_2d=True)
-        if not len(block):
-            break
+    for block in blocks:
         decoded += len(block)
         if decoded > limit:
             raise too_long
-        yield _finite(block.mean(axis=1), path)
+        yield _finite(block, path)
     if not decoded:
         raise ItemError("the file has no audio: zero samples", where=str(path), remedy=AGAIN)
+
+
+def _mono_blocks(sound: _Stream, path: Path) -> Iterator[npt.NDArray[np.float32]]:
+    """All frames of an open sound file, channels averaged."""
+    decoded, promised, rate = 0, int(sound.frames), int(sound.samplerate)
+    while len(block := sound.read(max(1, _BLOCK // sound.channels), dtype="float32", always_2d=True)):
+        decoded += len(block)
+        yield block.mean(axis=1)
     # MP3 encoders disagree by a frame or two on the count, so only a larger gap means that audio is missing. A compressed WAV's
     # header is an estimate, and its bytes have been counted already.
     slack = 2 * _MPEG_FRAME if sound.format == "MP3" else 0
-    if decoded + slack < promised < _UNKNOWN_FRAMES and not sound.format.startswith("WAV"):
+    if 0 < decoded < promised - slack and promised < _UNKNOWN_FRAMES and not sound.format.startswith("WAV"):
         what = f"{_CUT_SHORT}: {decoded / rate:.1f} s of {promised / rate:.1f} s are there"
         raise ItemError(what, where=str(path), remedy=AGAIN)
 
@@ -141,6 +154,7 @@ def _finite(samples: npt.NDArray[np.float32], path: Path) -> npt.NDArray[np.floa
 @contextlib.contextmanager
 def _sound_source(file: BinaryIO, path: Path) -> Iterator[int]:
     """A descriptor for libsndfile to read a file from, after checking lengths that libsndfile does not check."""
+    file.seek(0)
     head = file.read(12)
     if head[:4] == b"RIFF" and head[8:] == b"WAVE" and (header := _wav_header_with_length(file, path)):
         with _piped(file, len(header), header) as pipe:
@@ -193,8 +207,7 @@ def _mp3_without_length(file: BinaryIO) -> int | None:
     head = file.read(10).ljust(10, b"\0")
     start = 0
     if head[:3] == b"ID3":
-        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
-        start += 10 if head[5] & 0x10 else 0
+        start = pyav.id3_length(head)
     elif head[0] != 0xFF or head[1] & 0xE6 != 0xE2:
         return None
     file.seek(start)

@@ -30,6 +30,7 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 from bridgekit_app import state, uploads
 from bridgekit_app.batching import Batcher
@@ -40,7 +41,7 @@ from served import SMALL, Served, served
 
 from bridgekit import Bridge
 from tests.conftest import Run, tone
-from tests.shared import PATIENCE
+from tests.shared import PATIENCE, compressed
 from tests.spoken_words import WORDS, SpokenWords, say
 
 
@@ -100,6 +101,19 @@ def test_a_clip_in_a_voice_never_heard_finds_its_word_and_its_picture(server: Se
         assert (picture.status_code, picture.headers["content-type"]) == (200, "image/png")
         assert Image.open(io.BytesIO(picture.content)).size == (224, 224)
     assert right >= 7
+
+
+@pytest.mark.parametrize(("name", "codec"), [("voice.m4a", "aac"), ("voice.webm", "libopus")])
+def test_what_a_phone_or_a_browser_records_is_heard(
+    server: Served, clip: Callable[[str], Path], tmp_path: Path, name: str, codec: str
+) -> None:
+    pytest.importorskip("av")
+    samples = soxr.resample(
+        soundfile.read(clip("penguin"), dtype="float32")[0], soundfile.info(clip("penguin")).samplerate, 48_000
+    )
+    with compressed(tmp_path / name, codec, samples[None], 48_000).open("rb") as file:
+        told = server.client.post("/search", files={"audio": (name, file)}, data={"to": "text", "k": 3}).json()
+    assert "penguin" in [found["item"] for found in told["results"][0]["found"]]
 
 
 def test_the_confidence_is_the_softmax_at_the_bridges_temperature(
