@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,11 +20,12 @@ import pytest
 from bridgekit import cli, load_encoder, plugins
 from bridgekit.errors import BridgekitError
 from bridgekit.hookspecs import EncoderProvider, hookimpl
-from bridgekit.recipes.new_plugin import FILES, create_plugin
+from bridgekit.recipes.new_plugin import MODALITIES, create_plugin, sources
 from tests.toys import ToyPlugin, install
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / "plugins" / "bridgekit-template"
+TEMPLATE_FILES = sorted({source for modality in (None, *MODALITIES) for source in sources(modality).values()})
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -60,6 +62,14 @@ def imported(path: Path) -> ModuleType:
     return module
 
 
+def _needs_setuptools() -> None:
+    try:
+        if int(version("setuptools").split(".")[0]) < 77:
+            pytest.skip("building needs setuptools 77 or newer, and it is older here")
+    except PackageNotFoundError:
+        pytest.skip("building needs setuptools, and it is not here")
+
+
 # ---- a new plugin
 
 
@@ -76,8 +86,44 @@ def test_a_new_plugin_works_and_passes_its_own_tests(tmp_path: Path, monkeypatch
         getattr(own, name)(files)
 
 
-def test_every_file_of_a_new_plugin_uses_its_name(tmp_path: Path) -> None:
-    written = create_plugin("bridgekit-demo", tmp_path)
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_new_plugin_for_a_modality_is_installed_and_passes_its_own_tests(run: Run, tmp_path: Path, modality: str) -> None:
+    _needs_setuptools()
+    code, out, _ = run("plugins", "new", "my-own", "--modality", modality)
+    assert code == 0
+    assert "pytest bridgekit-my-own" in out
+    folder, place = tmp_path / "bridgekit-my-own", tmp_path / "installed"
+    options = ("--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--no-index")
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, "--target", place, folder], check=True)
+    paths = {"PYTHONPATH": os.pathsep.join([str(place), *filter(None, sys.path)]), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), str(folder)]
+    tests = subprocess.run(command, env={**os.environ, **paths}, cwd=tmp_path, capture_output=True, text=True)
+    assert tests.returncode == 0, tests.stdout + tests.stderr
+    assert "2 passed" in tests.stdout
+    listed = subprocess.run(
+        [sys.executable, "-m", "bridgekit", "plugins"],
+        env={**os.environ, **paths},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"my-own (bridgekit-my-own 0.1.0)\n  encoders for {modality}:\n    my-own:statistics\n" in listed.stdout
+
+
+def test_a_modality_without_a_template_is_refused(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("plugins", "new", "demo", "--modality", "video")
+    assert code == 2
+    assert err == (
+        "bridgekit: there is no template for the modality 'video'\n"
+        "  fix: choose audio, image, text; or leave it out, for a plugin with a modality of its own\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("modality", [None, *MODALITIES])
+def test_every_file_of_a_new_plugin_uses_its_name(tmp_path: Path, modality: str | None) -> None:
+    written = create_plugin("bridgekit-demo", tmp_path, modality)
     folder = tmp_path / "bridgekit-demo"
     assert {str(path.relative_to(folder)) for path in written} == {
         "README.md",
@@ -87,7 +133,7 @@ def test_every_file_of_a_new_plugin_uses_its_name(tmp_path: Path) -> None:
     }
     assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(written)
     for path in written:
-        assert "template" not in path.read_text(encoding="utf-8")
+        assert not re.search("template|MODALITY", path.read_text(encoding="utf-8"))
     project = (folder / "pyproject.toml").read_text(encoding="utf-8")
     assert 'name = "bridgekit-demo"' in project
     assert 'demo = "bridgekit_demo"' in project
@@ -143,15 +189,11 @@ def test_a_folder_that_cannot_be_written_to_is_reported(tmp_path: Path) -> None:
 def test_all_of_the_template_is_copied() -> None:
     ignored = re.compile(r"(^|/)(build|__pycache__|\.[a-z_]+|[^/]+\.egg-info)/")
     there = (path.relative_to(TEMPLATE).as_posix() for path in TEMPLATE.rglob("*") if path.is_file())
-    assert sorted(path for path in there if not ignored.search(path)) == sorted(FILES)
+    assert sorted(path for path in there if not ignored.search(path)) == TEMPLATE_FILES
 
 
 def test_a_wheel_of_bridgekit_carries_the_template_and_nothing_else_of_it(tmp_path: Path) -> None:
-    try:
-        if int(version("setuptools").split(".")[0]) < 77:
-            pytest.skip("building needs setuptools 77 or newer, and it is older here")
-    except PackageNotFoundError:
-        pytest.skip("building needs setuptools, and it is not here")
+    _needs_setuptools()
     for name in ("bridgekit", "plugins/bridgekit-template"):  # a copy, since building leaves files behind
         shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for name in ("pyproject.toml", "README.md"):
@@ -164,8 +206,8 @@ def test_a_wheel_of_bridgekit_carries_the_template_and_nothing_else_of_it(tmp_pa
     (wheel,) = (tmp_path / "wheels").glob("*.whl")
     with ZipFile(wheel) as file:
         carried = [name for name in file.namelist() if name.startswith("bridgekit/template/")]
-        assert sorted(carried) == sorted(f"bridgekit/template/{name}" for name in FILES)
-        for name in FILES:
+        assert sorted(carried) == sorted(f"bridgekit/template/{name}" for name in TEMPLATE_FILES)
+        for name in TEMPLATE_FILES:
             assert file.read(f"bridgekit/template/{name}") == (TEMPLATE / name).read_bytes()
 
 

@@ -84,14 +84,20 @@ def _models(plugin: Plugin) -> tuple[list[tuple[EncoderProvider, list[str]]], st
 
 
 @app.command("new")
-def new(name: Annotated[str, typer.Argument(help="Package name, such as [b]bridgekit-demo[/b] or [b]demo[/b].")]) -> None:
+def new(
+    name: Annotated[str, typer.Argument(help="Package name, such as [b]bridgekit-demo[/b] or [b]demo[/b].")],
+    modality: Annotated[
+        str | None,
+        typer.Option(help="What its encoder is for: audio, image or text. Without it, for a modality of its own."),
+    ] = None,
+) -> None:
     """Create a working plugin in a new folder, as a starting point for your own.
 
-    Example: [b]bridgekit plugins new bridgekit-demo[/b]
+    Example: [b]bridgekit plugins new bridgekit-demo --modality image[/b]
     """
     from bridgekit.recipes.new_plugin import create_plugin
 
-    written = create_plugin(name, Path())
+    written = create_plugin(name, Path(), modality)
     folder, module = written[0].parent, next(path for path in written if path.suffix == ".py")
     print(f"Created: {', '.join(map(str, written))}")
     print(f"Next:    pip install -e ./{folder} && bridgekit plugins")
