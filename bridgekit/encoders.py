@@ -41,6 +41,10 @@ class Encoder(Protocol):
     def prepare(self, item: Item) -> Any:
         """Read and preprocess one item for `encode`. Runs on the CPU, in worker threads.
 
+        Arguments:
+            item: for `text`, the text itself (`bridgekit.media.read_text` checks it); for `audio`, `image` and any other modality,
+                the path of a file (`read_audio` and `read_image` decode it; a plugin reads the files of its own modality itself).
+
         Raises:
             ItemError: the item cannot be used. Only its own row is set aside.
         """
