@@ -42,8 +42,8 @@ class Encoder(Protocol):
         """Read and preprocess one item for `encode`. Runs on the CPU, in worker threads.
 
         Arguments:
-            item: for `text`, the text itself (`bridgekit.media.read_text` checks it); for `audio`, `image` and any other modality,
-                the path of a file (`read_audio` and `read_image` decode it; a plugin reads the files of its own modality itself).
+            item: for `text`, the text itself (`bridgekit.media.read_text` checks it); for other modalities, the path of a file
+                (`read_audio` and `read_image` decode those of `audio` and `image`).
 
         Raises:
             ItemError: the item cannot be used. Only its own row is set aside.

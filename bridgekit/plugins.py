@@ -333,6 +333,6 @@ def _check_contract(encoder: object, name: str, package: str) -> None:
         "prepare": callable,
         "encode": callable,
     }
-    for attribute, good in expected.items():
-        if not good(getattr(encoder, attribute, None)):
-            raise PluginError(f"the plugin {package} returned an encoder without a valid `{attribute}`", where=name)
+    invalid = [f"`{attribute}`" for attribute, good in expected.items() if not good(getattr(encoder, attribute, None))]
+    if invalid:
+        raise PluginError(f"the plugin {package} returned an encoder without a valid {', '.join(invalid)}", where=name)

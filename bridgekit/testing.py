@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from threading import Barrier
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -64,28 +64,31 @@ def check_encoder(
     owners = {provider.name: (plugin, provider) for plugin in plugins for provider in plugin.providers}
     plugin, provider = owners[name.partition(":")[0]]
     broken = [problems[plugin.package]] if plugin.problem else []
-    broken += [*_provider(provider, encoder), *_revision(name, encoder, changed, device)]
+    broken += [*_provider(name, provider, encoder), *_revision(name, encoder, changed, device)]
     broken += _refusals(encoder, items, bad)
     usable = [item for item in items if _failure(encoder, item) is None]
     if usable:
-        try:
-            output = list(_output(encoder, usable))
-            broken += output
-            # A vector that is wrong in itself would fail every comparison again.
-            if not output:
-                broken += [*_batches(encoder, usable), *_threads(encoder, usable)]
-                broken += [*_table(encoder, usable, bad), *_devices(name, encoder, usable, device)]
-            broken += _memory(encoder, usable)
-        except PluginError as error:
-            broken.append(error.what)
+        wrong, works, comparable = _output(encoder, usable)
+        broken += wrong
+        rules: list[Iterator[str]] = []
+        if works and comparable:
+            rules += [_batches(works, comparable), _threads(works, comparable), _table(works, comparable, bad)]
+            rules += [_devices(name, works, comparable, device)]
+        if works:
+            rules += [_memory(works, usable)]
+        for rule in rules:
+            try:
+                broken += rule
+            except PluginError as error:  # it fails on another batch
+                broken.append(error.what)
     if broken:
-        raise AssertionError(_message(f"{name} (plugin {plugin.package})", broken))
+        raise AssertionError(_message(f"{name} (plugin {plugin.package})", list(dict.fromkeys(broken))))
 
 
 # ---- the rules: each yields a sentence for every violation
 
 
-def _provider(provider: EncoderProvider, encoder: Encoder) -> Iterator[str]:
+def _provider(name: str, provider: EncoderProvider, encoder: Encoder) -> Iterator[str]:
     if encoder.modality not in provider.modalities:
         yield f"its modality {encoder.modality!r} is not among its provider's modalities {provider.modalities}"
     try:
@@ -95,9 +98,11 @@ def _provider(provider: EncoderProvider, encoder: Encoder) -> Iterator[str]:
     else:
         if not all(isinstance(model, str) for model in models):
             yield f"its provider's models() must return names, and returns {models}"
-    for modality in provider.defaults:
+    for modality, model in provider.defaults.items():
         if modality not in provider.modalities:
             yield f"its provider has a default for {modality!r}, which is not among its modalities {provider.modalities}"
+        elif name == f"{provider.name}:{model}" and encoder.modality != modality:
+            yield f"it is its provider's default for {modality!r}, and its modality is {encoder.modality!r}"
 
 
 def _revision(name: str, encoder: Encoder, changed: str | None, device: str) -> Iterator[str]:
@@ -130,23 +135,41 @@ def _refusals(encoder: Encoder, items: Sequence[Item], bad: Sequence[Item]) -> I
             yield f"prepare refuses the good item {_called(item)}: {_one_line(failure)}"
 
 
-def _output(encoder: Encoder, items: Sequence[Item]) -> Iterator[str]:
-    """Checks one batch. Gradients are enabled, in case a caller forgets to disable them."""
-    first = _encode(encoder, items)
-    with torch.enable_grad():
+def _output(encoder: Encoder, items: Sequence[Item]) -> tuple[list[str], Encoder | None, list[Item]]:
+    """Checks one batch.
+
+    Returns:
+        the broken rules; the encoder to check further rules of, with the `dim` that its vectors have, or None if it gives none;
+        and the items to compare vectors of: those that would not fail every comparison again.
+    """
+    try:
+        broken, first = [], _encode(encoder, items)
+    except PluginError as error:  # it fails, or returns something of another shape
+        broken, width = [error.what], _width(encoder, items)
+        if width is None:
+            return broken, None, []
+        encoder = _with_dim(encoder, width)
+        first = _encode(encoder, items)
+    with torch.enable_grad():  # in case a caller forgets to disable them
         raw = encoder.encode([encoder.prepare(item) for item in items])
     if raw.requires_grad:
-        yield "encode keeps a gradient: run the model under torch.inference_mode() or torch.no_grad()"
+        broken.append("encode keeps a gradient: run the model under torch.inference_mode() or torch.no_grad()")
     if raw.dtype != torch.float32:
-        yield f"encode must return float32, and returns {str(raw.dtype).removeprefix('torch.')}"
-    if not first.isfinite().all():
-        yield "encode returns vectors that are not finite"
-        return
-    worst = _distance(_encode(encoder, items), first).max().item()
+        broken.append(f"encode must return float32, and returns {str(raw.dtype).removeprefix('torch.')}")
+    finite = [item for item, fine in zip(items, first.isfinite().all(1).tolist(), strict=True) if fine]
+    if len(finite) < len(items):
+        named = ", ".join(_called(item) for item in items if item not in finite)
+        broken.append(f"encode returns vectors that are not finite, for {named}")
+    if not finite:
+        return broken, encoder, []
+    first, again = _encode(encoder, finite), _encode(encoder, finite)
+    worst = _distance(again, first).max().item()
     if worst > IN_ANY_BATCH:
-        yield f"encoding the same batch again gives other vectors ({worst:.0%} apart): is dropout on?"
-    elif len(items) > 1 and _distance(first, first[:1]).max().item() < 1e-6:
-        yield "all items, though different, have the same vector"
+        broken.append(f"encoding the same batch again gives other vectors ({worst:.0%} apart): is dropout on?")
+        return broken, encoder, []
+    if len(finite) > 1 and _distance(first, first[:1]).max().item() < 1e-6:
+        broken.append("all items, though different, have the same vector")
+    return broken, encoder, finite
 
 
 def _batches(encoder: Encoder, items: Sequence[Item]) -> Iterator[str]:
@@ -224,7 +247,7 @@ def _devices(name: str, encoder: Encoder, items: Sequence[Item], device: str) ->
     expected = _encode(encoder, items)
     for other in _other_devices(device):
         try:
-            worst = _distance(_encode(load_encoder(name, other), items), expected).max().item()
+            worst = _distance(_encode(_with_dim(load_encoder(name, other), encoder.dim), items), expected).max().item()
         except Exception as error:  # the plugin's code may raise anything
             yield f"it does not work on the device {other!r}: {_one_line(error)}"
             continue
@@ -269,6 +292,29 @@ def _failure(encoder: Encoder, item: Item) -> Exception | None:
 def _encode(encoder: Encoder, items: Sequence[Item]) -> Tensor:
     """Vectors of shape (len(items), dim), prepared again: `encode` may change its input."""
     return encode_batch(encoder, [encoder.prepare(item) for item in items])
+
+
+def _width(encoder: Encoder, items: Sequence[Item]) -> int | None:
+    """How many numbers the vectors have that `encode` returns; None if it fails, or does not return a vector for each item."""
+    try:
+        with torch.inference_mode():
+            raw = encoder.encode([encoder.prepare(item) for item in items])
+    except Exception:  # the plugin's code may raise anything
+        return None
+    return int(raw.shape[1]) if isinstance(raw, Tensor) and raw.ndim == 2 and len(raw) == len(items) else None
+
+
+def _with_dim(encoder: Encoder, width: int) -> Encoder:
+    """The encoder as it is, but with another `dim`."""
+
+    class Same:
+        __module__ = type(encoder).__module__  # by which messages name its plugin
+        dim = width
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(encoder, name)
+
+    return cast(Encoder, Same())
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

@@ -134,6 +134,8 @@ def test_a_model_that_does_not_open_is_reported(monkeypatch: pytest.MonkeyPatch)
 def test_an_invalid_attribute_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     (broken,) = broken_rules(monkeypatch, lambda: LetterEncoder(dim=0))
     assert "`dim`" in broken
+    (broken,) = broken_rules(monkeypatch, lambda: LetterEncoder(dim=0, revision=""))
+    assert "without a valid `dim`, `revision`" in broken
 
 
 def test_a_modality_that_the_provider_does_not_claim_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +235,51 @@ def test_all_broken_rules_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) 
     broken = broken_rules(monkeypatch, lambda: Poor(modality="smell"), bad=[""], changed="odd:other")
     for rule, sentence in zip(("'smell'", "other weights", "bad item ''", "float16"), broken, strict=True):
         assert rule in sentence
+
+
+@dataclass
+class Faulty(LetterEncoder):
+    """Breaks a rule in each of its lines."""
+
+    current: Item = ""
+
+    def prepare(self, item: Item) -> Tensor:
+        if item == "bad":
+            raise KeyError("lost")
+        self.current = item
+        time.sleep(0.001)
+        return super().prepare(self.current)
+
+    def encode(self, batch: Sequence[Tensor]) -> Tensor:
+        latents = super().encode(batch)
+        latents = latents - latents.mean(0) / 9
+        owls = super().prepare("owls")
+        latents[[one.equal(owls) for one in batch]] = torch.nan
+        return latents[:, :-1]
+
+
+def test_eight_faults_are_all_reported_in_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = itertools.count()
+    opened = lambda model, device: Faulty(modality="smell", revision=f"toy@{next(numbers)}")  # noqa: E731
+    install(monkeypatch, offering(opened, audio="x"))
+    rules = (
+        "its modality 'smell' is not among",
+        "has a default for 'audio', which is not among its modalities",
+        "its revision 'toy@0' is 'toy@1'",
+        "ItemError for the bad item 'bad', and raises KeyError",
+        "returned (4, 47) for 4 items; expected (4, 48)",
+        "vectors that are not finite, for 'owls'",
+        "depends on its batch",
+        "prepare is not safe in threads",
+    )
+    for rule, sentence in zip(rules, sentences("odd:x", bad=["bad"]), strict=True):
+        assert rule in sentence
+
+
+def test_a_default_for_a_modality_that_its_model_does_not_have_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, offering(lambda model, device: LetterEncoder(), ("text", "audio"), audio="x"))
+    (broken,) = sentences("odd:x")
+    assert "its provider's default for 'audio', and its modality is 'text'" in broken
 
 
 # ---- prepare
