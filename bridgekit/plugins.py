@@ -37,6 +37,11 @@ VERBS = {
     "index": "Embed items and store them in an index for bridgekit search --index.",
     "subset": "Choose k training pairs, diverse or at random. Rows of other splits are kept.",
 }
+#: Libraries whose models other providers open, and how these name them.
+NAMED_ELSEWHERE = {
+    "open_clip": "name it transformers:ORG/MODEL,modality=text (or image), or its image tower as timm does: timm:MODEL",
+    "sentence_transformers": "name it transformers:ORG/MODEL, as in transformers:sentence-transformers/all-MiniLM-L6-v2",
+}
 #: How to install one of our plugins. Not from PyPI, where the name may be someone else's.
 INSTALL = "in bridgekit's own folder: pip install plugins/bridgekit-{}"
 
@@ -292,7 +297,8 @@ def load_encoder(name: str, device: str = "auto", revision: str | None = None) -
         package = INSTALL.format(provider_name) if provider_name in OURS else "install the plugin that provides it"
         if provider_name == "clap":
             package += " in an environment of its own (it needs numpy below 2)"
-        raise PluginError(f"no installed plugin provides {provider_name!r}", where=full, remedy=f"{package}, or {near}")
+        remedy = NAMED_ELSEWHERE.get(provider_name.replace("-", "_"), f"{package}, or {near}")
+        raise PluginError(f"no installed plugin provides {provider_name!r}", where=full, remedy=remedy)
     plugin, provider = owners[provider_name]
     try:
         encoder = provider.open(provider.renamed.get(revision or "", model), resolve_device(device))

@@ -265,3 +265,19 @@ def test_latents_that_are_nan_fail_only_their_items_and_the_plugin_is_named() ->
     assert encoded.matrix.tolist() == [[1, 2, 3]]
     (reason,) = encoded.failed.values()
     assert "the plugin tests returned NaN or infinity" in reason
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("sentence-transformers:all-MiniLM-L6-v2", "transformers:sentence-transformers/all-MiniLM-L6-v2"),
+        ("open_clip:ViT-B-32", "transformers:ORG/MODEL,modality=text"),
+    ],
+)
+def test_the_name_of_another_library_is_answered_with_the_provider_of_its_models(
+    monkeypatch: pytest.MonkeyPatch, name: str, remedy: str
+) -> None:
+    install(monkeypatch, ToyPlugin())
+    with pytest.raises(PluginError, match="no installed plugin provides") as caught:
+        load_encoder(name, "cpu")
+    assert remedy in str(caught.value.remedy)

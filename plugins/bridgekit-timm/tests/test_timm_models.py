@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,14 @@ def the_message(name: str) -> str:
 
 
 # ---- the plugin
+
+
+def test_the_models_that_the_documents_name_are_in_timms_registry() -> None:
+    page = Path(__file__).parents[3] / "docs" / "how-to" / "hub-model.md"
+    names = {name.rstrip(".") for name in re.findall(r"timm:([a-z][\w.]+)", page.read_text(encoding="utf-8"))}
+    assert len(names) >= 3
+    for name in names:
+        assert get_pretrained_cfg(name).hf_hub_id == f"timm/{name}"
 
 
 def test_the_plugin_is_found_and_has_no_default_of_its_own() -> None:

@@ -140,11 +140,7 @@ def find_source(model: str, device: str) -> Source:
     folder = model_folder(name, patterns, plugin=PLUGIN)
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not config.get("model_type"):
-        raise PluginError(
-            f"{PLUGIN} found no config.json with a model_type",
-            where=str(folder),
-            remedy="give a transformers model folder: config.json, weights, and tokenizer or preprocessor files",
-        )
+        raise _no_config(folder)
     _check_code(config, model, trusted == "yes")
     family = _family(config, folder, options.pop("modality", None), model)
     for option in options:
@@ -157,6 +153,20 @@ def find_source(model: str, device: str) -> Source:
     code = tuple(_code_files(config, folder)) if trusted == "yes" else ()
     full = f"transformers:{pinned(name, folder)}{model[len(name) :]}"
     return Source(model, folder, config, family, options, torch.device(device), trusted == "yes", code, full)
+
+
+def _no_config(folder: Path) -> PluginError:
+    """The error for a folder without a transformers config, by what else is in it."""
+    what = "found no config.json with a model_type"
+    remedy = "give a transformers model folder: config.json, weights, and tokenizer or preprocessor files"
+    if modules := read_json(folder / "modules.json"):
+        kind, place = str(modules[0]["type"]).rpartition(".")[2], modules[0]["path"]
+        what = f"does not support sentence models that begin with {kind}" + (f" in {place}" if place else "")
+        remedy = "give the transformers model that it was made from, or another sentence model"
+    elif (folder / "open_clip_config.json").is_file():
+        what = "does not read OpenCLIP's own format, and the model has no other"
+        remedy = "open its image tower by timm (timm.list_pretrained('*clip*')), or a CLIP that has a config.json"
+    return PluginError(f"{PLUGIN} {what}", where=str(folder), remedy=remedy)
 
 
 def _check_code(config: Mapping[str, Any], model: str, trusted: bool) -> None:

@@ -175,6 +175,35 @@ def test_a_repository_with_unsupported_modules_is_refused(
         load_encoder(f"transformers:{tmp_path}", "cpu")
 
 
+@pytest.mark.parametrize(
+    ("kind", "place", "named"),
+    [
+        ("CLIPModel", "0_CLIPModel", "CLIPModel in 0_CLIPModel"),
+        ("Transformer", "0_Transformer", "Transformer in 0_Transformer"),
+        ("StaticEmbedding", "", "StaticEmbedding"),
+    ],
+)
+def test_a_sentence_model_without_a_transformer_of_its_own_is_refused_by_its_kind(
+    tmp_path: Path, kind: str, place: str, named: str
+) -> None:
+    modules = [{"idx": 0, "name": "0", "path": place, "type": f"sentence_transformers.models.{kind}"}]
+    tiny_models.write_json(tmp_path / "modules.json", modules)
+    with pytest.raises(PluginError, match=f"sentence models that begin with {named}\n") as caught:
+        load_encoder(f"transformers:{tmp_path}", "cpu")
+    assert caught.value.remedy == "give the transformers model that it was made from, or another sentence model"
+
+
+def test_the_names_that_newer_sentence_transformers_gives_its_modules_are_known(tmp_path: Path) -> None:
+    tiny_models.build("bge", tmp_path)
+    expected = vectors(str(tmp_path))
+    modules = tiny_models.read_json(tmp_path / "modules.json")
+    names = ("base.modules.transformer.Transformer", "sentence_transformer.modules.pooling.Pooling")
+    for module, name in zip(modules, (*names, "sentence_transformer.modules.normalize.Normalize"), strict=True):
+        module["type"] = f"sentence_transformers.{name}"
+    tiny_models.write_json(tmp_path / "modules.json", modules)
+    assert_same(vectors(str(tmp_path)), list(expected))
+
+
 def test_the_vectors_are_those_of_sentence_transformers(tiny: Tiny, tmp_path: Path) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     for kind in ("bge", "e5", "dense"):

@@ -8,7 +8,7 @@ import transformers
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bridgekit.errors import BridgekitError
+from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.media import read_image
 from bridgekit.plugins import load_encoder
 from bridgekit.testing import check_encoder
@@ -42,6 +42,17 @@ def test_a_model_with_two_towers_requires_a_choice(tiny: Tiny, kind: str, towers
 def test_a_tower_that_a_model_lacks_is_refused(tiny: Tiny) -> None:
     with pytest.raises(BridgekitError, match="no tower for 'audio'"):
         load_encoder(f"transformers:{tiny('clip')},modality=audio", "cpu")
+
+
+def test_an_openclip_repository_is_opened_by_its_transformers_files_and_refused_without_them(tmp_path: Path) -> None:
+    tiny_models.write_json(tmp_path / "open_clip_config.json", {"model_cfg": {"embed_dim": 20}})
+    with pytest.raises(PluginError, match="does not read OpenCLIP's own format") as caught:
+        load_encoder(f"transformers:{tmp_path}", "cpu")
+    assert "open its image tower by timm" in str(caught.value.remedy)
+    tiny_models.build("clip", tmp_path)
+    (tmp_path / "open_clip_pytorch_model.bin").write_bytes(b"weights that are not read")
+    assert load_encoder(f"transformers:{tmp_path},modality=text", "cpu").dim == 20
+    assert load_encoder(f"transformers:{tmp_path},modality=image", "cpu").dim == 20
 
 
 @pytest.mark.parametrize("kind", ["clip", "clap"])
