@@ -42,8 +42,8 @@ class Encoder(Protocol):
         """Read and preprocess one item for `encode`. Runs on the CPU, in worker threads.
 
         Arguments:
-            item: for `text`, the text itself (`bridgekit.media.read_text` checks it); for other modalities, the path of a file
-                (`read_audio` and `read_image` decode those of `audio` and `image`).
+            item: for `text`, the text itself; for other modalities the path of a file, or a `Blob`: bytes without a file, for
+                example a cell of a table. `bridgekit.media` reads them: `read_text`, `read_audio`, `read_image`, `open_item`.
 
         Raises:
             ItemError: the item cannot be used. Only its own row is set aside.

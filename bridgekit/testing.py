@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bridgekit.encoders import Encoder, Item
+from bridgekit.encoders import Blob, Encoder, Item
 from bridgekit.errors import BridgekitError, ItemError, PluginError
 from bridgekit.hardware import resolve_device
 from bridgekit.hookspecs import EncoderProvider
@@ -73,7 +73,7 @@ def check_encoder(
         rules: list[Iterator[str]] = []
         if works and comparable:
             rules += [_batches(works, comparable), _threads(works, comparable), _table(works, comparable, bad)]
-            rules += [_devices(name, works, comparable, device)]
+            rules += [_bytes(works, comparable), _devices(name, works, comparable, device)]
         if works:
             rules += [_memory(works, usable)]
         for rule in rules:
@@ -241,6 +241,18 @@ def _table(encoder: Encoder, items: Sequence[Item], bad: Sequence[Item]) -> Iter
     for place, item in enumerate(items):
         if place in failed:
             yield f"the good item {_called(item)} fails in a table of good and bad items: {failed[place]}"
+
+
+def _bytes(encoder: Encoder, items: Sequence[Item]) -> Iterator[str]:
+    """Checks that bytes without a file are taken as those of a file are."""
+    for path in [item for item in items if isinstance(item, Path)][:1]:
+        try:
+            found = _encode(encoder, [Blob(path.name, path.read_bytes)])
+        except Exception as error:  # the plugin's code may raise anything
+            yield f"it fails on the bytes of {path.name} without a file: read items with bridgekit.media ({_one_line(error)})"
+            return
+        if _distance(found, _encode(encoder, [path])).item() > IN_ANY_BATCH:
+            yield f"the bytes of {path.name} without a file have another vector"
 
 
 def _devices(name: str, encoder: Encoder, items: Sequence[Item], device: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ from bridgekit.errors import ItemError, PluginError
 from bridgekit.hookspecs import EncoderProvider, hookimpl
 from bridgekit.testing import check_encoder
 from tests.conftest import tone
-from tests.toys import LetterEncoder, ToyPlugin, install
+from tests.toys import LetterEncoder, ToneEncoder, ToyPlugin, install
 
 TEXTS = ("an owl", "a much longer text about an owl that sits in a tree", "owls", "the moon, for a change")
 
@@ -369,6 +369,29 @@ def test_a_prepare_that_fails_in_threads_is_reported(monkeypatch: pytest.MonkeyP
     assert "not safe in threads" in threads
     assert "no event loop" in threads
     assert all("fails in a table" in sentence for sentence in table)
+
+
+# ---- bytes without a file
+
+
+def test_an_encoder_that_takes_paths_only_is_reported(monkeypatch: pytest.MonkeyPatch, sounds: list[Path]) -> None:
+    class PathsOnly(ToneEncoder):
+        def prepare(self, item: Item) -> Tensor:
+            return super().prepare(Path(item))
+
+    install(monkeypatch, offering(lambda model, device: PathsOnly(), ("audio",)))
+    (broken,) = sentences("odd:x", sounds)
+    assert "it fails on the bytes of 200.wav without a file: read items with bridgekit.media" in broken
+
+
+def test_an_encoder_that_looks_at_a_files_name_is_reported(monkeypatch: pytest.MonkeyPatch, sounds: list[Path]) -> None:
+    class Named(ToneEncoder):
+        def prepare(self, item: Item) -> Tensor:
+            return super().prepare(item) + isinstance(item, Path)
+
+    install(monkeypatch, offering(lambda model, device: Named(), ("audio",)))
+    (broken,) = sentences("odd:x", sounds)
+    assert "the bytes of 200.wav without a file have another vector" in broken
 
 
 # ---- devices and memory

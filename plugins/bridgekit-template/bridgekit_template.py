@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bridgekit.encoders import Encoder, Item
@@ -43,7 +42,7 @@ class StatisticsEncoder:
         """
         import torch
 
-        return torch.tensor(read_trace(Path(item)))
+        return torch.tensor(read_trace(item))
 
     def encode(self, batch: Sequence[Tensor]) -> Tensor:
         """n traces to vectors, (n, dim). Yours: run the model here, under `torch.inference_mode()`."""
@@ -52,8 +51,8 @@ class StatisticsEncoder:
         return torch.stack([describe(trace.to(self.device)) for trace in batch])
 
 
-def read_trace(path: Path) -> list[list[float]]:
-    """The rows of a CSV file with one column per axis, with or without a header.
+def read_trace(item: Item) -> list[list[float]]:
+    """The rows of a CSV with one column per axis, with or without a header: a file, or the bytes of one.
 
     Raises:
         ItemError: as for `StatisticsEncoder.prepare`.
@@ -61,7 +60,7 @@ def read_trace(path: Path) -> list[list[float]]:
     from bridgekit.media import read_text  # imports numpy, which `bridgekit --help` does not need
 
     rows: list[list[float]] = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(item).splitlines(), 1):
         try:
             row = [float(cell) for cell in line.split(",")]
         except ValueError:
@@ -71,15 +70,15 @@ def read_trace(path: Path) -> list[list[float]]:
         if len(row) != AXES or not all(map(math.isfinite, row)):
             raise ItemError(
                 f"line {number} is not {AXES} numbers: {line[:40]!r}",
-                where=str(path),
-                remedy=f"save it as CSV with {AXES} numeric columns, or remove the row",
+                where=str(item),
+                remedy=f"save it as CSV with {AXES} numeric columns",
             )
         rows.append(row)
     if len(rows) < WINDOW:
         raise ItemError(
             f"the trace has {len(rows)} samples; the minimum is {WINDOW}",
-            where=str(path),
-            remedy="record a longer trace, or remove the row",
+            where=str(item),
+            remedy="record a longer trace",
         )
     return rows
 
