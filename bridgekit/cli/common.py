@@ -1,4 +1,4 @@
-"""Helpers shared by the verbs: finding the bridge, inferring modalities, printing, handling Ctrl-C."""
+"""Helpers shared by the verbs: finding the bridge, choosing what to search, printing, handling Ctrl-C."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from bridgekit.bridge.bridge import Bridge
     from bridgekit.pairs import SetAside
     from bridgekit.recipes.fit import Alignment
 
@@ -150,27 +149,6 @@ def newest_bridge(modalities: Set[str] = frozenset(), *, bundled: bool = True) -
     return None
 
 
-def query_modality(bridge: Bridge, queries: Sequence[str], named: str | None) -> str:
-    """The modality of queries: the named one, or else inferred from whether they are files."""
-    if named is not None:
-        bridge.side(named)
-        return named
-    if "text" in bridge.sides and not any(Path(query).suffix and Path(query).exists() for query in queries):
-        looks_like_files = [query for query in queries if len(query) < 256 and _modality_of_file(query)]
-        if not looks_like_files:
-            return "text"
-        raise BridgekitError(
-            "there is no such file", where=looks_like_files[0], remedy="check the path, or add --from text for a text query"
-        )
-    others = [modality for modality in bridge.sides if modality != "text"]
-    if len(others) > 1:
-        found = {_modality_of_file(query) for query in queries}
-        others = [modality for modality in others if found == {modality}] or others
-    if len(others) == 1:
-        return others[0]
-    raise BridgekitError(f"the queries could be {' or '.join(others)}", remedy=f"choose one, for example --from {others[0]}")
-
-
 def other_modality(modalities: Sequence[str], modality: str) -> str:
     """The default modality to search: the other one (or the only one), or text if there are several."""
     others = [name for name in modalities if name != modality] or modalities
@@ -179,14 +157,6 @@ def other_modality(modalities: Sequence[str], modality: str) -> str:
     raise BridgekitError(
         f"several modalities to search: {', '.join(others)}", remedy=f"choose one, for example --to {others[0]}"
     )
-
-
-def _modality_of_file(query: str) -> str | None:
-    """The modality by a file's extension, or None."""
-    from bridgekit.pairs import EXTENSIONS
-
-    extension = Path(query).suffix[1:].lower()
-    return next((modality for modality, extensions in EXTENSIONS.items() if extension in extensions), None)
 
 
 def say(line: object, file: TextIO | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,13 +11,16 @@ from typing import Annotated
 import typer
 
 from bridgekit.cli.common import BridgeOption, Columns, Device, Json, Outside, newest_bridge, parse_columns, print_json, say
+from bridgekit.encoders import Item
 from bridgekit.errors import BridgekitError
 
 
 def command(
-    audio: Annotated[list[str] | None, typer.Option(help="A clip, or a folder of clips for one image each.")] = None,
-    image: Annotated[list[str] | None, typer.Option(help="An image or a folder, if the bridge has images.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="Text to condition on, through the bridge.")] = None,
+    audio: Annotated[list[str] | None, typer.Option(help="A clip, or a folder or table of clips for one image each.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="An image, folder or table, if the bridge has images.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="Text to condition on, through the bridge; or a table or .txt file.")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="Weights of mixed inputs, such as 2,1: audio, image, then text.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Text prompt for the model itself, for example for the style.")] = None,
     prompt_weight: Annotated[float, typer.Option(min=0, max=1, help="Weight of the prompt relative to the inputs.")] = 0.3,
@@ -57,7 +61,11 @@ def command(
     from bridgekit.recipes.generate import Input, generate
 
     shares = _weights(weights, sum(map(len, items.values())))
-    inputs = [Input(modality, item, shares.pop(0)) for modality, each in items.items() for item in each]
+    inputs = [
+        Input(modality, _texts(item, outside) if modality == "text" else item, shares.pop(0))
+        for modality, each in items.items()
+        for item in each
+    ]
     done = generate(
         folder,
         inputs,
@@ -113,6 +121,14 @@ def command(
         say(f"{made.file}: {heard}{unsure}nearest captions: {nearest}" if nearest else made.file)
     if done.sheet:
         say(f"Contact sheet: {done.sheet}")
+
+
+def _texts(argument: str, outside: bool) -> Item | Sequence[Item]:
+    """The text that an argument is, or the texts in a table or file. Only here: in Python, a text is never a path."""
+    from bridgekit.recipes.inputs import is_listing, list_items
+
+    found = list_items(argument, "text", outside=outside).items
+    return found if is_listing(argument, "text") else found[0]
 
 
 def _weights(text: str | None, inputs: int) -> list[float]:

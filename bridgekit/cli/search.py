@@ -18,18 +18,23 @@ from bridgekit.cli.common import (
     other_modality,
     parse_columns,
     print_json,
-    query_modality,
+    print_set_aside,
     say,
 )
-from bridgekit.errors import BridgekitError
+from bridgekit.errors import BridgekitError, ItemError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bridgekit.bridge.bridge import Bridge
     from bridgekit.hookspecs import SearchIndex
+    from bridgekit.progress import Report
+    from bridgekit.recipes.inputs import Inputs
     from bridgekit.retrieval import Hit
 
 
 def command(
-    queries: Annotated[list[str], typer.Argument(help="Files or texts.")],
+    queries: Annotated[list[str], typer.Argument(help="Files or texts of one modality, or folders and tables of them.")],
     bridge: BridgeOption = None,
     among: Annotated[
         str | None, typer.Option(help="Table, folder, .txt of lines, or source. [dim]default: the bridge's own pairs[/dim]")
@@ -65,16 +70,19 @@ def command(
     from bridgekit.hookspecs import SearchResult
     from bridgekit.plugins import open_index
     from bridgekit.progress import progress_bars
+    from bridgekit.recipes.inputs import read_inputs
     from bridgekit.tables.reading import read_items
 
     searched = None if index is None else open_index(index)
     opened = Bridge.load(find_bridge(bridge or _bridge_of(searched)), device)
-    source = query_modality(opened, queries, from_)
+    given = read_inputs(opened, queries, from_, option="--from", outside=outside)
+    source = given.modality
     target = to or other_modality(searched.modalities if searched else tuple(opened.sides), source)
     if searched:
         with progress_bars() as report:
-            result = searched.find(opened, source, queries, target, k, where=where, exact=exact, report=report)
-            embedded = opened.embed(source, queries)  # from the latents that the index has just stored
+            usable, embedded = _embedded(opened, given, report)
+            # Which embeds them again, from the latents that have just been stored.
+            result = searched.find(opened, source, usable.items, target, k, where=where, exact=exact, report=report)
     else:
         opened.side(target)
         if through in (source, target):
@@ -91,21 +99,22 @@ def command(
             opened.side(through)
             between = (through, opened.own_items(through, outside=outside))
         with progress_bars() as report:
-            embedded = opened.embed(source, queries, report=report)
+            usable, embedded = _embedded(opened, given, report)
             hits = opened.find(embedded, target, items, k, through=between, report=report)
         result = SearchResult(hits, len(items), None)
-    texts = result.hits if target == TEXT else [()] * len(queries)
+    print_set_aside(usable.set_aside)
+    texts = result.hits if target == TEXT else [()] * len(usable.items)
     heard = opened.heard(source, embedded, texts)
     if as_json:
         answers = [
-            {"query": query, **asdict(known), "found": [_hit_json(hit, columns=searched is not None) for hit in found]}
-            for query, known, found in zip(queries, heard, result.hits, strict=True)
+            {"query": str(query), **asdict(known), "found": [_hit_json(hit, columns=searched is not None) for hit in found]}
+            for query, known, found in zip(usable.items, heard, result.hits, strict=True)
         ]
         method = result.approximate.as_json() if result.approximate else {"exact": True}
         about = {"index": index, "to": target, "among": result.candidates, "search": method}
         print_json({**about, "answers": answers} if searched else answers)
         return
-    for query, known, found in zip(queries, heard, result.hits, strict=True):
+    for query, known, found in zip(usable.items, heard, result.hits, strict=True):
         say(f"{query}: not sure, the nearest are" if known.sure is False else query)
         for hit in found:
             say(f"  {hit.similarity:6.3f}  {hit.item}")
@@ -113,6 +122,22 @@ def command(
         passing = f" that {'passes' if result.candidates == 1 else 'pass'} the filter" if where else ""
         rows = "row" if result.candidates == 1 else "rows"
         print(f"Among {result.candidates:,} {rows} of {target}{passing}: {result.approximate or 'exact'}")
+
+
+def _embedded(bridge: Bridge, given: Inputs, report: Report) -> tuple[Inputs, Tensor]:
+    """The queries and their embeddings. Those in folders and tables that cannot be used are set aside.
+
+    Raises:
+        ItemError: a query that is itself an argument cannot be used, or none can.
+    """
+    from bridgekit.recipes.inputs import embed_inputs
+
+    usable, vectors = embed_inputs(bridge, given, report)
+    arguments = {str(item)[:200] for item, row in zip(given.items, given.rows, strict=True) if row is None}
+    for row in usable.set_aside:
+        if row.item in arguments or not usable.items:
+            raise ItemError(row.reason, where=row.item, remedy="fix this item, or leave it out")
+    return usable, vectors
 
 
 def _bridge_of(index: SearchIndex | None) -> Path | None:

@@ -18,10 +18,10 @@ from bridgekit.diffusion.sheets import contact_sheet, made_here, write_png
 from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
 from bridgekit.progress import Report, progress_bars
+from bridgekit.recipes.inputs import Inputs, exists, is_listing, list_items
 from bridgekit.recipes.sides import takes
 from bridgekit.retrieval import Hit
 from bridgekit.storage.cache import check_writable
-from bridgekit.tables.reading import read_items
 
 #: Maximum bytes of a file name without extension: file systems allow 255, and temporary names are longer.
 NAME_BYTES = 190
@@ -33,7 +33,7 @@ class Input:
 
     Arguments:
         modality: for example `audio`.
-        item: a path or text; or a folder, or a list of paths or texts, for one image each.
+        item: a path or text; or, for one image each, a folder or table of paths, or a list of paths or texts.
         weight: its weight in a mixture.
     """
 
@@ -86,7 +86,7 @@ class GenerateOptions(DrawOptions):
 
     Arguments:
         bridge: the bridge's folder.
-        inputs: mixed into one image by weight. One of them may be a folder or list: then each of its items gets an image.
+        inputs: mixed into one image by weight. One may be a folder, table or list: then each of its items gets an image.
         model: a plugin's text-to-image model, a diffusers folder, or a hub id.
         n: images per input, with consecutive seeds.
         seed: seed of the first image.
@@ -130,7 +130,8 @@ def generate(options: GenerateOptions) -> Generation:
     folder, inputs, n = Path(options.bridge), options.inputs, options.n
     bridge = Bridge.load(folder, options.device)
     _check(options)
-    rows = _rows(bridge, inputs, options.outside)
+    columns = [_items(bridge, each, options.outside) for each in inputs]
+    rows = _rows(columns, inputs)
     with progress_bars(options.progress) as report:
         embedded, set_aside = _embed(bridge, inputs, rows, report)
         good = [row for row in rows if not any(item in set_aside for item in row)]
@@ -175,10 +176,13 @@ def generate(options: GenerateOptions) -> Generation:
     if sheet:
         labels = [[_short(row), str(found[0].item) if found else ""] for row, found in zip(named, nearest, strict=True)]
         write_png(contact_sheet(pictures, labels), sheet, metadata)
-    return Generation(records, sheet, set_aside, painter.conditioner, painter.fitted)
+    left_out = {row.item: row.reason for column in columns for row in column.set_aside}
+    return Generation(records, sheet, {**left_out, **set_aside}, painter.conditioner, painter.fitted)
 
 
 def _check(options: GenerateOptions) -> None:
+    if not options.inputs:
+        raise BridgekitError("no input given", remedy="give --audio, --image or --text")
     if options.gap not in GAPS:
         raise BridgekitError(f"unknown gap method {options.gap!r}", remedy=f"use one of {', '.join(GAPS)}")
     if any(not 0 < each.weight < math.inf for each in options.inputs):
@@ -189,41 +193,31 @@ def _check(options: GenerateOptions) -> None:
         raise BridgekitError("the number of images must be at least 1")
 
 
-def _rows(bridge: Bridge, inputs: Sequence[Input], outside: bool) -> list[list[str]]:
+def _rows(columns: Sequence[Inputs], inputs: Sequence[Input]) -> list[list[str]]:
     """The items of each image, in the order of the inputs."""
-    if not inputs:
-        raise BridgekitError("no input given", remedy="give --audio, --image or --text")
-    columns = [_items(bridge, each, outside) for each in inputs]
-    many = [column for column, each in zip(columns, inputs, strict=True) if _is_many(each)]
+    items = [[str(item) for item in column.items] for column in columns]
+    many = [column for column, each in zip(items, inputs, strict=True) if _is_many(each)]
     if len(many) > 1:
-        raise BridgekitError("only one input may be a folder or a list", where=", ".join(column[0] for column in many))
-    return [[column[row] if len(column) > 1 else column[0] for column in columns] for row in range(max(map(len, columns)))]
+        raise BridgekitError("only one input may be a folder, table or list", where=", ".join(column[0] for column in many))
+    return [[column[row] if len(column) > 1 else column[0] for column in items] for row in range(max(map(len, items)))]
 
 
 def _is_many(each: Input) -> bool:
-    return not isinstance(each.item, str | Path) or (each.modality != TEXT and _exists(each.item) and Path(each.item).is_dir())
+    return not isinstance(each.item, str | Path) or (each.modality != TEXT and is_listing(each.item, each.modality))
 
 
-def _exists(item: Path | str) -> bool:
-    """Whether the item is an existing path. A text that is too long for a path is not."""
-    try:
-        return Path(item).exists()
-    except OSError:
-        return False
-
-
-def _items(bridge: Bridge, each: Input, outside: bool) -> list[str]:
+def _items(bridge: Bridge, each: Input, outside: bool) -> Inputs:
     bridge.side(each.modality)
     if not isinstance(each.item, str | Path):
-        items = [str(item) for item in each.item]
-    elif _is_many(each):
-        items = [str(item) for item in read_items(each.item, each.modality, outside=outside)]
+        found = Inputs(each.modality, each.item, [None] * len(each.item))
+    elif each.modality == TEXT:
+        found = Inputs(TEXT, [each.item], [None])
     else:
-        items = [str(each.item)]
-    missing = [item for item in items if each.modality != TEXT and not _exists(item)]
-    if missing or not items:
+        found = list_items(each.item, each.modality, outside=outside)
+    missing = [str(item) for item in found.items if each.modality != TEXT and not exists(item)]
+    if missing or not found.items:
         raise BridgekitError("there is no such file", where=missing[0][:200] if missing else None, remedy="check the path")
-    return items
+    return found
 
 
 def _embed(
@@ -282,6 +276,6 @@ def _places(out: str | Path | None, rows: Sequence[Sequence[str]], n: int) -> tu
 
 def _short(row: Sequence[str]) -> str:
     """A file name for inputs: the stems of files, the first words of texts."""
-    names = (Path(item).stem if _exists(item) and Path(item).is_file() else item[:60] for item in row)
+    names = (Path(item).stem if exists(item) and Path(item).is_file() else item[:60] for item in row)
     name = " + ".join("".join(c if c.isalnum() or c in " -_.,'" else "_" for c in name).strip(" .") or "_" for name in names)
     return name[:80].encode()[:NAME_BYTES].decode(errors="ignore").strip(" .")
