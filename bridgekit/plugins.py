@@ -253,10 +253,12 @@ def encoder_name(name: str) -> str:
     """`provider:model`: what the user gave, or the default encoder if that is a modality.
 
     Raises:
-        BridgekitError: no plugin, or more than one, has a default for the modality.
+        BridgekitError: no plugin, or more than one, has a default for the modality, or the name lacks a provider.
     """
     if ":" in name:
         return name
+    if "/" in name:
+        raise _without_provider(name)
     offers = [
         f"{provider.name}:{provider.defaults[name]}"
         for plugin in installed_plugins()
@@ -271,6 +273,15 @@ def encoder_name(name: str) -> str:
     raise BridgekitError(
         f"no installed plugin has an encoder for the modality {name!r}", remedy=f"{remedy} (see: bridgekit plugins)"
     )
+
+
+def _without_provider(name: str) -> BridgekitError:
+    """The error for a hub id or a folder that is given as an encoder."""
+    provider, model = ("timm", name[5:]) if name.startswith("timm/") else ("transformers", name)
+    remedy = f"name it {provider}:{model}"
+    if not any(each.name == provider for plugin in installed_plugins() for each in plugin.providers):
+        remedy += f", and install the package bridgekit-{provider}, {INSTALL.format(provider)}"
+    return BridgekitError("an encoder is named provider:model, and this has no provider", where=name, remedy=remedy)
 
 
 def load_encoder(name: str, device: str = "auto", revision: str | None = None) -> Encoder:

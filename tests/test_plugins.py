@@ -99,6 +99,34 @@ def test_an_unknown_name_suggests_the_nearest(monkeypatch: pytest.MonkeyPatch) -
         load_encoder("toi:tone")
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("sentence-transformers/all-MiniLM-L6-v2", "transformers:sentence-transformers/all-MiniLM-L6-v2"),
+        ("timm/resnet50.a1_in1k", "timm:resnet50.a1_in1k"),
+    ],
+)
+def test_a_hub_id_without_a_provider_suggests_the_whole_name(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, named: str
+) -> None:
+    (tmp_path / "pairs.csv").write_text("audio,text\na.wav,owl\n")
+    install(monkeypatch, provider(named.partition(":")[0]))
+    for arguments in (["align", "--a", given, "--pairs", "pairs.csv"], ["check", "pairs.csv", "--a", given, "--b", "text"]):
+        code, _, err = run(*arguments)
+        assert (code, err.splitlines()) == (
+            2,
+            [
+                "bridgekit: an encoder is named provider:model, and this has no provider",
+                f"  in: {given}",
+                f"  fix: name it {named}",
+            ],
+        )
+    install(monkeypatch)
+    with pytest.raises(BridgekitError, match=r"pip install plugins/bridgekit-t") as caught:
+        encoder_name(given)
+    assert f"name it {named}, and install" in str(caught.value)
+
+
 def test_nothing_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
     with pytest.raises(BridgekitError, match="pip install plugins/bridgekit-starter"):

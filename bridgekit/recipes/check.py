@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bridgekit.checks.findings import Finding, TableReport
 from bridgekit.checks.table import check_table
-from bridgekit.encoders import TEXT, Encoder
+from bridgekit.encoders import TEXT, Encoder, is_modality
 from bridgekit.errors import BridgekitError
 from bridgekit.hardware import resolve_device
 from bridgekit.pairs import EXTENSIONS, Pairs
@@ -69,10 +69,10 @@ def _open_sides(table: Table, names: Sequence[str], device: str | None) -> tuple
     for name in names:
         encoder = None
         try:
-            if device or ":" in name:
+            if device or not is_modality(name):
                 encoder = load_encoder(encoder_name(name), resolve_device(device or "cpu"))
         except BridgekitError as error:
-            if ":" in name:
+            if not is_modality(name):
                 raise
             what = f"the latents of {name} were not checked: {error.what}"
             findings.append(Finding("encoder", "note", what, error.remedy or "install a plugin with an encoder for it"))
