@@ -275,6 +275,22 @@ def encoder_name(name: str) -> str:
     )
 
 
+def known_modality(name: str) -> str | None:
+    """The modality of an encoder, if it can be told without opening it: for a default, and where a provider has only one.
+
+    Arguments:
+        name: a modality, or `provider:model`.
+    """
+    provider_name, colon, model = name.partition(":")
+    if not colon:
+        return name if name in default_modalities() else None
+    for provider in (each for plugin in installed_plugins() for each in plugin.providers if each.name == provider_name):
+        if len(provider.modalities) == 1:
+            return provider.modalities[0]
+        return next((modality for modality, default in provider.defaults.items() if default == model), None)
+    return None
+
+
 def _without_provider(name: str) -> BridgekitError:
     """The error for a hub id or a folder that is given as an encoder."""
     provider, model = ("timm", name[5:]) if name.startswith("timm/") else ("transformers", name)

@@ -18,8 +18,10 @@ import soundfile
 from PIL import Image
 from safetensors.numpy import load_file
 
-from bridgekit import PRESETS, align
+from bridgekit import PRESETS, Bridge, align
+from bridgekit.bridge.bridge import Side
 from bridgekit.cli import common
+from bridgekit.fusion.adapter import FusionAdapter
 from tests.conftest import Run
 from tests.toys import tone_table
 
@@ -205,6 +207,33 @@ def test_a_mistake_is_one_clear_message_with_exit_code_2(run: Run, tmp_path: Pat
     for part in expected:
         assert part in err
     assert not (tmp_path / "bridges").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["align", "--a", "audio", "--b", "text", "--pairs", "sounds.csv"],
+        ["align", "--a", "toy:other", "--b", "audio", "--pairs", "sounds.csv"],
+        ["encode", "--a", "audio", "--b", "text", "--pairs", "sounds.csv"],
+        ["check", "sounds.csv", "--a", "toy:tone", "--b", "text"],
+        ["bind", "bridges/texts", "--add", "audio", "--pairs", "sounds.csv"],
+        ["eval", "bridges/texts", "--pairs", "sounds.csv"],
+        ["eval", "bridges/texts", "--pairs", "sounds.csv", "--generate"],
+    ],
+    ids=lambda arguments: " ".join([arguments[0], *arguments[-1:]]),
+)
+def test_a_missing_column_is_told_before_any_encoder_is_opened(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    preset, modalities = PRESETS["default"], ("motion" if arguments[0] == "bind" else "audio", "text")
+    sides = {modality: Side(f"toy:{modality}", "1", 4, False) for modality in modalities}
+    adapters = {name: FusionAdapter(4, preset.shared_dim, preset.blocks, preset.expansion, preset.dropout) for name in sides}
+    Bridge(sides, adapters, preset, 0.07).save(tmp_path / "bridges" / "texts")
+    (tmp_path / "sounds.csv").write_text("sound,text\na.wav,owl\n")
+    for module in ("bridge.bridge", "recipes.sides", "recipes.bind", "recipes.check", "recipes.judge"):
+        monkeypatch.setattr(f"bridgekit.{module}.load_encoder", lambda *arguments: pytest.fail("an encoder was opened"))
+    code, _, err = run(*arguments)
+    assert (code, err.splitlines()[-3]) == (2, "bridgekit: the table has no column `audio`; its columns are `sound`, `text`")
 
 
 def test_the_json_of_a_mistake_says_the_same(run: Run) -> None:

@@ -17,7 +17,7 @@ from bridgekit.hookspecs import EncoderProvider, PairSource, hookimpl
 from bridgekit.latents.encode import encode_items
 from bridgekit.latents.encoded import encode_pairs
 from bridgekit.pairs import Pairs
-from bridgekit.plugins import default_pair_source, encoder_name, find_pair_source, load_encoder
+from bridgekit.plugins import default_pair_source, encoder_name, find_pair_source, known_modality, load_encoder
 from bridgekit.progress import silent
 from tests.conftest import Run
 from tests.toys import LetterEncoder, ToneEncoder, ToyPlugin, install
@@ -97,6 +97,12 @@ def test_an_unknown_name_suggests_the_nearest(monkeypatch: pytest.MonkeyPatch) -
         encoder_name("adio")
     with pytest.raises(PluginError, match="toi"):
         load_encoder("toi:tone")
+
+
+def test_a_modality_is_known_before_opening_for_defaults_and_providers_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, ToyPlugin(), provider("one"))
+    names = ("audio", "toy:tone", "toy:other", "one:x", "smell", "none:x")
+    assert list(map(known_modality, names)) == ["audio", "audio", None, "text", None, None]
 
 
 @pytest.mark.parametrize(

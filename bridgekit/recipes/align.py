@@ -17,7 +17,7 @@ from bridgekit.hardware import resolve_device
 from bridgekit.pairs import Pairs
 from bridgekit.progress import progress_bars
 from bridgekit.recipes.fit import Alignment, Run, encode_and_split, fit
-from bridgekit.recipes.sides import TrainingOptions, choose_sides, open_encoders, select_pairs, takes
+from bridgekit.recipes.sides import TrainingOptions, check_columns, choose_sides, open_encoders, select_pairs, takes
 from bridgekit.report.plots import heat_maps, training_curves
 from bridgekit.storage.cache import one_writer
 from bridgekit.tables.reading import open_table
@@ -79,8 +79,10 @@ def run_alignment(options: AlignOptions) -> Alignment:
     progress = options.progress and rank() == 0
     with first_process_first():
         table = None if options.pairs is None else open_table(options.pairs, columns=options.columns, outside=options.outside)
+    names = choose_sides((options.a, options.b, *options.more), table)
+    check_columns(names, table)
     with progress_bars(progress) as report:
-        encoders = open_encoders(choose_sides((options.a, options.b, *options.more), table), device, report)
+        encoders = open_encoders(names, device, report)
     if options.frozen is not None and options.frozen not in encoders:
         raise BridgekitError(
             f"cannot freeze {options.frozen!r}: it is not one of the sides", remedy=f"use one of {', '.join(encoders)}"

@@ -13,10 +13,10 @@ from bridgekit.evaluation.recall import sides_of
 from bridgekit.fusion.distributed import first_process_first, joined_processes, rank
 from bridgekit.hardware import resolve_device
 from bridgekit.pairs import Pairs
-from bridgekit.plugins import encoder_name, load_encoder, recorded_name
+from bridgekit.plugins import encoder_name, known_modality, load_encoder, recorded_name
 from bridgekit.progress import progress_bars
 from bridgekit.recipes.fit import Alignment, Run, encode_and_split, fit
-from bridgekit.recipes.sides import TrainingOptions, takes
+from bridgekit.recipes.sides import TrainingOptions, check_columns, takes
 from bridgekit.report.plots import heat_maps, training_curves
 from bridgekit.storage.cache import one_writer
 from bridgekit.tables.reading import Table, open_table
@@ -70,6 +70,8 @@ def run_binding(options: BindOptions) -> Alignment:
             old = Bridge.load(source, device)
             table = open_table(options.pairs, columns=options.columns, outside=options.outside)
         full_name = encoder_name(options.add)
+        check_columns([options.add], table)
+        _partners(old, known_modality(full_name), table)
         encoder = load_encoder(full_name, device)
         name, new = recorded_name(full_name, encoder), encoder.modality
         bound = _is_bound(old, new, source)
@@ -125,15 +127,15 @@ def _is_bound(bridge: Bridge, modality: str, source: Path) -> bool:
     return bound
 
 
-def _partners(bridge: Bridge, modality: str, table: Table) -> list[str]:
-    """The bridge's modalities that the table has columns for, besides the new one."""
+def _partners(bridge: Bridge, modality: str | None, table: Table) -> list[str]:
+    """The bridge's modalities that the table has columns for, besides the new one, which is None if it is not known yet."""
     known = [name for name in bridge.sides if name != modality]
     partners = [name for name in table.modalities if name in known]
     if not partners:
         raise BridgekitError(
             f"the table has no column for any of the bridge's modalities ({', '.join(known)})",
             where=table.source,
-            remedy=f"give pairs of {modality} with one of them",
+            remedy=f"give pairs of {modality or 'the new modality'} with one of them",
         )
     return partners
 

@@ -14,7 +14,7 @@ from bridgekit.hardware import resolve_device
 from bridgekit.pairs import EXTENSIONS, Pairs
 from bridgekit.plugins import default_modalities, encoder_name, load_encoder
 from bridgekit.progress import progress_bars
-from bridgekit.recipes.sides import choose_sides, takes
+from bridgekit.recipes.sides import check_columns, choose_sides, takes
 from bridgekit.tables.reading import Table, open_table
 
 
@@ -64,6 +64,7 @@ def _open_sides(table: Table, names: Sequence[str], device: str | None) -> tuple
         known = {*EXTENSIONS, TEXT, *default_modalities()}
         names = [name for name in table.modalities if name in known]
         names = names if len(names) > 1 else choose_sides((None, None), table)
+    check_columns(names, table)
     encoders: dict[str, Encoder | None] = {}
     findings = []
     for name in names:

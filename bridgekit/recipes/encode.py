@@ -14,7 +14,7 @@ from bridgekit.latents.store import Latents
 from bridgekit.pairs import Pairs, SetAside
 from bridgekit.plugins import ours
 from bridgekit.progress import progress_bars
-from bridgekit.recipes.sides import RunOptions, choose_sides, open_encoders, select_pairs, takes
+from bridgekit.recipes.sides import RunOptions, check_columns, choose_sides, open_encoders, select_pairs, takes
 from bridgekit.tables.reading import open_table
 
 
@@ -66,6 +66,7 @@ def encode_table(options: EncodeOptions) -> EncodedTable:
     with progress_bars(options.progress) as report, cluster as on_cluster:
         table = None if options.pairs is None else open_table(options.pairs, columns=options.columns, outside=options.outside)
         names = choose_sides((options.a, options.b, *options.more), table)
+        check_columns(names, table)
         opened = open_encoders(names, resolve_device(options.device), report)
         pairs = select_pairs(table, tuple(opened), options.progress)
         runs = {modality: on_cluster(*side) for modality, side in opened.items()} if options.ray else {}

@@ -24,7 +24,7 @@ from bridgekit.latents.encode import encode_items
 from bridgekit.latents.encoded import encode_pairs
 from bridgekit.plugins import default_pair_source, load_encoder
 from bridgekit.progress import Report, progress_bars
-from bridgekit.recipes.sides import takes
+from bridgekit.recipes.sides import check_columns, takes
 from bridgekit.tables.reading import open_table, read_pairs
 from bridgekit.tables.splits import split_pairs, test_splits
 
@@ -153,6 +153,8 @@ def judge_generation(options: JudgeOptions) -> list[dict[str, Any]]:
         bridge = Bridge.load(options.folder, options.device)
         bridge.side(TEXT)
         modality = next(name for name in bridge.sides if name != TEXT)
+        if options.pairs is not None:  # before the judge is opened, and the gallery encoded
+            check_columns((modality, TEXT), open_table(options.pairs, outside=options.outside))
         gallery = open_gallery(options.gallery, options.judge, options.device, outside=options.outside)
         items, captions = _rows_to_judge(bridge, modality, gallery, options, report)
         embedded = bridge.embed_usable(modality, items, report=report)

@@ -13,7 +13,14 @@ from typing import ParamSpec, TypeVar
 from bridgekit.encoders import TEXT, Encoder
 from bridgekit.errors import BridgekitError
 from bridgekit.pairs import Pairs
-from bridgekit.plugins import default_modalities, default_pair_source, encoder_name, load_encoder, recorded_name
+from bridgekit.plugins import (
+    default_modalities,
+    default_pair_source,
+    encoder_name,
+    known_modality,
+    load_encoder,
+    recorded_name,
+)
 from bridgekit.progress import Report
 from bridgekit.tables.columns import listed_columns
 from bridgekit.tables.reading import Table, source_table
@@ -93,6 +100,22 @@ def choose_sides(names: Sequence[str | None], table: Table | None) -> list[str]:
         )
     # With fewer than two such columns, selecting them raises an error that names the missing one.
     return [*(known or ["audio"]), *([TEXT] if len(known) < 2 or TEXT in columns else [])]
+
+
+def check_columns(names: Sequence[str], table: Table | None) -> None:
+    """Raise BridgekitError if the table lacks a side's column, before encoders are opened, which takes seconds.
+
+    Arguments:
+        names: the sides: modalities or encoders. Sides whose modality their names do not tell are left out.
+        table: the opened table; None if no table was given.
+    """
+    known = [modality for modality in map(known_modality, names) if modality]
+    missing = [] if table is None else [modality for modality in known if modality not in table.modalities]
+    if table is None or not missing:
+        return
+    every = len(known) == len(names) > 1
+    if every or Path(table.source).is_file():  # the columns of a folder or a list may depend on all sides together
+        table.pairs(known if every else missing)
 
 
 def open_encoders(names: Sequence[str], device: str, report: Report) -> dict[str, tuple[str, Encoder]]:

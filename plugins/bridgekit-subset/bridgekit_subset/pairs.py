@@ -16,6 +16,7 @@ from bridgekit.latents.store import Latents
 from bridgekit.pairs import Pairs, SetAside
 from bridgekit.plugins import encoder_name, installed_plugins, load_encoder
 from bridgekit.progress import Report, progress_bars
+from bridgekit.recipes.sides import check_columns
 from bridgekit.tables.reading import Table, open_table
 from bridgekit.tables.usable import Home
 from bridgekit_subset.k_dpp import check_choice, choose_subset
@@ -90,9 +91,10 @@ def choose_pairs(
     if out is not None:
         check_place(Path(out), source)
     name = encoder_name(on)
+    opened = open_table(source, columns=columns, outside=outside)
+    check_columns([on], opened)
     encoder = load_encoder(name, device)
     modality = encoder.modality
-    opened = open_table(source, columns=columns, outside=outside)
     table = opened.pairs(_columns(opened, modality))
     split = np.asarray(table.split if table.split is not None else ["train"] * len(table))
     free = np.flatnonzero(split == "train")
