@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,9 @@ from bridgekit.encoders import Item
 
 #: About how many similarities a tile has (64 MiB in float32).
 TILE_NUMBERS = 16_777_216
+
+#: With fewer queries, the 95 % confidence interval of a recall is over 30 points wide, so that its digits mean little.
+FEW = 30
 
 #: Prompt templates for zero-shot classification; `{}` is the class name. A class is the mean of its prompts' embeddings.
 TEMPLATES = ("{}", "a {}", "the sound of a {}", "this is a {}")
@@ -119,6 +124,31 @@ def recall(
     ranks = best_ranks(queries, candidates, right, skip)
     at = {k: float((ranks <= k).float().mean()) for k in ks}
     return Recall(len(ranks), len(candidates), at, float(ranks.double().quantile(0.5)))
+
+
+def confidence_interval(share: float, queries: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share of some queries (Wilson, 1927)."""
+    count, z = max(1, queries), 1.959964  # untrusted metrics may say 0
+    centre = share + z**2 / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return (centre - half) / (1 + z**2 / count), (centre + half) / (1 + z**2 / count)
+
+
+def recall_cell(record: Mapping[str, Any], k: int) -> str:
+    """recall@k as tables for people show it, in %: the value, and only its confidence interval for fewer than `FEW` queries.
+
+    A dash where every ranking has recall 1, as there are only k candidates.
+
+    Arguments:
+        record: as from `bridgekit.evaluation.recall.evaluate_splits`.
+        k: 1, 5 or 10.
+    """
+    share, queries = record[f"recall@{k}"], record["queries"]
+    if record["candidates"] <= k:
+        return "–"
+    if queries >= FEW:
+        return f"{100 * share:.1f}"
+    return "–".join(f"{100 * bound:.0f}" for bound in confidence_interval(share, queries))
 
 
 def random_recall(rights: NDArray[np.int64], candidates: NDArray[np.int64], ks: Sequence[int]) -> dict[int, float]:

@@ -34,7 +34,9 @@ def test_a_card_gives_sides_provenance_recall_pictures_and_how_to_use_the_bridge
     assert "| text | `toy:letters` | 48 | none: its latents are the shared space |" in lines
     assert "- rows: train: 5; test: 4" in lines
     assert "fingerprint" not in card
-    assert "| test | audio → text | 1,200 | FuseMix | 25.0% | 50.0% | 100.0% | 2.5 |" in lines
+    assert "| test | audio → text | 1,200 | FuseMix | 5–70 | 15–85 | 51–100 | 2.5 |" in lines
+    many = metadata(metrics=[{**metadata()["metrics"][0], "queries": 1200}])
+    assert "| test | audio → text | 1,200 | FuseMix | 25.0 | 50.0 | 100.0 | 2.5 |" in model_card(many, "tones", []).splitlines()
     assert "![similarity audio text](similarity-audio-text.png)" in lines
     code = card.split("```")[1].removeprefix("python\n")
     assert 'Bridge.load("tones")' in code

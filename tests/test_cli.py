@@ -314,15 +314,30 @@ def test_a_run_that_diverges_gives_its_last_good_state_and_says_so(
     assert not (tmp_path / "none").exists()
 
 
+def test_twelve_rows_print_no_recall_of_one_query_and_json_has_it(run: Run, tmp_path: Path) -> None:
+    table = tone_table(tmp_path).read_text().splitlines()
+    (tmp_path / "few.csv").write_text("\n".join(table[:1] + table[1::9][:12]))
+    code, out, err = run("align", "--pairs", "few.csv", "--out", "few")
+    assert code == 0, err
+    assert "100.0" not in out
+    assert "–100" in out
+    assert "95 % confidence interval, for fewer than 30 queries (fewest: 1)." in out
+    records = json.loads(run("info", "few", "--json")[1])["metrics"]
+    assert {record["recall@1"] for record in records if record["queries"] == 1} <= {0.0, 1.0}
+
+
 def test_a_recall_table_fits_80_columns_without_cutting_a_number(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     recalls = {"recall@1": 1.0, "recall@5": 1.0, "recall@10": 1.0, "median_rank": 1234.5}
     record = {"split": "[b]unseen[/b] speakers", "direction": "accelerometer → spectrogram", "candidates": 123456, **recalls}
-    common.print_metrics([{**record, "queries": 30, "method": name} for name in ("closed-form start", "FuseMix")], "Recall")
+    for queries in (5, 30):
+        records = [{**record, "queries": queries, "method": name} for name in ("closed-form start", "FuseMix")]
+        common.print_metrics(records, "Recall")
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 80 for line in lines)
     assert "…" not in "".join(lines)
+    assert sum("57–100 57–100 57–100" in line for line in lines) == 2
     assert [line.split()[-4:] for line in lines if "100.0" in line] == [["100.0", "100.0", "100.0", "1234.5"]] * 2
     assert "[b]unseen[/" in "".join(lines)

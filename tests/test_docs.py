@@ -43,7 +43,8 @@ _BLOCK = re.compile(r"(?:^\*Needs: ([^\n]+)\*\n\n)?^```(\w*)[^\n]*\n(.*?)^```$",
 _GENERATED = re.compile(r"<!-- ::: [\w. ]+ -->.*?<!-- ::: end -->", re.DOTALL)
 #: Printed only where a run is slow.
 PROGRESS = re.compile(r".*━━━.*|[\w' ]+: [\d,]+ of [\d,]+, .*")
-_NUMBER, _ANY_NUMBER = re.compile(r"\d+\.\d+"), re.compile(r"\d+(\.\d+)?")
+#: The second and third are the ends of an interval.
+_NUMBER, _ANY_NUMBER = re.compile(r"\d+\.\d+|\d+(?=–\d)|(?<=\d–)\d+"), re.compile(r"\d+(\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -492,6 +493,8 @@ def test_numbers_may_differ_a_little_and_words_not_at_all() -> None:
     assert not same("   0.611  running-1.csv", "   0.611  walking-1.csv", labels)
     assert same("  FuseMix  100.0  95.0", "  FuseMix   97.5  100.0", labels)
     assert not same("  FuseMix  100.0  95.0", "  FuseMix  70.0  95.0", labels)
+    assert same("  FuseMix  76–100", "  FuseMix  65–98", labels)
+    assert not same("  FuseMix  76–100", "  FuseMix  46–91", labels)
     assert same(" random  31.2  13", " random  30.0  12.5", labels)
     assert same("3 passed in 0.91s", "3 passed in 7.02s", labels)
     assert not same("3 passed in 0.91s", "2 passed in 0.91s", labels)

@@ -7,10 +7,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from torch.nn.functional import normalize
 
 from bridgekit import retrieval
-from bridgekit.retrieval import Hit, class_embeddings, nearest, recall, relevance, search
+from bridgekit.retrieval import (
+    Hit,
+    class_embeddings,
+    confidence_interval,
+    nearest,
+    recall,
+    recall_cell,
+    relevance,
+    search,
+)
 
 
 def brute_force(scores: torch.Tensor, right: set[tuple[int, int]], skip: set[tuple[int, int]]) -> list[int]:
@@ -84,6 +94,23 @@ def test_nearest_pairs_each_hit_with_its_own_item() -> None:
     similarity = pytest.approx
     assert hits[0] == [Hit("dog", similarity(1.0)), Hit("cat", similarity(0.6))]
     assert hits[1] == [Hit("owl", similarity(1.0)), Hit("cat", similarity(0.8))]
+
+
+@pytest.mark.parametrize(("right", "queries"), [(0, 1), (1, 1), (2, 4), (7, 29), (500, 1000)])
+def test_the_confidence_interval_is_wilsons(right: int, queries: int) -> None:
+    expected = binomtest(right, queries).proportion_ci(method="wilson")
+    assert confidence_interval(right / queries, queries) == pytest.approx(tuple(expected))
+
+
+def test_a_recall_of_few_queries_is_shown_as_its_interval_and_one_that_cannot_fail_not_at_all() -> None:
+    def cells(queries: int, candidates: int) -> list[str]:
+        recalls = {"recall@1": 1.0, "recall@5": 1.0, "recall@10": 1.0}
+        return [recall_cell({**recalls, "queries": queries, "candidates": candidates}, k) for k in (1, 5, 10)]
+
+    assert cells(1, 12) == ["21–100"] * 3
+    assert cells(1, 1) == ["–"] * 3
+    assert cells(29, 5) == ["88–100", "–", "–"]
+    assert cells(30, 11) == ["100.0"] * 3
 
 
 def test_a_class_is_the_mean_of_its_prompts() -> None:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from bridgekit.bridge.provenance import provenance_text
 from bridgekit.plain import markdown, plain
+from bridgekit.retrieval import recall_cell
 
 
 def model_card(metadata: Mapping[str, Any], name: str, pictures: Sequence[str]) -> str:
@@ -43,6 +44,7 @@ _TEMPLATES.filters.update(
     code=_code,
     link=lambda name: Markup(quote(name)),
     provenance_text=provenance_text,
+    recall_cell=recall_cell,
     quoted=lambda text: Markup(json.dumps(plain(text), ensure_ascii=False)),
     stem=lambda name: Path(name).stem.replace("-", " "),
 )

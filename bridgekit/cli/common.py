@@ -205,6 +205,8 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
         return
     from rich.console import Console
 
+    from bridgekit.retrieval import FEW, recall_cell
+
     columns = ("split", "query → answer", "among", "method", "@1", "@5", "@10", "median\nrank")
     table = new_table(title, columns, text={"split", "query → answer", "method"})
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
@@ -213,7 +215,7 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
     for key, records in groups.items():
         for number, record in enumerate(records):
             label = [safe(part) for part in (*(key if number == 0 else ("", "", "")), record["method"])]
-            recalls = [f"{100 * record[f'recall@{k}']:.1f}" for k in (1, 5, 10)]
+            recalls = [recall_cell(record, k) for k in (1, 5, 10)]
             style = "bold" if record["method"] == "FuseMix" and len(records) > 1 else None
             table.add_row(*label, *recalls, f"{record['median_rank']:g}", style=style)
     Console().print(table)
@@ -222,9 +224,13 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
     baselines = [f"{method}: {what}" for method, what in BASELINES.items() if method in methods]
     if baselines:
         print(f"{'; '.join(baselines)}.")
-    few = min(record["queries"] for record in metrics)
-    if few < 30:
-        print(f"The smallest test split has only {few} queries, so these numbers are noisy.")
+    cells = {recall_cell(record, k): record for record in metrics for k in (1, 5, 10)}
+    interval = next((cell for cell in cells if "–" in cell[1:]), None)
+    if interval:
+        few = min(record["queries"] for record in metrics)
+        print(f"{interval}: 95 % confidence interval, for fewer than {FEW} queries (fewest: {few}).")
+    if "–" in cells:
+        print("–: nothing to measure, with k candidates or fewer.")
 
 
 def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> None:

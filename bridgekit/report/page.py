@@ -28,6 +28,7 @@ from bridgekit.report.plots import best_epoch, cosines, similarities
 from bridgekit.report.previews import LIMIT_BYTES, Names, Preview, make_previews
 from bridgekit.report.space_map import Point, shared_space
 from bridgekit.report.tables import KS, TableResults, table_results, worst_and_best
+from bridgekit.retrieval import confidence_interval
 
 #: The report's file name in a bridge's folder.
 FILE = "report.html"
@@ -152,15 +153,6 @@ def _decimals(value: float, places: int = 2) -> str:
     return f"{round(float(value), places) + 0.0:.{places}f}".replace("-", "−")
 
 
-def _interval(share: float, queries: int) -> tuple[float, float]:
-    """The 95% confidence interval of a share of some queries (Wilson, 1927)."""
-    from scipy.stats import binomtest
-
-    count = max(1, queries)  # untrusted metrics may say 0
-    low, high = binomtest(round(share * count), count).proportion_ci(method="wilson")
-    return low, high
-
-
 def _place(value: float, low: float, high: float, start: float, end: float) -> float:
     """The coordinate of a value on an axis from `low` at `start` to `high` at `end`."""
     return round(start + (value - low) / ((high - low) or 1) * (end - start), 1)
@@ -191,7 +183,7 @@ _TEMPLATES.filters |= {
     "asdict": asdict,
     "best_epoch": best_epoch,
     "decimals": _decimals,
-    "interval": _interval,
+    "interval": confidence_interval,
     "number": "{:,}".format,
     "pairs": lambda items: list(combinations(items, 2)),
     "percent": lambda share: f"{100 * share:.1f}%",
