@@ -297,7 +297,11 @@ def test_the_command_line_takes_every_command_in_the_documents() -> None:
             assert wrong is None, f"{document.relative_to(ROOT)}: {line}\n{wrong}"
             checked += "bridgekit" in line
     for name, verb in verbs():
-        for example in re.findall(r"\[b\](bridgekit .*?)\[/b\]", verb.help or ""):
+        examples = re.findall(r"\[b\](bridgekit .*?)\[/b\]", verb.help or "")
+        assert any(example.startswith(name) for example in examples) or "Not installed" in (verb.help or ""), (
+            f"{name}: no example"
+        )
+        for example in examples:
             assert complaint(example) is None, name
             checked += 1
     assert checked > 80
@@ -482,6 +486,24 @@ def test_the_pages_commands_run_in_their_order_and_print_what_the_pages_show(
     else:
         assert {"tutorial.md", "own-data.md", "evaluation.md", "own-encoder.md", "generate.md"} <= set(ran)
         assert (reader.folder / "pictures" / "sheet.png").stat().st_size > 10_000
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the commands are those of a Unix shell")
+def test_the_readmes_first_commands_run_in_their_order_where_there_is_no_file_but_the_examples(tmp_path: Path) -> None:
+    pytest.importorskip("bridgekit_starter", reason="they use the starter's bridge")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [first] = [part for part in re.split(r"\n{2,}", text) if part.startswith("    pip install")]
+    install, *commands, page = [line.partition("  #")[0].strip() for line in first.splitlines()]
+    assert install.startswith("pip install . plugins/bridgekit-starter")
+    assert page == "bridgekit app"
+    reader = Reader(tmp_path, "empty")
+    (reader.folder / "examples").symlink_to(ROOT / "examples")
+    for command in commands:
+        code, seen = reader.run(command)
+        assert code == 0, "\n".join([command, *seen])
+        if command.startswith("bridgekit search"):
+            assert "penguin" in seen[2]
+    assert (reader.folder / "penguin.png").exists()
 
 
 def test_numbers_may_differ_a_little_and_words_not_at_all() -> None:
