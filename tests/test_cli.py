@@ -68,6 +68,12 @@ def test_every_verb_has_help_with_an_example(run: Run, verb: str) -> None:
     assert "--json" in out
 
 
+def test_help_ends_with_a_command_for_ones_own_table(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    assert out.strip().splitlines()[-1].strip() == "bridgekit align --pairs clips.csv"
+
+
 def test_align_then_search_then_info_then_eval_then_embed(run: Run, tmp_path: Path) -> None:
     tone_table(tmp_path)
     code, out, _ = run("align", "--a", "audio", "--b", "text", "--pairs", "pairs.csv")

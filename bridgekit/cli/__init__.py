@@ -51,7 +51,7 @@ def program() -> typer.Typer:
     app = typer.Typer(
         name="bridgekit",
         help="One shared space for two or more modalities, from frozen encoders and a few thousand pairs, on one machine.",
-        epilog="Start with: bridgekit align --a audio --b text",
+        epilog="On your own data, a table with a column per modality:\n\n[b]bridgekit align --pairs clips.csv[/b]",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
