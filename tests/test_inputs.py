@@ -65,6 +65,17 @@ def test_the_name_of_a_folder_is_a_text_with_a_space(run: Run, here: Path) -> No
     assert items_of(bridge_of("audio", "text"), "clips ") == ("text", ["clips "])
 
 
+def test_a_bridge_or_a_clip_given_for_a_text_is_refused_with_what_to_write(run: Run, here: Path) -> None:
+    code, _, err = run("search", "bridges/texts", "an owl")
+    assert (code, err.splitlines()[-3:]) == (
+        2,
+        ["bridgekit: this is a bridge, not an input", "  in: bridges/texts", "  fix: use it with --bridge bridges/texts"],
+    )
+    code, _, err = run("search", "clips/owl.wav", "--from", "text", "--bridge", "bridges/texts")
+    assert (code, err.splitlines()[-1]) == (2, '  fix: for its name as a text, add a space, as in "clips/owl.wav "')
+    assert run("search", "clips/owl.wav ", "--from", "text", "--bridge", "bridges/texts")[0] == 0
+
+
 def test_a_table_is_one_of_its_columns_and_its_unusable_rows_are_set_aside(run: Run, here: Path) -> None:
     code, _, err = run("embed", "all.csv", "--bridge", "bridges/texts")
     assert (code, err.splitlines()) == (
@@ -149,8 +160,8 @@ def test_texts_are_the_lines_of_a_file_or_the_whole_of_another(here: Path) -> No
     bridge = bridge_of("audio", "text")
     assert items_of(bridge, "names.txt", "a seal") == ("text", ["an owl", "a fox", "a seal"])
     assert items_of(bridge, "names.md", modality="text") == ("text", ["an owl\nand a fox"])
-    long = "an owl. " * 200
-    assert items_of(bridge, long) == ("text", [long])
+    for text in ("an owl. " * 200, ""):  # no path, and not the current folder
+        assert items_of(bridge, text) == ("text", [text])
 
 
 def test_a_csv_file_may_be_an_item_of_a_plugins_modality(here: Path) -> None:

@@ -47,4 +47,4 @@ def command(
         return
     write_embeddings(out, names, vectors)
     print_set_aside(set_aside)
-    say(f"{len(names)} embeddings of {opened.dim} dimensions: {out}")
+    say(f"{len(names)} {'embedding' if len(names) == 1 else 'embeddings'} of {opened.dim} dimensions: {out}")

@@ -198,7 +198,10 @@ def _rows(columns: Sequence[Inputs], inputs: Sequence[Input]) -> list[list[str]]
     items = [[str(item) for item in column.items] for column in columns]
     many = [column for column, each in zip(items, inputs, strict=True) if _is_many(each)]
     if len(many) > 1:
-        raise BridgekitError("only one input may be a folder, table or list", where=", ".join(column[0] for column in many))
+        where = ", ".join(column[0] for column in many)
+        raise BridgekitError(
+            "only one input may be a folder, table or list", where=where, remedy="give single items for the others"
+        )
     return [[column[row] if len(column) > 1 else column[0] for column in items] for row in range(max(map(len, items)))]
 
 

@@ -67,6 +67,8 @@ def read_inputs(
     """
     for argument in arguments:
         _refuse_missing(argument, modality, tuple(bridge.sides), option)
+        if exists(argument) and (Path(argument) / "bridge.json").exists():
+            raise BridgekitError("this is a bridge, not an input", where=argument, remedy=f"use it with --bridge {argument}")
     chosen = modality if modality is not None else _inferred(arguments, tuple(bridge.sides), option)
     bridge.side(chosen)
     read = [list_items(argument, chosen, outside=outside) for argument in arguments]
@@ -95,8 +97,7 @@ def list_items(argument: str | Path, modality: str, *, outside: bool = False) ->
     """
     path = Path(argument)
     if not is_listing(argument, modality):
-        is_file = modality == TEXT and exists(argument)
-        return Inputs(modality, [read_text(path) if is_file else argument], [None])
+        return Inputs(modality, [_text_in(path) if modality == TEXT and exists(argument) else argument], [None])
     if modality == TEXT and path.is_dir() and not any(entry.is_dir() for entry in path.iterdir()):
         what = "this is a folder without texts, and a path that exists is never a text"
         raise BridgekitError(what, where=str(path), remedy=f'for its name as a text, add a space, as in "{path} "')
@@ -113,10 +114,18 @@ def list_items(argument: str | Path, modality: str, *, outside: bool = False) ->
     return Inputs(modality, list(first), list(first.values()), faulty)
 
 
+def _text_in(path: Path) -> str:
+    """The text in a file."""
+    if path.suffix[1:].lower() in _KNOWN:
+        what = "this is a file of another modality, and a path that exists is never a text"
+        raise BridgekitError(what, where=str(path), remedy=f'for its name as a text, add a space, as in "{path} "')
+    return read_text(path)
+
+
 def exists(argument: str | Path) -> bool:
-    """Whether an argument is an existing path. A text that is too long for a path is not."""
+    """Whether an argument is an existing path. An empty text is not, nor one that is too long for a path."""
     try:
-        return Path(argument).exists()
+        return argument != "" and Path(argument).exists()
     except OSError:
         return False
 
