@@ -12,8 +12,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PLUGINS := $(addprefix plugins/bridgekit-,app index ray starter subset timm transformers template)
-CHECKED := bridgekit docs/hooks.py docs/make_reference.py plugins/bridgekit-starter/training examples benchmarks $(foreach name,app index ray starter subset timm transformers clap,plugins/bridgekit-$(name)/bridgekit_$(name)) plugins/bridgekit-template/bridgekit_template.py $(wildcard plugins/bridgekit-template/modalities/*.py)
+PLUGINS := $(addprefix plugins/bridgekit-,app datasets index ray starter subset timm transformers template)
+CHECKED := bridgekit docs/hooks.py docs/make_reference.py plugins/bridgekit-starter/training examples benchmarks $(foreach name,app datasets index ray starter subset timm transformers clap,plugins/bridgekit-$(name)/bridgekit_$(name)) plugins/bridgekit-template/bridgekit_template.py $(wildcard plugins/bridgekit-template/modalities/*.py)
 # Not in .venv: laion-clap needs numpy below 2.
 CLAP := .venv-clap
 LOCK := --quiet --upgrade --universal --python-version 3.10 --no-annotate --custom-compile-command "make lock" --overrides $(VENV)/without-torch.txt --no-emit-package bridgekit-core --no-emit-package torch --no-emit-package torchvision
@@ -70,7 +70,7 @@ test: $(VENV)/.installed $(VENV)/.browser $(CLAP)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 	OMP_NUM_THREADS=1 $(CLAP)/bin/python -m pytest plugins/bridgekit-clap
 
-alone: $(foreach name,app index starter subset timm transformers template clap,.venv-$(name)/.tested)
+alone: $(foreach name,app datasets index starter subset timm transformers template clap,.venv-$(name)/.tested)
 
 .venv-%/.tested: FORCE
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import BridgeOption, Device, Outside, find_bridge, print_json, print_set_aside, say
+from bridgekit.cli.common import (
+    BridgeOption,
+    Columns,
+    Device,
+    Outside,
+    find_bridge,
+    parse_columns,
+    print_json,
+    print_set_aside,
+    say,
+)
 from bridgekit.errors import BridgekitError
 
 
@@ -19,6 +29,7 @@ def command(
     strict: Annotated[bool, typer.Option("--strict", help="Fail if an item would be set aside.")] = False,
     device: Device = "auto",
     outside: Outside = False,
+    column: Columns = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the embeddings as JSON instead of writing a file.")] = False,
 ) -> None:
     """Write the embeddings of files or texts in the shared space.
@@ -33,7 +44,7 @@ def command(
     if not as_json:
         check_format(out)
     opened = Bridge.load(find_bridge(bridge), device)
-    given = read_inputs(opened, items, modality, option="--modality", outside=outside)
+    given = read_inputs(opened, items, modality, option="--modality", columns=parse_columns(column), outside=outside)
     with progress_bars() as report:
         usable, vectors = embed_inputs(opened, given, report)
     set_aside = usable.set_aside

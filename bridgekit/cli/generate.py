@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -60,9 +60,10 @@ def command(
         raise BridgekitError(what, remedy="train one (bridgekit align) or give its folder with --bridge")
     from bridgekit.recipes.generate import Input, generate
 
+    columns = parse_columns(column)
     shares = _weights(weights, sum(map(len, items.values())))
     inputs = [
-        Input(modality, _texts(item, outside) if modality == "text" else item, shares.pop(0))
+        Input(modality, _texts(item, columns, outside) if modality == "text" else item, shares.pop(0))
         for modality, each in items.items()
         for item in each
     ]
@@ -83,7 +84,7 @@ def command(
         out=out,
         device=device,
         outside=outside,
-        columns=parse_columns(column),
+        columns=columns,
     )
     if as_json:
         print_json(
@@ -123,11 +124,11 @@ def command(
         say(f"Contact sheet: {done.sheet}")
 
 
-def _texts(argument: str, outside: bool) -> Item | Sequence[Item]:
+def _texts(argument: str, columns: Mapping[str, str], outside: bool) -> Item | Sequence[Item]:
     """The text that an argument is, or the texts in a table or file. Only here: in Python, a text is never a path."""
     from bridgekit.recipes.inputs import is_listing, list_items
 
-    found = list_items(argument, "text", outside=outside).items
+    found = list_items(argument, "text", columns=columns, outside=outside).items
     return found if is_listing(argument, "text") else found[0]
 
 

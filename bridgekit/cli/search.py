@@ -75,7 +75,7 @@ def command(
 
     searched = None if index is None else open_index(index)
     opened = Bridge.load(find_bridge(bridge or _bridge_of(searched)), device)
-    given = read_inputs(opened, queries, from_, option="--from", outside=outside)
+    given = read_inputs(opened, queries, from_, option="--from", columns=parse_columns(column), outside=outside)
     source = given.modality
     target = to or other_modality(searched.modalities if searched else tuple(opened.sides), source)
     if searched:

@@ -15,7 +15,7 @@ from bridgekit.diffusion.conditioner import GAPS, Conditioner, close_gap
 from bridgekit.diffusion.models import DrawOptions, open_model
 from bridgekit.diffusion.painter import mix, open_painter, paint
 from bridgekit.diffusion.sheets import contact_sheet, made_here, write_png
-from bridgekit.encoders import TEXT
+from bridgekit.encoders import TEXT, Blob, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.progress import Report, progress_bars
 from bridgekit.recipes.inputs import Inputs, exists, is_listing, list_items
@@ -38,7 +38,7 @@ class Input:
     """
 
     modality: str
-    item: Path | str | Sequence[Path | str]
+    item: Item | Sequence[Item]
     weight: float = 1.0
 
 
@@ -130,11 +130,11 @@ def generate(options: GenerateOptions) -> Generation:
     folder, inputs, n = Path(options.bridge), options.inputs, options.n
     bridge = Bridge.load(folder, options.device)
     _check(options)
-    columns = [_items(bridge, each, options.outside) for each in inputs]
+    columns = [_items(bridge, each, options) for each in inputs]
     rows = _rows(columns, inputs)
     with progress_bars(options.progress) as report:
         embedded, set_aside = _embed(bridge, inputs, rows, report)
-        good = [row for row in rows if not any(item in set_aside for item in row)]
+        good = [row for row in rows if not any(str(item) in set_aside for item in row)]
         named = [row for row in good for _ in range(n)]
         files, sheet = _places(options.out, named, n)
         report("loading model", 0, 1)
@@ -171,8 +171,8 @@ def generate(options: GenerateOptions) -> Generation:
     records = []
     for file, picture, row, found, seed, known in zip(files, pictures, named, nearest, seeds, heard, strict=True):
         hits = [(hit.item, hit.similarity) for hit in found]
-        write_png(picture, file, {"inputs": row, "seed": seed, "nearest": hits, **asdict(known), **metadata})
-        records.append(Generated(file, tuple(row), found, seed, known))
+        write_png(picture, file, {"inputs": [*map(str, row)], "seed": seed, "nearest": hits, **asdict(known), **metadata})
+        records.append(Generated(file, tuple(map(str, row)), found, seed, known))
     if sheet:
         labels = [[_short(row), str(found[0].item) if found else ""] for row, found in zip(named, nearest, strict=True)]
         write_png(contact_sheet(pictures, labels), sheet, metadata)
@@ -193,12 +193,12 @@ def _check(options: GenerateOptions) -> None:
         raise BridgekitError("the number of images must be at least 1")
 
 
-def _rows(columns: Sequence[Inputs], inputs: Sequence[Input]) -> list[list[str]]:
+def _rows(columns: Sequence[Inputs], inputs: Sequence[Input]) -> list[list[Item]]:
     """The items of each image, in the order of the inputs."""
-    items = [[str(item) for item in column.items] for column in columns]
+    items = [column.items for column in columns]
     many = [column for column, each in zip(items, inputs, strict=True) if _is_many(each)]
     if len(many) > 1:
-        where = ", ".join(column[0] for column in many)
+        where = ", ".join(str(column[0]) for column in many)
         raise BridgekitError(
             "only one input may be a folder, table or list", where=where, remedy="give single items for the others"
         )
@@ -206,45 +206,47 @@ def _rows(columns: Sequence[Inputs], inputs: Sequence[Input]) -> list[list[str]]
 
 
 def _is_many(each: Input) -> bool:
+    if isinstance(each.item, Blob):
+        return False
     return not isinstance(each.item, str | Path) or (each.modality != TEXT and is_listing(each.item, each.modality))
 
 
-def _items(bridge: Bridge, each: Input, outside: bool) -> Inputs:
+def _items(bridge: Bridge, each: Input, options: GenerateOptions) -> Inputs:
     bridge.side(each.modality)
-    if not isinstance(each.item, str | Path):
+    if not isinstance(each.item, str | Path | Blob):
         found = Inputs(each.modality, each.item, [None] * len(each.item))
-    elif each.modality == TEXT:
-        found = Inputs(TEXT, [each.item], [None])
+    elif each.modality == TEXT or isinstance(each.item, Blob):
+        found = Inputs(each.modality, [each.item], [None])
     else:
-        found = list_items(each.item, each.modality, outside=outside)
-    missing = [str(item) for item in found.items if each.modality != TEXT and not exists(item)]
+        found = list_items(each.item, each.modality, columns=options.columns, outside=options.outside)
+    missing = [str(item) for item in found.items if each.modality != TEXT and not isinstance(item, Blob) and not exists(item)]
     if missing or not found.items:
         raise BridgekitError("there is no such file", where=missing[0][:200] if missing else None, remedy="check the path")
     return found
 
 
 def _embed(
-    bridge: Bridge, inputs: Sequence[Input], rows: Sequence[Sequence[str]], report: Report
+    bridge: Bridge, inputs: Sequence[Input], rows: Sequence[Sequence[Item]], report: Report
 ) -> tuple[list[Tensor], dict[str, str]]:
     """Each input's embeddings, for the rows whose items are all usable, and the unusable items with their reasons."""
     columns = [list(dict.fromkeys(row[at] for row in rows)) for at in range(len(inputs))]
     found = [bridge.embed_usable(each.modality, column, report=report) for each, column in zip(inputs, columns, strict=True)]
     set_aside = {
-        column[position]: reason
+        str(column[position]): reason
         for column, result in zip(columns, found, strict=True)
         for position, reason in result.failed.items()
     }
     vectors = []
     for at, (column, result) in enumerate(zip(columns, found, strict=True)):
-        place = {item: row for row, item in enumerate(item for item in column if item not in set_aside)}
-        vectors.append(result.vectors[[place[row[at]] for row in rows if not any(item in set_aside for item in row)]])
+        place = {item: row for row, item in enumerate(item for item in column if str(item) not in set_aside)}
+        vectors.append(result.vectors[[place[row[at]] for row in rows if not any(str(item) in set_aside for item in row)]])
     if not len(vectors[0]):
         item, reason = next(iter(set_aside.items()))
         raise BridgekitError(f"no input is usable: {reason}", where=item[:200], remedy="fix or replace it")
     return vectors, set_aside
 
 
-def _places(out: str | Path | None, rows: Sequence[Sequence[str]], n: int) -> tuple[list[Path], Path | None]:
+def _places(out: str | Path | None, rows: Sequence[Sequence[Item]], n: int) -> tuple[list[Path], Path | None]:
     """A file for each image, and one for the contact sheet of several: as given with --out, or named after the inputs.
 
     Names are unique within a run. An existing file is overwritten only if the user named it or bridgekit generated it: a photo
@@ -277,8 +279,14 @@ def _places(out: str | Path | None, rows: Sequence[Sequence[str]], n: int) -> tu
     return [free(_short(row) + (f"-{number % n}" if n > 1 else "")) for number, row in enumerate(rows)], sheet
 
 
-def _short(row: Sequence[str]) -> str:
-    """A file name for inputs: the stems of files, the first words of texts."""
-    names = (Path(item).stem if exists(item) and Path(item).is_file() else item[:60] for item in row)
+def _short(row: Sequence[Item]) -> str:
+    """A file name for inputs: the stems of files, the first words of texts, the last part of other names."""
+
+    def named(item: Item) -> str:
+        if isinstance(item, Blob):
+            return Path(item.name.rpartition(", ")[2]).stem
+        return Path(item).stem if exists(item) and Path(item).is_file() else str(item)[:60]
+
+    names = map(named, row)
     name = " + ".join("".join(c if c.isalnum() or c in " -_.,'" else "_" for c in name).strip(" .") or "_" for name in names)
     return name[:80].encode()[:NAME_BYTES].decode(errors="ignore").strip(" .")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError
-from bridgekit.media import read_text
 from bridgekit.items import EXTENSIONS
+from bridgekit.media import read_text
 from bridgekit.pairs import SetAside
 from bridgekit.progress import Report
-from bridgekit.tables.formats import TABLES
 from bridgekit.tables.columns import listed_columns
+from bridgekit.tables.formats import TABLES
 from bridgekit.tables.reading import open_table, read_items
 
 if TYPE_CHECKING:
@@ -48,7 +48,13 @@ class Inputs:
 
 
 def read_inputs(
-    bridge: Bridge, arguments: Sequence[str], modality: str | None = None, *, option: str, outside: bool = False
+    bridge: Bridge,
+    arguments: Sequence[str],
+    modality: str | None = None,
+    *,
+    option: str,
+    columns: Mapping[str, str] | None = None,
+    outside: bool = False,
 ) -> Inputs:
     """The items that arguments stand for: files, texts, and the items in folders, tables and .txt files with a text per line.
 
@@ -59,6 +65,7 @@ def read_inputs(
         arguments: paths and texts.
         modality: their modality, where it cannot be inferred.
         option: the option that sets it, for messages.
+        columns: modality to the name of its column in tables, where that is not the modality's.
         outside: let tables refer to files outside their own folders.
 
     Raises:
@@ -71,7 +78,7 @@ def read_inputs(
             raise BridgekitError("this is a bridge, not an input", where=argument, remedy=f"use it with --bridge {argument}")
     chosen = modality if modality is not None else _inferred(arguments, tuple(bridge.sides), option)
     bridge.side(chosen)
-    read = [list_items(argument, chosen, outside=outside) for argument in arguments]
+    read = [list_items(argument, chosen, columns=columns, outside=outside) for argument in arguments]
     items = [item for each in read for item in each.items]
     rows = [row for each in read for row in each.rows]
     return Inputs(chosen, items, rows, [row for each in read for row in each.set_aside])
@@ -89,7 +96,9 @@ def embed_inputs(bridge: Bridge, inputs: Inputs, report: Report) -> tuple[Inputs
     return Inputs(inputs.modality, items, rows, [*inputs.set_aside, *set_aside]), embedded.vectors
 
 
-def list_items(argument: str | Path, modality: str, *, outside: bool = False) -> Inputs:
+def list_items(
+    argument: str | Path, modality: str, *, columns: Mapping[str, str] | None = None, outside: bool = False
+) -> Inputs:
     """The distinct items of one modality in a folder, table or .txt file; otherwise the argument, which is itself an item.
 
     Raises:
@@ -102,9 +111,9 @@ def list_items(argument: str | Path, modality: str, *, outside: bool = False) ->
         what = "this is a folder without texts, and a path that exists is never a text"
         raise BridgekitError(what, where=str(path), remedy=f'for its name as a text, add a space, as in "{path} "')
     if path.suffix.lower() not in TABLES or path.is_dir():
-        items = read_items(path, modality, outside=outside)
+        items = read_items(path, modality, columns=columns, outside=outside)
         return Inputs(modality, items, range(1, len(items) + 1))
-    pairs = open_table(path, outside=outside).pairs((modality,))
+    pairs = open_table(path, columns=columns, outside=outside).pairs((modality,))
     first: dict[Item, int] = {}
     for item, row in zip(pairs.columns[modality], pairs.rows, strict=True):
         if item is not None:

@@ -154,7 +154,7 @@ def judge_generation(options: JudgeOptions) -> list[dict[str, Any]]:
         bridge.side(TEXT)
         modality = next(name for name in bridge.sides if name != TEXT)
         if options.pairs is not None:  # before the judge is opened, and the gallery encoded
-            check_columns((modality, TEXT), open_table(options.pairs, outside=options.outside))
+            check_columns((modality, TEXT), open_table(options.pairs, columns=options.columns, outside=options.outside))
         gallery = open_gallery(options.gallery, options.judge, options.device, outside=options.outside)
         items, captions = _rows_to_judge(bridge, modality, gallery, options, report)
         embedded = bridge.embed_usable(modality, items, report=report)
