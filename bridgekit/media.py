@@ -95,6 +95,15 @@ def read_image(item: Item) -> Image.Image:
     )
 
 
+def read_opacity(path: Path) -> tuple[int, int]:
+    """The lowest and the highest opacity of an image's pixels, from 0 (transparent) to 255; 255 if it has no transparency.
+
+    Raises:
+        ItemError: as from `read_image`.
+    """
+    return decode("opacity", Path(path), lambda facts, _: (int(facts["opacity"][0]), int(facts["opacity"][1])))
+
+
 def read_text(item: Item) -> str:
     """A text, stripped of surrounding white space. Files and other bytes are read as UTF-8.
 

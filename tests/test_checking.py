@@ -137,6 +137,28 @@ def test_single_colour_pictures_are_reported(tmp_path: Path) -> None:
     assert [Path(item.split(": ")[1].split(" (")[0]).name for item in flat.items] == ["0.png", "1.png"]
 
 
+def test_pictures_with_transparency_are_judged_as_encoders_see_them_on_white(tmp_path: Path) -> None:
+    drawing = np.zeros((16, 16), np.uint8)
+    drawing[4:12, 4:12] = np.arange(0, 256, 4).reshape(8, 8)
+    clear, flat = np.zeros_like(drawing), np.full_like(drawing, 128)
+    alphas = {"black drawing": (0, drawing), "white drawing": (255, drawing), "clear": (40, clear), "grey": (40, flat)}
+    rows = ["image,text"]
+    for name, (level, alpha) in alphas.items():
+        grey = np.full_like(alpha, level)
+        Image.fromarray(np.dstack([grey, grey, grey, alpha])).save(tmp_path / f"{name}.png")
+        rows.append(f"{name}.png,{name}")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    report = check(tmp_path / "pairs.csv")
+    (one,), (white,) = found(report, "one colour", "warning"), found(report, "white on transparent", "warning")
+    assert [item.split("image: ")[1].split("/")[-1] for item in one.items] == [
+        "clear.png (fully transparent)",
+        "grey.png (one colour)",
+    ]
+    assert white.what == "1 of 4 image files is white on a transparent background, which encoders see as white"
+    assert white.remedy == "save them on a background of another colour"
+    assert "white drawing.png" in white.items[0]
+
+
 # ---- splits
 
 

@@ -13,7 +13,7 @@ from bridgekit.checks.findings import Checked, Finding, Inspected
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import ItemError
 from bridgekit.hardware import threads
-from bridgekit.media import content_hash, read_audio, read_image, read_text
+from bridgekit.media import content_hash, read_audio, read_image, read_opacity, read_text
 from bridgekit.progress import Report
 
 #: Audio with a peak below this is silent (-60 dBFS).
@@ -47,8 +47,7 @@ def _inspect(modality: str, item: Item) -> Inspected:
             wave = read_audio(item, SAMPLE_RATE)
             return Inspected(content, length=len(wave) / SAMPLE_RATE, faults=_audio_faults(np.abs(wave)))
         if modality == "image":
-            flat = bool(np.ptp(np.asarray(read_image(item)), axis=(0, 1)).max() == 0)
-            return Inspected(content, faults={"one colour": "one colour"} if flat else {})
+            return Inspected(content, faults=_image_faults(item))
         return Inspected(content)
     except ItemError as error:
         return Inspected(failure=error.reason)
@@ -62,16 +61,31 @@ def _audio_faults(loudness: NDArray[np.float32]) -> dict[str, str]:
     return {"clipping": f"{100 * clipped:.1f} % of its samples"} if clipped >= CLIPPED else {}
 
 
+def _image_faults(path: Path) -> dict[str, str]:
+    """Judges an image as encoders see it: transparent parts are white."""
+    if np.ptp(np.asarray(read_image(path)), axis=(0, 1)).max() > 0:
+        return {}
+    low, high = read_opacity(path)
+    if low < high:
+        return {"white on transparent": "white on transparent"}
+    return {"one colour": "fully transparent" if high == 0 else "one colour"}
+
+
 #: Kind of fault to grade, adjective and remedy.
 _FAULTS = {
     "silence": ("warning", "silent", "remove their rows"),
     "clipping": ("note", "clipped", "record or export them at a lower level, if possible"),
     "one colour": ("warning", "a single colour", "remove their rows"),
+    "white on transparent": (
+        "warning",
+        "white on a transparent background, which encoders see as white",
+        "save them on a background of another colour",
+    ),
 }
 
 
 def faulty_items(checked: Checked) -> Iterator[Finding]:
-    """Items that are silent, clipped or a single colour."""
+    """Items that are silent or clipped, or show nothing."""
     for modality in checked.ids:
         found = checked.distinct(modality)
         for kind, (grade, adjective, remedy) in _FAULTS.items():

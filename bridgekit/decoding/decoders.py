@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ from bridgekit.decoding import pyav
 from bridgekit.decoding.tables import Reply, describe_table, find_blobs, read_cells
 from bridgekit.errors import ItemError
 from bridgekit.storage.bounded import AGAIN, opened
+
+T = TypeVar("T")
 
 MAX_HOURS = 4
 RATES = (100, 1_000_000)  # Hz
@@ -261,6 +263,19 @@ def decode_image(path: Path) -> Image.Image:
     Raises:
         ItemError: as for `read_image`.
     """
+    return _read_picture(path, _to_rgb)
+
+
+def decode_opacity(path: Path) -> tuple[int, int]:
+    """The lowest and the highest opacity of an image's pixels, as `bridgekit.media.read_opacity` returns them.
+
+    Raises:
+        ItemError: as for `read_image`.
+    """
+    return _read_picture(path, _opacity)
+
+
+def _read_picture(path: Path, finish: Callable[[Image.Image], T]) -> T:
     Image.init()
     Image.MAX_IMAGE_PIXELS = MAX_MEGAPIXELS * 1_000_000 // 2  # Pillow warns above this, and refuses above twice as many
     with opened(path) as file, warnings.catch_warnings():
@@ -271,7 +286,7 @@ def decode_image(path: Path) -> Image.Image:
                 picture.load()
                 with contextlib.suppress(Exception):  # a broken EXIF block affects no pixel
                     ImageOps.exif_transpose(picture, in_place=True)
-                return _to_rgb(picture)
+                return finish(picture)
         except MemoryError:
             raise
         except Exception as error:  # decoders may raise anything on unexpected bytes
@@ -310,6 +325,13 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         clear = picture.crop(band).convert("RGBA")
         rgb.paste(Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB"), band)
     return rgb
+
+
+def _opacity(picture: Image.Image) -> tuple[int, int]:
+    if not picture.has_transparency_data:
+        return 255, 255
+    parts = [np.asarray(picture.crop(band).convert("RGBA").getchannel("A")) for band in bands(picture)]
+    return min(int(part.min()) for part in parts), max(int(part.max()) for part in parts)
 
 
 def bands(picture: Image.Image) -> Iterator[tuple[int, int, int, int]]:
@@ -356,10 +378,15 @@ def _image(path: Path) -> Reply:
     return {"size": picture.size}, pieces
 
 
+def _image_opacity(path: Path) -> Reply:
+    return {"opacity": decode_opacity(path)}, iter(())
+
+
 OPERATIONS: dict[str, Callable[..., Reply]] = {
     "audio": _audio,
     "duration": _duration,
     "image": _image,
+    "opacity": _image_opacity,
     "table": describe_table,
     "cells": read_cells,
     "places": find_blobs,
