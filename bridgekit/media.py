@@ -95,13 +95,13 @@ def read_image(item: Item) -> Image.Image:
     )
 
 
-def read_opacity(path: Path) -> tuple[int, int]:
+def read_opacity(item: Item) -> tuple[int, int]:
     """The lowest and the highest opacity of an image's pixels, from 0 (transparent) to 255; 255 if it has no transparency.
 
     Raises:
         ItemError: as from `read_image`.
     """
-    return decode("opacity", Path(path), lambda facts, _: (int(facts["opacity"][0]), int(facts["opacity"][1])))
+    return decode("opacity", _decodable(item), lambda facts, _: (int(facts["opacity"][0]), int(facts["opacity"][1])))
 
 
 def read_text(item: Item) -> str:

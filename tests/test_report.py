@@ -210,8 +210,8 @@ def test_the_verb_checks_the_data_unless_told_not_to(run: Run, tmp_path: Path) -
     assert "silen" not in (tmp_path / "tones" / "report.html").read_text(encoding="utf-8")
     assert run("report", "tones")[0] == 0
     page = (tmp_path / "tones" / "report.html").read_text(encoding="utf-8")
-    found = page[page.index('class="findings"') :]
-    assert "<strong>warning</strong>" in found
+    found = page[page.index('id="data"') :]
+    assert re.search(r"<h3>\d+ warnings?</h3>\s*<ul class=\"findings\">", found)
     assert "silen" in found
     assert "owl 0.wav" in found
 
@@ -264,12 +264,28 @@ def test_findings_of_the_check_are_listed_with_the_data(tmp_path: Path) -> None:
     ]
     page = small_report(tmp_path, findings=findings)
     section = page[page.index('id="data"') :]
-    assert "<strong>error</strong>: 30 rows leak. Remove them." in section
-    assert "<strong>note</strong>: few &lt;b&gt;rows. Add some." in section
+    assert "30 rows leak. Remove them." in section
+    assert "few &lt;b&gt;rows. Add some." in section
     assert "row 0, audio: &lt;i&gt;0&lt;/i&gt;.wav" in section
     assert "row 20" not in section
     assert "and 10 more" in section
     assert section.index("error") < section.index("note")
+
+
+def test_findings_and_caveats_are_grouped_with_warnings_before_notes(tmp_path: Path) -> None:
+    kinds = ["note", "warning", "error", "warning", "note", "note"]  # of two tables, one after the other
+    findings = [Finding("kind", grade, f"{grade} {number}", "mend it") for number, grade in enumerate(kinds)]
+    metrics = [record("linear", 0.75), record("FuseMix", 0.5)]
+    history = [{"epoch": epoch, "loss": 1.0, "score": 0.1 * epoch} for epoch in (1, 2)]
+    page = small_report(tmp_path, findings=findings, metrics=metrics, history=history)
+    data = page[page.index('id="data"') : page.index('id="provenance"')]
+    assert re.findall("<h3>(.*?)</h3>", data) == ["1 error", "2 warnings", "3 notes"]
+    assert re.findall(r"(?:note|warning|error) \d", data) == ["error 2", "warning 1", "warning 3", "note 0", "note 4", "note 5"]
+    caveats = page[page.index('id="caveats"') : page.index('id="recall"')]
+    warnings, notes = caveats[caveats.index("<h3>Warnings</h3>") :].split("<h3>Notes</h3>")
+    assert "The check of the data found 1 error and 2 warnings: see Data ." in text_of(warnings)
+    assert "Linear regression has the higher recall:" in warnings
+    assert "training for more epochs may help" in notes
 
 
 def test_untrusted_metadata_is_escaped(tmp_path: Path) -> None:
@@ -356,7 +372,8 @@ def test_the_first_sentence_gives_recall_beside_regression_and_chance(tmp_path: 
     )
     assert sentence in said
     assert (
-        "linear regression has the higher recall@1, 75.0% against 50.0%; with 4 queries, the difference may be chance." in said
+        "Linear regression has the higher recall: test, audio → text: recall@1 75.0% against 50.0%; with 4 queries, the "
+        "difference may be chance." in said
     )
     assert "50.0 (15–85)" in said  # the 95% confidence interval of 2 of 4 (Wilson)
 
@@ -534,6 +551,27 @@ def _draw(path: Path, label: str, number: int) -> None:
     picture.save(path)
 
 
+@pytest.fixture(scope="module")
+def crowded_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report on 60 held-out triples whose names are long, begin alike, and are of wide and of narrow characters."""
+    folder = tmp_path_factory.mktemp("crowded")
+    kinds = ("MMMM WWWW", "中文字幕很宽", "lilliputian illness", "a dog that barks at the sea", "rain")
+    with (folder / "pairs.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["audio", "image", "text", "split"])
+        for number in range(140):
+            name = f"a photo and a recording of {kinds[number % 5]} {kinds[number % 5]} somewhere, take {number}"
+            tone(folder / f"{name}.wav", 200 + 9 * number)
+            _draw(folder / f"{name}.png", f"{number}", number)
+            writer.writerow([f"{name}.wav", f"{name}.png", name, "train" if number < 70 else "val" if number < 80 else "test"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BRIDGEKIT_HOME", str(tmp_path_factory.mktemp("home")))
+        install(patch, PicturePlugin())
+        align(pairs=folder / "pairs.csv", out=folder / "crowded", preset=QUICK, progress=False)
+    forget_plugins()
+    return folder / "crowded" / "report.html"
+
+
 def points_of(page: Page) -> list[dict[str, object]]:
     return json.loads(page.locator("#items").text_content() or "")
 
@@ -660,6 +698,85 @@ def test_a_heat_map_is_read_by_pointer_and_by_keyboard(real_report: Path) -> Non
         assert box is not None
         page.mouse.move(box["x"] + box["width"] * 2.5 / len(heat["columns"]), box["y"] + 3)
         assert figure.locator("output").inner_text() == shown_cell(heat, 0, 2)
+
+
+#: The boxes of the texts and pictures that a selector names, and of what holds them, with the sizes of fonts, as shown.
+BOXES = """(selector) => [...document.querySelectorAll(selector)].filter((part) => part.getClientRects().length).map((part) => {
+  const { left, top, right, bottom } = part.getBoundingClientRect();
+  const svg = part.closest("svg"), frame = svg.getBoundingClientRect();
+  const font = parseFloat(getComputedStyle(part).fontSize) * frame.width / svg.viewBox.baseVal.width;
+  const inside = left >= frame.left - 1 && right <= frame.right + 1 && top >= frame.top - 1 && bottom <= frame.bottom + 1;
+  return { box: [left, top, right, bottom], font, inside, text: part.textContent };
+})"""
+
+
+def overlapping(boxes: list[dict[str, Any]], allowed: float) -> list[tuple[str, str]]:
+    """Pairs of parts that overlap by more than some CSS pixels in both directions."""
+    found = []
+    for one, other in itertools.combinations(boxes, 2):
+        (a, b, c, d), (e, f, g, h) = one["box"], other["box"]
+        if min(c, g) - max(a, e) > allowed and min(d, h) - max(b, f) > allowed:
+            found.append((one["text"], other["text"]))
+    return found
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_labels_of_a_heat_map_can_be_read(crowded_report: Path, size: tuple[int, int]) -> None:
+    with browser_page(*size, touch=size == PHONE) as page:
+        page.goto(crowded_report.as_uri())
+        for number in range(3):
+            rows = page.evaluate(BOXES, f"#heat-{number}-cells ~ g text.end:not([transform])")
+            columns = page.evaluate(BOXES, f"#heat-{number}-cells ~ g text.end[transform]")
+            for labels in (rows, columns):
+                assert len(labels) == 24
+                assert len({label["text"] for label in labels}) == 24, "names that differ have labels that differ"
+                assert all(label["font"] >= 11 and label["inside"] for label in labels)
+                assert not overlapping(labels, 3)  # boxes are as high as the font's longest letters
+                assert sum(len(label["text"]) for label in labels) > 24 * 12
+        # The value below the map is of the whole names.
+        heat = json.loads(page.locator("#heats").text_content() or "")["heat-2"]
+        assert all(name.startswith("a photo and a recording of") for name in heat["columns"])
+        page.locator(".heat").first.scroll_into_view_if_needed()
+        screenshot(page, f"report-heat-{'phone' if size == PHONE else 'desktop'}")
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_map_says_what_is_where_by_labels_that_do_not_overlap(crowded_report: Path, size: tuple[int, int]) -> None:
+    with browser_page(*size, touch=size == PHONE) as page:
+        page.goto(crowded_report.as_uri())
+        texts, pictures = (page.evaluate(BOXES, f"#points .labels {kind}") for kind in ("text", "image"))
+        assert len(texts) + len(pictures) >= (24 if size == DESKTOP else 10)
+        assert len(texts) >= 3
+        assert len(pictures) >= 3
+        assert all(each["inside"] for each in texts + pictures)
+        assert all(text["font"] > 11 for text in texts)
+        assert not overlapping(texts + pictures, 2)
+        shown = page.locator("#points .labels image:visible")
+        assert all((shown.nth(each).get_attribute("href") or "").startswith("data:image") for each in range(len(pictures)))
+        items = points_of(page)
+        for label in page.locator("#points .labels text:visible").all():
+            assert str(items[int(label.get_attribute("data-item") or "")]["name"]).startswith("a photo and")
+        page.locator("#points").scroll_into_view_if_needed()
+        screenshot(page, f"report-labels-{'phone' if size == PHONE else 'desktop'}")
+
+
+def test_a_table_that_scrolls_on_a_phone_says_so(crowded_report: Path) -> None:
+    hint = "(place) => getComputedStyle(place, '::before').content"
+    with browser_page(390, 800, touch=True) as page:
+        page.goto(crowded_report.as_uri())
+        page.locator("summary", has_text="All numbers").click()
+        table = page.locator("#recall .scrolling")
+        page.wait_for_timeout(100)  # it is told of its size after the next frame
+        assert "scroll sideways" in table.evaluate(hint)
+        table.scroll_into_view_if_needed()
+        screenshot(page, "report-scrolling-phone")
+        edge = page.evaluate("document.documentElement.scrollWidth")
+        assert edge == 390  # the table scrolls, the page does not
+    with browser_page() as page:
+        page.goto(crowded_report.as_uri())
+        page.locator("summary", has_text="All numbers").click()
+        page.wait_for_timeout(100)
+        assert page.locator("#recall .scrolling").evaluate(hint) == "none"
 
 
 def test_a_tap_on_a_phone_selects_a_point_and_plays_it(real_report: Path) -> None:

@@ -61,11 +61,11 @@ def _audio_faults(loudness: NDArray[np.float32]) -> dict[str, str]:
     return {"clipping": f"{100 * clipped:.1f} % of its samples"} if clipped >= CLIPPED else {}
 
 
-def _image_faults(path: Path) -> dict[str, str]:
+def _image_faults(item: Item) -> dict[str, str]:
     """Judges an image as encoders see it: transparent parts are white."""
-    if np.ptp(np.asarray(read_image(path)), axis=(0, 1)).max() > 0:
+    if np.ptp(np.asarray(read_image(item)), axis=(0, 1)).max() > 0:
         return {}
-    low, high = read_opacity(path)
+    low, high = read_opacity(item)
     if low < high:
         return {"white on transparent": "white on transparent"}
     return {"one colour": "fully transparent" if high == 0 else "one colour"}

@@ -77,8 +77,8 @@
 
   const fill = (place) => {
     const found = media[Number(place.dataset.media)];
-    if (place.matches("img")) {
-      place.src = found.uri;
+    if (place.matches("img, image")) {
+      place.setAttribute(place.matches("img") ? "src" : "href", found.uri);
       return place;
     }
     place.append(
@@ -90,6 +90,13 @@
     return place;
   };
   document.querySelectorAll("[data-media]").forEach(fill);
+
+  // ---- what is wider than the window says that it scrolls
+
+  const sizes = new ResizeObserver((entries) => {
+    for (const { target } of entries) target.classList.toggle("wider", target.scrollWidth > target.clientWidth);
+  });
+  document.querySelectorAll(".scrolling").forEach((place) => sizes.observe(place));
 
   // ---- heat maps: the value of a cell
 
@@ -135,6 +142,8 @@
   const map = byId("points");
   if (!map) return;
   const marks = [...map.querySelectorAll(".point")];
+  const labels = items.map(() => []);
+  for (const label of map.querySelectorAll("[data-item]")) labels[label.dataset.item].push(label);
   const card = byId("card");
   const links = byId("links");
   const sound = byId("sound");
@@ -259,6 +268,7 @@
     items.forEach(({ name }, number) => {
       const hit = name.toLowerCase().includes(words);
       marks[number].classList.toggle("dim", !hit);
+      for (const label of labels[number]) label.classList.toggle("dim", !hit);
       if (hit && first === null) first = number;
       count += hit;
     });

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 from typing import Any
-from unicodedata import east_asian_width
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -19,12 +18,13 @@ from numpy.typing import NDArray
 
 from bridgekit.bridge.bridge import Bridge
 from bridgekit.bridge.provenance import provenance_text
-from bridgekit.checks.findings import Finding
-from bridgekit.encoders import Item
+from bridgekit.checks.findings import GRADES, Finding
+from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.progress import Report, silent
-from bridgekit.report.plots import best_epoch, cosines, similarities
+from bridgekit.report.labels import Size, place_labels, short_labels, text_width
+from bridgekit.report.plots import HEAT_ITEMS, best_epoch, cosines, similarities
 from bridgekit.report.previews import LIMIT_BYTES, Names, Preview, make_previews
 from bridgekit.report.space_map import Point, shared_space
 from bridgekit.report.tables import KS, TableResults, table_results, worst_and_best
@@ -34,8 +34,11 @@ from bridgekit.retrieval import confidence_interval
 FILE = "report.html"
 #: Number of worst, and of best, retrievals shown per direction.
 CASES = 5
-#: Pairs on a heat map.
-HEAT_ITEMS = 30
+#: Side of the map in its own units.
+MAP = 1_000
+#: Class of a set of labels on the map to the height of its text and of its thumbnails in the map's units, the greatest width
+#: of a text in em, and the number of labels: a narrow window shows fewer and larger ones.
+LABELS = {"broad": (16, 54, 12, 48), "narrow": (34, 104, 9, 16)}
 #: Section to its title. A section whose template renders as blank is left out.
 SECTIONS = {
     "caveats": "Caveats",
@@ -57,7 +60,7 @@ def report_page(
     Arguments:
         bridge, name: the bridge and its name.
         tables: its tables, from `table_results`.
-        findings: problems of the tables, worst first.
+        findings: problems of the tables.
 
     Raises:
         BridgekitError: the bridge's history is incomplete.
@@ -84,6 +87,7 @@ def report_page(
     ]
     items += [(point.modality, point.item) for point in points]
     names, previews = Names(items), make_previews(items, report=report)
+    map_items = [_map_item(point, names, previews) for point in points]
     compared = [
         (some, cosines(table, a, b))
         for table in tables
@@ -95,9 +99,10 @@ def report_page(
         bridge=bridge,
         tables=tables,
         retrievals=retrievals,
-        map_items=[_map_item(point, names, previews) for point in points],
+        map_items=map_items,
+        map_labels={kind: _map_labels(map_items, *how) for kind, how in LABELS.items()},
         similarities=compared,
-        findings=findings,
+        findings=_by_grade(findings),
         names=names,
         previews=previews,
     )
@@ -105,16 +110,40 @@ def report_page(
     return page
 
 
+def _by_grade(findings: Sequence[Finding]) -> list[tuple[str, list[Finding]]]:
+    """Each grade that occurs, worst first, with its findings."""
+    grades = dict.fromkeys((*GRADES, *(finding.grade for finding in findings)))
+    found = [(grade, [finding for finding in findings if finding.grade == grade]) for grade in grades]
+    return [(grade, some) for grade, some in found if some]
+
+
 def _map_item(point: Point, names: Names, previews: Mapping[tuple[str, Item], Preview]) -> dict[str, Any]:
-    """A point for the page's script, in a square of 1,000 units with a margin for the outermost."""
+    """A point for the page's script, in a square of `MAP` units with a margin for the outermost."""
     preview = previews.get((point.modality, point.item))
     return {
         "modality": point.modality,
         "name": names.name(point.modality, point.item),
-        "at": [_place(point.x, 0, 1, 30, 970), _place(point.y, 0, 1, 30, 970)],
+        "at": [_place(point.x, 0, 1, 30, MAP - 30), _place(point.y, 0, 1, 30, MAP - 30)],
         "media": preview.number if preview else None,
         "partners": [[other, round(cosine, 3)] for other, cosine in point.partners.items()],
     }
+
+
+def _map_labels(items: Sequence[Mapping[str, Any]], text: int, thumbnail: int, widest: int, most: int) -> list[dict[str, Any]]:
+    """Labels of a few dozen items, in the map's units: thumbnails of images and the beginnings of texts, or else names."""
+    named = {TEXT} if any(item["modality"] == TEXT for item in items) else {item["modality"] for item in items} - {"image"}
+    shown = {number: item["name"] for number, item in enumerate(items) if item["modality"] in named}
+    shown = dict(zip(shown, short_labels(list(shown.values()), widest), strict=True))
+    shown = {number: name for name, number in {name: number for number, name in shown.items()}.items()}  # each name once
+    sizes: dict[int, Size] = {number: (text * text_width(name), 1.25 * text) for number, name in shown.items()}
+    for number, item in enumerate(items):
+        if item["modality"] == "image" and item["media"] is not None:
+            shown[number], sizes[number] = "", (thumbnail, thumbnail)
+    placed = place_labels(np.array([item["at"] for item in items]).reshape(-1, 2), sizes, most, 12 + text / 8, MAP)
+    return [
+        {"item": number, "text": shown[number], "x": round(x, 1), "y": round(y, 1), "size": sizes[number]}
+        for number, (x, y) in placed.items()
+    ]
 
 
 def _rendered(**contents: Any) -> bytes:
@@ -158,11 +187,6 @@ def _place(value: float, low: float, high: float, start: float, end: float) -> f
     return round(start + (value - low) / ((high - low) or 1) * (end - start), 1)
 
 
-def _text_width(labels: Iterable[str]) -> float:
-    """The approximate width of the widest text in em: Chinese characters are wider than Latin ones."""
-    return max(sum(1 if east_asian_width(character) in "WF" else 0.53 for character in label) for label in labels)
-
-
 def _ticks(values: Iterable[float], count: int = 5) -> list[float]:
     """About `count` round numbers that span some values."""
     from matplotlib.ticker import MaxNLocator
@@ -184,12 +208,13 @@ _TEMPLATES.filters |= {
     "best_epoch": best_epoch,
     "decimals": _decimals,
     "interval": confidence_interval,
+    "short_labels": short_labels,
     "number": "{:,}".format,
     "pairs": lambda items: list(combinations(items, 2)),
     "percent": lambda share: f"{100 * share:.1f}%",
     "place": _place,
     "provenance_text": provenance_text,
-    "text_width": _text_width,
+    "text_width": text_width,
     "sha256": lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode(),
     "ticks": _ticks,
 }

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from bridgekit.bridge.bridge import Bridge
 from bridgekit.evaluation.recall import correct_items
 from bridgekit.latents.encoded import EncodedPairs
+from bridgekit.report.labels import short_labels
 from bridgekit.report.previews import Names
 from bridgekit.report.tables import TableResults
 from bridgekit.tables.splits import test_splits
 
-#: Pairs on a heat map as PNG.
-HEAT_MAP_ITEMS = 40
+#: Pairs on a heat map: as many as leave room for labels of a legible size.
+HEAT_ITEMS = 24
 #: Maximum number of items per modality in a histogram of cosines, and its number of bins.
 MAX_ITEMS, BINS = 1_000, 48
 
@@ -33,7 +34,7 @@ class Similarities:
     Arguments:
         a, b: modalities.
         matrix: (n, n), items of a by items of b, pairs on the diagonal.
-        rows, columns: the items' labels.
+        rows, columns: the items' names.
     """
 
     a: str
@@ -44,7 +45,7 @@ class Similarities:
 
 
 def similarities(bridge: Bridge, encoded: EncodedPairs, a: str, b: str, count: int, names: Names) -> Similarities | None:
-    """Compare up to `count` pairs that share no item, in the order of b's labels. None if no row has both modalities."""
+    """Compare up to `count` pairs that share no item, in the order of b's names. None if no row has both modalities."""
     rows = np.random.default_rng(0).permutation(np.flatnonzero((encoded.ids[a] >= 0) & (encoded.ids[b] >= 0)))
     for modality in (a, b):  # the first row of each item
         rows = rows[np.sort(np.unique(encoded.ids[modality][rows], return_index=True)[1])]
@@ -52,14 +53,14 @@ def similarities(bridge: Bridge, encoded: EncodedPairs, a: str, b: str, count: i
     if not chosen:
         return None
     columns = encoded.pairs.columns
-    labels = {modality: {row: names.label(modality, columns[modality][row] or "") for row in chosen} for modality in (a, b)}
-    chosen.sort(key=lambda row: labels[b][row])
+    named = {modality: {row: names.name(modality, columns[modality][row] or "") for row in chosen} for modality in (a, b)}
+    chosen.sort(key=lambda row: named[b][row])
     left, right = (
         bridge.project(modality, encoded.latents[modality].matrix[torch.from_numpy(encoded.ids[modality][chosen])])
         for modality in (a, b)
     )
     matrix = (left @ right.T).double().cpu().numpy()
-    return Similarities(a, b, matrix, [labels[a][row] for row in chosen], [labels[b][row] for row in chosen])
+    return Similarities(a, b, matrix, [named[a][row] for row in chosen], [named[b][row] for row in chosen])
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def heat_maps(bridge: Bridge, encoded: EncodedPairs, split: NDArray[np.str_]) ->
     """File name and PNG of a heat map for each pair of modalities in the first test split (or else in `val`)."""
     held_out = encoded.take(np.flatnonzero(np.isin(split, test_splits(split.tolist())[:1] or ["val"])))
     names = Names((modality, item) for modality, items in held_out.pairs.columns.items() for item in items)
-    found = [similarities(bridge, held_out, a, b, HEAT_MAP_ITEMS, names) for a, b in combinations(encoded.ids, 2)]
+    found = [similarities(bridge, held_out, a, b, HEAT_ITEMS, names) for a, b in combinations(encoded.ids, 2)]
     return {f"similarity-{shown.a}-{shown.b}.png": _heat_map(shown) for shown in found if shown}
 
 
@@ -131,9 +132,10 @@ def _heat_map(shown: Similarities) -> bytes:
     figure = Figure(figsize=(10, 9), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shown.matrix, cmap="magma")
-    for labels, axis in ((shown.columns, axes.xaxis), (shown.rows, axes.yaxis)):
+    for items, axis in ((shown.columns, axes.xaxis), (shown.rows, axes.yaxis)):
         # Matplotlib reads a pair of dollar signs as mathematics.
-        axis.set_ticks(range(len(labels)), labels=[label.replace("$", r"\$") for label in labels], fontsize=7)
+        labels = [label.replace("$", r"\$") for label in short_labels(items)]
+        axis.set_ticks(range(len(items)), labels=labels, fontsize=10)
     axes.tick_params(axis="x", rotation=90)
     axes.set(xlabel=shown.b, ylabel=shown.a, title=f"Cosine similarity of {len(shown.rows)} held-out pairs")
     figure.colorbar(image, shrink=0.8)

@@ -20,8 +20,8 @@ from bridgekit.items import Blob
 from bridgekit.media import read_audio, read_image, size_hint
 from bridgekit.progress import Report, silent
 
-#: Maximum number of characters shown of a text, and of a label on a heat map.
-LONGEST_TEXT, LABEL = 240, 24
+#: Maximum number of characters shown of a text.
+LONGEST_TEXT = 240
 #: Seconds of a clip that are kept.
 CLIP_SECONDS = 10
 #: Pixels of a thumbnail's longer side.
@@ -52,11 +52,6 @@ class Names:
         if isinstance(item, Path):
             return f"{item.parent.name}/{item.name}" if modality in self._many_folders else item.name
         return _shorten(str(item), LONGEST_TEXT)
-
-    def label(self, modality: str, item: Item) -> str:
-        """A short name, without the folder if there is no room for it."""
-        name = self.name(modality, item)
-        return _shorten(item.name if isinstance(item, Path) and len(name) > LABEL else name, LABEL)
 
 
 def _shorten(text: str, length: int) -> str:
