@@ -147,6 +147,19 @@ class Bridge:
         """The source of the first of these tables with this modality, or an empty string."""
         return next((table.source for table in self.tables if modality in table.modalities), "")
 
+    def trained_with(self, modality: str) -> TrainedOn:
+        """The first of `tables` with this modality.
+
+        Raises:
+            BridgekitError: the bridge does not record one.
+        """
+        table = next((table for table in self.tables if modality in table.modalities), None)
+        if table is None or not table.source:
+            raise BridgekitError(
+                f"the bridge does not record which {modality} it was trained on", remedy="train it again from a permanent table"
+            )
+        return table
+
     def open_own(self, table: TrainedOn, *, outside: bool = False) -> Table:
         """One of `tables`: raises what `bridgekit.bridge.trust.refuse_untrusted_table` and `open_table` raise."""
         refuse_untrusted_table(table.source, self.folder)
@@ -154,11 +167,7 @@ class Bridge:
 
     def own_items(self, modality: str, *, outside: bool = False) -> list[Item]:
         """The distinct items of a modality in the first of `tables` that has it: raises what `open_own` raises."""
-        table = next((table for table in self.tables if modality in table.modalities), None)
-        if table is None or not table.source:
-            raise BridgekitError(
-                f"the bridge does not record which {modality} it was trained on", remedy="train it again from a permanent table"
-            )
+        table = self.trained_with(modality)
         refuse_untrusted_table(table.source, self.folder)
         return read_items(table.source, modality, columns=table.columns, outside=outside)
 

@@ -82,6 +82,10 @@ class Table:
                 found[name] = {int(row): str(cell) for row, cell in filled if cell is not None}
         return found
 
+    def name_of(self, modality: str) -> str | None:
+        """The name of a modality's column, or None if there is none, or no obvious one."""
+        return self._find(modality, list(self.load().names))
+
     def _find(self, modality: str, names: Sequence[str]) -> str | None:
         features = self.load().features if not self.known else {}
         return find_column(modality, names, self.given, features, self._modality_of_files(names))

@@ -9,18 +9,18 @@ from __future__ import annotations
 import base64
 import json
 import math
-import secrets
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio.to_thread
 import torch
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from torch import Tensor
@@ -31,8 +31,8 @@ from bridgekit.diffusion.painter import mix
 from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
 from bridgekit.retrieval import Hit
-from bridgekit_app.docs import docs_page
-from bridgekit_app.guard import Guard
+from bridgekit_app.galleries import Gallery
+from bridgekit_app.guard import DOCS_POLICY, POLICY, Guard
 from bridgekit_app.jobs import Cancelled, Emit, Job
 from bridgekit_app.limits import Limits, Refusal, answer
 from bridgekit_app.schema import (
@@ -49,14 +49,24 @@ from bridgekit_app.state import AppState, Opened
 from bridgekit_app.uploads import Input, read_request
 
 STATIC = Path(__file__).parent / "static"
-#: The files of the page, and the only files served by path.
-PAGE = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/static/app.js": ("app.js", "text/javascript; charset=utf-8"),
-    "/static/recorder.js": ("recorder.js", "text/javascript; charset=utf-8"),
-    "/static/style.css": ("style.css", "text/css; charset=utf-8"),
-    "/static/icon.svg": ("icon.svg", "image/svg+xml"),
+#: Swagger UI. The package has its files, which FastAPI itself would load from a CDN; nothing else of it is used.
+SWAGGER = Path(str(files("fastapi_offline"))) / "static"
+HTML, SCRIPT, STYLE = (f"text/{kind}; charset=utf-8" for kind in ("html", "javascript", "css"))
+#: The files of the pages, and the only files served by path.
+PAGES = {
+    "/": (STATIC / "index.html", HTML),
+    "/docs": (STATIC / "docs.html", HTML),
+    "/static/app.js": (STATIC / "app.js", SCRIPT),
+    "/static/docs.css": (STATIC / "docs.css", STYLE),
+    "/static/docs.js": (STATIC / "docs.js", SCRIPT),
+    "/static/icon.svg": (STATIC / "icon.svg", "image/svg+xml"),
+    "/static/recorder.js": (STATIC / "recorder.js", SCRIPT),
+    "/static/style.css": (STATIC / "style.css", STYLE),
+    "/static/swagger-ui-bundle.js": (SWAGGER / "swagger-ui-bundle.js", SCRIPT),
+    "/static/swagger-ui.css": (SWAGGER / "swagger-ui.css", STYLE),
 }
+#: Where the server listens by default, for examples.
+ADDRESS = "http://127.0.0.1:7860"
 #: Header that distinguishes clients with the same address (several windows, or a proxy) for fair queueing.
 CLIENT = "x-bridgekit-client"
 
@@ -108,7 +118,9 @@ def _weighted(inputs: Sequence[Input], weights: Sequence[float] | None) -> list[
     "/embed",
     response_model=EmbedAnswer,
     responses=ERRORS,
-    openapi_extra=request_body(Options, {"text": ["a dog barks", "rain"]}, "-F audio=@dog.wav -F 'text=a dog barks'"),
+    openapi_extra=request_body(
+        Options, {"text": ["a dog barks", "rain"]}, f"curl -F audio=@dog.wav -F 'text=a dog barks' {ADDRESS}/embed"
+    ),
     summary="Embed inputs",
 )
 async def embed(request: Request) -> Response:
@@ -126,7 +138,9 @@ async def embed(request: Request) -> Response:
     "/search",
     response_model=SearchAnswer,
     responses=ERRORS,
-    openapi_extra=request_body(SearchOptions, {"text": "a dog barks", "k": 3}, "-F audio=@dog.wav -F to=text -F k=3"),
+    openapi_extra=request_body(
+        SearchOptions, {"text": "a dog barks", "k": 3}, f"curl -F audio=@dog.wav -F to=text -F k=3 {ADDRESS}/search"
+    ),
     summary="Search the bridge's own items",
 )
 async def search(request: Request) -> Response:
@@ -153,7 +167,7 @@ async def search(request: Request) -> Response:
                     "through": through,
                     "among": len(gallery.items),
                     **asdict(heard),
-                    "found": [_found(state, target, hit, share) for hit, share in hits],
+                    "found": [_found(state, gallery, target, hit, share) for hit, share in hits],
                 }
             )
     return JSONResponse({"bridge": opened.name, "temperature": opened.bridge.temperature, "results": results})
@@ -187,13 +201,15 @@ def _through(state: AppState, opened: Opened, named: str | None, modalities: Seq
     return state.between(opened, modalities[0], target) if len(set(modalities)) == 1 else None
 
 
-def _found(state: AppState, modality: str, hit: Hit, share: float) -> dict[str, Any]:
+def _found(state: AppState, gallery: Gallery, modality: str, hit: Hit, share: float) -> dict[str, Any]:
     name = state.media.name(modality, hit.item)
     return {
         "item": hit.item.name if isinstance(hit.item, Path) else hit.item,
         "similarity": round(hit.similarity, 6),
         "share": round(share, 6),
         "media": f"/media/{name}" if name else None,
+        "captions": gallery.about.captions.get(hit.item, []),
+        "columns": hit.columns,
     }
 
 
@@ -214,14 +230,17 @@ def _found(state: AppState, modality: str, hit: Hit, share: float) -> dict[str, 
         **ERRORS,
     },
     openapi_extra=request_body(
-        GenerateOptions, {"text": "penguin", "seed": 1}, "-F audio=@dog.wav -H 'Accept: image/png' -o dog.png"
+        GenerateOptions,
+        {"text": "penguin", "seed": 1},
+        f"curl -F audio=@dog.wav -H 'Accept: image/png' -o dog.png {ADDRESS}/generate",
     ),
     summary="Generate an image",
 )
 async def generate(request: Request) -> Response:
     """One image from the mixture of the inputs. Images are generated one at a time, round-robin over clients.
 
-    With `Accept: text/event-stream` the response is a stream of server-sent events: `queued` (number of jobs ahead), `started`,
+    With `Accept: text/event-stream` the response is a stream of server-sent events: `queued` (number of jobs ahead),
+    `preparing` (only after the server's start: progress of fitting the default bridge to the default model), `started`,
     `progress` (loading, fitting, drawing), `preview` (base64-encoded JPEG), then `done` with the JSON response, or `error`.
     Disconnecting cancels the job.
     """
@@ -281,11 +300,12 @@ async def bridge(request: Request) -> dict[str, Any]:
 
 @routes.get("/healthz", summary="Health check and queue lengths")
 async def healthz(request: Request) -> dict[str, Any]:
-    """Responds immediately, even under load."""
+    """Responds immediately, even under load. `preparing` is the progress of what images wait for after the start, or null."""
     state = _state(request)
     return {
         "status": "ok",
         "bridgekit": installed_version(),
+        "preparing": state.pictures.preparing,
         "waiting": {"encoding": state.batcher.waiting(), "pictures": state.pictures.waiting()},
         "encoded": {"items": state.batcher.items, "batches": state.batcher.batches},
     }
@@ -319,12 +339,6 @@ def _range(header: str, size: int) -> tuple[int, int] | None:
     return (start, stop) if start < stop else None
 
 
-@routes.get("/docs", include_in_schema=False)
-async def docs(request: Request) -> Response:
-    """The API reference."""
-    return HTMLResponse(docs_page(request.app.openapi()))
-
-
 # ---- the application
 
 
@@ -347,7 +361,7 @@ def create_app(
         limits: the server's limits.
         device: a torch device, or `auto`.
         bridges: folder of bridges.
-        warm: open the default bridge and model at start rather than on the first request.
+        warm: open the default bridge and model, and fit its conditioner, at start rather than on the first request.
     """
     limits = limits or Limits()
 
@@ -356,10 +370,7 @@ def create_app(
         # Mode 700, and deleted when the server stops.
         with tempfile.TemporaryDirectory(prefix="bridgekit-app-", ignore_cleanup_errors=True) as folder:
             app.state.folder = Path(folder)
-            state = app.state.bridgekit = AppState(limits, bridges, bridge, model, device)
-            if warm:
-                with suppress(BridgekitError):
-                    state.pictures.submit(secrets.token_hex(8), state.warm_up)
+            state = app.state.bridgekit = AppState(limits, bridges, bridge, model, device, warm)
             try:
                 yield
             finally:
@@ -374,18 +385,18 @@ def create_app(
         redoc_url=None,
     )
     app.include_router(routes)
-    for path, (name, kind) in PAGE.items():
-        app.add_api_route(path, _page(STATIC / name, kind), include_in_schema=False)
+    for path, (file, kind) in PAGES.items():
+        app.add_api_route(path, _page(file, kind, DOCS_POLICY if path == "/docs" else POLICY), include_in_schema=False)
     for error in (BridgekitError, HTTPException, Cancelled, Exception):
         app.add_exception_handler(error, _error_answer)
     return Guard(app, limits, host)
 
 
-def _page(file: Path, kind: str) -> Any:
+def _page(file: Path, kind: str, policy: str) -> Any:
     data = file.read_bytes()
 
     async def page() -> Response:
-        return Response(data, media_type=kind, headers={"cache-control": "no-cache"})
+        return Response(data, media_type=kind, headers={"cache-control": "no-cache", "content-security-policy": policy})
 
     return page
 

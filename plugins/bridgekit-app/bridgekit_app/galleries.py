@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from torch import Tensor
 
 from bridgekit.bridge.bridge import Bridge
 from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError
+from bridgekit.items import EXTENSIONS
 from bridgekit.progress import Report
 from bridgekit.retrieval import Hit, nearest
+from bridgekit.tables.reading import Table
 
+#: Captions and other columns sent with a result, and characters of each cell.
+MOST_CAPTIONS, MOST_COLUMNS, MOST_CHARACTERS = 5, 8, 240
 #: Held while an encoder or a model is opened: transformers' lazy imports fail if two threads run them at once.
 OPENING = threading.RLock()
 
@@ -27,16 +33,40 @@ class Gallery:
     Arguments:
         items: n files or texts.
         vectors: (n, dim), unit length.
+        about: their captions and the table's other columns.
     """
 
     items: Sequence[Item]
     vectors: Tensor = field(repr=False)
+    about: About = field(default_factory=lambda: About(), repr=False)
 
     def search(self, query: Tensor, k: int, temperature: float) -> list[tuple[Hit, float]]:
         """The k items nearest to a query, (1, dim), each with its softmax over all items at this temperature."""
         [hits] = nearest(query, self.vectors, self.items, k)
         total = float((query @ self.vectors.T / temperature).logsumexp(-1))
-        return [(hit, math.exp(hit.similarity / temperature - total)) for hit in hits]
+        return [
+            (replace(hit, columns=self.about.columns(hit.item)), math.exp(hit.similarity / temperature - total)) for hit in hits
+        ]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a table says of a modality's items.
+
+    Arguments:
+        captions: item to its texts, if it is not a text itself.
+        rows: item to the number of its first row.
+        cells: column to row number to cell, without the columns of items.
+    """
+
+    captions: Mapping[Item, Sequence[str]] = field(default_factory=dict)
+    rows: Mapping[Item, int] = field(default_factory=dict)
+    cells: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+
+    def columns(self, item: Item) -> dict[str, str]:
+        """The other columns of an item's first row, at most `MOST_COLUMNS`, without empty cells."""
+        row = self.rows.get(item, -1)
+        return {name: _shown(column[row]) for name, column in self.cells.items() if row in column}
 
 
 class Galleries:
@@ -89,12 +119,43 @@ def read_gallery(bridge: Bridge, modality: str, report: Report) -> Gallery:
         BridgekitError: the table is missing, or none of its items can be used.
     """
     items = bridge.own_items(modality)
+    about = _read_about(bridge.open_own(bridge.trained_with(modality)), modality, list(bridge.sides))
     open_encoder(bridge, modality)
     embedded = bridge.embed_usable(modality, items, report=report)
     usable = [item for position, item in enumerate(items) if position not in embedded.failed]
     if not usable:
         raise BridgekitError(f"none of the bridge's own {modality} can be used", where=bridge.table_of(modality))
-    return Gallery(usable, embedded.vectors)
+    return Gallery(usable, embedded.vectors, about)
+
+
+def _read_about(table: Table, modality: str, sides: Sequence[str]) -> About:
+    captions: dict[Item, dict[str, None]] = {}
+    rows: dict[Item, int] = {}
+    if modality != TEXT and TEXT in table.modalities:
+        with suppress(BridgekitError):  # no row has both
+            columns = table.pairs((modality, TEXT)).columns
+            for item, text in zip(columns[modality], columns[TEXT], strict=True):
+                if item is not None and isinstance(text, str) and len(known := captions.setdefault(item, {})) < MOST_CAPTIONS:
+                    known[_short(text)] = None
+    if not Path(table.source).is_dir():  # class folders have no other columns
+        pairs = table.pairs((modality,))
+        for item, row in zip(pairs.columns[modality], pairs.rows, strict=True):
+            if item is not None:
+                rows.setdefault(item, row)
+    used = {table.name_of(side) for side in (*sides, TEXT, *EXTENSIONS)}
+    others = {name: cells for name, cells in table.cells().items() if cells and name not in used}
+    cells = {_shown(name): others[name] for name in list(others)[:MOST_COLUMNS]}
+    return About({item: list(texts) for item, texts in captions.items()}, rows, cells)
+
+
+def _shown(cell: str) -> str:
+    """A cell for clients, who must not see where files are on this machine."""
+    place = Path(cell.removeprefix("file://"))
+    return _short(place.name if place.is_absolute() or cell.startswith("~") else cell)
+
+
+def _short(cell: str) -> str:
+    return cell if len(cell) <= MOST_CHARACTERS else f"{cell[: MOST_CHARACTERS - 1]}…"
 
 
 def open_encoder(bridge: Bridge, modality: str) -> Encoder:

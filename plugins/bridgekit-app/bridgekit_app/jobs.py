@@ -1,4 +1,7 @@
-"""A job queue with one worker thread: bounded, fair among clients, and a job is cancelled when its client disconnects."""
+"""A job queue with one worker thread: bounded, fair among clients, and a job is cancelled when its client disconnects.
+
+Before the first job, the thread prepares for all of them. That is no job: nobody counts it as one ahead.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,8 @@ class Job:
             raise Cancelled from None
 
     async def events(self, gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[tuple[str, Any]]:
-        """The job's events: `queued` with the number of jobs ahead, `started`, the work's own, and `done` with its result.
+        """The job's events: `queued` with the number of jobs ahead, `preparing` with the progress of what comes before the
+        first job, `started`, the work's own, and `done` with its result.
 
         Arguments:
             gone: whether the client has disconnected; called every `CHECK_SECONDS`.
@@ -84,17 +88,19 @@ class Job:
 class Queue:
     """At most `most` jobs, `most_each` per client, and the thread that runs them, round-robin over clients.
 
-    `what` names the jobs' products in messages.
+    `what` names the jobs' products in messages. `first` prepares for all jobs; if it fails, each job meets the reason itself.
     """
 
-    def __init__(self, what: str, most: int, most_each: int) -> None:
+    def __init__(self, what: str, most: int, most_each: int, first: Callable[[Emit], None] | None = None) -> None:
         self._what, self._most, self._most_each = what, most, most_each
+        #: The progress of `first`; None once it has ended.
+        self.preparing: Any = None if first is None else {"what": "opening", "done": 0, "of": 1}
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()
         self._running: Job | None = None
         self._seconds = 1.0  # duration of the last job, to estimate waiting times
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._do_all, name=what, daemon=True)
+        self._thread = threading.Thread(target=self._do_all, args=[first], name=what, daemon=True)
         self._thread.start()
 
     def submit(self, client: str, work: Work, patience: float = math.inf) -> Job:
@@ -114,6 +120,8 @@ class Queue:
                 raise busy(f"{waiting} {self._what} are already queued", later)
             self._waiting.setdefault(client, deque()).append(job)
             self._emit_places()
+            if self.preparing:
+                job.emit("preparing", self.preparing)
             self._changed.notify()
         return job
 
@@ -136,11 +144,25 @@ class Queue:
             self._changed.notify()
         self._thread.join(timeout=1)
 
-    def _do_all(self) -> None:
+    def _do_all(self, first: Callable[[Emit], None] | None) -> None:
+        if first:
+            with suppress(Exception):
+                first(self._emit_preparing)
+            self.preparing = None
         while job := self._next():
             self._do(job)
             with self._changed:
                 self._running = None
+
+    def _emit_preparing(self, _: str, data: Any) -> None:
+        with self._changed:
+            if self._closed:
+                raise Cancelled
+            if data is not None:
+                self.preparing = data
+                for job in self._in_order():
+                    with suppress(Cancelled):
+                        job.emit("preparing", data)
 
     def _next(self) -> Job | None:
         """Wait for the next job; None when the queue is closed."""

@@ -89,6 +89,8 @@ class Found(Near):
         "of them is correct."
     )
     media: str | None = Field(description="Path of the clip (WAV) or image (PNG) on this server.")
+    captions: list[str] = Field(description="The texts that the bridge's table pairs with this clip or image, at most 5.")
+    columns: dict[str, str] = Field(description="The other columns of its first row in the table, at most 8, without paths.")
 
 
 SURE = Field(description="False: the query is unlike what the bridge was trained on. null: the bridge cannot tell.")
@@ -167,7 +169,7 @@ def request_body(options: type[BaseModel], example: dict[str, Any], curl: str) -
     Arguments:
         options: the route's options.
         example: a JSON body.
-        curl: curl arguments that send a form.
+        curl: a command that sends a form.
     """
     fields = options.model_json_schema()["properties"]
     text = {
@@ -179,11 +181,26 @@ def request_body(options: type[BaseModel], example: dict[str, Any], curl: str) -
         "audio": {"type": "array", "items": file, "description": "Audio files: WAV, FLAC, Ogg, MP3."},
         "image": {"type": "array", "items": file, "description": "Image files: PNG, JPEG, WebP and others."},
     }
+    form = {"text": text, **files, **fields}
     content = {
-        "multipart/form-data": {"schema": {"type": "object", "properties": {"text": text, **files, **fields}}},
         "application/json": {
             "schema": {"type": "object", "properties": {"text": text, **fields}, "required": ["text"]},
             "example": example,
         },
+        "multipart/form-data": {
+            "schema": {"type": "object", "properties": {name: _unfilled(field) for name, field in form.items()}},
+        },
     }
-    return {"requestBody": {"required": True, "content": content}, "x-curl": curl}
+    description = f"A form with files, or JSON. For example:\n\n    {curl}"
+    return {"requestBody": {"required": True, "description": description, "content": content}}
+
+
+def _unfilled(field: dict[str, Any]) -> dict[str, Any]:
+    """A form's field with an empty example, unless it has a default: Swagger UI would fill it with words such as "string"."""
+    if field.get("default") is not None:
+        return field
+    parts = field.get("anyOf", [field])
+    others = {name: value for name, value in field.items() if name not in ("default", "examples")}
+    if "anyOf" in field:
+        others["anyOf"] = [{name: value for name, value in part.items() if name != "examples"} for part in parts]
+    return {**others, "example": [] if parts[0].get("type") == "array" else ""}

@@ -66,11 +66,16 @@ class AppState:
     """Bridges, models, encoders and queues of one server. Arguments as for `create_app`, whose `bridge` is `named` here."""
 
     def __init__(
-        self, limits: Limits, bridges: Path, named: Path | None = None, model: str | None = None, device: str = "auto"
+        self,
+        limits: Limits,
+        bridges: Path,
+        named: Path | None = None,
+        model: str | None = None,
+        device: str = "auto",
+        warm: bool = True,
     ) -> None:
         self.limits = limits
         self.batcher = Batcher(limits.encoding)
-        self.pictures = Queue("pictures", limits.pictures, limits.pictures_each)
         self.media = Media(limits.media_bytes)
         self._bridges, self._named, self._model, self._device = bridges, named, model, device
         self._opened: OrderedDict[str, Opened] = OrderedDict()
@@ -80,6 +85,7 @@ class AppState:
         self._models: dict[str, ImageModel] = {}
         self._painters: dict[tuple[Opened, str], Painter] = {}
         self._decoders = anyio.CapacityLimiter(os.cpu_count() or 1)
+        self.pictures = Queue("pictures", limits.pictures, limits.pictures_each, self.warm_up if warm else None)
 
     # ---- bridges and models
 
@@ -297,7 +303,7 @@ class AppState:
         return {**metadata, "width": picture.width, "height": picture.height, "seconds": seconds, "picture": _base64(data)}
 
     def warm_up(self, emit: Emit) -> None:
-        """Open the default bridge, its encoders and the default model before the first request."""
+        """Open the default bridge, its encoders and the default model, and fit its conditioner, before the first request."""
         opened = self.open()
         for modality in opened.bridge.sides:
             open_encoder(opened.bridge, modality)

@@ -107,6 +107,8 @@ async def _from_form(request: Request, folder: Path, limits: Limits) -> tuple[li
                     while block := await value.read(1 << 20):
                         out.write(block)
                 inputs.append(Input(name, file, own.name))
+            elif not value:
+                continue  # and this for a field that was left empty
             elif name == TEXT:
                 inputs.append(Input(TEXT, value, value))
             else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from bridgekit_app.jobs import Emit
 from bridgekit_app.limits import Limits
+from bridgekit_app.state import AppState
 from served import Served, served
 
 from bridgekit.diffusion.models import DrawOptions
@@ -17,7 +21,7 @@ from tests.browser import PHONE, browser_page, one_browser, screenshot
 from tests.spoken_words import WORDS, SpokenWords, say
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Route
 
 #: Chromium listens to a file in place of a microphone, and asks nobody whether it may.
 FAKE = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
@@ -112,6 +116,64 @@ def test_a_word_spoken_into_the_microphone_is_heard_and_becomes_a_picture(
         assert Path(waiting.value.path()).read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_page_says_that_it_prepares_images_and_counts_that_as_nobody_ahead(
+    spoken_words: SpokenWords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+
+    def warm_up(_: AppState, emit: Emit) -> None:
+        emit("progress", {"what": "fitting conditioner", "done": 40, "of": 200})
+        gate.wait()
+
+    monkeypatch.setattr(AppState, "warm_up", warm_up)
+    says, status = "Preparing images: fitting conditioner 40 of 200", "document.querySelector('#status').textContent"
+    with served(spoken_words, Limits(), warm=True) as preparing, browser_page() as page:
+        opened(page, preparing)
+        until(page, f"{status} === '{says}'")
+        screenshot(page, "app-preparing")
+        page.evaluate(f"""() => {{ window.said = []; new MutationObserver(() => window.said.push({status}))
+            .observe(document.querySelector("#status"), {{ childList: true }}); }}""")
+        page.fill("#words", "a cat")
+        page.keyboard.press("Enter")
+        until(page, f"said.at(-1) === '{says}' && !document.querySelector('#work').hidden")
+        gate.set()
+        drawn(page)
+        assert not [line for line in page.evaluate("said") if "ahead" in line]
+        assert preparing.client.get("/healthz").json()["preparing"] is None
+
+
+def test_record_says_why_it_cannot_be_used(server: Served) -> None:
+    def without_audio(route: Route) -> None:
+        found = route.fetch().json()
+        for bridge in found["bridges"]:
+            bridge["modalities"].pop("audio", None)
+        route.fulfill(json=found)
+
+    host = socket.gethostname().lower()
+    here, elsewhere = server.address, server.address.replace("127.0.0.1", host)
+    for name, arguments, address, why in [
+        ("works", FAKE, here, ""),
+        ("no-audio", FAKE, here, "This bridge has no audio"),
+        ("no-microphone", (), here, "This browser has no microphone."),
+        (
+            "insecure",
+            (*FAKE, f"--host-resolver-rules=MAP {host} 127.0.0.1"),
+            elsewhere,
+            "Browsers record only on pages at http",
+        ),
+    ]:
+        with browser_page(arguments=arguments) as page:
+            if name == "no-audio":
+                page.route("**/bridge", without_audio)
+            opened(page, replace(server, address=address))
+            page.wait_for_timeout(200)
+            record, reason = page.locator("#record"), page.locator("#record-why")
+            assert record.is_disabled() == reason.is_visible() == bool(why), name
+            assert reason.inner_text().startswith(why)
+            assert record.get_attribute("title") == reason.text_content()
+            screenshot(page, f"app-record-{name}")
+
+
 def test_the_page_fits_a_phone_and_has_a_dark_mode(server: Served, tmp_path: Path) -> None:
     for name, options in {
         "phone": {"width": PHONE[0], "height": PHONE[1], "touch": True},
@@ -130,6 +192,7 @@ def test_the_page_fits_a_phone_and_has_a_dark_mode(server: Served, tmp_path: Pat
                 assert -50 < top < PHONE[1] / 2
             screenshot(page, f"app-{name}", full=True)
             page.goto(f"{server.address}/docs")
+            page.wait_for_selector(".opblock")
             assert no_wider_than_its_window(page)
             screenshot(page, f"app-docs-{name}")
 
@@ -167,6 +230,18 @@ def test_words_find_clips_and_a_clip_plays(server: Served) -> None:
         assert play.get_attribute("aria-pressed") == "true"
         until(page, "document.querySelector('.play[aria-pressed=true]') === null")  # it has played to its end
         assert page.inner_text("#problem") == ""
+
+
+def test_a_picture_found_shows_its_caption_and_the_tables_other_columns(server: Served) -> None:
+    with browser_page() as page:
+        opened(page, server)
+        page.fill("#words", "fire engine")
+        page.keyboard.press("Enter")
+        until(page, "document.querySelectorAll('.tiles li').length === 5")
+        first = page.locator(".tiles li").first
+        assert first.inner_text().split("\n")[0] == "fire engine"
+        assert {"fire-engine.png", "split: train"} <= set(first.inner_text().split("\n"))
+        assert first.locator("img").get_attribute("alt") == "fire engine"
 
 
 def test_two_inputs_are_mixed_with_the_slider(server: Served, tmp_path: Path) -> None:
@@ -226,6 +301,32 @@ def test_the_page_can_be_used_by_keyboard_alone_and_work_can_be_cancelled(
         while not ends:
             page.wait_for_timeout(50)
         assert ends == ["Cancelled"]
+
+
+def test_the_reference_calls_the_api_with_try_it_out_and_nothing_else(server: Served, tmp_path: Path) -> None:
+    asked: list[str] = []
+    clip = say("penguin", tmp_path / "spoken penguin.wav")
+    with browser_page() as page:
+        page.set_default_timeout(60_000)
+        page.on("request", lambda request: asked.append(f"{request.method} {request.url}"))
+        page.goto(f"{server.address}/docs")
+        search = page.locator("[id$=search_search_post]")
+        search.locator(".opblock-summary-control").click()
+        assert "curl -F audio=@dog.wav" in search.inner_text()
+        answers = search.locator(".live-responses-table")
+        search.locator(".execute").click()  # the example, as JSON
+        answers.get_by_text("a dog barks").first.wait_for()
+        assert answers.locator("tbody .response-col_status").inner_text().startswith("200")
+        search.locator("select.content-type").first.select_option("multipart/form-data")
+        audio = search.locator("[data-property-name=audio]")
+        audio.locator(".json-schema-form-item-add").click()
+        audio.locator("input[type=file]").set_input_files(clip)
+        search.locator(".execute").click()
+        answers.get_by_text("spoken penguin.wav").first.wait_for()
+        assert answers.locator("tbody .response-col_status").inner_text().startswith("200")
+        screenshot(page, "app-docs-tried")
+    assert asked.count(f"POST {server.address}/search") == 2
+    assert {address for address in asked if server.address not in address and "data:" not in address} == set()
 
 
 def test_every_control_has_an_accessible_name(server: Served, tmp_path: Path) -> None:

@@ -394,7 +394,11 @@ def test_only_search_results_can_be_fetched_and_their_urls_reveal_nothing(server
 
 
 def test_every_response_has_the_security_headers(server: Served) -> None:
-    answers = [server.client.get(path) for path in ("/", "/static/app.js", "/docs", "/bridge", "/nothing", "/openapi.json")]
+    answers = [
+        server.client.get(path)
+        for path in ("/", "/static/app.js", "/static/swagger-ui-bundle.js", "/docs", "/bridge", "/nothing")
+    ]
+    answers.append(server.client.get("/openapi.json"))
     answers.append(server.client.post("/embed", headers={"host": "evil.example"}))
     for answer in answers:
         assert "default-src 'none'" in answer.headers["content-security-policy"]
@@ -405,7 +409,8 @@ def test_every_response_has_the_security_headers(server: Served) -> None:
 
 
 def test_pages_load_nothing_from_elsewhere(server: Served) -> None:
-    for path in ("/", "/docs", "/static/app.js", "/static/style.css", "/static/recorder.js"):
+    own = ("app.js", "docs.css", "docs.js", "recorder.js", "style.css", "swagger-ui.css")
+    for path in ("/", "/docs", *(f"/static/{name}" for name in own)):
         text = server.client.get(path).text
         assert not re.findall(r"""(?:src|href|url|import|from)\s*[=(]?\s*["'(]?\s*(?:https?:)?//""", text), path
 
@@ -418,8 +423,18 @@ def test_the_api_is_described(server: Served) -> None:
         assert {"200", "400", "403", "404", "413", "415", "429", "503"} <= set(route["responses"])
         example = route["requestBody"]["content"]["application/json"]["example"]
         assert server.client.post(path, json=example).status_code == 200
-    page = server.client.get("/docs").text
-    assert all(word in page for word in ("/generate", "curl -F audio=@dog.wav", "Retry-After", "prompt_weight"))
+    told = json.dumps(api)
+    assert all(word in told for word in ("/generate", "curl -F audio=@dog.wav", "Retry-After", "prompt_weight"))
+    assert "swagger-ui-bundle.js" in server.client.get("/docs").text
+
+
+def test_fields_of_a_form_that_were_left_empty_are_as_if_not_sent(server: Served, clip: Callable[[str], Path]) -> None:
+    files = {"audio": clip("cat").read_bytes()}
+    answer = server.client.post("/search", files=files, data={"text": "", "bridge": "", "to": ["", "text"], "weights": ""})
+    assert answer.status_code == 200
+    assert [result["to"] for result in answer.json()["results"]] == ["text"]
+    answer = server.client.post("/search", data={"text": ""})
+    assert (answer.status_code, error_of(answer)["what"]) == (400, "there is no input")
 
 
 def test_bodies_with_a_false_length_or_no_end_are_abandoned(spoken_words: SpokenWords) -> None:
@@ -643,6 +658,34 @@ def test_work_that_would_wait_longer_than_its_client_is_refused() -> None:
         queue.close()
 
     asyncio.run(main())
+
+
+def test_what_comes_before_the_first_job_is_told_and_is_not_counted_as_a_job_ahead() -> None:
+    async def main() -> list[tuple[str, Any]]:
+        gate = threading.Event()
+
+        def first(tell: Emit) -> None:
+            tell("progress", {"what": "fitting", "done": 1, "of": 2})
+            gate.wait()
+            raise ValueError("is met by each job itself")
+
+        queue = Queue("jobs", 10, 5, first)
+        while queue.preparing["what"] != "fitting":
+            await asyncio.sleep(0.01)
+        job, told = queue.submit("a", lambda _: "made", patience=0.1), []
+
+        async def here() -> bool:
+            return False
+
+        async for event in job.events(here):
+            told.append(event)
+            gate.set()
+        assert queue.preparing is None
+        queue.close()
+        return told
+
+    fitting = ("preparing", {"what": "fitting", "done": 1, "of": 2})
+    assert asyncio.run(main()) == [("queued", 0), fitting, ("started", None), ("done", "made")]
 
 
 def test_failed_work_is_reported_to_its_client_and_the_next_is_done() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 from served import served_bridges
 
 from tests.conftest import Run
-from tests.toys import tone_table
+from tests.toys import NAMES, tone_table
 
 
 @pytest.mark.usefixtures("toy")
@@ -28,3 +29,32 @@ def test_a_bridge_of_any_encoders_is_searched_and_without_a_model_nothing_is_dra
         error = answer.json()["error"]
         assert (answer.status_code, error["what"]) == (404, "there is no text-to-image model")
         assert "pip install plugins/bridgekit-starter" in error["fix"]
+
+
+@pytest.mark.usefixtures("toy")
+def test_results_carry_captions_and_the_tables_other_columns_but_no_paths(run: Run, tmp_path: Path) -> None:
+    with tone_table(tmp_path, copies=2).open(encoding="utf-8") as file:
+        clips = [(row["audio"], row["text"]) for row in csv.DictReader(file)]
+    others = [f"other {number}" for number in range(12)]
+    with (tmp_path / "pairs.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["audio", "text", "image", "original", "note", "empty", *others])
+        for clip, name in clips:
+            for number in range(7):
+                note = "quiet" if number == 0 else "another row's"
+                cells = [tmp_path / "originals" / "tape 1.wav", note, "", "x" * 1_000, *others[1:]]
+                writer.writerow([clip, f"{name}, told {number} times", "picture.png", *cells])
+    code, _, err = run("align", "--a", "audio", "--b", "text", "--pairs", "pairs.csv")
+    assert code == 0, err
+    with served_bridges(Path("bridges")) as server:
+        answer = server.client.post("/search", json={"text": "owl, told 3 times", "to": ["audio", "text"], "k": 2})
+        assert str(tmp_path) not in answer.text
+        clip, text = (result["found"][0] for result in answer.json()["results"])
+        name = clip["item"].split()[0]
+        assert name in NAMES
+        assert clip["captions"] == [f"{name}, told {number} times" for number in range(5)]
+        assert list(clip["columns"]) == ["original", "note", *others[:6]]
+        assert (clip["columns"]["original"], clip["columns"]["note"]) == ("tape 1.wav", "quiet")
+        assert clip["columns"]["other 0"] == "x" * 239 + "…"
+        assert text["item"] == "owl, told 3 times"
+        assert (text["captions"], text["columns"]["note"]) == ([], "another row's")

@@ -19,9 +19,24 @@ async function start() {
     fill($("model"), here.models);
     $("status").textContent = here.models.length ? "" : "No text-to-image model is installed. Search still works.";
     hint();
+    if (here.models.length) showPreparation();
   } catch (error) {
     $("status").textContent = "";
     showError(error);
+  }
+}
+
+const PREPARING = "Preparing images: ";
+const preparation = ({ what, done, of }) => `${PREPARING}${what}${of > 1 ? ` ${done} of ${of}` : "…"}`;
+
+// What images wait for after the server's start, while nothing is being drawn.
+async function showPreparation() {
+  for (;;) {
+    const { preparing } = await ask("/healthz").catch(() => ({}));
+    const says = $("status").textContent;
+    if (!state.work && (says === "" || says.startsWith(PREPARING))) $("status").textContent = preparing ? preparation(preparing) : "";
+    if (!preparing) return;
+    await new Promise((done) => setTimeout(done, 1000));
   }
 }
 
@@ -36,7 +51,7 @@ function hint() {
   const can = Object.keys(bridge().modalities);
   const names = can.map((modality) => ({ image: "images" })[modality] || modality);
   $("hint").textContent = `This bridge connects ${names.join(", ").replace(/, ([^,]*)$/, " and $1")}. You can also drop or paste files anywhere on this page.`;
-  $("record").disabled = !can.includes("audio");
+  showRecording();
   $("file").disabled = !can.some((modality) => modality !== "text");
 }
 
@@ -196,7 +211,7 @@ function showNear(results) {
     const percent = percentage(best.share);
     const heard = first.speech === null ? "" : first.speech > 0.5 ? "Speech. " : "A sound. ";
     $("sure-says").textContent = heard + (first.sure === false ? "Not sure; the nearest is" : "Best match");
-    $("best").textContent = plain(best.item, first.to);
+    $("best").textContent = called(best, first.to);
     $("sure-bar").style.width = `${100 * best.share}%`;
     $("sure-text").textContent = `${percent} confidence among ${among}`;
     $("sure-means").textContent =
@@ -215,7 +230,19 @@ function list(result) {
   const among = make("span", { textContent: `nearest of ${result.among.toLocaleString("en")}` });
   const title = make("h3", { textContent: `${PLURAL[result.to] || sentence(result.to)} ` }, among);
   const [layout, show] = { image: ["tiles", tile], audio: ["plays", playable] }[result.to] || ["bars", bar];
-  return make("section", {}, title, make("ol", { className: layout }, ...result.found.map((found) => show(found, plain(found.item, result.to)))));
+  return make("section", {}, title, make("ol", { className: layout }, ...result.found.map((found) => show(found, called(found, result.to), details(found, result.to)))));
+}
+
+// What a result is called: its caption rather than its file's name, where the table has one.
+const called = (found, modality) => found.captions[0] ?? plain(found.item, modality);
+
+// The other captions, the file's name below a caption, and the table's other columns.
+function details(found, modality) {
+  const lines = found.captions.slice(1).map((caption) => make("span", { textContent: caption }));
+  if (modality !== "text" && found.captions.length) lines.push(make("span", { className: "cell", textContent: found.item }));
+  for (const [name, cell] of Object.entries(found.columns)) lines.push(make("span", { className: "cell", textContent: `${name}: ${cell}` }));
+  for (const line of lines) line.title = line.textContent; // the page shows no more than two lines of each
+  return make("span", { className: "details" }, ...lines);
 }
 
 function score(found, before = "") {
@@ -224,23 +251,24 @@ function score(found, before = "") {
   return made;
 }
 
-function bar(found, name) {
+function bar(found, name, details) {
   const made = make("span", { className: "bar" }, make("span", {}));
   made.setAttribute("aria-hidden", "true");
   made.firstChild.style.width = `${100 * found.share}%`;
-  return make("li", {}, make("span", { className: "name", textContent: name }), score(found, `${percentage(found.share)} · `), made);
+  return make("li", {}, make("span", { className: "name", textContent: name }), score(found, `${percentage(found.share)} · `), made, details);
 }
 
-function tile(found, name) {
-  return make("li", {}, make("img", { src: found.media, alt: name, loading: "lazy" }), make("span", { textContent: `${name} ` }), score(found));
+function tile(found, name, details) {
+  const caption = make("span", { className: "caption", textContent: `${name} `, title: name });
+  return make("li", {}, make("img", { src: found.media, alt: name, loading: "lazy" }), caption, score(found), details);
 }
 
-function playable(found, name) {
+function playable(found, name, details) {
   const button = make("button", { type: "button", className: "play" });
   button.setAttribute("aria-label", `Play ${name}`);
   button.setAttribute("aria-pressed", "false");
   button.onclick = () => play(button, found.media);
-  return make("li", {}, button, make("span", { className: "name", textContent: name }), score(found));
+  return make("li", {}, button, make("span", { className: "name", textContent: name }), score(found), details);
 }
 
 // One player for all clips: starting one stops the previous one.
@@ -280,6 +308,7 @@ async function draw() {
     const answer = await askWithRetries("/generate", options, (error) => working(`${error.what}. Waiting…`, null));
     for await (const [kind, what] of events(answer.body)) {
       if (kind === "queued") working(what.before ? `${what.before} ahead of you in the queue…` : "Starting…", null);
+      if (kind === "preparing") working(preparation(what), what.of > 1 ? what.done / what.of : null);
       if (kind === "progress") working(`${sentence(what.what)}${what.of > 1 ? ` ${what.done} of ${what.of}` : "…"}`, what.of > 1 ? what.done / what.of : null);
       if (kind === "preview") show(`data:image/jpeg;base64,${what.picture}`, "forming", "Preview of the image");
       if (kind === "done") finish(what);
@@ -366,10 +395,26 @@ function make(tag, properties, ...children) {
 let recording = null;
 let recordings = 0;
 
+// Says why nothing can be recorded, where that is so.
+async function showRecording() {
+  const found = await microphones();
+  if (recording) return;
+  let why = "";
+  if (!("audio" in bridge().modalities)) why = "This bridge has no audio, so there is nothing to record for it.";
+  else if (!window.isSecureContext) why = "Browsers record only on pages at http://127.0.0.1 or over HTTPS. A file can be chosen instead.";
+  else if (!found) why = "This browser has no microphone. A file can be chosen instead.";
+  $("record").disabled = Boolean(why);
+  $("record").title = why;
+  $("record-why").textContent = why;
+  $("record-why").hidden = !why;
+}
+
+async function microphones() {
+  const devices = await navigator.mediaDevices?.enumerateDevices().catch(() => []);
+  return (devices ?? []).filter((device) => device.kind === "audioinput").length;
+}
+
 async function record() {
-  if (!navigator.mediaDevices) {
-    return showError({ what: "The browser does not allow recording on this page.", fix: "open it at http://127.0.0.1 or over HTTPS, or choose a file" });
-  }
   const quiet = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
   let stream;
   try {
@@ -451,6 +496,7 @@ function wav(samples, rate) {
 
 // ---- controls
 
+navigator.mediaDevices?.addEventListener("devicechange", showRecording);
 $("record").onclick = () => (recording ? finishRecording() : record());
 $("file").onchange = () => { if ($("file").files.length) addFile($("file").files[0]); $("file").value = ""; };
 $("write").onsubmit = (event) => {
