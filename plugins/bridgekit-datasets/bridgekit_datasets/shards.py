@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.items import EXTENSIONS, TEXT, Blob
@@ -73,7 +73,7 @@ def open_shards(pattern: str) -> dict[str, list[Any]]:
 def _paths(pattern: str) -> list[Path]:
     try:
         expanded = list(braceexpand(pattern))
-    except UnbalancedBracesError:
+    except ValueError:
         raise BridgekitError("the braces do not match", where=pattern, remedy="as in shards/{0000..0099}.tar") from None
     paths = [Path(path) for each in expanded for path in (sorted(glob.glob(each)) if glob.has_magic(each) else [each])]  # noqa: PTH207  (absolute patterns)
     missing = next((path for path in paths if not path.is_file()), None)
