@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from bridgekit.fusion.training import Preset as Preset
     from bridgekit.hookspecs import EncoderProvider as EncoderProvider
     from bridgekit.hookspecs import ImageGenerator as ImageGenerator
+    from bridgekit.hookspecs import PairProvider as PairProvider
     from bridgekit.hookspecs import PairSource as PairSource
     from bridgekit.hookspecs import hookimpl as hookimpl
+    from bridgekit.items import Blob as Blob
     from bridgekit.pairs import Pairs as Pairs
     from bridgekit.plugins import load_encoder as load_encoder
     from bridgekit.recipes.align import align as align
@@ -47,8 +49,10 @@ _HOME = {
     "Preset": "fusion.training",
     "EncoderProvider": "hookspecs",
     "ImageGenerator": "hookspecs",
+    "PairProvider": "hookspecs",
     "PairSource": "hookspecs",
     "hookimpl": "hookspecs",
+    "Blob": "items",
     "Pairs": "pairs",
     "read_pairs": "tables.reading",
     "load_encoder": "plugins",
