@@ -160,6 +160,25 @@ def test_a_layout_holds_the_same_rows_as_files_with_a_table(
     assert seen(read_pairs(lay_out(tmp_path / "data set"), BOTH)) == expected
 
 
+def test_files_may_be_in_the_one_folder_beside_the_table_that_has_them(
+    expected: list[tuple[bytes, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in ESC-50, Common Voice and Flickr8k."""
+    folder = tmp_path / "set"
+    for name in ("Images", "other"):
+        (folder / name).mkdir(parents=True)
+    for colour in COLOURS:
+        (folder / "Images" / f"{colour}.png").write_bytes(png(colour))
+    rows = [{"filename": f"{colour}.png", "sentences": [{"raw": colour, "tokens": [colour]}]} for colour in COLOURS]
+    (folder / "dataset.json").write_text(json.dumps({"images": rows, "dataset": "colours"}))
+    assert seen(read_pairs(folder / "dataset.json", BOTH)) == expected
+    assert "the image files are in `Images/`" in capsys.readouterr().err
+    for colour in COLOURS:
+        (folder / "other" / f"{colour}.png").write_bytes(png(colour))
+    with pytest.raises(BridgekitError, match="there is no such file"):
+        read_pairs(folder / "dataset.json", BOTH)
+
+
 def test_texts_beside_files_are_their_texts(expected: list[tuple[bytes, str]], tmp_path: Path) -> None:
     folder = tmp_path / "sidecars" / "below"
     folder.mkdir(parents=True)

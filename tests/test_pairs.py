@@ -372,9 +372,9 @@ def test_a_file_that_only_looks_like_parquet_is_refused(folder: Path) -> None:
 
 
 def test_a_table_of_which_no_row_can_be_used_is_refused_with_the_first_reason(folder: Path) -> None:
-    error = refusal(write(folder / "t.csv", "audio,text\na.wav,a\nb.wav,b\n"))
+    error = refusal(write(folder / "t.csv", "audio,text\ngone.wav,a\nb.wav,b\n"))
     assert "none of the 2 rows" in error.what
-    assert f"row 2: there is no such file: {folder / 'a.wav'}" in error.what
+    assert f"row 2: there is no such file: {folder / 'gone.wav'}" in error.what
     assert "relative to its own folder" in str(error.remedy)
 
 

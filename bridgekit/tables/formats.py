@@ -163,8 +163,10 @@ def records_of(rows: Sequence[tuple[int, Mapping[str, Any]]], where: str) -> Rec
 
 
 def _as_list(value: Any) -> Iterable[Any]:
-    """The cells of a row: a list's elements. An empty list is a missing cell."""
-    return (value or [None]) if isinstance(value, list) else [value]
+    """The cells of a row: a list's elements, or their `raw` texts if they are objects. An empty list is a missing cell."""
+    if not isinstance(value, list):
+        return [value]
+    return [each["raw"] if isinstance(each, dict) and "raw" in each else each for each in value] or [None]
 
 
 def _read_arrow(path: Path) -> Records:

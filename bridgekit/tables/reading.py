@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -25,6 +26,7 @@ from bridgekit.tables.memory import column_is_text, name_of_python, python_items
 from bridgekit.tables.usable import Home, usable_rows
 
 MAX_PATH = 500  # characters of a path in a message
+SEARCHED = 20  # files of a column that are looked for in the folders beside the table
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,26 @@ class Table:
         if self.folder is None or not column.holds_text:
             return column if not column.holds_text else column.map(Path)
         if records.folders is None:
-            return Column(column.values, column.codes, folder=self.folder)
+            return Column(column.values, column.codes, folder=self._folder_of(column, modality))
         folders = records.folders if rows is None else records.folders.take(rows)
         if len(folders.values) == 1:
             return Column(column.values, column.codes, folder=folders.value(0))
         return Column.of(None if cell is None else folder / cell for folder, cell in zip(folders, column, strict=True))
+
+    def _folder_of(self, column: Column[Any], modality: str) -> Path:
+        """The folder that a column's paths are in: the table's, or the one folder in it with the files, which is announced."""
+        assert self.folder is not None
+        names = [name for name in column[:SEARCHED] if isinstance(name, str)]
+        if not names or any(os.path.lexists(self.folder / name) for name in names):
+            return self.folder
+        below = [entry for entry in self.folder.iterdir() if entry.is_dir() and not entry.is_symlink() and entry.name[0] != "."]
+        found = [place for place in below if all((place / name).is_file() for name in names)]
+        if len(found) != 1:
+            return self.folder
+        if modality not in self._announced:
+            self._announced.add(modality)
+            say(f"the {modality} files are in `{found[0].name}/`")
+        return found[0]
 
     def _labels(self, records: Records, name: str, rows: Any) -> Column[str] | None:
         """The cells of `split` or `group`, if the table has it."""
