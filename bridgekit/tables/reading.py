@@ -160,23 +160,21 @@ class Table:
             return column
         if self.folder is None or not column.holds_text:
             return column if not column.holds_text else column.map(Path)
-        if records.folders is None:
-            return Column(column.values, column.codes, folder=self._folder_of(column, modality))
+        if records.folders is None or len(records.folders.values) == 1:
+            folder = self.folder if records.folders is None else records.folders.value(0)
+            return Column(column.values, column.codes, folder=self._with_files(folder, column, modality))
         folders = records.folders if rows is None else records.folders.take(rows)
-        if len(folders.values) == 1:
-            return Column(column.values, column.codes, folder=folders.value(0))
         return Column.of(None if cell is None else folder / cell for folder, cell in zip(folders, column, strict=True))
 
-    def _folder_of(self, column: Column[Any], modality: str) -> Path:
+    def _with_files(self, folder: Path, column: Column[Any], modality: str) -> Path:
         """The folder that a column's paths are in: the table's, or the one folder in it with the files, which is announced."""
-        assert self.folder is not None
         names = [name for name in column[:SEARCHED] if isinstance(name, str)]
-        if not names or any(os.path.lexists(self.folder / name) for name in names):
-            return self.folder
-        below = [entry for entry in self.folder.iterdir() if entry.is_dir() and not entry.is_symlink() and entry.name[0] != "."]
+        if not names or any(os.path.lexists(folder / name) for name in names):
+            return folder
+        below = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink() and entry.name[0] != "."]
         found = [place for place in below if all((place / name).is_file() for name in names)]
         if len(found) != 1:
-            return self.folder
+            return folder
         if modality not in self._announced:
             self._announced.add(modality)
             say(f"the {modality} files are in `{found[0].name}/`")
