@@ -277,6 +277,17 @@ def test_an_address_in_a_cell_is_told_not_to_be_fetched(folder: Path) -> None:
     assert [row.reason for row in pairs.set_aside] == ["URLs are not fetched: download the files and give their paths"]
 
 
+def test_a_table_without_a_header_is_told_to_have_one(folder: Path) -> None:
+    error = refusal(write(folder / "t.csv", "clips/a.wav,a\nclips/b.wav,b\n"))
+    assert error.remedy == "the first row must name the columns: add a header, for example audio,text"
+
+
+def test_a_media_file_given_as_a_table_is_told_to_be_none(folder: Path) -> None:
+    error = refusal(folder / "clips" / "a.wav")
+    assert error.what == "this is a file of audio, not a table"
+    assert str(error.remedy).startswith("give a folder, or a table: .csv")
+
+
 def test_other_separators_are_recognised(folder: Path) -> None:
     assert "commas" in str(refusal(write(folder / "t.csv", "audio;text\nclips/a.wav;a\n")).remedy)
 

@@ -89,6 +89,10 @@ def check_column(modality: str, name: str | None, names: Sequence[str], given: M
     fitting = [each for each in names if _canonical(each) in GUESSES.get(modality, ())]
     if len(names) == 1 and any(mark in names[0] for mark in ",;\t|"):
         remedy = "separate the cells with commas (.csv) or tabs (.tsv)"
+    elif any(map(_looks_like_path, names)):
+        remedy = (
+            f"the first row must name the columns: add a header, for example {modality if modality != TEXT else 'image'},{TEXT}"
+        )
     elif any("\0" in each for each in names):
         remedy = "save the table as UTF-8: it has NUL bytes, so it may be UTF-16"
     elif close or fitting:
@@ -99,6 +103,11 @@ def check_column(modality: str, name: str | None, names: Sequence[str], given: M
     raise BridgekitError(
         f"the table has no column `{wanted}`; its columns are {listed_columns(names)}", where=where, remedy=remedy
     )
+
+
+def _looks_like_path(name: str) -> bool:
+    ending = name.rpartition(".")[2].lower()
+    return "." in name and any(ending in endings for endings in EXTENSIONS.values())
 
 
 def listed_columns(names: Sequence[str]) -> str:

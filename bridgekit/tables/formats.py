@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridgekit.errors import BridgekitError
+from bridgekit.items import EXTENSIONS
 from bridgekit.pairs import Column, SetAside
 from bridgekit.storage.bounded import open_regular, parse_json, read_bounded, why_no_json
 from bridgekit.tables.arrow import ArrowFile
@@ -70,11 +71,12 @@ def read_records(path: Path) -> Records:
     """
     suffix = path.suffix.lower()
     if suffix not in TABLES:
-        raise BridgekitError(
-            f"cannot read a table from {suffix or 'a file without an extension'}",
-            where=str(path),
-            remedy=f"save it as one of {', '.join(TABLES)}",
-        )
+        kind = next((modality for modality, endings in EXTENSIONS.items() if suffix[1:] in endings), None)
+        what = f"cannot read a table from {suffix or 'a file without an extension'}"
+        if kind:
+            what = f"this is a file of {kind}, not a table"
+        remedy = f"give a folder, or a table: {', '.join(TABLES)}" if kind else f"save it as one of {', '.join(TABLES)}"
+        raise BridgekitError(what, where=str(path), remedy=remedy)
     if suffix in ARROW:
         return _read_arrow(path)
     if suffix in (".csv", ".tsv"):
