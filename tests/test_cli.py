@@ -235,11 +235,11 @@ def test_a_missing_column_is_told_before_any_encoder_is_opened(
     sides = {modality: Side(f"toy:{modality}", "1", 4, False) for modality in modalities}
     adapters = {name: FusionAdapter(4, preset.shared_dim, preset.blocks, preset.expansion, preset.dropout) for name in sides}
     Bridge(sides, adapters, preset, 0.07).save(tmp_path / "bridges" / "texts")
-    (tmp_path / "sounds.csv").write_text("sound,text\na.wav,owl\n")
+    (tmp_path / "sounds.csv").write_text("noise,text\na.wav,owl\n")
     for module in ("bridge.bridge", "recipes.sides", "recipes.bind", "recipes.check", "recipes.judge"):
         monkeypatch.setattr(f"bridgekit.{module}.load_encoder", lambda *arguments: pytest.fail("an encoder was opened"))
     code, _, err = run(*arguments)
-    assert (code, err.splitlines()[-3]) == (2, "bridgekit: the table has no column `audio`; its columns are `sound`, `text`")
+    assert (code, err.splitlines()[-3]) == (2, "bridgekit: the table has no column `audio`; its columns are `noise`, `text`")
 
 
 def test_the_json_of_a_mistake_says_the_same(run: Run) -> None:
