@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,12 @@ class Blob:
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def label(self) -> str:
+        """Its file name, if the name ends with one in brackets, or its place, without folders."""
+        named = re.search(r"\(([^()]+)\)$", self.name)
+        return named[1].rpartition("/")[2] if named else re.sub(r"^.*/(?=[^/]*(, |$))", "", self.name)
 
     def __fspath__(self) -> str:
         raise ItemError(

@@ -651,3 +651,16 @@ def test_no_item_is_told_to_remove_a_row(tmp_path: Path) -> None:
     with pytest.raises(ItemError) as caught:
         read_image(tmp_path / "x.png")
     assert "row" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("/data/train.parquet, row 7, column image (photos/a cat.png)", "a cat.png"),
+        ("/data/train.parquet, row 7, column image", "train.parquet, row 7, column image"),
+        ("shards/0003.tar, dogs/0007.png", "0007.png"),
+        ("row 3, column audio", "row 3, column audio"),
+    ],
+)
+def test_bytes_are_shown_without_the_folders_they_are_in(name: str, label: str) -> None:
+    assert Blob(name, bytes).label == label

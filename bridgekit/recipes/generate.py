@@ -284,7 +284,7 @@ def _short(row: Sequence[Item]) -> str:
 
     def named(item: Item) -> str:
         if isinstance(item, Blob):
-            return Path(item.name.rpartition(", ")[2]).stem
+            return Path(item.label.rpartition(", ")[2]).stem
         return Path(item).stem if exists(item) and Path(item).is_file() else str(item)[:60]
 
     names = map(named, row)

@@ -113,14 +113,7 @@ def list_items(
     if path.suffix.lower() not in TABLES or path.is_dir():
         items = read_items(path, modality, columns=columns, outside=outside)
         return Inputs(modality, items, range(1, len(items) + 1))
-    pairs = open_table(path, columns=columns, outside=outside).pairs((modality,))
-    first: dict[Item, int] = {}
-    for item, row in zip(pairs.columns[modality], pairs.rows, strict=True):
-        if item is not None:
-            first.setdefault(item, row)
-    # Missing and repeated items are no errors in a list.
-    faulty = [row for row in pairs.set_aside if row.item and not row.reason.startswith("the same as")]
-    return Inputs(modality, list(first), list(first.values()), faulty)
+    return Inputs(modality, *open_table(path, columns=columns, outside=outside).items(modality))
 
 
 def _text_in(path: Path) -> str:

@@ -51,7 +51,7 @@ class Names:
         """A file's name, with its folder if there are several, or the start of a text."""
         if isinstance(item, Path):
             return f"{item.parent.name}/{item.name}" if modality in self._many_folders else item.name
-        return _shorten(str(item), LONGEST_TEXT)
+        return _shorten(item.label if isinstance(item, Blob) else item, LONGEST_TEXT)
 
 
 def _shorten(text: str, length: int) -> str:

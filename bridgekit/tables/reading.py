@@ -16,7 +16,7 @@ from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.items import EXTENSIONS
 from bridgekit.media import modality_of
-from bridgekit.pairs import Column, Pairs
+from bridgekit.pairs import Column, Pairs, SetAside
 from bridgekit.progress import say
 from bridgekit.storage.bounded import OutOfBounds
 from bridgekit.tables.columns import FILES, RESERVED, check_column, find_column, listed_columns
@@ -72,6 +72,19 @@ class Table:
         wanted = tuple(dict.fromkeys(modalities))
         selected = self._select(wanted)
         return selected if self.ready is not None else usable_rows(selected, wanted, self.home)
+
+    def items(self, modality: str) -> tuple[list[Item], list[int], list[SetAside]]:
+        """The distinct items of a modality, the first row of each, and the rows whose item cannot be used.
+
+        Missing and repeated items are no errors in a list.
+        """
+        pairs = self.pairs((modality,))
+        first: dict[Item, int] = {}
+        for item, row in zip(pairs.column(modality), pairs.rows, strict=True):
+            if item is not None:
+                first.setdefault(item, row)
+        faulty = [row for row in pairs.set_aside if row.item and not row.reason.startswith("the same as")]
+        return list(first), list(first.values()), faulty
 
     def cells(self) -> dict[str, dict[int, str]]:
         """All texts and numbers as written: column to row number to cell. Of a list, the first."""

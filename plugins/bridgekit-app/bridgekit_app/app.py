@@ -28,7 +28,7 @@ from torch import Tensor
 from bridgekit.bridge.provenance import installed_version
 from bridgekit.diffusion.models import DrawOptions
 from bridgekit.diffusion.painter import mix
-from bridgekit.encoders import TEXT
+from bridgekit.encoders import TEXT, Blob
 from bridgekit.errors import BridgekitError
 from bridgekit.retrieval import Hit
 from bridgekit_app.galleries import Gallery
@@ -202,13 +202,14 @@ def _through(state: AppState, opened: Opened, named: str | None, modalities: Seq
 
 
 def _found(state: AppState, gallery: Gallery, modality: str, hit: Hit, share: float) -> dict[str, Any]:
-    name = state.media.name(modality, hit.item)
+    item = hit.item
+    name = state.media.name(modality, item)
     return {
-        "item": hit.item.name if isinstance(hit.item, Path) else hit.item,
+        "item": item.label if isinstance(item, Blob) else item.name if isinstance(item, Path) else item,
         "similarity": round(hit.similarity, 6),
         "share": round(share, 6),
         "media": f"/media/{name}" if name else None,
-        "captions": gallery.about.captions.get(hit.item, []),
+        "captions": gallery.about.captions.get(item, []),
         "columns": hit.columns,
     }
 

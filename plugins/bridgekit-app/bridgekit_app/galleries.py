@@ -137,11 +137,9 @@ def _read_about(table: Table, modality: str, sides: Sequence[str]) -> About:
             for item, text in zip(columns[modality], columns[TEXT], strict=True):
                 if item is not None and isinstance(text, str) and len(known := captions.setdefault(item, {})) < MOST_CAPTIONS:
                     known[_short(text)] = None
-    if not Path(table.source).is_dir():  # class folders have no other columns
-        pairs = table.pairs((modality,))
-        for item, row in zip(pairs.columns[modality], pairs.rows, strict=True):
-            if item is not None:
-                rows.setdefault(item, row)
+    if table.files is None:  # class folders have no other columns
+        items, numbers, _ = table.items(modality)
+        rows = dict(zip(items, numbers, strict=True))
     used = {table.name_of(side) for side in (*sides, TEXT, *EXTENSIONS)}
     others = {name: cells for name, cells in table.cells().items() if cells and name not in used}
     cells = {_shown(name): others[name] for name in list(others)[:MOST_COLUMNS]}

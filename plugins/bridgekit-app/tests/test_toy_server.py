@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from served import served_bridges
 
@@ -58,3 +61,22 @@ def test_results_carry_captions_and_the_tables_other_columns_but_no_paths(run: R
         assert clip["columns"]["other 0"] == "x" * 239 + "…"
         assert text["item"] == "owl, told 3 times"
         assert (text["captions"], text["columns"]["note"]) == ([], "another row's")
+
+
+@pytest.mark.usefixtures("toy")
+def test_clips_inside_a_table_are_found_and_played_like_files(run: Run, tmp_path: Path) -> None:
+    with tone_table(tmp_path).open(encoding="utf-8") as file:
+        rows = [(tmp_path / row["audio"], row["text"]) for row in csv.DictReader(file)]
+    clips = [{"bytes": clip.read_bytes(), "path": clip.name} for clip, _ in rows]
+    pq.write_table(pa.table({"audio": clips, "text": [name for _, name in rows]}), tmp_path / "train.parquet")
+    code, _, err = run("align", "--pairs", "train.parquet")
+    assert code == 0, err
+    shutil.rmtree(tmp_path / "clips")
+    with served_bridges(Path("bridges")) as server:
+        answer = server.client.post("/search", json={"text": "owl", "k": 3})
+        assert str(tmp_path) not in answer.text
+        found = answer.json()["results"][0]["found"][0]
+        assert "owl" in found["item"]
+        assert found["captions"] == ["owl"]
+        played = server.client.get(found["media"])
+        assert (played.status_code, played.headers["content-type"]) == (200, "audio/wav")

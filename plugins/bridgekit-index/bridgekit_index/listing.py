@@ -50,6 +50,7 @@ def list_items(
     Arguments:
         source: as for `bridgekit.tables.reading.read_items`, or the result of `open_listed`.
         modality: the column to list, or the modality of the files or lines.
+        columns: modality to the name of its column, where that is not the modality's.
         outside: let a table refer to files outside its own folder.
 
     Raises:
@@ -58,26 +59,21 @@ def list_items(
     table = open_listed(source, columns=columns, outside=outside)
     if not isinstance(table, Table):
         return Listing(modality, read_items(table, modality, columns=columns, outside=outside), str(table.absolute()))
-    pairs = table.pairs((modality,))
-    first: dict[Item, int] = {}
-    for item, row in zip(pairs.columns[modality], pairs.rows, strict=True):
-        if item is not None:
-            first.setdefault(item, row)
-    rows = list(first.values())
+    items, rows, faulty = table.items(modality)
     cells = {name: [column.get(row, "") for row in rows] for name, column in table.cells().items()}
-    # Missing and repeated items are not errors in a listing.
-    faulty = [row for row in pairs.set_aside if row.item and not row.reason.startswith("the same as")]
     path = Path(table.source)
-    return Listing(modality, list(first), str(path.absolute()) if path.exists() else table.source, rows, cells, faulty)
+    return Listing(modality, items, str(path.absolute()) if path.exists() else table.source, rows, cells, faulty)
 
 
 def open_listed(source: str | Path | Table, *, columns: Mapping[str, str] | None = None, outside: bool = False) -> Table | Path:
-    """The opened table, so that it is read once for all modalities; or the path of a folder or .txt file."""
-    if not isinstance(source, Table) and (
-        (path := Path(source)).is_dir() or (path.suffix.lower() == ".txt" and path.is_file())
-    ):
+    """The opened table, so that it is read once for all modalities; or the path of a .txt file, or of a folder without one."""
+    if isinstance(source, Table):
+        return source
+    path = Path(source)
+    if path.suffix.lower() == ".txt" and path.is_file():
         return path
-    return open_table(source, columns=columns, outside=outside)
+    table = open_table(source, columns=columns, outside=outside)
+    return table if table.files is None else path
 
 
 def listed_modalities(source: str | Path | Table, among: Sequence[str]) -> list[str]:
