@@ -252,6 +252,15 @@ def test_missing_files_in_a_table_are_missing_items(tmp_path: Path) -> None:
     assert [(row.row, row.column) for row in pairs.set_aside] == [(2, "image"), (3, "image")]
 
 
+def test_a_column_without_any_value_has_missing_items(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": pa.nulls(3), "text": pa.nulls(3, pa.list_(pa.string()))}), tmp_path / "t.parquet")
+    with pytest.raises(BridgekitError, match="none of the 3 rows is usable"):
+        read_pairs(tmp_path / "t.parquet", BOTH)
+    pq.write_table(pa.table({"image": pa.array([], pa.string()), "text": pa.array([], pa.string())}), tmp_path / "t.parquet")
+    with pytest.raises(BridgekitError, match="no rows"):
+        read_pairs(tmp_path / "t.parquet", BOTH)
+
+
 def test_a_damaged_file_in_a_table_costs_its_row(run: Run, toy: object, tmp_path: Path) -> None:
     wave = io.BytesIO()
     tones = []

@@ -96,7 +96,9 @@ def column_of_text(chunks: Iterable[Any], where: str) -> tuple[Column[str], NDAr
         return Column([], np.zeros(0, np.int32)), None
     values, numbers = _merged(texts, parts=1 + size // _PART_BYTES)
     joined = np.concatenate(codes)
-    return Column(values, np.where(joined < 0, -1, numbers[joined])), np.concatenate(rows) if rows else None
+    there = joined >= 0
+    joined[there] = numbers[joined[there]]
+    return Column(values, joined), np.concatenate(rows) if rows else None
 
 
 def _merged(texts: list[Any], parts: int) -> tuple[Any, NDArray[np.int32]]:

@@ -56,20 +56,25 @@ def read_folder(folder: Path, links: bool) -> Records | None:
 def _saved(folder: Path) -> list[tuple[Path, str | None]]:
     """The Arrow files of `save_to_disk`, with their splits."""
     if (folder / "dataset_dict.json").is_file():
-        splits = _json(folder / "dataset_dict.json").get("splits", [])
+        splits = _listed(folder / "dataset_dict.json", "splits")
         return [(file, str(name)) for name in splits for file, _ in _saved(folder / _plain_name(folder, name))]
     if not (folder / "state.json").is_file() or not (folder / "dataset_info.json").is_file():
         return []
-    files = _json(folder / "state.json").get("_data_files", [])
-    return [(folder / _plain_name(folder, each.get("filename")), None) for each in files if isinstance(each, dict)]
+    files = _listed(folder / "state.json", "_data_files")
+    return [(folder / _plain_name(folder, each.get("filename") if isinstance(each, dict) else each), None) for each in files]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _listed(path: Path, key: str) -> list[Any]:
+    """A list in one of the JSON files of `save_to_disk`."""
+    again = "save the data set again"
     try:
         value = read_json(path, MAX_STATE)
     except (OSError, ValueError) as error:
-        raise BridgekitError(f"the file cannot be read ({error})", where=str(path), remedy="save the data set again") from None
-    return value if isinstance(value, dict) else {}
+        raise BridgekitError(f"the file cannot be read ({error})", where=str(path), remedy=again) from None
+    listed = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(listed, list) or not listed or not all(isinstance(each, str | dict) for each in listed):
+        raise BridgekitError(f"the file has no list of `{key}`", where=str(path), remedy=again)
+    return listed
 
 
 def _plain_name(folder: Path, name: object) -> str:

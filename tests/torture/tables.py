@@ -378,6 +378,102 @@ def _typed_parquet(folder: Path, rows: list[tuple[str, str, str]], rng: random.R
     return folder / "table.parquet"
 
 
+def _damaged(data: bytes, rng: random.Random) -> bytes:
+    """A file with flipped bytes, cut short, or with a piece of it twice."""
+    at = rng.randrange(len(data))
+    flipped = bytearray(data)
+    for _ in range(rng.choice([1, 3, 30])):
+        flipped[rng.randrange(len(data))] = rng.randrange(256)
+    return rng.choice([bytes(flipped), data[:at], data[: at // 2] + data[at // 3 :]])
+
+
+def _files_inside(folder: Path, rows: list[tuple[str, str, str]], rng: random.Random) -> Path:
+    """Parquet or Arrow with pictures in it, which are damaged, missing or elsewhere, and then the table is damaged itself."""
+    images, texts, _ = zip(*rows, strict=True)
+    cells = [
+        rng.choice(
+            [
+                {"bytes": (folder / image).read_bytes(), "path": rng.choice([None, "a.png", "../x\x1b[2J.png", "\0"])},
+                {"bytes": _damaged((folder / image).read_bytes(), rng), "path": None},
+                {
+                    "bytes": None,
+                    "path": rng.choice(
+                        [image, "../ground/pairs.csv", "/etc/passwd", "", "\udcff".encode("utf-8", "replace").decode()]
+                    ),
+                },
+                {"bytes": b"", "path": image},
+                None,
+            ]
+        )
+        for image in images
+    ]
+    captions = [[text] * rng.choice([0, 1, 1, 2]) for text in texts]
+    table = pa.table({"image": cells, "text": rng.choice([captions, [*texts]])})
+    features = rng.choice(
+        ["{", "[]", '{"info": {"features": {"image": 3, "text": {"_type": "ClassLabel", "names": 7}}}}', "{}"]
+    )
+    table = table.replace_schema_metadata({"huggingface": features})
+    path = folder / f"table{rng.choice(['.parquet', '.arrow'])}"
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=rng.choice([1, 7, 1000]))
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=rng.choice([1, 7, 1000]))
+    if rng.random() < 0.5:
+        path.write_bytes(_damaged(path.read_bytes(), rng))
+    return path
+
+
+def _json_array(folder: Path, rows: list[tuple[str, str, str]], rng: random.Random) -> Path:
+    odd = rng.choice(
+        [3, None, [], {"image": {}}, {"image": [], "text": [[]]}, {"text": {"raw": 1}}, {"image": "\ud800", "text": "x"}]
+    )
+    values: list[Any] = [{"image": image, "text": [text, {"raw": text}]} for image, text, _ in rows]
+    values.insert(rng.randrange(len(values)), odd)
+    document = rng.choice([values, {"a": values}, {"a": values, "b": values}, {"a": 1}, [values]])
+    text = json.dumps(document)
+    (folder / "table.json").write_text(text if rng.random() < 0.7 else text[: rng.randrange(len(text))])
+    return folder / "table.json"
+
+
+def _saved(folder: Path, rows: list[tuple[str, str, str]], rng: random.Random) -> Path:
+    """What `save_to_disk` writes, with names that lead elsewhere, or damaged."""
+    place = folder / "saved"
+    place.mkdir()
+    name = rng.choice(["data.arrow", "../ground/pairs.csv", "/dev/zero", "", "..", "a\0b", 7, {"filename": "x"}])
+    (place / "state.json").write_text(json.dumps({"_data_files": rng.choice([[{"filename": name}], [name], name, None])}))
+    (place / "dataset_info.json").write_text("{}")
+    table = pa.table({"image": [(folder / image).read_bytes() for image, _, _ in rows], "text": [text for _, text, _ in rows]})
+    with pa.OSFile(str(place / "data.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    if rng.random() < 0.3:
+        (place / "data.arrow").write_bytes(_damaged((place / "data.arrow").read_bytes(), rng))
+    return place
+
+
+def _beside(folder: Path, rows: list[tuple[str, str, str]], rng: random.Random) -> Path:
+    """Texts beside pictures: not UTF-8, empty, vast, folders or links."""
+    place = folder / "beside"
+    place.mkdir()
+    for at, (image, text, _) in enumerate(rows):
+        shutil.copyfile(folder / image, place / f"{at}.png")
+        beside = place / f"{at}.txt"
+        kind = rng.randrange(8)
+        if kind == 0:
+            beside.write_bytes(b"\xff\xfe\0")
+        elif kind == 1:
+            beside.symlink_to("/etc/passwd")
+        elif kind == 2:
+            beside.mkdir()
+        elif kind == 3:
+            beside.write_text("x" * (2 << 20))
+        elif kind == 4:
+            os.mkfifo(beside)
+        else:
+            beside.write_text(text, encoding="utf-8", errors="replace")
+    return place
+
+
 def _class_folders(folder: Path, rows: list[tuple[str, str, str]], rng: random.Random) -> Path:
     for at, name in enumerate(["red apple", "dog\x1b[31m", "\u202etac", "-rf", "[/x]", "\udcff"]):
         (folder / "classes" / name).mkdir(parents=True)
@@ -400,6 +496,10 @@ WHOLE_TABLES: dict[str, Callable[[Path, list[tuple[str, str, str]], random.Rando
     "odd rows of JSON": _json_lines,
     "rows with keys of their own": _all_other_keys,
     "Parquet of other types": _typed_parquet,
+    "files inside a table": _files_inside,
+    "a JSON array": _json_array,
+    "saved by datasets": _saved,
+    "texts beside files": _beside,
     "class folders": _class_folders,
     "missing": lambda folder, rows, rng: folder / rng.choice(["gone.csv", "x" * 300, "a\nb.csv", "starter:gone", "\x1b[31m"]),
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import random
 import tarfile
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from bridgekit import BridgekitError, read_pairs
+from bridgekit import BridgekitError, ItemError, read_pairs
 from bridgekit.bridge.trust import refuse_untrusted_table
 from bridgekit.media import content_hash
 from bridgekit.tables.reading import open_table
@@ -147,3 +149,21 @@ def test_the_plugin_is_listed_with_what_it_opens(run: Run) -> None:
     _, out, _ = run("plugins")
     assert "pairs webdataset:...: WebDataset shards" in out
     assert "pairs datasets:...:" in out
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_shard_ends_in_rows_or_in_one_message(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    members = {}
+    for number in range(12):
+        members |= {f"{number}.png": png(number), f"{number}.json": b'{"caption": "c%d", "n": %d}' % (number, number)}
+    path = shard(tmp_path / "0.tar", members)
+    data = bytearray(path.read_bytes())
+    for _ in range(rng.choice([1, 5, 50])):
+        data[rng.randrange(len(data))] = rng.randrange(256)
+    path.write_bytes(bytes(data[: rng.randrange(len(data))]) if rng.random() < 0.4 else bytes(data))
+    with contextlib.suppress(BridgekitError):
+        for item in read_pairs(f"webdataset:{path}", BOTH).columns["image"]:
+            assert item is not None
+            with contextlib.suppress(ItemError):
+                content_hash(item)
