@@ -240,7 +240,7 @@ def default_pair_source(modalities: Iterable[str]) -> PairSource:
     names = f", or one of {', '.join(source.name for source in fitting)}" if fitting else ""
     raise BridgekitError(
         f"which pairs of {' and '.join(sorted(wanted))}?",
-        remedy=f"give --pairs: a table (CSV, TSV, JSON Lines, Parquet), a folder of class folders{names}",
+        remedy=f"give --pairs: a table (CSV, JSON, Parquet, ...), a folder of files or tables{names}",
     )
 
 

@@ -33,7 +33,7 @@ BRIDGES = Path("bridges")
 #: Maximum size in bytes of a bridge.json.
 LARGEST = 16 << 20
 #: Help text of options that several verbs have.
-PAIRS = "CSV, TSV, JSON Lines, Parquet, a folder of class folders, or a plugin's source (see bridgekit plugins)."
+PAIRS = "A table (CSV, JSON, Parquet, ...), a folder of files or tables, or a plugin's table, such as datasets:org/name."
 SIDE = "A modality, or an encoder as [b]provider:model[/b]."
 NEWEST = "The bridge's folder. [dim]default: the newest in ./bridges, or the one that comes with the starter[/dim]"
 

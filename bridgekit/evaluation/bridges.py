@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ class EvalOptions:
         columns: modality to the name of its column in `pairs`, where that is not the modality's.
     """
 
-    pairs: str | Path | Pairs | None = None
+    pairs: Any = None
     splits: Sequence[str] | None = None
     unseen: bool = False
     outside: bool = False

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bridgekit.bridge.bridge import Bridge, check_free
 from bridgekit.errors import BridgekitError
@@ -14,7 +15,6 @@ from bridgekit.fusion.adapter import FrozenSide
 from bridgekit.fusion.distributed import first_process_first, joined_processes, rank
 from bridgekit.fusion.training import PRESETS, Preset
 from bridgekit.hardware import resolve_device
-from bridgekit.pairs import Pairs
 from bridgekit.progress import progress_bars
 from bridgekit.recipes.fit import Alignment, Run, encode_and_split, fit
 from bridgekit.recipes.sides import TrainingOptions, check_columns, choose_sides, open_encoders, select_pairs, takes
@@ -30,7 +30,8 @@ class AlignOptions(TrainingOptions):
     Arguments:
         a, b: a modality, for its default encoder, or an encoder, `provider:model`. The default is the table's columns, or
             audio and text without a table.
-        pairs: a table (CSV, TSV, JSON Lines, Parquet), a folder of class folders, the name of a plugin's source, or `Pairs`.
+        pairs: the path of a table or folder, the name of a plugin's table, `Pairs`, a DataFrame, a `datasets.Dataset`, or
+            another table in memory: see `bridgekit.tables.reading.open_table`.
             The default is a plugin's source for these modalities. With three or more modalities, rows may lack items but must
             have at least two, and must connect all modalities, directly or through others.
         more: further modalities or encoders.
@@ -43,7 +44,7 @@ class AlignOptions(TrainingOptions):
 
     a: str | None = None
     b: str | None = None
-    pairs: str | Path | Pairs | None = None
+    pairs: Any = None
     _: KW_ONLY
     more: Sequence[str] = ()
     preset: str | Preset = "default"

@@ -6,13 +6,13 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bridgekit.bridge.bridge import Bridge, check_free
 from bridgekit.errors import BridgekitError
 from bridgekit.evaluation.recall import sides_of
 from bridgekit.fusion.distributed import first_process_first, joined_processes, rank
 from bridgekit.hardware import resolve_device
-from bridgekit.pairs import Pairs
 from bridgekit.plugins import encoder_name, known_modality, load_encoder, recorded_name
 from bridgekit.progress import progress_bars
 from bridgekit.recipes.fit import Alignment, Run, encode_and_split, fit
@@ -37,7 +37,7 @@ class BindOptions(TrainingOptions):
 
     bridge: str | Path
     add: str
-    pairs: str | Path | Pairs
+    pairs: Any
 
 
 @takes(BindOptions)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from pathlib import Path
+from typing import Any
 
 from bridgekit.checks.findings import Finding, TableReport
 from bridgekit.checks.table import check_table
 from bridgekit.encoders import TEXT, Encoder, is_modality
 from bridgekit.errors import BridgekitError
 from bridgekit.hardware import resolve_device
-from bridgekit.pairs import EXTENSIONS, Pairs
+from bridgekit.pairs import EXTENSIONS
 from bridgekit.plugins import default_modalities, encoder_name, load_encoder
 from bridgekit.progress import progress_bars
 from bridgekit.recipes.sides import check_columns, choose_sides, takes
@@ -30,7 +30,7 @@ class CheckOptions:
         device, outside, columns, progress: see `RunOptions`.
     """
 
-    pairs: str | Path | Pairs
+    pairs: Any
     a: str | None = None
     b: str | None = None
     _: KW_ONLY

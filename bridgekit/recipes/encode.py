@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
 from typing import Any
 
 from bridgekit.hardware import resolve_device
 from bridgekit.latents.encoded import encode_pairs
 from bridgekit.latents.store import Latents
-from bridgekit.pairs import Pairs, SetAside
+from bridgekit.pairs import SetAside
 from bridgekit.plugins import ours
 from bridgekit.progress import progress_bars
 from bridgekit.recipes.sides import RunOptions, check_columns, choose_sides, open_encoders, select_pairs, takes
@@ -49,7 +48,7 @@ class EncodeOptions(RunOptions):
 
     a: str | None = None
     b: str | None = None
-    pairs: str | Path | Pairs | None = None
+    pairs: Any = None
     _: KW_ONLY
     more: Sequence[str] = ()
     ray: bool = False
