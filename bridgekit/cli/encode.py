@@ -26,7 +26,14 @@ def command(
     a: Annotated[str | None, typer.Option("--a", help=f"{SIDE} [dim]default: as for align[/dim]")] = None,
     b: Annotated[str | None, typer.Option("--b", help="Second modality or encoder.")] = None,
     c: Annotated[list[str] | None, typer.Option("--c", help="Further ones; may be repeated.")] = None,
-    ray: Annotated[bool, typer.Option("--ray", help="Encode with Ray, on the cluster at $RAY_ADDRESS or locally.")] = False,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help="Encode with Ray, on the cluster at $RAY_ADDRESS or locally. Workers read Parquet and WebDataset themselves, "
+            "also from URLs such as s3://bucket/pairs/.",
+        ),
+    ] = False,
     strict: Strict = False,
     device: Device = "auto",
     outside: Outside = False,
@@ -45,29 +52,29 @@ def command(
     if as_json:
         sides = {
             modality: {
-                "encoder": done.encoders[modality],
-                "items": len(latents.matrix),
-                "encoded_now": latents.encoded,
-                "failed": len(latents.failed),
-                "seconds": round(latents.seconds, 3),
-                "products": latents.precision.products,
-                "agreement": latents.precision.agreement,
-                "folder": str(latents.folder),
+                "encoder": side.encoder,
+                "items": side.items,
+                "encoded_now": side.encoded,
+                "failed": side.failed,
+                "seconds": round(side.seconds, 3),
+                "products": side.precision.products,
+                "agreement": side.precision.agreement,
+                "folder": side.folder,
             }
-            for modality, latents in done.latents.items()
+            for modality, side in done.sides.items()
         }
         set_aside = [vars(row) for row in done.set_aside]
         print_json({"pairs": done.source, "rows": done.rows, "sides": sides, "set_aside": set_aside})
         return
     print_set_aside(done.set_aside)
-    for modality, latents in done.latents.items():
-        line = f"{modality}: {len(latents.matrix):,} distinct items by {done.encoders[modality]}"
-        if not latents.encoded:
+    for modality, side in done.sides.items():
+        line = f"{modality}: {side.items:,} distinct items by {side.encoder}"
+        if not side.encoded:
             say(f"{line}, all encoded before")
         else:
-            rate = f"{latents.encoded / max(latents.seconds, 1e-9):,.1f} items/s"
-            found = latents.precision.agreement
+            rate = f"{side.encoded / max(side.seconds, 1e-9):,.1f} items/s"
+            found = side.precision.agreement
             checked = "" if found is None else f" (minimum cosine to float32: {found:.5f})"
-            say(f"{line}, {latents.encoded:,} encoded now: {rate}, in {latents.precision.products}{checked}")
-        say(f"  stored in {latents.folder}")
+            say(f"{line}, {side.encoded:,} encoded now: {rate}, in {side.precision.products}{checked}")
+        say(f"  stored in {side.folder}")
     print(f"{done.rows:,} usable rows. Next: bridgekit align with the same --pairs, --a and --b")

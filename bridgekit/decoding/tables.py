@@ -41,7 +41,7 @@ def describe_table(path: Path) -> Reply:
             "rows": table.rows,
             "names": table.schema.names,
             "kinds": kinds,
-            "features": {name: feature["_type"] for name, feature in _features(table.schema).items()},
+            "features": {name: feature["_type"] for name, feature in table_features(table.schema).items()},
             "bytes": {name: table.size(name) for name in files},
         }, iter(())
 
@@ -55,7 +55,7 @@ def read_cells(path: Path, name: str, start: int, stop: int) -> Reply:
     import pyarrow as pa
 
     with _opened(path) as table:
-        labels = _features(table.schema).get(name, {}).get("names")
+        labels = table_features(table.schema).get(name, {}).get("names")
         is_file = column_kind(table.schema.field(name).type) == "bytes"
         chunks, size = [], 0
         for cells in table.cells(name, start, stop):
@@ -217,7 +217,7 @@ def column_kind(kind: Any) -> str:
     return "bytes" if has_bytes and set(names) <= {"bytes", "path"} else str(kind)[:100]
 
 
-def _features(schema: Any) -> dict[str, dict[str, Any]]:
+def table_features(schema: Any) -> dict[str, dict[str, Any]]:
     """The types that `datasets` gave to columns; what does not look like one is left out."""
     with contextlib.suppress(Exception):
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]

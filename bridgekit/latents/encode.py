@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -38,6 +38,35 @@ MANY_DURING = 64
 WINDOW, WINDOW_BYTES = 8_192, 256 << 20
 #: How often a run tries to encode what is missing from the store.
 ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class EncodedSide:
+    """What encoding one side of a table did.
+
+    Arguments:
+        encoder: `provider:model`.
+        items: distinct items that could be used.
+        encoded: how many of them were encoded now.
+        failed: items that could not be used.
+        seconds: how long encoding took.
+        precision: of those encoded now.
+        folder: where they are stored.
+    """
+
+    encoder: str
+    items: int
+    encoded: int
+    failed: int
+    seconds: float
+    precision: Precision
+    folder: str
+
+    @classmethod
+    def of(cls, encoder: str, found: Latents) -> EncodedSide:
+        """The summary of what `encode_items` returned."""
+        counts = len(found.matrix), found.encoded, len(found.failed)
+        return cls(encoder, *counts, found.seconds, found.precision, str(found.folder))
 
 
 def encode_items(
@@ -142,35 +171,54 @@ def _encode_missing(
 ) -> dict[bytes, str]:
     """Encode and store the missing items, even if interrupted. Returns the error messages of those that fail."""
     reasons: dict[bytes, str] = {}
-    waiting: list[tuple[list[bytes], Tensor]] = []
     done, total = 0, sum(map(len, missing))
-    flushed = time.monotonic()
-
-    def flush() -> None:
-        if waiting:
-            store.write(
-                [digest for digests, _ in waiting for digest in digests], torch.cat([rows for _, rows in waiting]), precision
-            )
-            waiting.clear()
-
     reduced = precision.products != FLOAT32.products
     batches = [Batch(number, [contents[digest] for digest in batch], reduced) for number, batch in enumerate(missing)]
-    try:
-        with closing(run(batches)) as results:
-            for result in results:
-                batch = missing[result.number]
-                reasons |= {batch[at]: reason for at, reason in result.reasons.items()}
-                if result.kept:
-                    waiting.append(([batch[at] for at in result.kept], result.latents))
-                if time.monotonic() - flushed >= FLUSH_SECONDS or sum(len(rows) for _, rows in waiting) >= FLUSH_ROWS:
-                    flush()
-                    store.merge_small_shards(MANY_DURING)
-                    flushed = time.monotonic()
-                done += len(batch)
-                progress(done, total)
-    finally:
-        flush()
+    with LatentWriter(store) as writer, closing(run(batches)) as results:
+        for result in results:
+            batch = missing[result.number]
+            reasons |= {batch[at]: reason for at, reason in result.reasons.items()}
+            if result.kept:
+                writer.add([batch[at] for at in result.kept], result.latents, precision)
+            writer.flush_when_due()
+            done += len(batch)
+            progress(done, total)
     return reasons
+
+
+class LatentWriter:
+    """Writes latents into a store every few seconds, and the last ones when its context ends, also by an error."""
+
+    def __init__(self, store: LatentStore) -> None:
+        self._store = store
+        self._waiting: dict[Precision, list[tuple[Sequence[bytes], Tensor]]] = {}
+        self._rows = 0
+        self._flushed = time.monotonic()
+
+    def __enter__(self) -> LatentWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+
+    def add(self, digests: Sequence[bytes], latents: Tensor, precision: Precision) -> None:
+        """Take latents of shape (len(digests), dim)."""
+        self._waiting.setdefault(precision, []).append((digests, latents))
+        self._rows += len(digests)
+
+    def flush_when_due(self) -> None:
+        """Write what waits, if it is much or has waited for long."""
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS or self._rows >= FLUSH_ROWS:
+            self._flush()
+            self._store.merge_small_shards(MANY_DURING)
+            self._flushed = time.monotonic()
+
+    def _flush(self) -> None:
+        for precision, waiting in self._waiting.items():
+            every = [digest for digests, _ in waiting for digest in digests]
+            self._store.write(every, torch.cat([rows for _, rows in waiting]), precision)
+        self._waiting.clear()
+        self._rows = 0
 
 
 def _windows(sizes: Mapping[bytes, int]) -> Iterator[dict[bytes, int]]:

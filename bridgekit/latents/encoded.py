@@ -90,21 +90,33 @@ def encode_pairs(
         empty = next(modality for modality, encoded in latents.items() if encoded.ids[row] < 0)
         bad.setdefault(row, SetAside(pairs.rows[row], empty, "", "no item in this column, and a pair needs two"))
     set_aside = (*pairs.set_aside, *bad.values())
-    if strict and set_aside:
-        first = set_aside[0]
-        raise BridgekitError(
-            f"{len(set_aside)} of {len(pairs) + len(pairs.set_aside)} rows cannot be used: {first.reason}",
-            where=f"{pairs.source}, row {first.row}, column {first.column}: {first.item}",
-            remedy="fix or remove them, or omit --strict to have them set aside",
-        )
     kept = [row for row in range(len(pairs)) if row not in bad]
-    if not kept:
-        why = f" (row {set_aside[0].row}: {set_aside[0].reason}: {set_aside[0].item})" if set_aside else ""
-        blamed = set_aside and "the plugin " in set_aside[0].reason
-        remedy = "report it to the plugin's author" if blamed else "fix the files or paths"
-        raise BridgekitError(f"no row of the table is usable{why}", where=pairs.source, remedy=remedy)
+    check_usable(pairs.source, len(kept), set_aside, strict=strict)
     usable = pairs if len(kept) == len(pairs) else pairs.take(kept)
     columns = {modality: usable.columns[modality] for modality in encoders}
     usable = Pairs(columns, usable.source, usable.rows, usable.split, usable.group, set_aside)
     ids = {modality: latents[modality].ids[kept] for modality in encoders}
     return EncodedPairs(usable, latents, ids, relation_keys(usable, ids))
+
+
+def check_usable(source: str, usable: int, set_aside: Sequence[SetAside], *, strict: bool) -> None:
+    """Raise BridgekitError if no row is usable, or, if `strict`, if one was set aside.
+
+    Arguments:
+        source: the table.
+        usable: the number of usable rows.
+        set_aside: the others.
+        strict: see above.
+    """
+    first = set_aside[0] if set_aside else None
+    if strict and first:
+        raise BridgekitError(
+            f"{len(set_aside)} of {usable + len(set_aside)} rows cannot be used: {first.reason}",
+            where=f"{source}, row {first.row}, column {first.column}: {first.item}",
+            remedy="fix or remove them, or omit --strict to have them set aside",
+        )
+    if not usable:
+        why = f" (row {first.row}: {first.reason}: {first.item})" if first else ""
+        blamed = first and "the plugin " in first.reason
+        remedy = "report it to the plugin's author" if blamed else "fix the files or paths"
+        raise BridgekitError(f"no row of the table is usable{why}", where=source, remedy=remedy)

@@ -160,6 +160,11 @@ class LatentStore:
     def __contains__(self, digest: bytes) -> bool:
         return self._where.get(digest) is not None
 
+    @property
+    def digests(self) -> NDArray[np.uint8]:
+        """The (n, 32) content hashes of all stored latents, possibly with repetitions."""
+        return np.concatenate([np.zeros((0, 32), np.uint8), *(shard.digests for shard in self._shards.values())])
+
     def read(self, digests: Sequence[bytes]) -> Tensor:
         """Latents of stored contents, (len(digests), dim). If they would take over half of the free memory, a memory map.
 

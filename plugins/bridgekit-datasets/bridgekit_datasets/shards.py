@@ -5,10 +5,10 @@ from __future__ import annotations
 import glob
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from braceexpand import braceexpand
 
@@ -26,12 +26,13 @@ MAX_TEXT = 4 << 20  # bytes of a text or of a sample's metadata
 class Member:
     """A file in a shard: its place in bytes, and its name in two parts, at the first dot."""
 
-    shard: Path
+    shard: Path | str
     name: str
     start: int
     size: int
     key: str
     ending: str
+    content: bytes | None = field(default=None, repr=False)  # if it was read with the shard
 
     def read(self) -> bytes:
         """Its bytes.
@@ -39,8 +40,10 @@ class Member:
         Raises:
             ItemError: the shard is cut short, or gone.
         """
+        if self.content is not None:
+            return self.content
         try:
-            with open_regular(self.shard) as file:
+            with open_regular(Path(self.shard)) as file:
                 file.seek(self.start)
                 data = file.read(self.size)
         except (OSError, ValueError) as error:
@@ -65,9 +68,26 @@ def open_shards(pattern: str) -> dict[str, list[Any]]:
     Raises:
         BridgekitError: there is no such shard, one is not a tar file, or a key has two members with the same ending.
     """
-    samples = [_sample(key, members) for shard in _paths(pattern) for key, members in _by_key(shard)]
+    samples = [_sample(key, members) for shard in _paths(pattern) for key, members in _by_key(_members(shard))]
     names = dict.fromkeys(name for sample in samples for name in sample)
     return {name: [sample.get(name) for sample in samples] for name in names}
+
+
+def samples_in(file: IO[bytes], shard: str) -> Iterator[dict[str, Any]]:
+    """The samples of a shard that is read forwards, as from object storage, with their members' bytes in memory.
+
+    Arguments:
+        file: the shard, open for reading. It need not be seekable.
+        shard: its name, for messages.
+
+    Raises:
+        BridgekitError: a key has two members with the same ending.
+        tarfile.TarError: it is not a tar file, is compressed, or is cut short: after the samples before that.
+    """
+    with tarfile.open(fileobj=file, mode="r|") as archive:
+        members = (member for each in archive if (member := _member(shard, each, archive)) is not None)
+        for key, group in _by_key(members):
+            yield _sample(key, group)
 
 
 def _paths(pattern: str) -> list[Path]:
@@ -90,11 +110,7 @@ def _members(shard: Path) -> Iterator[Member]:
     try:
         with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             try:
-                for each in archive:
-                    folder, _, base = each.name.rpartition("/")
-                    key, _, ending = base.partition(".")
-                    if each.isfile() and key and ending:
-                        yield Member(shard, each.name, each.offset_data, each.size, f"{folder}/{key}", ending.lower())
+                yield from (member for each in archive if (member := _member(shard, each)) is not None)
             except tarfile.ReadError as error:
                 say(f"{shard} is cut short or damaged ({error}): members after that are not used")
     except (OSError, ValueError, tarfile.TarError) as error:
@@ -103,10 +119,21 @@ def _members(shard: Path) -> Iterator[Member]:
         ) from None
 
 
-def _by_key(shard: Path) -> Iterator[tuple[str, list[Member]]]:
+def _member(shard: Path | str, each: tarfile.TarInfo, archive: tarfile.TarFile | None = None) -> Member | None:
+    """A file of an archive, with its bytes if the archive is given. None if it is a folder, a link or has no key."""
+    folder, _, base = each.name.rpartition("/")
+    key, _, ending = base.partition(".")
+    if not (each.isfile() and key and ending):
+        return None
+    file = archive.extractfile(each) if archive is not None else None
+    content = file.read() if file is not None else None
+    return Member(shard, each.name, each.offset_data, each.size, f"{folder}/{key}", ending.lower(), content)
+
+
+def _by_key(found: Iterator[Member]) -> Iterator[tuple[str, list[Member]]]:
     """Members that follow each other with the same key."""
     group: list[Member] = []
-    for member in _members(shard):
+    for member in found:
         if group and member.key != group[0].key:
             yield group[0].key, group
             group = []

@@ -47,6 +47,7 @@ def cluster() -> Iterator[OnCluster]:
         ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # bridgekit shows its own
+    context.target_max_block_size = 1 << 20  # what workers have done is stored at once, not when a piece is complete
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield on_cluster
@@ -67,10 +68,7 @@ def on_cluster(name: str, encoder: Encoder, workers: int | None = None) -> Run:
     """
 
     def run(batches: Sequence[Batch]) -> Generator[Encoded, None, None]:
-        resources: dict[str, float] = ray.cluster_resources()
-        gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-        count = max(1, min(workers or gpus or cores // 2, len(batches)))
-        share: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": max(1, min(2, cores // count))}
+        count, share = count_workers(len(batches), workers)
         rows = [
             {
                 "number": batch.number,
@@ -88,15 +86,57 @@ def on_cluster(name: str, encoder: Encoder, workers: int | None = None) -> Run:
             compute=ray.data.ActorPoolStrategy(size=count),
             **share,
         )
-        try:
+        with worker_failures(name):
             for row in dataset.iter_rows():
                 yield _read(row)
-        except ray.exceptions.RayError as error:
-            reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-            remedy = "install the same bridgekit and plugins on every machine of the cluster"
-            raise BridgekitError(f"a Ray worker failed: {reason.strip()[:300]}", where=name, remedy=remedy) from error
 
     return run
+
+
+def count_workers(work: int, wanted: int | None = None) -> tuple[int, dict[str, Any]]:
+    """How many workers to start for so many units of work, and the resources of each as arguments of `map_batches`."""
+    resources: dict[str, float] = ray.cluster_resources()
+    gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    count = max(1, min(wanted or gpus or cores // 2, work))
+    return count, {"num_gpus": 1} if gpus else {"num_cpus": max(1, min(2, cores // count))}
+
+
+@contextmanager
+def worker_failures(where: str) -> Iterator[None]:
+    """Turn Ray's errors into a BridgekitError about what is at `where`."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        remedy = "install the same bridgekit and plugins on every machine of the cluster; a second run continues this one"
+        raise BridgekitError(f"a Ray worker failed: {reason.strip()[:300]}", where=where, remedy=remedy) from error
+
+
+def fault_of(error: BridgekitError) -> dict[str, str | None]:
+    """A worker's error as plain data for `raise_fault`. Workers return errors, since Ray wraps exceptions in its own types."""
+    return {"what": f"a Ray worker: {error.what}", "where": error.where, "remedy": error.remedy}
+
+
+def raise_fault(fault: dict[str, str | None] | None) -> None:
+    """Raise a worker's error, if there is one."""
+    if fault:
+        raise PluginError(str(fault["what"]), where=fault["where"], remedy=fault["remedy"])
+
+
+def open_on_worker(name: str, revision: str) -> Encoder:
+    """Open an encoder on a worker.
+
+    Raises:
+        BridgekitError: it cannot be opened, or its revision is not the driver's, under which latents are stored.
+    """
+    encoder = load_encoder(name, resolve_device())
+    if encoder.revision != revision:
+        raise BridgekitError(
+            f"the revision of {name} differs: {encoder.revision} on the worker, {revision} here",
+            where=platform.node(),
+            remedy="install the same versions of its plugin and of the model on every machine",
+        )
+    return encoder
 
 
 def _place(item: Item) -> str:
@@ -125,20 +165,11 @@ class _Worker:
             self.encoder = self.encoder or self._open()
             results += [_row(encoded) for encoded in encode_batches(self.encoder, batches)]
         except BridgekitError as error:
-            # Returned as a row, because Ray wraps exceptions in its own types.
-            fault = {"what": f"a Ray worker: {error.what}", "where": error.where, "remedy": error.remedy}
-            results.append(_row(Encoded(-1, [], torch.zeros(0, 0), {}), fault))
+            results.append(_row(Encoded(-1, [], torch.zeros(0, 0), {}), fault_of(error)))
         return {column: [result[column] for result in results] for column in results[0]}
 
     def _open(self) -> Encoder:
-        encoder = load_encoder(self.name, resolve_device())
-        if encoder.revision != self.revision:  # the latents would be stored under the wrong revision
-            raise BridgekitError(
-                f"the revision of {self.name} differs: {encoder.revision} on the worker, {self.revision} here",
-                where=platform.node(),
-                remedy="install the same versions of its plugin and of the model on every machine",
-            )
-        return encoder
+        return open_on_worker(self.name, self.revision)
 
 
 def _row(encoded: Encoded, fault: dict[str, str | None] | None = None) -> dict[str, Any]:
@@ -149,8 +180,7 @@ def _row(encoded: Encoded, fault: dict[str, str | None] | None = None) -> dict[s
 
 def _read(row: dict[str, Any]) -> Encoded:
     about = json.loads(row["about"])
-    if fault := about["fault"]:
-        raise PluginError(fault["what"], where=fault["where"], remedy=fault["remedy"])
+    raise_fault(about["fault"])
     latents = np.frombuffer(row["latents"], dtype=np.float32).reshape(len(about["kept"]), about["width"])
     reasons = {int(at): reason for at, reason in about["reasons"].items()}
     return Encoded(int(row["number"]), about["kept"], torch.from_numpy(latents.copy()), reasons)
