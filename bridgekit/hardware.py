@@ -27,6 +27,16 @@ _SIDE = 768
 VARIABLE = "BRIDGEKIT_PRECISION"
 
 
+#: Half precision of latents: float16. bfloat16, with fewer digits, is further from float32: between latents around their mean,
+#: the cosine is 0.99996 to 0.999996 for the starter's encoders, and 0.999999 or more with float16.
+HALF = torch.float16
+
+
+def widened(latents: torch.Tensor) -> torch.Tensor:
+    """Latents in half precision as float32, others as they are."""
+    return latents.float() if latents.dtype == HALF else latents
+
+
 def product_dtype(device: str = "cpu") -> torch.dtype:
     """`torch.bfloat16` if its matrix products are clearly faster on this device, otherwise `torch.float32`.
 

@@ -86,6 +86,23 @@ def test_the_same_call_gives_the_same_bytes_and_another_seed_different_ones(tmp_
     assert adapters(tmp_path / "one") != adapters(tmp_path / "other")
 
 
+def test_half_precision_learns_the_same_and_is_another_run(tmp_path: Path) -> None:
+    table = tone_table(tmp_path)
+    whole = align(pairs=table, out=tmp_path / "whole", preset=QUICK, progress=False)
+    half = align(pairs=table, out=tmp_path / "half", preset=QUICK, half=True, progress=False)
+    assert (half.provenance["half"], whole.provenance.get("half")) == (True, None)
+    assert half.provenance["fingerprint"] != whole.provenance["fingerprint"]
+    assert adapters(tmp_path / "half") != adapters(tmp_path / "whole")
+    assert all(tensor.dtype == torch.float32 for each in half.adapters.values() for tensor in each.state_dict().values())
+    for one, other in zip(whole.metrics, half.metrics, strict=True):
+        if one["method"] != "random":
+            assert abs(one["recall@1"] - other["recall@1"]) < 0.1, one
+    again = run_alignment(AlignOptions(pairs=table, out=tmp_path / "half", preset=QUICK, half=True, progress=False))
+    assert again.reused
+    frozen = align(pairs=table, out=tmp_path / "frozen", preset=QUICK, half=True, frozen="text", progress=False)
+    assert frozen.metrics
+
+
 def test_a_finished_bridge_of_the_same_call_is_reused_and_another_is_not_overwritten(tmp_path: Path) -> None:
     table, out = tone_table(tmp_path), tmp_path / "bridge"
     assert not run_alignment(AlignOptions("audio", "text", table, out=out, preset=QUICK, progress=False)).reused

@@ -265,6 +265,29 @@ def test_latents_that_fit_neither_in_memory_nor_on_disk_are_reported(monkeypatch
     assert len(list(LatentStore("toy:letters@1", 48).folder.iterdir())) == 1
 
 
+def test_latents_in_half_precision_take_half_of_the_memory_and_are_stored_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[Item | None] = [f"text number {number}" for number in range(40)]
+    whole = encode_items(LetterEncoder(), texts).matrix
+    half = encode_items(LetterEncoder(), texts, half=True)
+    assert (half.encoded, half.matrix.dtype) == (0, torch.float16)
+    assert half.matrix.nbytes == whole.nbytes // 2
+    assert torch.equal(half.matrix, whole.half())
+    assert torch.equal(encode_items(LetterEncoder(), texts).matrix, whole)
+    monkeypatch.setattr(store, "free_memory", lambda: 0)  # in a memory-mapped file
+    assert torch.equal(encode_items(LetterEncoder(), texts, half=True).matrix, whole.half())
+
+
+def test_latents_beyond_half_precision_are_refused_with_a_remedy() -> None:
+    class Large(LetterEncoder):
+        def encode(self, batch: Sequence[torch.Tensor]) -> torch.Tensor:
+            return super().encode(batch) + 70_000
+
+    assert encode_items(Large(), ["dog"]).matrix.max() >= 70_000
+    with pytest.raises(BridgekitError, match="latents are too large for half precision") as caught:
+        encode_items(Large(), ["dog"], half=True)
+    assert "omit --half" in str(caught.value.remedy)
+
+
 def test_free_memory_is_what_the_system_reports() -> None:
     assert 1 << 20 < store.free_memory() < 1 << 50
 

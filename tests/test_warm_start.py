@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, normalize
 
-from bridgekit.fusion.adapter import FrozenSide, FusionAdapter
+from bridgekit.fusion import warm_start as module
+from bridgekit.fusion.adapter import FrozenSide, FusionAdapter, project
 from bridgekit.fusion.warm_start import joining_order, spread_rows, warm_start
 
 
@@ -143,3 +144,24 @@ def test_rows_of_a_large_table_are_sampled_evenly_and_keep_their_items_and_holes
                 assert fewer_latents[name][fewer_rows[name][index]] == latents[name][rows[name][row]]
     assert len(fewer_latents["b"]) == 6
     assert spread_rows(latents, rows, 100)[1] is rows
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_latents_in_half_precision_give_the_same_start_a_part_at_a_time(fixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    latents = views()
+    rows = rows_of(latents)
+    halves = {name: matrix.half() for name, matrix in latents.items()}
+    monkeypatch.setattr(module, "PART_ROWS", 37)
+    widened: list[int] = []
+    monkeypatch.setattr(module, "widened", lambda part: (widened.append(len(part)), part.float())[1])
+    embedded = []
+    for matrices in (latents, halves):
+        pair: dict[str, FusionAdapter | FrozenSide] = {**adapters(3)}
+        if fixed:
+            pair["b"] = FrozenSide(9)
+            pair["a"] = FusionAdapter(12, 9, 1, 2, 0.5, 0.2).eval()
+        widened.clear()
+        warm_start(pair, matrices, rows, 0.1, {"b"} if fixed else ())
+        assert max(widened) == (400 if matrices is latents else 37)
+        embedded.append(project(pair["a"], latents["a"]) @ project(pair["b"], latents["b"]).T)
+    torch.testing.assert_close(embedded[0], embedded[1], atol=5e-3, rtol=0)

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import SIDE, Columns, Device, Json, Outside, Resume, Seed, Strict, parse_columns, print_alignment
+from bridgekit.cli.common import (
+    SIDE,
+    Columns,
+    Device,
+    Half,
+    Json,
+    Outside,
+    Resume,
+    Seed,
+    Strict,
+    parse_columns,
+    print_alignment,
+)
 
 
 def command(
@@ -16,6 +28,7 @@ def command(
     pairs: Annotated[str, typer.Option(help="A table or source that pairs it with one or more of the bridge's modalities.")],
     out: Annotated[Path | None, typer.Option(help="The larger bridge's folder. [dim]default: replace the bridge[/dim]")] = None,
     seed: Seed = 0,
+    half: Half = False,
     device: Device = "auto",
     outside: Outside = False,
     column: Columns = None,
@@ -38,6 +51,7 @@ def command(
         pairs,
         out=out,
         seed=seed,
+        half=half,
         device=device,
         strict=strict,
         resume=resume,

@@ -41,6 +41,9 @@ BridgeArgument = Annotated[Path | None, typer.Argument(help=NEWEST)]
 BridgeOption = Annotated[Path | None, typer.Option(help=NEWEST)]
 Device = Annotated[str, typer.Option(help="A torch device, or auto.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Half = Annotated[
+    bool, typer.Option("--half", help="Keep latents in half precision during training: half the memory and disk reads.")
+]
 Outside = Annotated[bool, typer.Option("--outside", help="Let a table refer to files outside its own folder.")]
 Columns = Annotated[
     list[str] | None,

@@ -14,9 +14,12 @@ from bridgekit.evaluation.recall import Embed
 from bridgekit.fusion.adapter import Adapter, mean_and_std, project
 from bridgekit.fusion.training import Preset, initial_adapters
 from bridgekit.fusion.warm_start import joining_order
+from bridgekit.hardware import widened
 
 Map = Callable[[Tensor], Tensor]
 
+#: Rows that are mapped at a time, in double precision.
+PART_ROWS = 131_072
 #: Strengths of regularisation; the best on the validation rows is taken.
 RIDGE_ALPHAS = (1.0, 10.0, 100.0, 1_000.0, 10_000.0)
 
@@ -81,7 +84,9 @@ def linear(
                 targets.append(maps[partner](latents[partner])[rows[partner][both]])
             model = Ridge(alpha=alpha).fit(torch.cat(inputs).double().numpy(), torch.cat(targets).double().numpy())
             maps[name] = partial(_predicted, model, scale[name])
-        return lambda modality, matrix: nn.functional.normalize(maps[modality](matrix), dim=-1)
+        return lambda modality, matrix: torch.cat(
+            [nn.functional.normalize(maps[modality](widened(part)), dim=-1) for part in torch.split(matrix, PART_ROWS)]
+        )
 
     return max(map(fitted, RIDGE_ALPHAS), key=score)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bridgekit.hardware import widened
+
 
 def mean_and_std(latents: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per dimension of (n, dim) latents.
@@ -161,11 +163,12 @@ def project(adapter: nn.Module, latents: Tensor, rows: int = 8_192) -> Tensor:
 
     Arguments:
         adapter: in eval mode.
-        latents: may be on another device than the adapter.
+        latents: may be on another device than the adapter, and in half precision.
         rows: batch size.
 
     Returns:
         float32 on the CPU.
     """
     device = next((tensor.device for tensor in adapter.state_dict().values()), latents.device)
-    return torch.cat([nn.functional.normalize(adapter(part.to(device)), dim=-1).cpu() for part in torch.split(latents, rows)])
+    parts = (widened(part.to(device)) for part in torch.split(latents, rows))
+    return torch.cat([nn.functional.normalize(adapter(part), dim=-1).cpu() for part in parts])

@@ -20,7 +20,7 @@ from bridgekit.fusion.distributed import Shares, broadcast_from_first, rank, sum
 from bridgekit.fusion.fusemix import LambdaPer, Pairing, draw_lambda, draw_partners, fusemix
 from bridgekit.fusion.pieces import activation_bytes, activation_room, backward_in_pieces, cut, seed_here
 from bridgekit.fusion.warm_start import spread_rows, warm_start
-from bridgekit.hardware import fast_products, product_dtype
+from bridgekit.hardware import HALF, fast_products, product_dtype, widened
 
 #: On a GPU, adapters are compiled for runs of at least this many steps: compiling takes about a minute.
 COMPILE_STEPS = 2_000
@@ -145,7 +145,7 @@ def initial_adapters(
         latents, rows = spread_rows(latents, rows)
     if preset.standardise:
         for name, adapter in new.items():
-            adapter.standardise(latents[name][rows[name][rows[name] >= 0]])
+            adapter.standardise(widened(latents[name][rows[name][rows[name] >= 0]]))
     if preset.warm_start:
         warm_start(adapters, latents, rows, preset.warm_start, fixed)
     return adapters
@@ -178,7 +178,8 @@ def train(
 
     Arguments:
         latents: modality to the distinct items' latents, (m_modality, d_modality). They may be memory-mapped. On a GPU they
-            are copied to its memory, in bfloat16 if products are. float64 latents are trained on in float64.
+            are copied to its memory, in bfloat16 if products are. float64 latents are trained on in float64. Latents in half
+            precision stay in it, also on a GPU, and each batch is converted to float32.
         rows: modality to n indices into its latents: the training rows, each with at least two items. Negative if missing.
         keys: (n, k) integers: rows that share a non-negative key are related, and never each other's negatives.
         validate: maps adapters in eval mode to metrics; the adapters with the largest `score` are kept.
@@ -219,7 +220,9 @@ def train(
     forward = [partial(_mix_and_embed, adapters[name]) for name in names]
     run = _Run(
         preset=preset,
-        latents=[matrix.to(device, products if on_gpu else matrix.dtype) for matrix in latents.values()],
+        latents=[
+            matrix.to(device, products if on_gpu and matrix.dtype != HALF else matrix.dtype) for matrix in latents.values()
+        ],
         index=index,
         keys=needed_keys(keys).to(device),
         incomplete=bool((index < 0).any()),
@@ -380,7 +383,7 @@ def _embed(run: _Run, first: Tensor, second: Tensor, lam: Tensor) -> list[Tensor
 
 def _mix_and_embed(adapter: Adapter, latents: Tensor, one: Tensor, other: Tensor, lam: Tensor) -> Tensor:
     """Mix latents and embed them: embeddings of unit length in float32 (float64 for float64)."""
-    embedded = adapter(fusemix(latents[one], latents[other], lam))
+    embedded = adapter(fusemix(widened(latents[one]), widened(latents[other]), lam))
     return nn.functional.normalize(embedded.to(torch.promote_types(embedded.dtype, torch.float32)), dim=-1)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from functools import reduce
 from itertools import combinations
 
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor
 
 from bridgekit.errors import BridgekitError
 from bridgekit.fusion.adapter import Adapter, FusionAdapter, project
+from bridgekit.hardware import HALF, widened
 
 #: Means, covariances and regressions are as good on this many rows as on millions, which would not fit in memory.
 ENOUGH_ROWS = 131_072
+#: Rows of latents in half precision that are converted at a time.
+PART_ROWS = 8_192
 
 
 @torch.no_grad()
@@ -108,15 +112,15 @@ def _regress(
     """Ridge regression of one modality onto the embeddings of its items' partners."""
     adapter = adapters[name]
     assert isinstance(adapter, FusionAdapter)
-    inputs, targets = [], []
+    ids, targets = [], []
     for partner in partners:
         both = (rows[name] >= 0) & (rows[partner] >= 0)
-        inputs.append(adapter.normalised(latents[name][rows[name][both]]).double())
-        targets.append(project(adapters[partner].eval(), latents[partner])[rows[partner][both]].double())
-    x, y = torch.cat(inputs), torch.cat(targets)
-    centre, shift = x.mean(0), y.mean(0)
-    root = _inverse_root(x - centre, ridge)
-    linear = root @ root @ (x - centre).T @ (y - shift) / len(x)
+        ids.append(rows[name][both])
+        targets.append(project(adapters[partner].eval(), latents[partner])[rows[partner][both]])
+    x, y = _Inputs(adapter, latents[name], torch.cat(ids)), torch.cat(targets).double()
+    centre, shift = x.mean(), y.mean(0)
+    root = _inverse_root(x.covariance(centre), ridge)
+    linear = _sum(root @ root @ (x.part(at) - centre).T @ (y[at] - shift) for at in x.parts()) / len(y)
     adapter.set_linear(linear.T, shift - centre @ linear)
 
 
@@ -124,19 +128,17 @@ def _correlate(
     adapters: Mapping[str, Adapter], latents: Mapping[str, Tensor], rows: Mapping[str, Tensor], ridge: float
 ) -> None:
     """The directions in which whitened sets correlate most, summed over all pairs of sets: the top of one eigenproblem."""
-    inputs, means, roots = {}, {}, {}
-    for name, adapter in adapters.items():
-        assert isinstance(adapter, FusionAdapter)
-        whole = adapter.normalised(latents[name]).double()
-        there = whole[rows[name][rows[name] >= 0]]
-        means[name] = there.mean(0)
-        roots[name] = _inverse_root(there - means[name], ridge)
-        inputs[name] = whole - means[name]
+    means, roots = {}, {}
+    for name in adapters:
+        there = _Inputs(adapters[name], latents[name], rows[name][rows[name] >= 0])
+        means[name] = there.mean()
+        roots[name] = _inverse_root(there.covariance(means[name]), ridge)
     blocks = {(name, name): torch.zeros(len(roots[name]), len(roots[name]), dtype=torch.float64) for name in adapters}
     for a, b in combinations(adapters, 2):
         both = (rows[a] >= 0) & (rows[b] >= 0)
-        cross = inputs[a][rows[a][both]].T @ inputs[b][rows[b][both]] / both.sum().clamp_min(1)
-        blocks[a, b] = roots[a] @ cross @ roots[b]
+        x, y = (_Inputs(adapters[name], latents[name], rows[name][both]) for name in (a, b))
+        cross = _sum((x.part(at) - means[a]).T @ (y.part(at) - means[b]) for at in x.parts())
+        blocks[a, b] = roots[a] @ (cross / both.sum().clamp_min(1)) @ roots[b]
         blocks[b, a] = blocks[a, b].T
     values, vectors = torch.linalg.eigh(torch.cat([torch.cat([blocks[a, b] for b in adapters], 1) for a in adapters]))
     # Eigenvalues are in ascending order. Only positive ones are correlations.
@@ -149,9 +151,49 @@ def _correlate(
         adapter.set_linear(linear.T, -means[name] @ linear)
 
 
-def _inverse_root(centred: Tensor, ridge: float) -> Tensor:
-    """(C + ridge * mean eigenvalue * I) ** -1/2 of the covariance C of (n, d) rows, (d, d)."""
-    covariance = centred.T @ centred / len(centred)
+class _Inputs:
+    """The inputs of an adapter's head, in double precision, for items that may repeat. Of latents in half precision, a part
+    at a time, since all of them would take many times the memory of the latents.
+
+    Arguments:
+        adapter: the adapter.
+        latents: (m, d).
+        ids: (n,) indices into them.
+    """
+
+    def __init__(self, adapter: Adapter, latents: Tensor, ids: Tensor) -> None:
+        assert isinstance(adapter, FusionAdapter)
+        self._adapter, self._latents, self._ids = adapter, latents, ids
+
+    def parts(self) -> list[slice]:
+        """Consecutive parts of the n items: a single one unless latents are in half precision."""
+        size = PART_ROWS if self._latents.dtype == HALF else max(1, len(self._ids))
+        return [slice(start, start + size) for start in range(0, max(1, len(self._ids)), size)]
+
+    def part(self, at: slice) -> Tensor:
+        """Inputs of some items."""
+        return self._adapter.normalised(widened(self._latents[self._ids[at]])).double()
+
+    def mean(self) -> Tensor:
+        """(d,)"""
+        return _sum(self.part(at).sum(0) for at in self.parts()) / len(self._ids)
+
+    def covariance(self, mean: Tensor) -> Tensor:
+        """(d, d)"""
+
+        def product(inputs: Tensor) -> Tensor:
+            centred = inputs - mean
+            return centred.T @ centred
+
+        return _sum(product(self.part(at)) for at in self.parts()) / len(self._ids)
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, parts)
+
+
+def _inverse_root(covariance: Tensor, ridge: float) -> Tensor:
+    """(C + ridge * mean eigenvalue * I) ** -1/2 of a covariance C, (d, d)."""
     if not covariance.isfinite().all():
         raise BridgekitError(
             "training diverged before it began: the covariance of the latents is not finite",

@@ -76,6 +76,7 @@ def encode_items(
     report: Report = silent,
     folder: Path | None = None,
     run: Run | None = None,
+    half: bool = False,
 ) -> Latents:
     """The latents of items: read from the store, or encoded and stored.
 
@@ -88,6 +89,7 @@ def encode_items(
         report: progress of the items to encode.
         folder: the latent store's folder, for tests.
         run: encodes batches with the same encoder, for example on other machines; the default is `encode_batches`.
+        half: return them in half precision. They are stored in float32 anyway.
 
     Raises:
         PluginError: the encoder violates its contract.
@@ -132,7 +134,7 @@ def encode_items(
             seconds += time.monotonic() - started
         usable = [digest for digest in first if digest not in reasons]
         try:
-            matrix = store.read(usable)
+            matrix = store.read(usable, half)
             break
         except LatentsVanished:
             if not left:

@@ -69,16 +69,18 @@ def encode_pairs(
     *,
     strict: bool = False,
     runs: Mapping[str, Run] | None = None,
+    half: bool = False,
 ) -> EncodedPairs:
     """Encode the columns, and set aside rows with a bad item or fewer than two items, or fail if `strict`.
 
-    `runs` has functions that encode the batches of some modalities, for example on other machines.
+    `runs` has functions that encode the batches of some modalities, for example on other machines. `half` keeps latents in half
+    precision.
 
     Raises:
         BridgekitError: no row is usable, or strict and a row would be set aside.
     """
     latents = {
-        modality: encode_items(encoder, pairs.columns[modality], report=report, run=(runs or {}).get(modality))
+        modality: encode_items(encoder, pairs.columns[modality], report=report, run=(runs or {}).get(modality), half=half)
         for modality, encoder in encoders.items()
     }
     bad: dict[int, SetAside] = {}

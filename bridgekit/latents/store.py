@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bridgekit.errors import BridgekitError
-from bridgekit.hardware import free_memory
+from bridgekit.hardware import HALF, free_memory
 from bridgekit.latents.batches import FLOAT32, Precision
 from bridgekit.progress import say
 from bridgekit.storage.cache import cache_folder
@@ -46,7 +46,7 @@ class Latents:
     """The latents of a list of items.
 
     Arguments:
-        matrix: (m, d) float32, one row per distinct content.
+        matrix: (m, d) float32, or float16 if half precision was asked for; one row per distinct content.
         ids: (n,) each item's row of `matrix`; -1 if it is missing or failed.
         failed: position in the list to error message, for items that could not be used.
         encoded: how many rows were encoded in this call rather than read from the store.
@@ -165,14 +165,18 @@ class LatentStore:
         """The (n, 32) content hashes of all stored latents, possibly with repetitions."""
         return np.concatenate([np.zeros((0, 32), np.uint8), *(shard.digests for shard in self._shards.values())])
 
-    def read(self, digests: Sequence[bytes]) -> Tensor:
+    def read(self, digests: Sequence[bytes], half: bool = False) -> Tensor:
         """Latents of stored contents, (len(digests), dim). If they would take over half of the free memory, a memory map.
+
+        Arguments:
+            digests: the contents.
+            half: as float16 instead of float32.
 
         Raises:
             LatentsVanished: latents were removed meanwhile, or a shard is damaged.
-            BridgekitError: there is not enough disk space for the memory map.
+            BridgekitError: there is not enough disk space for the memory map, or a latent is too large for float16.
         """
-        out = _block(len(digests), self.dim, self.folder)
+        out = _block(len(digests), self.dim, self.folder, HALF if half else torch.float32)
         for _ in range(2):  # another process may have merged shards, and damaged latents may have an intact copy
             try:
                 self._read(digests, out)
@@ -198,7 +202,14 @@ class LatentStore:
         damaged = 0
         for path, (positions, rows) in by_shard.items():
             try:
-                out[positions] = _verified_latents(path)[rows]
+                latents = _verified_latents(path)[rows]
+                if out.dtype == HALF and len(latents) and latents.abs().max() > torch.finfo(HALF).max:
+                    raise BridgekitError(
+                        "latents are too large for half precision",
+                        where=str(self.folder),
+                        remedy="omit --half (in Python: half)",
+                    )
+                out[positions] = latents.to(out.dtype)
             except (DamagedFile, SafetensorError):
                 damaged += 1
                 self._discard(path)
@@ -274,17 +285,17 @@ def _verified_latents(path: Path) -> Tensor:
         return cast(Tensor, file.get_tensor("latents"))
 
 
-def _block(rows: int, width: int, folder: Path) -> Tensor:
-    """An uninitialised float32 matrix: in memory, or, if it exceeds half of the free memory, in an unnamed file."""
-    size = 4 * rows * width
+def _block(rows: int, width: int, folder: Path, kind: torch.dtype) -> Tensor:
+    """An uninitialised matrix: in memory, or, if it exceeds half of the free memory, in an unnamed file."""
+    size = kind.itemsize * rows * width
     if size <= free_memory() / 2:
-        return torch.empty(rows, width)
+        return torch.empty(rows, width, dtype=kind)
     try:
         # Unnamed, so that nothing is left behind however the process ends.
         with tempfile.TemporaryFile(dir=folder) as file:
             # Allocate everything now: on a full disk, writing to a sparse memory map would kill the process.
             os.posix_fallocate(file.fileno(), 0, size)
-            return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(rows, width)))
+            return torch.from_numpy(np.memmap(file, np.float16 if kind == HALF else np.float32, "r+", shape=(rows, width)))
     except OSError as error:
         raise BridgekitError(
             f"{size / 1e9:.1f} GB of latents fit neither in memory nor on disk ({error.strerror})",

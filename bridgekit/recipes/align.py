@@ -39,7 +39,7 @@ class AlignOptions(TrainingOptions):
         frozen: a modality whose latents become the shared space.
         write_report: write a report into the bridge's folder, see `bridgekit.report`. Failure to do so is only a warning.
         out: the bridge's folder; the default is `bridges/<a>-<b>`.
-        seed, device, strict, resume, overwrite, outside, progress: see `TrainingOptions` and `RunOptions`.
+        seed, half, device, strict, resume, overwrite, outside, progress: see `TrainingOptions` and `RunOptions`.
     """
 
     a: str | None = None

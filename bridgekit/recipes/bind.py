@@ -32,7 +32,7 @@ class BindOptions(TrainingOptions):
         pairs: as for `align`: a table with a column for the new modality and one for any of the bridge's.
         out: where to write the larger bridge; by default it replaces the old one, keeping its conditioners, images and report.
         overwrite: bind a modality again that was bound with other pairs, or replace another bridge at `out`.
-        seed, device, strict, resume, outside, progress: see `TrainingOptions` and `RunOptions`.
+        seed, half, device, strict, resume, outside, progress: see `TrainingOptions` and `RunOptions`.
     """
 
     bridge: str | Path

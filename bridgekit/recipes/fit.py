@@ -30,7 +30,7 @@ from bridgekit.fusion.adapter import Adapter, project
 from bridgekit.fusion.distributed import first_process_first, rank
 from bridgekit.fusion.training import Preset, Trained, train
 from bridgekit.fusion.warm_start import joining_order, spread_rows
-from bridgekit.hardware import product_dtype
+from bridgekit.hardware import product_dtype, widened
 from bridgekit.latents.encoded import EncodedPairs, encode_pairs
 from bridgekit.pairs import Pairs, SetAside
 from bridgekit.progress import Report, silent
@@ -91,6 +91,7 @@ class Run:
         inputs = {
             **self.settings,
             "seed": self.options.seed,
+            **({"half": True} if self.options.half else {}),
             "device": self.device,
             "latents": {modality: latents.fingerprint for modality, latents in self.encoded.latents.items()},
             "torch": torch.__version__,
@@ -124,7 +125,7 @@ def encode_and_split(
     Arguments:
         pairs: the table.
         encoders: modality to its encoder.
-        options: seed and strictness.
+        options: seed, strictness and precision.
         report: progress.
         needs: drop rows without an item of this modality.
 
@@ -132,7 +133,7 @@ def encode_and_split(
         BridgekitError: rows are duplicated across splits, or all rows have the same item of a modality.
     """
     with first_process_first():
-        encoded = encode_pairs(pairs, encoders, report, strict=options.strict)
+        encoded = encode_pairs(pairs, encoders, report, strict=options.strict, half=options.half)
     split = np.asarray(split_pairs(encoded.pairs, options.seed, encoded.ids))
     if needs:
         rows = np.flatnonzero(encoded.ids[needs] >= 0)
@@ -199,6 +200,7 @@ def fit(run: Run, base: Bridge, started: float, report: Report) -> tuple[Bridge,
         "rows": {name: int((split == name).sum()) for name in dict.fromkeys(split.tolist())},
         "set_aside": len(encoded.pairs.set_aside),
         "seed": seed,
+        **({"half": True} if run.options.half else {}),
         "device": run.device,
         "seconds": round(time.monotonic() - started, 1),
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -301,6 +303,7 @@ def baselines(
 ) -> dict[str, Embed]:
     """What FuseMix is measured against, by name: the adapters before training, and ridge regression on the same rows."""
     latents, rows = spread_rows(*training_rows(encoded, split))
+    latents = {name: widened(matrix) for name, matrix in latents.items()}
     score = validation(encoded, split, fixed or ())
     return {
         **before_training(latents, rows, preset, seed, fixed),

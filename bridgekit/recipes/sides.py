@@ -56,12 +56,14 @@ class TrainingOptions(RunOptions):
     Arguments:
         out: the bridge's folder.
         seed: random seed. The same call trains byte-identical adapters on the same machine.
+        half: keep latents in half precision (float16), which takes half of the memory. Each batch is converted to float32.
         resume: continue an interrupted run of the same call, or reuse its finished bridge.
         overwrite: replace another bridge at `out`.
     """
 
     out: str | Path | None = None
     seed: int = 0
+    half: bool = False
     resume: bool = True
     overwrite: bool = False
 
