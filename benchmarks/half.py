@@ -1,38 +1,33 @@
-"""Peak memory of training and evaluation with latents in float32 and in half precision: `python benchmarks/half.py`.
-
-200,000 synthetic pairs, with latents of 1,024 numbers on both sides, are stored, read, trained on for one epoch and evaluated,
-each time in a process of its own. Figures are above what the process has after its imports. `--baselines` also fits the rows of
-`align`'s table besides FuseMix.
-"""
+"""Latents in half precision: peak memory of training and evaluation, and recall, beside float32."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from common import encoded_source, fusemix, random_split, table
 from numpy.typing import NDArray
+from processes import can_measure_memory, in_process, peak_memory, report
 
 from bridgekit.evaluation.recall import evaluate_splits
 from bridgekit.fusion.adapter import project
 from bridgekit.fusion.training import PRESETS
+from bridgekit.hardware import HALF
 from bridgekit.latents.batches import FLOAT32
 from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.latents.store import Latents, LatentStore
 from bridgekit.pairs import Column, Pairs
-from bridgekit.recipes.fit import baselines, train_encoded
+from bridgekit.recipes.fit import train_encoded
 from bridgekit.tables.splits import relation_keys
 
+ROWS = 200_000
+SEEDS = 3
 WIDTHS = {"image": 1_024, "text": 1_024}
 
 
@@ -54,11 +49,6 @@ def store(folder: Path, rows: int) -> None:
             stores[name].write(digests, 4 + meaning @ view / 8 + noise)
 
 
-def peak() -> int:
-    """The most memory that this process has had, in bytes."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def encoded_table(folder: Path, rows: int, half: bool) -> tuple[EncodedPairs, NDArray[np.str_]]:
     """The stored latents as a table, with a split."""
     latents, ids = {}, {}
@@ -72,48 +62,63 @@ def encoded_table(folder: Path, rows: int, half: bool) -> tuple[EncodedPairs, ND
     return EncodedPairs(pairs, latents, ids, relation_keys(pairs, ids)), split
 
 
-def measure(folder: Path, rows: int, half: bool, with_baselines: bool) -> None:
-    """Print the peaks after each step, as JSON."""
-    before, started = peak(), time.monotonic()
+def measured(folder: Path, rows: int, half: bool) -> dict[str, Any]:
+    """Read the latents, train for an epoch and evaluate; the peaks after each of the first two steps."""
+    before = peak_memory()
     encoded, split = encoded_table(folder, rows, half)
-    found: dict[str, float] = {"read": peak() - before}
-    preset = replace(PRESETS["default"], epochs=1)
-    trained = train_encoded(encoded, split, preset=preset)
-    found["train"] = peak() - before
-
-    def embed(modality: str, matrix: torch.Tensor) -> torch.Tensor:
-        return project(trained.adapters[modality], matrix)
-
-    records = evaluate_splits(encoded, split.tolist(), embed, "FuseMix")
-    found["evaluate"] = peak() - before
-    if with_baselines:
-        for method, each in baselines(encoded, split, preset=preset).items():
-            evaluate_splits(encoded, split.tolist(), each, method)
-        found["baselines"] = peak() - before
-    print(json.dumps({**found, "seconds": time.monotonic() - started, "recall@1": records[0]["recall@1"]}))
+    read = peak_memory() - before
+    trained = train_encoded(encoded, split, preset=replace(PRESETS["default"], epochs=1))
+    found = {"read": read, "train": peak_memory() - before}
+    evaluate_splits(encoded, split.tolist(), lambda name, matrix: project(trained.adapters[name], matrix), "FuseMix")
+    return found
 
 
-def main() -> None:
-    """See the module's documentation."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--baselines", action="store_true")
-    parser.add_argument("--measure", nargs=2, metavar=("FOLDER", "PRECISION"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.measure:
-        folder, precision = options.measure
-        measure(Path(folder), options.rows, precision == "half", options.baselines)
-        return
+def memory(rows: int) -> str:
+    """The table of peak memory."""
     with tempfile.TemporaryDirectory() as folder:
-        store(Path(folder), options.rows)
-        for precision in ("float32", "half"):
-            command = [sys.executable, __file__, "--rows", str(options.rows), "--measure", folder, precision]
-            command += ["--baselines"] if options.baselines else []
-            done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
-            found = json.loads(done.stdout)
-            steps = ", ".join(f"{step} {found[step] / 1e9:.2f} GB" for step in found if step not in ("seconds", "recall@1"))
-            print(f"{precision}: peak after {steps}; recall@1 {found['recall@1']:.4f}; {found['seconds']:.0f} s", flush=True)
+        store(Path(folder), rows)
+        found = {which: in_process(__file__, which, folder, rows) for which in ("float32", "float16")}
+    lines = [
+        [which, *(f"{each[step] / 1e9:.2f}" for step in ("read", "train", "bytes")), f"{each['seconds']:.0f} s"]
+        for which, each in found.items()
+    ]
+    lines.append(
+        ["ratio", *(f"{found['float32'][step] / found['float16'][step]:.2f}" for step in ("read", "train", "bytes")), ""]
+    )
+    widths = " and ".join(map(str, WIDTHS.values()))
+    text = f"{rows:,} synthetic pairs, latents of {widths} numbers, one epoch of the `default` preset. "
+    text += "Peaks in GB, above what the process has after its imports; without the baselines of `align`'s table."
+    return f"{text}\n\n{table(['latents', 'read', 'and trained', 'and evaluated', 'time'], lines)}"
+
+
+def recalls() -> str:
+    """The table of recalls on a real table."""
+    whole = encoded_source("starter:openmoji", "starter:image", "starter:text")
+    latents = {name: replace(each, matrix=each.matrix.to(HALF)) for name, each in whole.latents.items()}
+    lines = []
+    for which, encoded in (("float32", whole), ("float16", replace(whole, latents=latents))):
+        scores: dict[str, list[float]] = {}
+        for seed in range(SEEDS):
+            split = random_split(encoded, seed)
+            embed = fusemix(encoded, split, PRESETS["default"], seed)
+            for record in evaluate_splits(encoded, split.tolist(), embed, which):
+                if record["among"] == "split":
+                    scores.setdefault(record["direction"], []).append(100 * record["recall@10"])
+        lines += [
+            [which, direction, *(f"{score:.1f}" for score in found), f"{np.mean(found):.1f}"]
+            for direction, found in scores.items()
+        ]
+    head = ["latents", "direction", *(f"seed {seed}" for seed in range(SEEDS)), "mean"]
+    return f"Recall@10 in % on `starter:openmoji`, `default` preset.\n\n{table(head, lines)}"
+
+
+def main(rows: int = ROWS) -> str:
+    """Both tables."""
+    return f"{memory(rows) if can_measure_memory() else 'No memory: this system does not report it.'}\n\n{recalls()}"
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] in (["float32"], ["float16"]):
+        report(lambda: measured(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[1] == "float16"))
+    else:
+        print(main(int(sys.argv[1]) if len(sys.argv) > 1 else ROWS))

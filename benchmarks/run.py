@@ -24,6 +24,7 @@ BENCHMARKS = (
     "binding",
     "loss",
     "training",
+    "half",
     "encoding",
     "subsets",
     "evaluation",

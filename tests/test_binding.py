@@ -136,6 +136,22 @@ def test_binding_leaves_the_other_sides_bit_for_bit_unchanged(workshop: Workshop
     assert "bound later: image" in (folder / "README.md").read_text()
 
 
+def test_binding_in_half_precision_is_another_run_and_leaves_the_other_sides(
+    run: Run, workshop: Workshop, tmp_path: Path
+) -> None:
+    folder = workshop.bridge(tmp_path / "bridge")
+    before = Bridge.load(folder).weights_hash(["audio", "text"])
+    arguments = ("bind", folder, "--add", "image", "--pairs", workshop.folder / "gallery.csv")
+    assert run(*arguments)[0] == 0
+    whole = Bridge.load(folder)
+    assert run(*arguments, "--half")[0] == 2, "bound with other settings already"
+    assert run(*arguments, "--half", "--overwrite")[0] == 0
+    half = Bridge.load(folder)
+    assert half.weights_hash(["audio", "text"]) == before
+    assert half.weights_hash(["image"]) != whole.weights_hash(["image"])
+    assert half.provenance["bound"][-1]["half"] is True
+
+
 def test_a_bound_modality_is_found_by_those_that_it_had_no_pairs_with(workshop: Workshop, tmp_path: Path) -> None:
     bridge = bind(workshop.bridge(tmp_path / "bridge"), "image", workshop.folder / "gallery.csv", progress=False)
     pictures = [workshop.folder / "seen" / f"{name}.png" for name in NAMES]
