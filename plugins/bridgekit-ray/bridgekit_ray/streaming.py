@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -180,15 +181,17 @@ def _results(
     # In lists: Ray would replace a bare reference by its value, for each worker anew.
     known = {modality: [ray.put(np.sort(_as_strings(store.digests)))] for modality, store in stores.items()}
     named = {modality: (name, encoder.revision) for modality, (name, encoder) in sides.items()}
-    dataset = ray.data.from_items([{"piece": piece.as_json()} for piece in source.pieces]).map_batches(
-        TableWorker,
-        fn_constructor_kwargs={"sides": named, "known": known, "columns": dict(columns)},
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=number),
-        ray_remote_args_fn=lambda: {"max_task_retries": TRIES},
-        **resources,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray 2.64 removes the argument for retries: see pyproject.toml
+        dataset = ray.data.from_items([{"piece": piece.as_json()} for piece in source.pieces]).map_batches(
+            TableWorker,
+            fn_constructor_kwargs={"sides": named, "known": known, "columns": dict(columns)},
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=number),
+            ray_remote_args_fn=lambda: {"max_task_retries": TRIES},
+            **resources,
+        )
     with worker_failures(", ".join(name for name, _ in named.values())):
         for row in dataset.iter_rows():
             row["about"] = json.loads(row["about"])
@@ -326,7 +329,7 @@ class TableWorker:
                 failed += len(result.reasons)
         about = {"failed": failed, "precision": asdict(precision)}
         latents = torch.cat([rows for _, rows in done]).contiguous().numpy().tobytes() if done else b""
-        keys = b"".join(digest[:8] for digest in items)
+        keys = b"".join(digest[:8] for digest in items if (modality, digest) not in reasons)
         return _result(about, modality, b"".join(digest for digests, _ in done for digest in digests), latents, keys)
 
     def _is_known(self, modality: str, digest: bytes) -> bool:
