@@ -4,9 +4,10 @@ In this order:
 - what `datasets` saved with `save_to_disk`: `state.json` lists its Arrow files; `dataset_dict.json` names a folder per split;
 - `metadata.csv`, `.jsonl` or `.parquet` beside the files, as in `imagefolder` and `audiofolder`;
 - Parquet or Arrow files alone, in the folder or below it, as on the hub;
-- a single table file;
-- a text file beside each file: `x.png` and `x.txt`;
-- class folders: a folder's name is the text of all files in it.
+- tables named after splits, as in `train.csv` and `test.csv`;
+- a single table file, in the folder or in a folder beside those of the files;
+- a text file beside each file: `x.png` and `x.txt`, with a text on each line;
+- class folders, where there is no table: a folder's name is the text of all files in it.
 Where folders or files are named after several splits, their rows belong to these splits.
 """
 
@@ -24,6 +25,7 @@ import numpy as np
 from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
 from bridgekit.pairs import EXTENSIONS, Column
+from bridgekit.progress import say
 from bridgekit.storage.bounded import read_bounded, read_json
 from bridgekit.tables.formats import ARROW, TABLES, Cells, Records, read_records
 
@@ -45,9 +47,13 @@ def read_folder(folder: Path, links: bool) -> Records | None:
         BridgekitError: the table is malformed.
     """
     where = folder.absolute()
-    single = [(file, None) for file in _single_table(where)]
-    parts = _saved(where) or _with_metadata(where) or _arrow_files(where, links) or single
-    return joined([(read_records(file), file.parent, split) for file, split in parts]) if parts else None
+    parts = _saved(where) or _with_metadata(where) or _arrow_files(where, links)
+    if parts:
+        return joined([(read_records(file), file.parent, split) for file, split in parts])
+    # A table in a folder beside those of the files, such as `meta`, names files relative to the folder of both.
+    below = [part for place in _folders(where) for part in _single_table(place)]
+    parts = _by_split(where) or _single_table(where) or (below if len(below) == 1 else [])
+    return joined([(read_records(file), where, split) for file, split in parts]) if parts else None
 
 
 # ---- tables in folders
@@ -113,9 +119,22 @@ def _split_of(file: Path, folder: Path) -> str | None:
     return None
 
 
-def _single_table(folder: Path) -> list[Path]:
-    tables = [file for file in _visible(folder) if file.suffix.lower() in TABLES and file.is_file()]
-    return tables if len(tables) == 1 else []
+def _by_split(folder: Path) -> list[tuple[Path, str | None]]:
+    """Tables that are named after splits."""
+    return [(file, file.stem) for file in _tables(folder) if file.stem.lower() in _SPLITS]
+
+
+def _single_table(folder: Path) -> list[tuple[Path, str | None]]:
+    tables = _tables(folder)
+    return [(tables[0], None)] if len(tables) == 1 else []
+
+
+def _tables(folder: Path) -> list[Path]:
+    return [file for file in _visible(folder) if file.suffix.lower() in TABLES and file.is_file()]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [entry for entry in _visible(folder) if entry.is_dir() and not entry.is_symlink()]
 
 
 def joined(parts: Sequence[tuple[Records, Path, str | None]]) -> Records:
@@ -126,14 +145,16 @@ def joined(parts: Sequence[tuple[Records, Path, str | None]]) -> Records:
         if missing := [name for name in names if name not in table.names]:
             raise BridgekitError(f"this part of the table has no column `{missing[0]}`", where=str(folder), remedy="add it")
     counts = [len(table.rows) for table in tables]
-    by_split = "split" not in names and len({*splits}) > 1
+    by_split: Column[str] | None = None
+    if "split" not in names and len({*splits}) > 1:
+        by_split = Column([split or "train" for split in splits], np.repeat(np.arange(len(parts)), counts))
+    elif "split" not in names and "file_name" in names:
+        by_split = _splits_of_paths(Column.joined([table.column("file_name").column for table in tables]))
 
     @cache
     def column(name: str) -> Cells:
-        if by_split and name == "split":
-            return Cells(
-                Column(["train" if split is None else split for split in splits], np.repeat(np.arange(len(parts)), counts))
-            )
+        if by_split is not None and name == "split":
+            return Cells(by_split)
         cells = [table.column(name) for table in tables]
         if all(each.rows is None for each in cells):
             return Cells(Column.joined([each.column for each in cells]))
@@ -145,8 +166,16 @@ def joined(parts: Sequence[tuple[Records, Path, str | None]]) -> Records:
         return Cells(Column.joined([each.column for each in cells]), np.concatenate(rows))
 
     numbers = tables[0].rows if len(tables) == 1 else range(1, sum(counts) + 1)
-    bases: Column[Path] = Column(list(folders), np.repeat(np.arange(len(parts)), counts))
-    return Records([*names, *(["split"] if by_split else [])], numbers, column, tables[0].features, bases)
+    bases = Column.of(folders)
+    bases = Column(bases.values, np.repeat(bases.codes, counts))
+    return Records([*names, *(["split"] if by_split is not None else [])], numbers, column, tables[0].features, bases)
+
+
+def _splits_of_paths(names: Column[str]) -> Column[str] | None:
+    """The splits that paths such as `train/0001.png` begin with, if all do and there are several."""
+    found = names.map(lambda name: str(name).partition("/")[0])
+    distinct = {*map(str, found.values)}
+    return found if len(distinct) > 1 and all(name.lower() in _SPLITS for name in distinct) else None
 
 
 # ---- files in folders
@@ -170,18 +199,25 @@ def read_files(folder: Path, links: bool, modality: str | None = None) -> Record
     data = [file for file in files if file.suffix != SIDECAR and (endings is None or file.suffix[1:].lower() in endings)]
     texts = {file.with_suffix("") for file in files if file.suffix.lower() == SIDECAR}
     sidecars = [file for file in data if file.with_suffix("") in texts]
+    rows: list[tuple[Path, str | None]]
     if sidecars:
-        data, above = sidecars, 1
-        cells = [_sidecar(file.with_suffix(SIDECAR)) for file in data]
+        above = 1
+        rows = [(file, text) for file in sidecars for text in _sidecar(file.with_suffix(SIDECAR))]
+        alone = len(data) - len(sidecars), len(texts) - len({file.with_suffix("") for file in sidecars})
+        if any(alone):
+            say(f"{where}: {alone[0]} files without a text beside them and {alone[1]} texts without a file are not used")
     else:
-        data, above = [file for file in data if _in_class_folder(file, where)], 2
-        cells = [class_name(file.parent.name) for file in data]
-    if not data:
+        _refuse_tables(folder, files)
+        above = 2
+        rows = [(file, class_name(file.parent.name)) for file in data if _in_class_folder(file, where)]
+    if not rows:
+        what = f"the folder has no class folders with {modality} files, no texts beside such files, and no table"
         raise BridgekitError(
-            f"the folder has no class folders with {modality} files, no texts beside such files, and no table",
+            what if files else "the folder is empty",
             where=str(folder),
             remedy=f"arrange the files as FOLDER/class_name/file, or give a table ({', '.join(TABLES)})",
         )
+    data, cells = [file for file, _ in rows], [text for _, text in rows]
     columns: dict[str, Column[Any]] = {modality: Column.of(data), TEXT: Column.of(cells)}
     splits = [next((part for part in file.relative_to(where).parts[:-above] if part.lower() in _SPLITS), None) for file in data]
     if len({*splits}) > 1:
@@ -205,12 +241,30 @@ def _split_folders(folder: Path) -> list[Path]:
     return [entry for entry in _visible(folder) if entry.name.lower() in _SPLITS and entry.is_dir()]
 
 
-def _sidecar(path: Path) -> str | None:
-    """A text file's text; None if it cannot be read: its row is set aside."""
+def _sidecar(path: Path) -> list[str | None]:
+    """The texts in a file, one on each line; a missing one if it cannot be read: its row is set aside."""
     try:
-        return read_bounded(path, MAX_SIDECAR).decode("utf-8-sig").strip() or None
+        lines = read_bounded(path, MAX_SIDECAR).decode("utf-8-sig").split("\n")
     except (OSError, ValueError):
-        return None
+        return [None]
+    return [line.strip() for line in lines if line.strip()] or [None]
+
+
+def _refuse_tables(folder: Path, files: Sequence[Path]) -> None:
+    """Raise BridgekitError if files beside class folders seem to have the texts: the folders may be no classes."""
+    shards = [file for file in files if file.suffix == ".tar"]
+    if shards:
+        remedy = f"give them as --pairs 'webdataset:{folder}/*.tar' (plugins/bridgekit-datasets)"
+        raise BridgekitError("the folder has tar files", where=str(folder), remedy=remedy)
+    with_data = {file.parent for file in files if file.suffix[1:].lower() in _FILES}
+    tables = [file for file in files if file.suffix.lower() in TABLES and file.parent not in with_data]
+    if tables:
+        found = ", ".join(str(file.relative_to(folder.absolute())) for file in tables[:5])
+        raise BridgekitError(
+            f"the folder has {'several tables' if len(tables) > 1 else 'a table'} beside its files: {found}",
+            where=str(folder),
+            remedy=f"give one as --pairs, for example --pairs {folder / tables[0].relative_to(folder.absolute())}",
+        )
 
 
 def class_name(name: str) -> str | None:

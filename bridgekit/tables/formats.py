@@ -70,6 +70,13 @@ def read_records(path: Path) -> Records:
         OSError, OutOfBounds: it cannot be read, or is not a regular file.
     """
     suffix = path.suffix.lower()
+    if suffix == ".txt":  # as some data sets name their CSV
+        head = read_utf8(path).partition("\n")[0]
+        if "\t" in head or "," in head:
+            return _read_delimited(path, "\t" if "\t" in head else ",")
+    if suffix == ".tar":
+        remedy = f"name WebDataset shards as 'webdataset:{path}' (plugins/bridgekit-datasets)"
+        raise BridgekitError("this is an archive, not a table", where=str(path), remedy=remedy)
     if suffix not in TABLES:
         kind = next((modality for modality, endings in EXTENSIONS.items() if suffix[1:] in endings), None)
         what = f"cannot read a table from {suffix or 'a file without an extension'}"
@@ -103,7 +110,10 @@ def _read_delimited(path: Path, delimiter: str) -> Records:
                 numbers, codes = [{} for _ in names], [[] for _ in names]
             elif len(record) != len(names):
                 what = f"the row has {len(record)} cells, but the header has {len(names)}"
-                raise _bad_row(path, row, what, 'put cells that contain commas, tabs or line breaks in "double quotes"')
+                remedy = 'put cells that contain commas, tabs or line breaks in "double quotes"'
+                if len(names) == 1 and any(mark in names[0] for mark in ";|\t"):
+                    remedy = "separate the cells with commas (.csv) or tabs (.tsv)"
+                raise _bad_row(path, row, what, remedy)
             else:
                 rows.append(row)
                 for cell, known, column in zip(record, numbers, codes, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -184,8 +185,15 @@ class Table:
         names = [name for name in column[:SEARCHED] if isinstance(name, str)]
         if not names or any(os.path.lexists(folder / name) for name in names):
             return folder
-        below = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink() and entry.name[0] != "."]
-        found = [place for place in below if all((place / name).is_file() for name in names)]
+        found = _folders_with(folder, names)
+        if not found and (beside := _folders_with(folder.parent, names)):
+            if self.home is not None:
+                raise BridgekitError(
+                    f"the {modality} files are not in the table's folder, but in {beside[0]}",
+                    where=self.source,
+                    remedy=f"give the folder of both, --pairs {folder.parent}, or add --outside",
+                )
+            found = beside
         if len(found) != 1:
             return folder
         if modality not in self._announced:
@@ -203,6 +211,12 @@ class Table:
             raise BridgekitError(f"the column `{found}` has lists", where=self.source, remedy="give it a text in each cell")
         column = cells.column.map(str)
         return column if rows is None else column.take(rows)
+
+
+def _folders_with(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The folders in a folder that have all of these files."""
+    below = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink() and entry.name[0] != "."]
+    return [place for place in below if all((place / name).is_file() for name in names)]
 
 
 def open_table(source: Any, *, columns: Mapping[str, str] | None = None, outside: bool = False) -> Table:
@@ -303,9 +317,13 @@ def _readable(source: str | Path) -> Iterator[None]:
 
 
 def _missing(source: str | Path) -> BridgekitError:
-    return BridgekitError(
-        "there is no such table", where=str(source)[:MAX_PATH], remedy=f"check the path; it is relative to {Path.cwd()}"
-    )
+    name = str(source)[:MAX_PATH]
+    remedy = f"check the path; it is relative to {Path.cwd()}"
+    if name.endswith(".tar"):
+        remedy = f"name WebDataset shards as 'webdataset:{name}'"
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and "." not in name:
+        remedy += f", or name a data set on the hub as datasets:{name}"
+    return BridgekitError("there is no such table", where=name, remedy=remedy)
 
 
 def read_items(source: Any, modality: str, *, columns: Mapping[str, str] | None = None, outside: bool = False) -> list[Item]:

@@ -120,13 +120,25 @@ def _set_aside(
             leak = pairs.split is not None and split_name(pairs.split[row] or "") != split_name(pairs.split[other] or "")
             fault = next(iter(columns)), f"the same as row {pairs.rows[other]}{', in another split' if leak else ''}"
         column, reason = fault
-        yield SetAside(pairs.rows[row], column, str(columns[column][row] or "")[:200], reason)
+        yield SetAside(pairs.rows[row], column, _shown(columns, column, row)[:200], reason)
+
+
+def _shown(columns: Mapping[str, Column[Any]], column: str, row: int) -> str:
+    """The faulty item, as written if it is an address; if it is missing, what it is missing beside."""
+    code = int(columns[column].codes[row])
+    if code >= 0:
+        written = str(columns[column].values[code]) if columns[column].folder is not None else ""
+        return written if _URL.match(written) else str(columns[column].value(code))
+    others = (str(each[row]) for each in columns.values() if each.codes[row] >= 0)
+    return next((f"beside {other}" for other in others), "")
 
 
 def _no_row(pairs: Pairs, first: SetAside | None) -> BridgekitError:
     first = pairs.set_aside[0] if pairs.set_aside else first
     why = f" (row {first.row}: {first.reason}: {first.item})" if first else ""
     remedy = "fix the table; its paths are relative to its own folder"
+    if first and first.reason == URL:
+        remedy = "download the files, and write their paths into the table"
     if first and first.reason == LEAVES:
         remedy = "move the files into the table's folder, or if you trust it, add --outside (in Python: outside=True)"
     count = len(pairs) + len(pairs.set_aside)

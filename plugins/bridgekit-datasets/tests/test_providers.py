@@ -56,7 +56,7 @@ def test_members_are_grouped_by_key_and_metadata_is_columns(tmp_path: Path) -> N
     pairs = table.pairs(BOTH)
     assert pairs.columns["text"] == ["twenty", "forty"]
     assert content_hash(pairs.columns["image"][1]) == content_hash_of(png(40))  # type: ignore[arg-type]
-    assert [str(row.item) for row in pairs.set_aside] == [""]
+    assert [row.item for row in pairs.set_aside] == [f"beside {tmp_path / '0.tar'}, a/1.png"]
     left = open_table(f"webdataset:{tmp_path / '0.tar'}", columns={"image": "left.png"}).pairs(BOTH)
     assert left.columns["text"] == ["forty"]
 
