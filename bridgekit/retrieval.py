@@ -131,7 +131,7 @@ def confidence_interval(share: float, queries: int) -> tuple[float, float]:
     count, z = max(1, queries), 1.959964  # untrusted metrics may say 0
     centre = share + z**2 / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return (centre - half) / (1 + z**2 / count), (centre + half) / (1 + z**2 / count)
+    return max(0.0, (centre - half) / (1 + z**2 / count)), min(1.0, (centre + half) / (1 + z**2 / count))
 
 
 def recall_cell(record: Mapping[str, Any], k: int) -> str:

@@ -197,7 +197,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
         ["--pairs", "pairs.csv", "--out", "/proc/x"],
         ["cannot be written", "in: /proc"],
     ),
-    "a folder without class folders": (lambda folder: (folder / "c").mkdir(), ["--pairs", "c"], ["no class folders"]),
+    "a folder without class folders": (lambda folder: (folder / "c").mkdir(), ["--pairs", "c"], ["the folder is empty"]),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,81 @@ def test_texts_beside_files_are_their_texts(expected: list[tuple[bytes, str]], t
         (folder / f"{number}.txt").write_text(f"{colour}\n")
     (folder / "9.png").write_bytes(png("white"))  # has no text, and is no row
     assert seen(read_pairs(tmp_path / "sidecars", BOTH)) == expected
+
+
+def test_each_line_beside_a_file_is_a_text_and_what_stands_alone_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for colour in COLOURS:
+        (tmp_path / f"{colour}.png").write_bytes(png(colour))
+        (tmp_path / f"{colour}.txt").write_text(f"{colour}\n\na {colour} square\n")
+    (tmp_path / "alone.png").write_bytes(png("white"))
+    (tmp_path / "other.txt").write_text("other")
+    pairs = read_pairs(tmp_path, BOTH)
+    assert [text for _, text in seen(pairs)][:2] == ["blue", "a blue square"]
+    assert len(pairs) == 8
+    assert "not used: files without a text: 1, texts without a file: 1" in capsys.readouterr().err
+
+
+def test_tables_named_after_splits_are_one_table(expected: list[tuple[bytes, str]], tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    (folder / "images").mkdir(parents=True)
+    for colour in COLOURS:
+        (folder / "images" / f"{colour}.png").write_bytes(png(colour))
+    for split, colours in (("train", COLOURS[:2]), ("dev", COLOURS[2:3]), ("test", COLOURS[3:])):
+        rows = "".join(f"{colour}.png\t{colour}\n" for colour in colours)
+        (folder / f"{split}.tsv").write_text(f"path\tsentence\n{rows}")
+    pairs = read_pairs(folder, BOTH)
+    assert sorted(seen(pairs)) == sorted(expected)
+    assert pairs.split == ["val", "test", "train", "train"]
+
+
+def test_a_table_in_a_folder_beside_that_of_the_files_names_them(expected: list[tuple[bytes, str]], tmp_path: Path) -> None:
+    """As in ESC-50."""
+    for name in ("set/meta", "set/audio"):
+        (tmp_path / name).mkdir(parents=True)
+    for colour in COLOURS:
+        (tmp_path / "set" / "audio" / f"{colour}.png").write_bytes(png(colour))
+    table = tmp_path / "set" / "meta" / "all.csv"
+    table.write_text("filename,category\n" + "".join(f"{colour}.png,{colour}\n" for colour in COLOURS))
+    assert seen(read_pairs(tmp_path / "set", BOTH)) == expected
+    with pytest.raises(BridgekitError, match="are not in the table's folder, but in") as caught:
+        read_pairs(table, BOTH)
+    assert f"--pairs {tmp_path / 'set'}" in str(caught.value.remedy)
+    assert seen(read_pairs(table, BOTH, outside=True)) == expected
+
+
+def test_a_csv_may_end_in_txt(expected: list[tuple[bytes, str]], tmp_path: Path) -> None:
+    (tmp_path / "plain" / "captions.txt").write_text((tmp_path / "plain" / "t.csv").read_text())
+    assert seen(read_pairs(tmp_path / "plain" / "captions.txt", BOTH)) == expected
+
+
+def test_metadata_whose_paths_begin_with_splits_is_split_so(tmp_path: Path) -> None:
+    rows = []
+    for split in ("train", "validation", "test"):
+        (tmp_path / split).mkdir()
+        for colour in COLOURS:
+            (tmp_path / split / f"{colour}.png").write_bytes(png(colour) + split.encode())
+            rows.append(f"{split}/{colour}.png,{colour}")
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,text", *rows]))
+    assert read_pairs(tmp_path, BOTH).split == ["train"] * 4 + ["val"] * 4 + ["test"] * 4
+
+
+def test_folders_beside_several_tables_are_not_taken_for_classes(tmp_path: Path) -> None:
+    """As in COCO: `train2017` is no class."""
+    for name in ("train2017", "val2017", "annotations"):
+        (tmp_path / name).mkdir()
+    for name in ("train2017", "val2017"):
+        (tmp_path / name / "1.png").write_bytes(png("red"))
+        (tmp_path / "annotations" / f"captions_{name}.json").write_text("{}")
+    with pytest.raises(BridgekitError, match="several tables beside its files: annotations/captions_train2017") as caught:
+        read_pairs(tmp_path, BOTH)
+    assert "--pairs" in str(caught.value.remedy)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "0.tar").write_bytes(b"")
+    with pytest.raises(BridgekitError, match="has tar files") as caught:
+        read_pairs(tmp_path / "shards", BOTH)
+    assert "webdataset:" in str(caught.value.remedy)
 
 
 def test_class_folders_may_stand_in_folders_named_after_splits(expected: list[tuple[bytes, str]], tmp_path: Path) -> None:
@@ -413,3 +489,54 @@ def test_a_folder_that_may_not_be_listed_is_told(tmp_path: Path) -> None:
     (tmp_path / "shut").mkdir(mode=0)
     with pytest.raises(BridgekitError):
         read_pairs(tmp_path / "shut", BOTH)
+
+
+# ---- what comes after
+
+
+def test_the_next_command_names_columns_and_items_that_can_be_typed(run: Run, toy: object, tmp_path: Path) -> None:
+    rows = [(soundfile.read(tmp_path / clip), name) for clip, name in _clips(tone_table(tmp_path))]
+    waves = []
+    for (samples, rate), _ in rows:
+        wave = io.BytesIO()
+        soundfile.write(wave, samples, rate, format="FLAC")
+        waves.append(wave.getvalue())
+    pq.write_table(pa.table({"audio": waves, "words": [name for _, name in rows]}), tmp_path / "t.parquet")
+    named = ("--column", "text=words")
+    _, out, _ = run("check", "t.parquet", *named)
+    assert out.splitlines()[-1] == "Next:   bridgekit align --pairs t.parquet --column text=words"
+    code, out, err = run("align", "--pairs", "t.parquet", *named, "--no-report")
+    assert code == 0, err
+    [following] = [line for line in out.splitlines() if line.startswith("Next:")]
+    code, out, err = run(*shlex.split(following.removeprefix("Next:   bridgekit ")))
+    assert (code, "0." in out) == (0, True), err
+    code, _, err = run("eval", "bridges/audio-text", "--pairs", "t.parquet", "--unseen")
+    assert code == 0, err
+    code, _, err = run("search", f"{tmp_path / 't.parquet'}, row 3, column audio")
+    assert (code, "cannot be named alone" in err) == (2, True)
+    (tmp_path / "t.parquet").rename(tmp_path / "moved.parquet")
+    code, _, err = run("search", "owl", "--to", "audio")
+    assert (code, "is not here" in err, "--among" in err) == (2, True, True)
+
+
+def _clips(table: Path) -> list[tuple[str, str]]:
+    return [tuple(line.split(",")[:2]) for line in table.read_text().splitlines()[1:]]  # type: ignore[misc]
+
+
+def test_a_bridge_of_a_table_in_memory_asks_for_a_table(
+    toy: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(str(tmp_path / clip), name) for clip, name in _clips(tone_table(tmp_path))]
+    align("audio", "text", [("gone.wav", "x"), *rows], out=tmp_path / "bridge", preset=QUICK, write_report=False)
+    assert "1 row was set aside, the first: row 1, audio: gone.wav: there is no such file" in capsys.readouterr().err
+    bridge = Bridge.load(tmp_path / "bridge")
+    with pytest.raises(BridgekitError, match="was in memory") as caught:
+        bridge.own_items("text")
+    assert "--among" in str(caught.value.remedy)
+    found = bridge.embed("text", pd.Series(["ant", "bee"]))
+    assert found.shape == (2, 32)
+
+
+def test_two_columns_for_one_modality_are_named_together(run: Run, toy: object, tmp_path: Path) -> None:
+    code, _, err = run("align", "--pairs", str(tone_table(tmp_path)), "--column", "text=a", "--column", "text=b")
+    assert (code, "--column text=a,b" in err) == (2, True)

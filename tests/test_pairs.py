@@ -212,9 +212,10 @@ def test_empty_split_and_group_columns_are_ignored(folder: Path) -> None:
 def test_a_missing_column_is_named_with_the_existing_ones(folder: Path) -> None:
     error = refusal(write(folder / "t.csv", "audios,words,other\nclips/a.wav,a,b\n"))
     assert error.what == "the table has no column `audio`; its columns are `audios`, `words`, `other`"
-    assert error.remedy == "name the column with the audio items, for example --column audio=audios"
+    python = '(in Python: columns={"audio": "audios"})'
+    assert error.remedy == f"name the column with the audio items, for example --column audio=audios {python}"
     error = refusal(write(folder / "t.csv", "audio,words,other\nclips/a.wav,a,b\n"))
-    assert error.remedy == "name the column with the text items: --column text=NAME"
+    assert str(error.remedy).startswith("name the column with the text items: --column text=NAME (in Python")
     assert "text=txet" in str(refusal(write(folder / "t.jsonl", '{"audio": "clips/a.wav", "txet": "a"}')).remedy)
 
 
@@ -235,9 +236,28 @@ def test_capitals_do_not_matter_and_one_obvious_guess_is_taken_and_printed(
 
 def test_two_possible_guesses_are_not_guessed_among(folder: Path) -> None:
     error = refusal(write(folder / "t.csv", "audio,caption,title\nclips/a.wav,a,b\n"))
-    assert error.remedy == "name the column with the text items, for example --column text=caption"
+    assert str(error.remedy).startswith("name the column with the text items, for example --column text=caption (in Python")
     pairs = read_pairs(folder / "t.csv", BOTH, columns={"text": "title"})
     assert pairs.columns["text"] == ["b"]
+
+
+def test_several_columns_of_captions_make_a_row_of_each(folder: Path) -> None:
+    """As in Clotho."""
+    table = write(folder / "t.csv", "audio,caption_1,caption_2,id\nclips/a.wav,a,an a,1\nclips/b.wav,,a b,2\nclips/c.wav,,,3\n")
+    for named in ("caption_1,caption_2", "caption_*"):
+        pairs = read_pairs(table, BOTH, columns={"text": named})
+        assert pairs.columns["text"] == ["a", "an a", "a b"]
+        assert pairs.rows == [2, 2, 3]
+        assert [row.row for row in pairs.set_aside] == [4]
+    with pytest.raises(BridgekitError, match="no column `caption_1,caption_3`"):
+        read_pairs(table, BOTH, columns={"text": "caption_1,caption_3"})
+
+
+def test_a_column_named_for_no_modality_is_refused(folder: Path) -> None:
+    table = write(folder / "t.csv", "audio,caption\nclips/a.wav,a\n")
+    with pytest.raises(BridgekitError, match="which is no modality here") as caught:
+        read_pairs(table, BOTH, columns={"caption": "text"})
+    assert str(caught.value.remedy).startswith("did you mean text=caption?")
 
 
 def test_a_column_that_the_user_names_wins_over_the_one_with_the_modalitys_name(folder: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -163,13 +163,21 @@ class Bridge:
     def open_own(self, table: TrainedOn, *, outside: bool = False) -> Table:
         """One of `tables`: raises what `bridgekit.bridge.trust.refuse_untrusted_table` and `open_table` raise."""
         refuse_untrusted_table(table.source, self.folder)
-        return open_table(table.source, columns=table.columns, outside=outside)
+        with _found_again(table.source):
+            return open_table(table.source, columns=table.columns, outside=outside)
+
+    def open_other(self, pairs: Any, columns: Mapping[str, str], *, outside: bool = False) -> Table:
+        """Another table, in which columns that the bridge's first table was read by are named too, where it has them."""
+        table = open_table(pairs, columns=columns, outside=outside)
+        own = {modality: name for modality, name in self.tables[0].columns.items() if name in table.load().names}
+        return replace(table, given={**own, **columns}) if own else table
 
     def own_items(self, modality: str, *, outside: bool = False) -> list[Item]:
         """The distinct items of a modality in the first of `tables` that has it: raises what `open_own` raises."""
         table = self.trained_with(modality)
         refuse_untrusted_table(table.source, self.folder)
-        return read_items(table.source, modality, columns=table.columns, outside=outside)
+        with _found_again(table.source):
+            return read_items(table.source, modality, columns=table.columns, outside=outside)
 
     def heard(self, modality: str, embeddings: Tensor, nearest: Sequence[Sequence[Hit]]) -> list[Heard]:
         """What the bridge can say of items besides their nearest texts.
@@ -540,7 +548,26 @@ def _inode(folder: Path) -> int | None:
         return None
 
 
+@contextmanager
+def _found_again(source: str) -> Iterator[None]:
+    """Say what to do if the table that a bridge was trained on is not here."""
+    try:
+        yield
+    except BridgekitError as error:
+        if error.what not in ("there is no such table", "there is no such shard"):
+            raise
+        in_memory = source.endswith(" in memory")
+        raise BridgekitError(
+            f"the table that the bridge was trained on {'was in memory' if in_memory else 'is not here'}",
+            where=source,
+            remedy=f"{'' if in_memory else 'run this in the folder where it was trained, or '}name a table yourself "
+            "(eval or report --pairs, search --among, generate --captions)",
+        ) from None
+
+
 def _as_list(items: Sequence[Any] | Any) -> list[Any]:
+    if hasattr(items, "to_list"):  # a column of a DataFrame
+        return list(items.to_list())
     is_clip = isinstance(items, tuple) and len(items) == 2 and isinstance(items[1], int | float)
     return list(items) if isinstance(items, Sequence) and not isinstance(items, str | bytes) and not is_clip else [items]
 

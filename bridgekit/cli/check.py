@@ -44,13 +44,14 @@ def command(
     if as_json:
         print_json(asdict(found))
     else:
-        _print(found, outside)
+        options = [*(["--outside"] if outside else []), *(f"--column {shlex.quote(each)}" for each in column or ())]
+        _print(found, " ".join(options))
     if found.count("error") or (strict and found.count("warning")):
         raise typer.Exit(1)
 
 
-def _print(found: TableReport, outside: bool) -> None:
-    """Print the findings, worst first, and the split sizes."""
+def _print(found: TableReport, options: str) -> None:
+    """Print the findings, worst first, the split sizes, and the next command with the options that it needs too."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
@@ -75,7 +76,7 @@ def _print(found: TableReport, outside: bool) -> None:
         return
     warnings = found.count("warning")
     say(f"{counts} {'No problems found' if not warnings else '1 warning' if warnings == 1 else f'{warnings} warnings'}.")
-    say(f"Next:   bridgekit align --pairs {shlex.quote(found.source)}{' --outside' if outside else ''}")
+    say(f"Next:   bridgekit align --pairs {shlex.quote(found.source)} {options}".rstrip())
 
 
 def _print_splits(found: TableReport) -> None:

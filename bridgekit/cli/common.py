@@ -48,7 +48,9 @@ Outside = Annotated[bool, typer.Option("--outside", help="Let a table refer to f
 Columns = Annotated[
     list[str] | None,
     typer.Option(
-        "--column", metavar="MODALITY=NAME", help="The column with the items of a modality, as in image=img. Repeatable."
+        "--column",
+        metavar="MODALITY=NAME",
+        help="The column of a modality, as in image=img, or several, as in text=caption_1,caption_2. Repeatable.",
     ),
 ]
 Resume = Annotated[bool, typer.Option(help="Continue an interrupted run of the same command.")]
@@ -108,13 +110,20 @@ def parse_columns(given: Sequence[str] | None) -> dict[str, str]:
     """The values of --column, such as `image=img`, as {"image": "img"}.
 
     Raises:
-        BridgekitError: one has no `=`.
+        BridgekitError: one has no `=`, or a modality is named twice.
     """
-    columns = {}
+    columns: dict[str, str] = {}
     for each in given or ():
         modality, _, name = each.partition("=")
         if not modality or not name:
             raise BridgekitError("--column takes MODALITY=NAME", where=each[:200], remedy="for example --column image=img")
+        if modality in columns:
+            both = f"{columns[modality]},{name}"
+            raise BridgekitError(
+                f"two columns are named for {modality}",
+                where=each[:200],
+                remedy=f"to use both, write --column {modality}={both}",
+            )
         columns[modality] = name
     return columns
 

@@ -20,7 +20,7 @@ from bridgekit.latents.encoded import encode_pairs
 from bridgekit.media import content_hash
 from bridgekit.pairs import Pairs, SetAside
 from bridgekit.progress import Report, silent
-from bridgekit.tables.reading import Table, open_table
+from bridgekit.tables.reading import Table
 from bridgekit.tables.splits import NOT_TESTS, split_pairs, test_splits
 
 
@@ -59,7 +59,7 @@ def evaluate_bridge(
             seen in training and `unseen` is off.
     """
     if options.pairs is not None:
-        table = open_table(options.pairs, columns=options.columns, outside=options.outside)
+        table = bridge.open_other(options.pairs, options.columns, outside=options.outside)
         return _evaluate_table(bridge, table.pairs(sides_in(bridge, table)), None, options, report)
     records: list[dict[str, Any]] = []
     set_aside: list[SetAside] = []

@@ -14,7 +14,6 @@ from bridgekit.evaluation.bridges import EvalOptions, leave_out_seen, sides_in
 from bridgekit.pairs import SetAside
 from bridgekit.progress import Report, silent
 from bridgekit.retrieval import TEMPLATES, class_embeddings, search
-from bridgekit.tables.reading import open_table
 from bridgekit.tables.splits import test_splits
 
 
@@ -54,7 +53,7 @@ def evaluate_zero_shot(
     bridge.side(TEXT)
     foreign = options.pairs is not None
     if options.pairs is not None:
-        opened = open_table(options.pairs, columns=options.columns, outside=options.outside)
+        opened = bridge.open_other(options.pairs, options.columns, outside=options.outside)
     else:
         opened = bridge.open_own(bridge.tables[0], outside=options.outside)
     modality = next(name for name in (*sides_in(bridge, opened), *bridge.sides) if name != TEXT)

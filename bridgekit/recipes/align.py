@@ -16,7 +16,7 @@ from bridgekit.fusion.distributed import first_process_first, joined_processes, 
 from bridgekit.fusion.training import PRESETS, Preset
 from bridgekit.hardware import resolve_device
 from bridgekit.progress import progress_bars
-from bridgekit.recipes.fit import Alignment, Run, encode_and_split, fit
+from bridgekit.recipes.fit import Alignment, Run, encode_and_split, fit, say_set_aside
 from bridgekit.recipes.sides import TrainingOptions, check_columns, choose_sides, open_encoders, select_pairs, takes
 from bridgekit.report.plots import heat_maps, training_curves
 from bridgekit.storage.cache import one_writer
@@ -65,7 +65,10 @@ def align(options: AlignOptions) -> Bridge:
     Raises:
         BridgekitError: anything the caller can fix; the message says how.
     """
-    return run_alignment(options).bridge
+    done = run_alignment(options)
+    if options.progress:
+        say_set_aside(done.set_aside)
+    return done.bridge
 
 
 @joined_processes()

@@ -15,7 +15,7 @@ from bridgekit.fusion.distributed import first_process_first, joined_processes, 
 from bridgekit.hardware import resolve_device
 from bridgekit.plugins import encoder_name, known_modality, load_encoder, recorded_name
 from bridgekit.progress import progress_bars
-from bridgekit.recipes.fit import Alignment, Run, encode_and_split, fit
+from bridgekit.recipes.fit import Alignment, Run, encode_and_split, fit, say_set_aside
 from bridgekit.recipes.sides import TrainingOptions, check_columns, takes
 from bridgekit.report.plots import heat_maps, training_curves
 from bridgekit.storage.cache import one_writer
@@ -53,7 +53,10 @@ def bind(options: BindOptions) -> Bridge:
     Raises:
         BridgekitError: anything the caller can fix; the message says how.
     """
-    return run_binding(options).bridge
+    done = run_binding(options)
+    if options.progress:
+        say_set_aside(done.set_aside)
+    return done.bridge
 
 
 @joined_processes()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bridgekit.bridge.bridge import Bridge, Side
 from bridgekit.bridge.provenance import command_line, installed_version
-from bridgekit.encoders import Encoder, Item
+from bridgekit.encoders import TEXT, Blob, Encoder, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.evaluation.baselines import before_training, linear
 from bridgekit.evaluation.leaks import refuse_leaks
@@ -33,7 +33,7 @@ from bridgekit.fusion.warm_start import joining_order, spread_rows
 from bridgekit.hardware import product_dtype, widened
 from bridgekit.latents.encoded import EncodedPairs, encode_pairs
 from bridgekit.pairs import Pairs, SetAside
-from bridgekit.progress import Report, silent
+from bridgekit.progress import Report, say, silent
 from bridgekit.recipes.sides import TrainingOptions
 from bridgekit.storage.cache import cache_folder
 from bridgekit.tables.splits import split_pairs, test_splits
@@ -59,6 +59,13 @@ class Alignment:
     set_aside: Sequence[SetAside]
     example: Item
     reused: bool
+
+
+def say_set_aside(set_aside: Sequence[SetAside]) -> None:
+    """A notice for callers in Python, if rows were set aside. The command line lists them."""
+    if set_aside:
+        first, count = set_aside[0], f"{len(set_aside):,} row{'s were' if len(set_aside) > 1 else ' was'}"
+        say(f"{count} set aside, the first: row {first.row}, {first.column}: {first.item}: {first.reason}")
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,10 @@ class Run:
 
     def result(self, bridge: Bridge, folder: Path, *, reused: bool) -> Alignment:
         """The summary of the run, with an item of the first new side that was not seen in training, if there is one."""
-        modality = next(iter(self.sides))
+        columns = {modality: self.encoded.pairs.column(modality) for modality in self.encoded.ids}
+        # One that can be typed: a file, or a text.
+        named = [name for name in (*self.sides, TEXT) if name in columns and not isinstance(columns[name].value(0), Blob)]
+        modality = next(iter([*named, *self.sides]))
         unseen = np.isin(self.split, test_splits(self.split.tolist())[:1] or ["val"])
         there = self.encoded.ids[modality] >= 0
         row = int(np.flatnonzero(unseen & there if (unseen & there).any() else there)[0])

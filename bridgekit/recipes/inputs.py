@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -175,6 +176,10 @@ def _inferred(arguments: Sequence[str], sides: Sequence[str], option: str) -> st
 def _refuse_missing(argument: str, modality: str | None, sides: Sequence[str], option: str) -> None:
     """Raise BridgekitError if an argument must be a path, and is not there."""
     may_be_text = TEXT in sides and modality in (None, TEXT)
+    table = re.match(r"(.+?), (row \d+, column |[^ ]+$)", argument)
+    if table and not exists(argument) and exists(table[1]) and Path(table[1]).is_file():
+        what = "an item inside a table or archive cannot be named alone"
+        raise BridgekitError(what, where=argument[:200], remedy=f"give the whole table, {table[1]}")
     if exists(argument) or (may_be_text and (modality or not _looks_like_path(argument))):
         return
     other = f", or add {option} {TEXT} for a text" if may_be_text else ""

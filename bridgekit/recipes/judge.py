@@ -25,7 +25,7 @@ from bridgekit.latents.encoded import encode_pairs
 from bridgekit.plugins import default_pair_source, load_encoder
 from bridgekit.progress import Report, progress_bars
 from bridgekit.recipes.sides import check_columns, takes
-from bridgekit.tables.reading import open_table, read_pairs
+from bridgekit.tables.reading import read_pairs
 from bridgekit.tables.splits import split_pairs, test_splits
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def judge_generation(options: JudgeOptions) -> list[dict[str, Any]]:
         bridge.side(TEXT)
         modality = next(name for name in bridge.sides if name != TEXT)
         if options.pairs is not None:  # before the judge is opened, and the gallery encoded
-            check_columns((modality, TEXT), open_table(options.pairs, columns=options.columns, outside=options.outside))
+            check_columns((modality, TEXT), bridge.open_other(options.pairs, options.columns, outside=options.outside))
         gallery = open_gallery(options.gallery, options.judge, options.device, outside=options.outside)
         items, captions = _rows_to_judge(bridge, modality, gallery, options, report)
         embedded = bridge.embed_usable(modality, items, report=report)
@@ -187,7 +187,7 @@ def _rows_to_judge(
     own = next((table for table in bridge.tables if {modality, TEXT} <= {*table.modalities}), bridge.tables[0])
     foreign = bool(options.pairs) and options.pairs != own.source
     if options.pairs is not None:
-        opened = open_table(options.pairs, columns=options.columns, outside=options.outside)
+        opened = bridge.open_other(options.pairs, options.columns, outside=options.outside)
     else:
         opened = bridge.open_own(own, outside=options.outside)
     split: Sequence[str]

@@ -20,7 +20,7 @@ from bridgekit.latents.encoded import EncodedPairs, encode_pairs
 from bridgekit.progress import Report, progress_bars
 from bridgekit.report import FILE, TableResults, report_page, table_results
 from bridgekit.storage.cache import write_atomically
-from bridgekit.tables.reading import Table, open_table
+from bridgekit.tables.reading import Table
 from bridgekit.tables.splits import split_pairs
 
 
@@ -79,7 +79,7 @@ def _tables(
                 encoded, names = encoded.take(rows), names[rows]
             found.append(table_results(bridge, encoded, names.tolist(), _records(bridge, own.bound)))
         return found
-    table = _opened(lambda: open_table(pairs, columns=columns, outside=outside), pairs)
+    table = _opened(lambda: bridge.open_other(pairs, columns or {}, outside=outside), pairs)
     sides = [modality for modality in table.modalities if modality in bridge.sides]
     encoded = _encode(bridge, table, sides if len(sides) > 1 else list(bridge.sides), report)
     with suppress(BridgekitError):  # a table that cannot be split is not the bridge's own

@@ -205,7 +205,7 @@ def read_files(folder: Path, links: bool, modality: str | None = None) -> Record
         rows = [(file, text) for file in sidecars for text in _sidecar(file.with_suffix(SIDECAR))]
         alone = len(data) - len(sidecars), len(texts) - len({file.with_suffix("") for file in sidecars})
         if any(alone):
-            say(f"{where}: {alone[0]} files without a text beside them and {alone[1]} texts without a file are not used")
+            say(f"{where}: not used: files without a text: {alone[0]}, texts without a file: {alone[1]}")
     else:
         _refuse_tables(folder, files)
         above = 2

@@ -38,7 +38,10 @@ def records_of_python(source: Any) -> Records:
         from bridgekit.tables.folders import joined
 
         return joined([(records_of_python(each), Path(), name) for name, each in source.items()])
-    if module == "datasets" and hasattr(source, "with_format"):
+    if module == "datasets" and hasattr(source, "column_names"):
+        if not hasattr(source, "num_rows"):
+            what = "a streamed data set is opened by its name, as in datasets:org/name,split=train"
+            raise BridgekitError(what, where=name_of_python(source), remedy="give the name, or load it without streaming")
         return _of_dataset(source)
     if module == "polars":
         source = source.to_arrow()

@@ -20,7 +20,7 @@ from bridgekit.media import modality_of
 from bridgekit.pairs import Column, Pairs, SetAside
 from bridgekit.progress import say
 from bridgekit.storage.bounded import OutOfBounds
-from bridgekit.tables.columns import FILES, RESERVED, check_column, find_column, listed_columns
+from bridgekit.tables.columns import FILES, RESERVED, check_column, check_given, find_column, listed_columns, named_columns
 from bridgekit.tables.folders import class_name, read_files, read_folder, walk
 from bridgekit.tables.formats import FILL, TABLES, Cells, Records, read_records, read_utf8
 from bridgekit.tables.memory import column_is_text, name_of_python, python_items, records_of_python
@@ -104,20 +104,22 @@ class Table:
 
     def _find(self, modality: str, names: Sequence[str]) -> str | None:
         features = self.load().features if not self.known else {}
-        return find_column(modality, names, self.given, features, self._modality_of_files(names))
+        return find_column(modality, names, self.given, features, self._files(names))
 
-    def _modality_of_files(self, names: Sequence[str]) -> str | None:
-        """The modality of the files that a column such as `file_name` refers to."""
+    def _files(self, names: Sequence[str]) -> dict[str, str | None]:
+        """Columns such as `file_name`, and the modality of the files that they refer to."""
+        found: dict[str, str | None] = {}
         for name in names if not self.known else ():
             if name.strip().lower() in FILES:
                 with contextlib.suppress(BridgekitError):
-                    first = [cell for cell in self.load().column(name).column[:20] if isinstance(cell, str)]
-                    return next((modality for modality in map(modality_of, first) if modality != TEXT), None)
-        return None
+                    first = [cell for cell in self.load().column(name).column[:SEARCHED] if isinstance(cell, str)]
+                    found[name] = next((modality for modality in map(modality_of, first) if modality != TEXT), None)
+        return found
 
     def _select(self, wanted: Sequence[str]) -> Pairs:
         """Unchecked rows with these columns."""
         records = self.load()
+        check_given(self.given, wanted, self.source)
         others = [modality for modality in wanted if modality != TEXT]
         if self.files is not None and len(others) > 1:
             raise BridgekitError(
@@ -132,7 +134,7 @@ class Table:
         names = {modality: self._name(modality, wanted, records) for modality in wanted}
         if not records.rows:
             raise BridgekitError("the table has a header but no rows", where=self.source, remedy="add a row for each pair")
-        cells = {modality: records.column(name) for modality, name in names.items()}
+        cells = {modality: _cells(records, name) for modality, name in names.items()}
         lists = [modality for modality, each in cells.items() if each.rows is not None]
         if len(lists) > 1:
             what = f"the columns {listed_columns([names[modality] for modality in lists])} both have lists"
@@ -182,7 +184,8 @@ class Table:
 
     def _with_files(self, folder: Path, column: Column[Any], modality: str) -> Path:
         """The folder that a column's paths are in: the table's, or the one folder in it with the files, which is announced."""
-        names = [name for name in column[:SEARCHED] if isinstance(name, str)]
+        spread = np.linspace(0, len(column) - 1, min(SEARCHED, len(column)), dtype=int)
+        names = [name for name in column.take(spread) if isinstance(name, str)]
         if not names or any(os.path.lexists(folder / name) for name in names):
             return folder
         found = _folders_with(folder, names)
@@ -211,6 +214,20 @@ class Table:
             raise BridgekitError(f"the column `{found}` has lists", where=self.source, remedy="give it a text in each cell")
         column = cells.column.map(str)
         return column if rows is None else column.take(rows)
+
+
+def _cells(records: Records, name: str) -> Cells:
+    """The cells of a column, or of several with a cell of the row in each."""
+    if name in records.names:
+        return records.column(name)
+    columns = [records.column(each).column for each in named_columns(name, records.names)]
+    count, width = len(records.rows), len(columns)
+    across = (np.arange(count)[:, None] + count * np.arange(width)).reshape(-1)
+    column = Column.joined(columns).take(across)
+    there = (column.codes >= 0).reshape(count, width)
+    there[:, 0] |= ~there.any(1)  # a row without any stays, to be set aside
+    kept = np.flatnonzero(there.reshape(-1))
+    return Cells(column.take(kept), kept // width)
 
 
 def _folders_with(folder: Path, names: Sequence[str]) -> list[Path]:

@@ -36,10 +36,18 @@ def open_dataset(name: str) -> Any:
     try:
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
             saved = datasets.load_from_disk(path)
-            return saved[options["split"]] if isinstance(saved, datasets.DatasetDict) and "split" in options else saved
+            if not isinstance(saved, datasets.DatasetDict) or "split" not in options:
+                return saved
+            if options["split"] not in saved:
+                raise BridgekitError(
+                    f"it has no split {options['split']!r}", where=path, remedy=f"choose one of {', '.join(map(str, saved))}"
+                )
+            return saved[options["split"]]
         opened = datasets.load_dataset(
             path, options.get("name"), split=options.get("split"), revision=options.get("revision"), streaming=True
         )
+    except BridgekitError:
+        raise
     except Exception as error:  # the library raises errors of many kinds
         remedy = "give a folder, or the id of a data set on the hub, as in datasets:org/name,split=train"
         raise BridgekitError(f"`datasets` cannot open it: {one_line(error)}", where=path, remedy=remedy) from None
@@ -86,7 +94,8 @@ class _Stream:
         try:
             yield from self._dataset
         except Exception as error:  # reading goes on: a damaged part, or the network
-            raise BridgekitError(f"`datasets` cannot read on: {one_line(error)}", where=self._name) from None
+            remedy = "run the command again, or give a folder without `datasets:`"
+            raise BridgekitError(f"`datasets` cannot read on: {one_line(error)}", where=self._name, remedy=remedy) from None
 
     def cell(self, column: str, value: Any, number: int, home: Path | None) -> Any:
         """A cell of a table: a text, a number, a list of texts, or an item."""
