@@ -186,13 +186,10 @@ def test_texts_beside_files_are_their_texts(expected: list[tuple[bytes, str]], t
     for number, colour in enumerate(COLOURS):
         (folder / f"{number}.png").write_bytes(png(colour))
         (folder / f"{number}.txt").write_text(f"{colour}\n")
-    (folder / "9.png").write_bytes(png("white"))  # has no text, and is no row
     assert seen(read_pairs(tmp_path / "sidecars", BOTH)) == expected
 
 
-def test_each_line_beside_a_file_is_a_text_and_what_stands_alone_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_line_beside_a_file_is_a_text_and_what_stands_alone_is_set_aside(tmp_path: Path) -> None:
     for colour in COLOURS:
         (tmp_path / f"{colour}.png").write_bytes(png(colour))
         (tmp_path / f"{colour}.txt").write_text(f"{colour}\n\na {colour} square\n")
@@ -201,7 +198,10 @@ def test_each_line_beside_a_file_is_a_text_and_what_stands_alone_is_told(
     pairs = read_pairs(tmp_path, BOTH)
     assert [text for _, text in seen(pairs)][:2] == ["blue", "a blue square"]
     assert len(pairs) == 8
-    assert "not used: files without a text: 1, texts without a file: 1" in capsys.readouterr().err
+    assert [(row.column, row.item) for row in pairs.set_aside] == [
+        ("text", f"beside {tmp_path / 'alone.png'}"),
+        ("image", "beside other"),
+    ]
 
 
 def test_tables_named_after_splits_are_one_table(expected: list[tuple[bytes, str]], tmp_path: Path) -> None:

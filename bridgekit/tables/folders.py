@@ -25,7 +25,6 @@ import numpy as np
 from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
 from bridgekit.pairs import EXTENSIONS, Column
-from bridgekit.progress import say
 from bridgekit.storage.bounded import read_bounded, read_json
 from bridgekit.tables.formats import ARROW, TABLES, Cells, Records, read_records
 
@@ -198,14 +197,12 @@ def read_files(folder: Path, links: bool, modality: str | None = None) -> Record
     endings = EXTENSIONS.get(modality)
     data = [file for file in files if file.suffix != SIDECAR and (endings is None or file.suffix[1:].lower() in endings)]
     texts = {file.with_suffix("") for file in files if file.suffix.lower() == SIDECAR}
-    sidecars = [file for file in data if file.with_suffix("") in texts]
-    rows: list[tuple[Path, str | None]]
-    if sidecars:
+    rows: list[tuple[Path | None, str | None]]
+    if any(file.with_suffix("") in texts for file in data):
         above = 1
-        rows = [(file, text) for file in sidecars for text in _sidecar(file.with_suffix(SIDECAR))]
-        alone = len(data) - len(sidecars), len(texts) - len({file.with_suffix("") for file in sidecars})
-        if any(alone):
-            say(f"{where}: not used: files without a text: {alone[0]}, texts without a file: {alone[1]}")
+        rows = [(file, text) for file in data for text in _sidecar(file.with_suffix(SIDECAR))]
+        alone = texts - {file.with_suffix("") for file in data}
+        rows += [(None, text) for stem in sorted(alone) for text in _sidecar(stem.with_suffix(SIDECAR))[:1]]
     else:
         _refuse_tables(folder, files)
         above = 2
@@ -217,12 +214,18 @@ def read_files(folder: Path, links: bool, modality: str | None = None) -> Record
             where=str(folder),
             remedy=f"arrange the files as FOLDER/class_name/file, or give a table ({', '.join(TABLES)})",
         )
-    data, cells = [file for file, _ in rows], [text for _, text in rows]
-    columns: dict[str, Column[Any]] = {modality: Column.of(data), TEXT: Column.of(cells)}
-    splits = [next((part for part in file.relative_to(where).parts[:-above] if part.lower() in _SPLITS), None) for file in data]
+    places, cells = [file for file, _ in rows], [text for _, text in rows]
+    columns: dict[str, Column[Any]] = {modality: Column.of(places), TEXT: Column.of(cells)}
+    splits = [_split_above(file, where, above) for file in places]
     if len({*splits}) > 1:
         columns["split"] = Column.of(split or "train" for split in splits)
-    return Records(list(columns), range(1, len(data) + 1), lambda name: Cells(columns[name]))
+    return Records(list(columns), range(1, len(rows) + 1), lambda name: Cells(columns[name]))
+
+
+def _split_above(file: Path | None, folder: Path, above: int) -> str | None:
+    """The split that a folder above a file is named after, at least so many levels up."""
+    parts = file.relative_to(folder).parts[:-above] if file else ()
+    return next((part for part in parts if part.lower() in _SPLITS), None)
 
 
 def _most(files: Sequence[Path]) -> str:

@@ -100,7 +100,8 @@ def choose_pairs(
     free = np.flatnonzero(split == "train")
     if not len(free):
         names = ", ".join(dict.fromkeys(split.tolist()))
-        raise BridgekitError(f"no row is in the train split; the splits are {names}", where=table.source)
+        remedy = "write `train` in the column `split` of the rows to choose from, or leave the column out"
+        raise BridgekitError(f"no row is in the train split; the splits are {names}", where=table.source, remedy=remedy)
 
     with progress_bars(progress) as report:
         latents, set_aside = _encode(table, free, encoder, strict, report)
