@@ -408,7 +408,7 @@ def test_without_the_bridges_table_a_saved_conditioner_is_used_or_captions_are_r
     told = json.loads((bridge / "bridge.json").read_text())
     told["provenance"]["pairs"] = "moved.csv"
     (bridge / "bridge.json").write_text(json.dumps(told))
-    with pytest.raises(BridgekitError, match="no such table") as caught:
+    with pytest.raises(BridgekitError, match="is not here") as caught:
         draw(inputs)
     assert "--captions" in str(caught.value)
     (tmp_path / "words.txt").write_text("\n".join(NAMES))

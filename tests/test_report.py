@@ -126,7 +126,7 @@ def test_the_report_verb_rewrites_it_and_accepts_the_new_path_of_a_moved_table(r
     (tmp_path / "pairs.csv").rename(moved / "pairs.csv")
     code, _, err = run("report", "tones")
     assert code == 2
-    assert "there is no such table" in err
+    assert "the table that the bridge was trained on is not here" in err
     assert "give its new path with --pairs" in err
     code, _, _ = run("report", "tones", "--pairs", moved / "pairs.csv")
     assert code == 0

@@ -18,7 +18,6 @@ from bridgekit.errors import BridgekitError
 from bridgekit.items import EXTENSIONS
 from bridgekit.progress import Report
 from bridgekit.retrieval import Hit, nearest
-from bridgekit.tables.columns import RESERVED
 from bridgekit.tables.reading import Table
 
 #: Captions and other columns sent with a result, and characters of each cell.
@@ -141,7 +140,7 @@ def _read_about(table: Table, modality: str, sides: Sequence[str]) -> About:
     if table.files is None:  # class folders have no other columns
         items, numbers, _ = table.items(modality)
         rows = dict(zip(items, numbers, strict=True))
-    used = {*RESERVED, *(table.name_of(side) for side in (*sides, TEXT, *EXTENSIONS))}
+    used = {table.name_of(side) for side in (*sides, TEXT, *EXTENSIONS)}
     others = {name: cells for name, cells in table.cells().items() if cells and name not in used}
     cells = {_shown(name): others[name] for name in list(others)[:MOST_COLUMNS]}
     return About({item: list(texts) for item, texts in captions.items()}, rows, cells)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from bridgekit.encoders import TEXT, Blob, Item
 from bridgekit.errors import BridgekitError, ItemError, one_line
 from bridgekit.media import size_hint
 from bridgekit.pairs import SetAside
+from bridgekit.plugins import not_installed
 from bridgekit.tables.folders import walk
 from bridgekit.tables.formats import TABLES, Cells, Records
 from bridgekit.tables.reading import Table
@@ -87,6 +89,8 @@ def find_files(source: object) -> list[str] | None:
     if not isinstance(source, str | Path):
         return None
     pattern, ending = str(source).removeprefix(SHARDS), ".tar" if is_shards(str(source)) else ".parquet"
+    if ending == ".tar" and find_spec("bridgekit_datasets") is None:
+        raise not_installed("datasets")
     if ending == ".parquet" and "://" not in pattern:
         if Path(pattern).is_dir():
             files = [file for file in walk(Path(pattern).absolute(), links=False) if file.lower().endswith(TABLES)]
