@@ -31,6 +31,7 @@ BENCHMARKS = (
     "index",
     "server",
     "peak",
+    "tables",
 )
 
 
