@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -58,18 +58,17 @@ def usable_rows(pairs: Pairs, modalities: Sequence[str], folder: Path | None) ->
     left_out = _set_aside(pairs, columns, reasons, missing, too_few, first, np.setdiff1d(np.arange(len(pairs)), kept))
     if not len(kept):
         raise _no_row(pairs, next(left_out, None))
-    split = (
-        pairs.split.map(split_name)
-        if isinstance(pairs.split, Column) and any(map(pairs.split.value, _used(pairs.split)))
-        else None
-    )
-    if split is not None:
-        split = Column([*split.values, "train"], np.where(split.codes < 0, len(split.values), split.codes))
-    group = pairs.group if isinstance(pairs.group, Column) and any(map(pairs.group.value, _used(pairs.group))) else None
-    if group is not None:
-        group = Column([*group.map(str).values, ""], np.where(group.codes < 0, len(group.values), group.codes))
+    split, group = _filled(pairs.split, split_name, "train"), _filled(pairs.group, str, "")
     whole = Pairs(columns, pairs.source, pairs.rows, split, group, (*pairs.set_aside, *left_out))
     return whole if len(kept) == len(pairs) else whole.take(kept)
+
+
+def _filled(labels: Sequence[str] | None, change: Callable[[str], str], missing: str) -> Column[str] | None:
+    """The labels of rows, changed, and with one for the rows that have none; None if no row has one."""
+    if labels is None or not any(map((column := Column.of(labels)).value, _used(column))):
+        return None
+    changed = column.map(change)
+    return Column([*changed.values, missing], np.where(changed.codes < 0, len(changed.values), changed.codes))
 
 
 def _used(column: Column[Any]) -> list[int]:
