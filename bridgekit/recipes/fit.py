@@ -36,7 +36,7 @@ from bridgekit.pairs import Pairs, SetAside
 from bridgekit.progress import Report, say, silent
 from bridgekit.recipes.sides import TrainingOptions
 from bridgekit.storage.cache import cache_folder
-from bridgekit.tables.splits import split_pairs, test_splits
+from bridgekit.tables.splits import NOT_TESTS, split_pairs, test_splits
 
 #: Validation looks at this many rows at most, so that it stays a small part of training.
 VALIDATION_ROWS = 4_096
@@ -207,7 +207,7 @@ def fit(run: Run, base: Bridge, started: float, report: Report) -> tuple[Bridge,
         "pairs": encoded.pairs.source,
         "modalities": list(encoded.ids),
         **({"columns": dict(run.options.columns)} if run.options.columns else {}),
-        "rows": {name: int((split == name).sum()) for name in dict.fromkeys(split.tolist())},
+        "rows": {name: int((split == name).sum()) for name in dict.fromkeys((*NOT_TESTS, *split.tolist())) if name in split},
         "set_aside": len(encoded.pairs.set_aside),
         "seed": seed,
         **({"half": True} if run.options.half else {}),
