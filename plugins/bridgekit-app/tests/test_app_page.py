@@ -166,8 +166,10 @@ def test_record_says_why_it_cannot_be_used(server: Served) -> None:
             if name == "no-audio":
                 page.route("**/bridge", without_audio)
             opened(page, replace(server, address=address))
-            page.wait_for_timeout(200)
             record, reason = page.locator("#record"), page.locator("#record-why")
+            shown = str(bool(why)).lower()
+            until(page, f"document.querySelector('#record').disabled === {shown}")
+            until(page, f"(document.querySelector('#record-why').offsetParent !== null) === {shown}")
             assert record.is_disabled() == reason.is_visible() == bool(why), name
             assert reason.inner_text().startswith(why)
             assert record.get_attribute("title") == reason.text_content()
