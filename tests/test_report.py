@@ -37,6 +37,7 @@ from bridgekit.tables.reading import read_pairs
 from tests.browser import DESKTOP, PHONE, browser_page, one_browser, screenshot
 from tests.conftest import Run, tone
 from tests.painting import PicturePlugin
+from tests.shared import wait_until
 from tests.toys import LetterEncoder, ToneEncoder, install, tone_table
 
 if TYPE_CHECKING:
@@ -766,8 +767,7 @@ def test_a_table_that_scrolls_on_a_phone_says_so(crowded_report: Path) -> None:
         page.goto(crowded_report.as_uri())
         page.locator("summary", has_text="All numbers").click()
         table = page.locator("#recall .scrolling")
-        page.wait_for_timeout(100)  # it is told of its size after the next frame
-        assert "scroll sideways" in table.evaluate(hint)
+        wait_until(lambda: "scroll sideways" in table.evaluate(hint), "for the hint")
         table.scroll_into_view_if_needed()
         screenshot(page, "report-scrolling-phone")
         edge = page.evaluate("document.documentElement.scrollWidth")
@@ -775,7 +775,7 @@ def test_a_table_that_scrolls_on_a_phone_says_so(crowded_report: Path) -> None:
     with browser_page() as page:
         page.goto(crowded_report.as_uri())
         page.locator("summary", has_text="All numbers").click()
-        page.wait_for_timeout(100)
+        page.wait_for_timeout(100)  # time for a hint that should not come
         assert page.locator("#recall .scrolling").evaluate(hint) == "none"
 
 
