@@ -120,7 +120,8 @@ class Column(Sequence[T]):
     def firsts(self) -> npt.NDArray[np.int64]:
         """The codes of the distinct cells, in order of their first appearance."""
         codes, first = np.unique(self.codes, return_index=True)
-        return np.asarray(codes[np.argsort(first)][codes[np.argsort(first)] >= 0], np.int64)
+        ordered = codes[np.argsort(first)]
+        return np.asarray(ordered[ordered >= 0], np.int64)
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -148,9 +149,9 @@ class Column(Sequence[T]):
                 yield made[code]
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or isinstance(other, str) or len(other) != len(self):
-            return NotImplemented if not isinstance(other, Sequence) else False
-        return all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(other) == len(self) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
 
     __hash__ = None  # type: ignore[assignment]
 

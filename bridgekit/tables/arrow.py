@@ -17,6 +17,7 @@ from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.items import Blob
 from bridgekit.pairs import Column
 
+AGAIN = "write it again"  # remedy for a damaged table
 MAX_TABLE = 2 << 30  # bytes of a column's distinct texts
 _TEXT_ROWS = 1 << 18  # rows of text that are read at a time
 _PART_BYTES = 16 << 20  # bytes of text in which equal ones are looked for at a time
@@ -44,7 +45,7 @@ class ArrowFile:
 
     def _ask(self, operation: str, finish: Any, **options: object) -> Any:
         try:
-            return decode(operation, self._path, finish, remedy="write it again", **options)
+            return decode(operation, self._path, finish, remedy=AGAIN, **options)
         except ItemError as error:
             raise BridgekitError(error.what, where=error.where, remedy=error.remedy) from None
 
@@ -60,7 +61,7 @@ class ArrowFile:
         present, paths = np.asarray(found.field("present")), found.field("path")
         at_hand = present | np.asarray(paths.is_valid())
         per_row = max(1, self._bytes[name] // max(1, self.rows))
-        cells = _Cells(self, name, max(1, _BLOB_BYTES // per_row))
+        cells = _Cells(self._path, self.rows, name, max(1, _BLOB_BYTES // per_row))
 
         def make(row: int) -> Blob | Path:
             path: str = paths[row].as_py()
@@ -127,8 +128,8 @@ def _merged(texts: list[Any], parts: int) -> tuple[Any, NDArray[np.int32]]:
 class _Cells:
     """The bytes of a column, read in runs of rows. The runs that were used last are kept, up to `_KEPT_BYTES`."""
 
-    def __init__(self, file: ArrowFile, name: str, run: int) -> None:
-        self._file, self._name, self._run = file, name, run
+    def __init__(self, path: Path, rows: int, name: str, run: int) -> None:
+        self._path, self._rows, self._name, self._run = path, rows, name, run
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -142,11 +143,8 @@ class _Cells:
         with self._lock:  # a run is read once, however many threads want it
             if number not in self._kept:
                 start = number * self._run
-                stop = min(start + self._run, self._file.rows)
-                try:
-                    self._kept[number] = self._file._ask("cells", _copied, name=self._name, start=start, stop=stop)
-                except BridgekitError as error:
-                    raise ItemError(error.what, where=error.where, remedy=error.remedy) from None
+                stop = min(start + self._run, self._rows)
+                self._kept[number] = decode("cells", self._path, _copied, remedy=AGAIN, name=self._name, start=start, stop=stop)
             self._kept.move_to_end(number)
             while len(self._kept) > 1 and sum(cells.nbytes for cells in self._kept.values()) > _KEPT_BYTES:
                 self._kept.popitem(last=False)

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +104,13 @@ class Table:
 
     def _find(self, modality: str, names: Sequence[str]) -> str | None:
         features = self.load().features if not self.known else {}
-        return find_column(modality, names, self.given, features, self._files(names))
+        return find_column(modality, names, self.given, features, self._files)
 
-    def _files(self, names: Sequence[str]) -> dict[str, str | None]:
+    @cached_property
+    def _files(self) -> dict[str, str | None]:
         """Columns such as `file_name`, and the modality of the files that they refer to."""
         found: dict[str, str | None] = {}
-        for name in names if not self.known else ():
+        for name in self.load().names if not self.known else ():
             if name.strip().lower() in FILES:
                 with contextlib.suppress(BridgekitError):
                     first = [cell for cell in self.load().column(name).column[:SEARCHED] if isinstance(cell, str)]
@@ -367,16 +368,19 @@ def read_items(source: Any, modality: str, *, columns: Mapping[str, str] | None 
 
 def _items_in(source: Any, modality: str, columns: Mapping[str, str] | None, outside: bool) -> Iterable[Item | None]:
     path = Path(source) if isinstance(source, str | Path) else None
+    if path is not None and path.suffix.lower() == ".txt" and path.is_file() and modality == TEXT:
+        return [line.strip() or None for line in read_utf8(path).splitlines()]
     if path is not None and path.is_dir() and modality != TEXT:
         extensions, home = EXTENSIONS.get(modality), Home(path)
         files = [Path(file) for file in walk(path.absolute(), outside)]
         fitting = [file for file in files if extensions is None or file.suffix[1:].lower() in extensions]
-        if fitting or read_folder(path, outside) is None:
+        if fitting:
             return [file for file in fitting if outside or home.holds(file)]
-    elif path is not None and path.is_dir() and read_folder(path, outside) is None:
-        with contextlib.suppress(BridgekitError):
-            return read_files(path, outside).column(TEXT).column
-        return [class_name(entry.name) for entry in sorted(path.iterdir()) if entry.is_dir()]
-    if path is not None and path.suffix.lower() == ".txt" and path.is_file() and modality == TEXT:
-        return [line.strip() or None for line in read_utf8(path).splitlines()]
-    return read_pairs(source, (modality,), columns=columns, outside=outside).column(modality)
+    table = open_table(source, columns=columns, outside=outside)
+    if path is None or table.files is None:
+        return table.pairs((modality,)).column(modality)
+    if modality != TEXT:
+        return []
+    with contextlib.suppress(BridgekitError):
+        return table.load().column(TEXT).column
+    return [class_name(entry.name) for entry in sorted(path.iterdir()) if entry.is_dir()]
