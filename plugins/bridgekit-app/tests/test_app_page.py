@@ -18,6 +18,7 @@ from served import Served, served
 
 from bridgekit.diffusion.models import DrawOptions
 from tests.browser import PHONE, browser_page, one_browser, screenshot
+from tests.shared import wait_until
 from tests.spoken_words import WORDS, SpokenWords, say
 
 if TYPE_CHECKING:
@@ -314,7 +315,7 @@ def test_the_reference_calls_the_api_with_try_it_out_and_nothing_else(server: Se
         page.goto(f"{server.address}/docs")
         search = page.locator("[id$=search_search_post]")
         search.locator(".opblock-summary-control").click()
-        assert "curl -F audio=@dog.wav" in search.inner_text()
+        wait_until(lambda: "curl -F audio=@dog.wav" in search.inner_text(), "for the description, which unfolds")
         answers = search.locator(".live-responses-table")
         search.locator(".execute").click()  # the example, as JSON
         answers.get_by_text("a dog barks").first.wait_for()
