@@ -183,7 +183,9 @@ def _results(
     named = {modality: (name, encoder.revision) for modality, (name, encoder) in sides.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray 2.64 removes the argument for retries: see pyproject.toml
-        dataset = ray.data.from_items([{"piece": piece.as_json()} for piece in source.pieces]).map_batches(
+        dataset = ray.data.from_items(
+            [{"piece": piece.as_json(), "at": at} for at, piece in enumerate(source.pieces)]
+        ).map_batches(
             TableWorker,
             fn_constructor_kwargs={"sides": named, "known": known, "columns": dict(columns)},
             batch_size=1,
@@ -206,7 +208,7 @@ class _Tally:
     precisions: dict[str, Precision]
     rows: int = 0
     pieces: int = 0
-    set_aside: list[SetAside] = field(default_factory=list)
+    aside: list[tuple[int, SetAside]] = field(default_factory=list)
     keys: dict[str, list[NDArray[np.uint64]]] = field(default_factory=dict)
     new: dict[str, list[NDArray[np.uint64]]] = field(default_factory=dict)
     failed: dict[str, int] = field(default_factory=dict)
@@ -215,13 +217,18 @@ class _Tally:
         about, modality = row["about"], row["modality"]
         self.pieces += about.get("pieces", 0)
         self.rows += about.get("rows", 0)
-        self.set_aside += [SetAside(**each) for each in about.get("set_aside", ())]
+        self.aside += [(about["at"], SetAside(**each)) for each in about.get("set_aside", ())]
         if modality:
             self.keys.setdefault(modality, []).append(np.frombuffer(row["keys"], np.uint64))
             self.new.setdefault(modality, []).append(np.frombuffer(row["digests"], np.uint64)[::4])
             self.failed[modality] = self.failed.get(modality, 0) + about["failed"]
             if row["digests"]:
                 self.precisions[modality] = min(self.precisions[modality], _precision_of(row), key=_agreement)
+
+    @property
+    def set_aside(self) -> list[SetAside]:
+        """The rows that cannot be used, in the table's order: pieces come back in any."""
+        return [row for _, row in sorted(self.aside, key=lambda each: each[0])]
 
     def side(self, modality: str, name: str, seconds: float, folder: str) -> EncodedSide:
         """The summary of a modality. Items are told apart by the first 8 bytes of their hashes."""
@@ -266,15 +273,15 @@ class TableWorker:
 
     def __call__(self, table: Any) -> Iterator[Any]:
         """Encode the piece in a table of one row. Yields tables of results."""
-        piece = Piece(**json.loads(table.column("piece")[0].as_py()))
+        piece, at = Piece(**json.loads(table.column("piece")[0].as_py())), table.column("at")[0].as_py()
         try:
             for block in _ahead(_blocks(read_rows(piece, self._columns))):
-                yield from self._encode(block)
+                yield from self._encode(block, at)
             yield _result({"pieces": 1})
         except BridgekitError as error:
             yield _result({"fault": fault_of(error)})  # a row, because Ray wraps exceptions in its own types
 
-    def _encode(self, block: Sequence[Row | SetAside]) -> Iterator[Any]:
+    def _encode(self, block: Sequence[Row | SetAside], place: int) -> Iterator[Any]:
         rows = [row for row in block if isinstance(row, Row)]
         aside = [each for each in block if isinstance(each, SetAside)]
         digest_of = self._hash(rows)
@@ -293,7 +300,7 @@ class TableWorker:
                 why = self._why_not(number, row, pair, digest_of, reasons)
                 usable += why is None
                 aside += [why] if why else []
-        yield _result({"rows": usable, "set_aside": [asdict(each) for each in aside]})
+        yield _result({"rows": usable, "at": place, "set_aside": [asdict(each) for each in aside]})
 
     def _hash(self, rows: Sequence[Row]) -> dict[str, dict[tuple[int, int], tuple[bytes, int] | ItemError]]:
         """Modality to the hash and size of each item, by its place, or why it cannot be read."""
