@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bridgekit import PRESETS
+from bridgekit.evaluation.methods import closed_forms
 from bridgekit.evaluation.recall import split_recall
 from bridgekit.fusion.adapter import Adapter, project
 from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.pairs import Pairs
-from bridgekit.recipes.fit import baselines, train_encoded
+from bridgekit.recipes.fit import train_encoded
 from bridgekit.tables.splits import relation_keys
 
 SEEDS = (0, 1)
@@ -54,7 +55,7 @@ def main() -> str:
     split = np.asarray(encoded.pairs.split)
     latents = {modality: each.matrix for modality, each in encoded.latents.items()}
     figures: dict[tuple[str, str, int], dict[str, list[dict[str, float]]]] = {}
-    linear = baselines(encoded, split, preset=PRESET)["linear"]
+    linear = closed_forms(encoded, split, PRESET, 0, {})["ridge"].embed
     for seed in SEEDS:
         speech, drawn = columns(encoded, split, "audio", "text"), columns(encoded, split, "text", "image")
         both = train_encoded(encoded, split, preset=PRESET, seed=seed)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bridgekit import Pairs, Preset, load_encoder, read_pairs
+from bridgekit.evaluation.methods import Validation
 from bridgekit.evaluation.recall import Embed
 from bridgekit.fusion.adapter import project
 from bridgekit.latents.encoded import EncodedPairs, encode_pairs
@@ -50,6 +51,11 @@ def fusemix(encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, seed
     """Train and return the embedding function."""
     trained = train_encoded(encoded, split, preset=preset, seed=seed)
     return lambda modality, matrix: project(trained.adapters[modality], matrix)
+
+
+def validation(encoded: EncodedPairs, split: NDArray[np.str_]) -> Validation:
+    """Measures embeddings on the validation rows."""
+    return Validation(encoded, np.flatnonzero(split == "val"))
 
 
 def without_mixup(preset: Preset) -> Preset:

@@ -17,12 +17,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bridgekit import PRESETS, Pairs, Preset, load_encoder
+from bridgekit.evaluation.methods import training_rows
 from bridgekit.evaluation.recall import Embed
 from bridgekit.fusion.adapter import project
 from bridgekit.fusion.training import train
 from bridgekit.latents.encode import encode_items
 from bridgekit.latents.encoded import EncodedPairs
-from bridgekit.recipes.fit import training_rows
 from bridgekit.retrieval import class_embeddings, search
 
 #: Training clips get one of these captions each; at test time, all are prompts.

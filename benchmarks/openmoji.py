@@ -7,36 +7,48 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from common import encoded_source, fusemix, random_split, spread, table, without_mixup
+from common import encoded_source, fusemix, random_split, spread, table, validation, without_mixup
 from numpy.typing import NDArray
 from sklearn.cross_decomposition import CCA
 from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from bridgekit import PRESETS
-from bridgekit.evaluation.baselines import before_training, linear
+from bridgekit.evaluation.methods import closed_forms
 from bridgekit.evaluation.recall import Embed, evaluate_splits
 from bridgekit.latents.encoded import EncodedPairs
-from bridgekit.recipes.fit import training_rows, validation
 
 SEEDS = range(5)
+#: Strengths of scikit-learn's Ridge; the best on the validation rows is taken.
+RIDGE_ALPHAS = (1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
 PRESET = PRESETS["default"]
 
 
 def ridge(encoded: EncodedPairs, split: NDArray[np.str_]) -> Embed:
     """scikit-learn's Ridge from images to names, with alpha selected on validation rows."""
-    latents = {modality: latents.matrix for modality, latents in encoded.latents.items()}
-    rows = {modality: torch.from_numpy(ids[split == "train"]) for modality, ids in encoded.ids.items()}
-    score = validation(encoded, split)
-    return linear(latents, rows, lambda embed: score(embed)["score"])
+    a, b = encoded.ids
+    rows = {m: encoded.latents[m].matrix[torch.from_numpy(ids[split == "train"])] for m, ids in encoded.ids.items()}
+    scale = {m: StandardScaler().fit(each.double().numpy()) for m, each in rows.items()}
+    x, y = (scale[m].transform(rows[m].double().numpy()) for m in (a, b))
+
+    def embed_with(model: Ridge) -> Embed:
+        def embed(modality: str, matrix: Tensor) -> Tensor:
+            scaled = scale[modality].transform(matrix.double().numpy())
+            return normalize(torch.from_numpy(model.predict(scaled) if modality == a else scaled).float(), dim=-1)
+
+        return embed
+
+    fitted = [embed_with(Ridge(alpha=alpha).fit(x, y)) for alpha in RIDGE_ALPHAS]
+    return max(fitted, key=lambda embed: validation(encoded, split).figures(embed)["score"])
 
 
 def cca(encoded: EncodedPairs, split: NDArray[np.str_]) -> Embed:
     """scikit-learn's CCA after PCA, with both dimensions selected on validation rows."""
-    score = validation(encoded, split)
+    score = validation(encoded, split).figures
     a, b = encoded.latents
     train = {m: encoded.latents[m].matrix[torch.from_numpy(encoded.ids[m][split == "train"])].double().numpy() for m in (a, b)}
     best: tuple[float, Embed] | None = None
@@ -63,11 +75,11 @@ def main() -> str:
     figures: dict[tuple[str, str], list[dict[str, float]]] = {}
     for seed in SEEDS:
         split = random_split(encoded, seed)
-        start = before_training(*training_rows(encoded, split), PRESET, seed)["closed-form start"]
+        closed = closed_forms(encoded, split, PRESET, seed, {})["closed form"]
         methods = {
             "FuseMix": fusemix(encoded, split, PRESET, seed),
             "without mixup": fusemix(encoded, split, without_mixup(PRESET), seed),
-            "closed-form start (regularised CCA)": start,
+            "closed form (regularised CCA)": closed.embed,
             "ridge regression (scikit-learn)": ridge(encoded, split),
             "PCA + CCA (scikit-learn)": cca(encoded, split),
         }

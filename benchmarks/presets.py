@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from common import encoded_source, fusemix, random_split, spread, table, without_mixup
+from common import encoded_source, fusemix, random_split, spread, table, validation, without_mixup
 from numpy.typing import NDArray
 
 from bridgekit import PRESETS, Preset
 from bridgekit.latents.encoded import EncodedPairs
-from bridgekit.recipes.fit import validation
 
 DEFAULT = PRESETS["default"]
 VARIANTS: dict[str, Preset] = {
@@ -35,7 +34,7 @@ def main() -> str:
     speech = encoded_source("starter:spoken-openmoji", "starter:audio", "starter:text")
 
     def score(encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, seed: int) -> float:
-        return validation(encoded, split)(fusemix(encoded, split, preset, seed))["score"]
+        return validation(encoded, split).figures(fusemix(encoded, split, preset, seed))["score"]
 
     def on_pictures(preset: Preset, seeds: Sequence[int] = (0, 1)) -> str:
         return spread([score(pictures, random_split(pictures, seed), preset, seed) for seed in seeds])

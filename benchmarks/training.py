@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import encoded_source, table
+from common import encoded_source, table, validation
 from processes import in_process, report
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader, Dataset
 
 from bridgekit import PRESETS, Preset
+from bridgekit.evaluation.methods import training_rows
 from bridgekit.fusion import training
 from bridgekit.fusion.adapter import project
 from bridgekit.fusion.training import learning_rate
 from bridgekit.latents.encoded import EncodedPairs
-from bridgekit.recipes.fit import training_rows, validation
 
 SEED = 0
 #: The release's hyperparameters, except that 500 epochs with batches of 40,960 are for millions of pairs.
@@ -147,7 +147,7 @@ def standardised(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 def curve(way: str) -> dict[str, Any]:
     """Train; return (seconds of training, score on `val`) after each epoch."""
     encoded, split = speech()
-    score = validation(encoded, split)
+    score = validation(encoded, split).figures
     points: list[tuple[float, float]] = []
     if way.startswith("plain"):
         preset = PAPER if way == "plain, paper" else DEFAULT

@@ -23,7 +23,7 @@ def adapters(folder: Path) -> bytes:
 def test_clips_find_their_names_and_the_bridge_records_its_metrics(tmp_path: Path) -> None:
     bridge = align(pairs=tone_table(tmp_path), out=tmp_path / "bridge", preset=QUICK, progress=False)
     figures = {(record["method"], record["direction"]): record for record in bridge.metrics if record["among"] == "split"}
-    assert list(dict.fromkeys(method for method, _ in figures)) == ["random", "closed-form start", "linear", "FuseMix"]
+    assert list(dict.fromkeys(method for method, _ in figures)) == ["random", "ridge", "closed form", "FuseMix"]
     assert figures["FuseMix", "audio → text"]["recall@1"] > 0.8
     assert figures["random", "audio → text"]["recall@1"] < 0.4
     assert bridge.provenance["rows"] == {"train": 96, "val": 12, "test": 12}
@@ -61,9 +61,9 @@ def test_the_closed_form_start_is_what_training_starts_from_and_random_is_not(tm
         return found
 
     warm = measured(still)
-    assert warm["closed-form start"] == warm["FuseMix"] != warm["random"]
+    assert warm["closed form"] == warm["FuseMix"] != warm["random"]
     cold = measured(replace(still, warm_start=0.0))
-    assert list(cold) == ["random", "linear", "FuseMix"], "a preset without one has no such row"
+    assert list(cold) == ["random", "ridge", "closed form", "FuseMix"], "the closed form is a method of its own"
     assert cold["random"] == cold["FuseMix"]
 
 

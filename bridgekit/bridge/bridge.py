@@ -31,13 +31,15 @@ from bridgekit.latents.encode import encode_items
 from bridgekit.media import as_item, item_name
 from bridgekit.plugins import load_encoder
 from bridgekit.progress import Report, silent
-from bridgekit.retrieval import TEMPLATES, Hit, class_embeddings, nearest
+from bridgekit.retrieval import TEMPLATES, Hit, class_embeddings, hub_penalty, nearest
 from bridgekit.storage.cache import check_writable, one_writer, put_back, write_folder_atomically
 from bridgekit.tables.reading import Table, open_table, read_items
 from bridgekit.tables.seen import TrainingRows
 
 #: Prefix of the name of a modality's mean among the tensors.
 MEAN = "mean/"
+#: Prefix of the name of a modality's bank among the tensors, and the maximum number of its rows.
+BANK, MAX_BANK = "bank/", 1_024
 #: Name of the speech classifier among the tensors.
 SPEECH = "speech"
 
@@ -99,6 +101,8 @@ class Bridge:
         history: one record per validation during training.
         device: where adapters and encoders run.
         means: modality to the mean of its training embeddings, (dim,). Their difference is the modality gap.
+        banks: modality to embeddings of some training items, (b, dim), by which hubs are known: see `hub_penalty`. Older
+            bridges have none.
         speech: weights and bias, (dim + 1,), of a linear classifier of audio embeddings: speech or another sound; or None.
         training_rows: hashes of the rows that it was trained on.
         folder: where it was loaded from, or None for a bridge made in this process. Paths that a loaded bridge names are
@@ -114,6 +118,7 @@ class Bridge:
     history: Sequence[Mapping[str, float]] = field(default=(), repr=False)
     device: str = "cpu"
     means: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    banks: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
     speech: Tensor | None = field(default=None, repr=False, compare=False)
     _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False, compare=False)
     training_rows: TrainingRows = field(default_factory=TrainingRows, repr=False, compare=False)
@@ -128,6 +133,24 @@ class Bridge:
         """Width of the shared space."""
         frozen = [side.dim for side in self.sides.values() if side.frozen]
         return frozen[0] if frozen else self.preset.shared_dim
+
+    def method(self, *modalities: str) -> str:
+        """The name of the method that these sides are from: of the one bound last among them, else of all that were aligned."""
+        bound = [record for record in self.provenance.get("bound", ()) if record["modality"] in modalities]
+        return str((bound[-1] if bound else self.provenance).get("method", "FuseMix"))
+
+    def hub_penalty(self, query: str, to: str, candidates: Tensor) -> Tensor | None:
+        """What candidates lose in a search, see `bridgekit.retrieval.hub_penalty`.
+
+        Arguments:
+            query: the modality of the queries.
+            to: the modality of the candidates.
+            candidates: (m, dim) embeddings at unit length.
+
+        Returns:
+            (m,), or None within one modality, and where the bridge has no bank of queries.
+        """
+        return None if query == to or query not in self.banks else hub_penalty(candidates, self.banks[query])
 
     @property
     def tables(self) -> list[TrainedOn]:
@@ -308,7 +331,9 @@ class Bridge:
             ItemError: an item cannot be used.
         """
         prompts = class_embeddings(lambda texts: self.embed(TEXT, texts, report=report), classes, templates)
-        logits = self.embed(modality, items, report=report) @ prompts.T / self.temperature
+        similarities = self.embed(modality, items, report=report) @ prompts.T
+        penalty = self.hub_penalty(modality, TEXT, prompts)
+        logits = (similarities if penalty is None else similarities - penalty) / self.temperature
         return np.asarray(logits.softmax(-1))
 
     def similarity(self, **items: Sequence[Item] | Item) -> Tensor:
@@ -353,7 +378,7 @@ class Bridge:
         through: tuple[str, Sequence[Item]] | None = None,
         report: Report = silent,
     ) -> list[list[Hit]]:
-        """The k nearest items of one modality to each query of another.
+        """The k nearest items of one modality to each query of another, best first: by similarity, less a penalty for hubs.
 
         Arguments:
             modality: of the queries.
@@ -369,10 +394,12 @@ class Bridge:
             ItemError: a query cannot be used.
             BridgekitError: no candidate can be used.
         """
-        return self.find(self.embed(modality, queries, report=report), among_modality, among, k, through=through, report=report)
+        embedded = self.embed(modality, queries, report=report)
+        return self.find(modality, embedded, among_modality, among, k, through=through, report=report)
 
     def find(
         self,
+        modality: str,
         embedded: Tensor,
         among_modality: str,
         among: Sequence[Any],
@@ -391,7 +418,8 @@ class Bridge:
         items = [item for position, item in enumerate(among) if position not in candidates.failed]
         if not items:
             raise BridgekitError(f"there is no usable {among_modality} to search")
-        return nearest(embedded, candidates.vectors, items, k)
+        penalty = self.hub_penalty(through[0] if through else modality, among_modality, candidates.vectors)
+        return nearest(embedded, candidates.vectors, items, k, penalty)
 
     def save(
         self,
@@ -420,6 +448,7 @@ class Bridge:
             for name, tensor in adapter.state_dict().items()
         }
         tensors |= {f"{MEAN}{modality}": mean.contiguous() for modality, mean in self.means.items()}
+        tensors |= {f"{BANK}{modality}": bank.half().contiguous() for modality, bank in self.banks.items()}
         tensors |= {} if self.speech is None else {SPEECH: self.speech.contiguous()}
         weights = save(tensors, {"format": str(FORMAT)})
         metadata = {
@@ -501,7 +530,8 @@ class Bridge:
             for name, tensor in adapter.state_dict().items()
         }
         optional = {f"{MEAN}{modality}": (metadata["dim"],) for modality in sides} | {SPEECH: (metadata["dim"] + 1,)}
-        tensors = read_tensors(folder, metadata["adapters_sha256"], shapes, optional)
+        banks = {f"{BANK}{modality}": (MAX_BANK, metadata["dim"]) for modality in sides}
+        tensors = read_tensors(folder, metadata["adapters_sha256"], shapes, optional, up_to=banks)
         device = resolve_device(device)
         for modality, adapter in adapters.items():
             own = {name: tensors[f"{modality}.{name}"] for name in adapter.state_dict()}
@@ -518,6 +548,7 @@ class Bridge:
             device,
             # In the order of the sides: safetensors returns tensors in any order.
             {modality: tensors[MEAN + modality] for modality in sides if MEAN + modality in tensors},
+            {modality: tensors[BANK + modality] for modality in sides if BANK + modality in tensors},
             speech=tensors.get(SPEECH),
             training_rows=TrainingRows.load(folder),
             folder=folder,

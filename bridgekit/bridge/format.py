@@ -113,16 +113,21 @@ def read_history(folder: Path) -> list[dict[str, float]]:
 
 
 def read_tensors(
-    folder: Path, sha256: str, shapes: Mapping[str, tuple[int, ...]], optional: Mapping[str, tuple[int, ...]]
+    folder: Path,
+    sha256: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    optional: Mapping[str, tuple[int, ...]],
+    up_to: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Tensor]:
     """The tensors of `adapters.safetensors`, all finite, as float32. A file larger than they need is not read.
 
-    All tensors in `shapes` must be there, those in `optional` may be; `sha256`, from `bridge.json`, is the file's checksum.
+    All tensors in `shapes` must be there, those in `optional` may be, and so may those in `up_to`, with at least one row and no
+    more rows than it says; `sha256`, from `bridge.json`, is the file's checksum.
 
     Raises:
         BridgekitError: the file is missing, or is not the one that `bridge.json` describes.
     """
-    known = {**shapes, **optional}
+    known = {**shapes, **optional, **up_to}
     try:
         weights = read_bounded(folder / "adapters.safetensors", MAX_HEADER + 4 * sum(map(math.prod, known.values())))
         if hashlib.sha256(weights).hexdigest() != sha256:
@@ -131,9 +136,19 @@ def read_tensors(
     except Exception as error:  # safetensors has errors of its own, and torch may raise anything
         raise damaged(folder, f"adapters.safetensors cannot be used ({_reason(error)})") from None
     for name in (*shapes, *tensors):
-        if fault := _tensor_fault(tensors.get(name), known.get(name), name):
+        if fault := _tensor_fault(tensors.get(name), _with_its_rows(known.get(name), name, up_to, tensors), name):
             raise damaged(folder, f"in adapters.safetensors, {fault}")
     return tensors
+
+
+def _with_its_rows(
+    shape: tuple[int, ...] | None, name: str, up_to: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
+) -> tuple[int, ...] | None:
+    """The shape with the tensor's own number of rows, if that may be any up to a maximum."""
+    if shape is None or name not in up_to:
+        return shape
+    rows = len(tensors[name]) if tensors[name].ndim else 0
+    return (min(max(rows, 1), shape[0]), *shape[1:])
 
 
 def _tensor_fault(tensor: Tensor | None, shape: tuple[int, ...] | None, name: str) -> str | None:

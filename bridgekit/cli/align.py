@@ -14,6 +14,7 @@ from bridgekit.cli.common import (
     Device,
     Half,
     Json,
+    Method,
     Outside,
     Resume,
     Seed,
@@ -31,6 +32,7 @@ def command(
     out: Annotated[Path | None, typer.Option(help="The bridge's folder. [dim]default: bridges/A-B[/dim]")] = None,
     preset: Annotated[str, typer.Option(help="Hyperparameters: default, or paper (as published).")] = "default",
     freeze: Annotated[str | None, typer.Option(help="Use this modality's latents as the shared space.")] = None,
+    method: Method = "auto",
     seed: Seed = 0,
     half: Half = False,
     device: Device = "auto",
@@ -47,6 +49,7 @@ def command(
     Example: [b]bridgekit align --a audio --b text --pairs clips.csv[/b]
     """
     from bridgekit.recipes.align import AlignOptions, run_alignment
+    from bridgekit.recipes.sides import known_method
 
     options = AlignOptions(
         a,
@@ -56,6 +59,7 @@ def command(
         out=out,
         preset=preset,
         frozen=freeze,
+        method=known_method(method),
         seed=seed,
         half=half,
         device=device,

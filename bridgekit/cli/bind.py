@@ -13,6 +13,7 @@ from bridgekit.cli.common import (
     Device,
     Half,
     Json,
+    Method,
     Outside,
     Resume,
     Seed,
@@ -27,6 +28,7 @@ def command(
     add: Annotated[str, typer.Option("--add", help=f"What to add. {SIDE}")],
     pairs: Annotated[str, typer.Option(help="A table or source that pairs it with one or more of the bridge's modalities.")],
     out: Annotated[Path | None, typer.Option(help="The larger bridge's folder. [dim]default: replace the bridge[/dim]")] = None,
+    method: Method = "auto",
     seed: Seed = 0,
     half: Half = False,
     device: Device = "auto",
@@ -44,12 +46,14 @@ def command(
     Example: [b]bridgekit bind bridges/audio-text --add image --pairs photos.csv[/b]
     """
     from bridgekit.recipes.bind import BindOptions, run_binding
+    from bridgekit.recipes.sides import known_method
 
     options = BindOptions(
         bridge,
         add,
         pairs,
         out=out,
+        method=known_method(method),
         seed=seed,
         half=half,
         device=device,

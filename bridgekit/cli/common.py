@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from bridgekit.bridge.bridge import Bridge
     from bridgekit.pairs import SetAside
     from bridgekit.recipes.fit import Alignment
 
@@ -53,15 +54,19 @@ Columns = Annotated[
         help="The column of a modality, as in image=img, or several, as in text=caption_1,caption_2. Repeatable.",
     ),
 ]
+Method = Annotated[
+    str,
+    typer.Option(help="ridge, closed-form or fusemix. [dim]default: auto, what validation prefers[/dim]", show_default=False),
+]
 Resume = Annotated[bool, typer.Option(help="Continue an interrupted run of the same command.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail if a row would be set aside.")]
 
-#: Explanations of the baselines in a recall table. Older bridges have others.
-BASELINES = {
+#: Explanations of the methods in a recall table. Older bridges have others.
+METHODS = {
     "random": "adapters with random weights",
-    "closed-form start": "the closed-form solution that training starts from",
-    "linear": "ridge regression",
+    "ridge": "ridge regression",
+    "closed form": "regularised canonical correlation analysis",
 }
 #: Rows set aside that are listed; `--json` has all.
 SHOWN = 10
@@ -211,12 +216,13 @@ def new_table(title: str, columns: Sequence[str], text: Set[str]) -> Table:
     return table
 
 
-def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Print a recall table, one line per method for each split, direction and candidate set."""
+def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str, bridge: Bridge) -> None:
+    """Print a recall table, one line per method for each split, direction and candidate set. That of the bridge is bold."""
     if not metrics:
         return
     from rich.console import Console
 
+    from bridgekit.evaluation.recall import sides_of
     from bridgekit.retrieval import FEW, recall_cell
 
     columns = ("split", "query → answer", "among", "method", "@1", "@5", "@10", "median\nrank")
@@ -228,14 +234,14 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
         for number, record in enumerate(records):
             label = [safe(part) for part in (*(key if number == 0 else ("", "", "")), record["method"])]
             recalls = [recall_cell(record, k) for k in (1, 5, 10)]
-            style = "bold" if record["method"] == "FuseMix" and len(records) > 1 else None
-            table.add_row(*label, *recalls, f"{record['median_rank']:g}", style=style)
+            own = record["method"] == bridge.method(*sides_of(record)) and len(records) > 1
+            table.add_row(*label, *recalls, f"{record['median_rank']:g}", style="bold" if own else None)
     Console().print(table)
     print("among: number of candidates, first the split's own, then the whole table's.")
     methods = {record["method"] for record in metrics}
-    baselines = [f"{method}: {what}" for method, what in BASELINES.items() if method in methods]
-    if baselines:
-        print(f"{'; '.join(baselines)}.")
+    explained = [f"{method}: {what}" for method, what in METHODS.items() if method in methods]
+    if explained:
+        print(f"{'; '.join(explained)}.")
     cells = {recall_cell(record, k): record for record in metrics for k in (1, 5, 10)}
     interval = next((cell for cell in cells if "–" in cell[1:]), None)
     if interval:
@@ -243,6 +249,18 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str) -> None:
         print(f"{interval}: 95 % confidence interval, for fewer than {FEW} queries (fewest: {few}).")
     if "–" in cells:
         print("–: nothing to measure, with k candidates or fewer.")
+
+
+def _print_choice(provenance: Mapping[str, Any]) -> None:
+    """Print which method the bridge is from, and how sure its choice is."""
+    choice = provenance.get("choice")
+    if choice is None:
+        return
+    low, high = (f"{100 * bound:+.1f}" for bound in choice["interval"])
+    print(
+        f"Saved: {choice['method']}. On the validation rows its recall less that of {choice['rival']} is "
+        f"{100 * choice['difference']:+.1f} points (95 % interval {low} to {high}, {choice['queries']:,} queries)."
+    )
 
 
 def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> None:
@@ -278,7 +296,8 @@ def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> N
     pairs = [pair for pair in combinations(sides, 2) if not bound or provenance["modality"] in pair]
     measured = {sides_of(record) for record in bridge.metrics}
     records = [record for record in bridge.metrics if sides_of(record) in map(frozenset, pairs)]
-    print_metrics(records, "Recall@k on held-out rows, in %")
+    print_metrics(records, "Recall@k on held-out rows, in %", bridge)
+    _print_choice(provenance)
     for a, b in pairs:
         if frozenset((a, b)) not in measured:
             say(f"No test row has both {a} and {b}, so recall between them was not measured.")

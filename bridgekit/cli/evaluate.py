@@ -100,7 +100,7 @@ def _print_recall(bridge: Bridge, options: EvalOptions, report: Report, as_json:
         print_json({"metrics": records, "set_aside": [vars(row) for row in set_aside]})
         return
     print_set_aside(set_aside)
-    print_metrics(records, f"Recall@k on {options.pairs or ', '.join(table.source for table in bridge.tables)}, in %")
+    print_metrics(records, f"Recall@k on {options.pairs or ', '.join(table.source for table in bridge.tables)}, in %", bridge)
     if options.pairs and not bridge.training_rows:
         print(UNKNOWN)
 

@@ -41,4 +41,4 @@ def command(bridge: BridgeArgument = None, as_json: Json = False) -> None:
         for name, value in provenance_text(bound).items():
             say(f"    {name}: {value}")
     if opened.metrics:
-        print_metrics(opened.metrics, "Recall@k on held-out rows, in %")
+        print_metrics(opened.metrics, "Recall@k on held-out rows, in %", opened)

@@ -100,7 +100,7 @@ def command(
             between = (through, opened.own_items(through, outside=outside))
         with progress_bars() as report:
             usable, embedded = _embedded(opened, given, report)
-            hits = opened.find(embedded, target, items, k, through=between, report=report)
+            hits = opened.find(source, embedded, target, items, k, through=between, report=report)
         result = SearchResult(hits, len(items), None)
     print_set_aside(usable.set_aside)
     texts = result.hits if target == TEXT else [()] * len(usable.items)

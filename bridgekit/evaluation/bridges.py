@@ -103,7 +103,7 @@ def _evaluate_table(
     # For other queries they are distractors, like training rows, never relevant items.
     split = ["train" if queried[row] and seen[row] else name for row, name in enumerate(split)]
     wanted = [name for name in wanted if name in split]
-    records = evaluate_splits(encoded, split, bridge.project, "FuseMix", wanted)
+    records = evaluate_splits(encoded, split, bridge.project, bridge.method(*sides), wanted, bridge.banks)
     return records, (*encoded.pairs.set_aside, *left_out)
 
 

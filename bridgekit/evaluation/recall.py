@@ -12,14 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridgekit.latents.encoded import EncodedPairs
-from bridgekit.retrieval import Recall, Relevance, random_recall, recall, relevance
+from bridgekit.retrieval import Recall, Relevance, hub_penalty, random_recall, recall, relevance
 from bridgekit.tables.splits import test_splits
 
 Embed = Callable[[str, Tensor], Tensor]
 
 
 def evaluate_splits(
-    encoded: EncodedPairs, split: Sequence[str], embed: Embed, method: str, splits: Sequence[str] | None = None
+    encoded: EncodedPairs,
+    split: Sequence[str],
+    embed: Embed,
+    method: str,
+    splits: Sequence[str] | None = None,
+    banks: Mapping[str, Tensor] | None = None,
 ) -> list[dict[str, Any]]:
     """Recall@k of each test split in every direction that it has rows for.
 
@@ -29,6 +34,7 @@ def evaluate_splits(
         embed: maps a modality and its latents (m, d) to embeddings (m, shared) of unit length.
         method: a name for the records.
         splits: which splits; the default is all but `train` and `val`.
+        banks: modality to embeddings of known queries, (b, shared): candidates lose their hubness (see `hub_penalty`).
 
     Returns:
         flat records: split, direction, among (`split`, or `all` if the rest of the table adds distractors), method,
@@ -42,7 +48,7 @@ def evaluate_splits(
         rows = np.flatnonzero(names == name)
         for query, candidate in directions(encoded, rows):
             for among in ("split", "all"):
-                result = split_recall(encoded, embedded, rows, query, candidate, among)
+                result = split_recall(encoded, embedded, rows, query, candidate, among, banks)
                 if among == "all" and result.candidates == records[-1]["candidates"]:
                     continue
                 label = {"split": name, "direction": f"{query} → {candidate}", "among": among, "method": method}
@@ -68,6 +74,7 @@ def split_recall(
     query: str,
     candidate: str,
     among: str = "split",
+    banks: Mapping[str, Tensor] | None = None,
 ) -> Recall:
     """Recall@k of the items in some rows, in one direction.
 
@@ -78,6 +85,7 @@ def split_recall(
         query, candidate: modalities.
         among: `split`: candidates are the rows' own items. `all`: all other items of the table are distractors; relevant
             items of other splits, which training may have seen, are excluded.
+        banks: as for `evaluate_splits`.
     """
     right = correct_items(encoded, rows, query, candidate)
     used, skip = np.unique(right.candidate), None
@@ -87,7 +95,9 @@ def split_recall(
         skip = Relevance(everywhere.query, np.searchsorted(used, everywhere.candidate))
     # Candidates are renumbered to the ones used.
     right = Relevance(right.query, np.searchsorted(used, right.candidate))
-    return recall(embedded[query], embedded[candidate][torch.from_numpy(used)], right, skip=skip)
+    candidates = embedded[candidate][torch.from_numpy(used)]
+    penalty = hub_penalty(candidates, banks[query]) if banks and query in banks else None
+    return recall(embedded[query], candidates, right, skip=skip, penalty=penalty)
 
 
 def chance(

@@ -72,7 +72,8 @@ def evaluate_zero_shot(
     truth = [str(names[row]) for position, row in enumerate(rows) if position not in embedded.failed]
     classes = sorted(set(truth))
     prompts = class_embeddings(lambda texts: bridge.embed(TEXT, texts), classes, templates)
-    predicted = search(embedded.vectors, prompts, 1)[1][:, 0].tolist()
+    penalty = bridge.hub_penalty(modality, TEXT, prompts)
+    predicted = search(embedded.vectors, prompts, 1, penalty)[1][:, 0].tolist()
     right = np.array([classes[index] == true for index, true in zip(predicted, truth, strict=True)])
     per_class = {name: float(right[[true == name for true in truth]].mean()) for name in classes}
     set_aside = (*table.set_aside, *failed, *(left_out if foreign else ()))

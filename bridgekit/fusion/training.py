@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from bridgekit.errors import BridgekitError
 from bridgekit.fusion.adapter import Adapter, FusionAdapter
 from bridgekit.fusion.checkpoint import TrainingState
+from bridgekit.fusion.closed_form import ClosedForm, spread_rows
 from bridgekit.fusion.contrastive import info_nce, needed_keys
 from bridgekit.fusion.distributed import Shares, broadcast_from_first, rank, sum_gradients
 from bridgekit.fusion.fusemix import LambdaPer, Pairing, draw_lambda, draw_partners, fusemix
 from bridgekit.fusion.pieces import activation_bytes, activation_room, backward_in_pieces, cut, seed_here
-from bridgekit.fusion.warm_start import spread_rows, warm_start
 from bridgekit.hardware import HALF, fast_products, product_dtype, widened
 
 #: On a GPU, adapters are compiled for runs of at least this many steps: compiling takes about a minute.
@@ -48,8 +48,8 @@ class Preset:
         temperature: the initial temperature; constant if it is not learned.
         learn_temperature: learn the temperature itself (not its logarithm), at the learning rate of the weights.
         standardise: standardise latents by the mean and standard deviation of the training rows.
-        warm_start: start from the closed-form linear solution with this much regularisation (see `warm_start`); 0 starts from
-            random weights.
+        warm_start: start from the closed-form linear solution with this much regularisation (see `ClosedForm`); 0 starts from
+            random weights. `align` and `bind` choose the strength themselves unless it is 0.
     """
 
     shared_dim: int = 512
@@ -94,7 +94,7 @@ PRESETS: dict[str, Preset] = {
         warmup_steps=20,
         learn_temperature=False,  # at this rate it would fall to 0.02 within ten epochs, and recall with it
         standardise=True,
-        warm_start=0.5,
+        warm_start=1.0,
     ),
     "paper": Preset(),
 }
@@ -126,7 +126,7 @@ def initial_adapters(
     seed: int,
     fixed: Mapping[str, Adapter] | None = None,
 ) -> dict[str, Adapter]:
-    """The initial adapters: the fixed ones, and random ones or the closed-form solution, depending on the preset.
+    """The initial adapters, in eval mode: the fixed ones, and random ones or the closed form, depending on the preset.
 
     Arguments:
         latents, rows, preset, seed, fixed: as for `train`.
@@ -140,14 +140,14 @@ def initial_adapters(
             if name not in fixed:
                 shape = (width, preset.blocks, preset.expansion, preset.dropout, preset.input_dropout)
                 new[name] = FusionAdapter(matrix.shape[1], *shape).to(torch.promote_types(matrix.dtype, torch.float32))
-    adapters = {name: fixed[name] if name in fixed else new[name] for name in latents}
+    adapters = {name: fixed[name] if name in fixed else new[name].eval() for name in latents}
     if preset.standardise or preset.warm_start:
         latents, rows = spread_rows(latents, rows)
     if preset.standardise:
         for name, adapter in new.items():
             adapter.standardise(widened(latents[name][rows[name][rows[name] >= 0]]))
     if preset.warm_start:
-        warm_start(adapters, latents, rows, preset.warm_start, fixed)
+        ClosedForm(adapters, latents, rows, fixed).set_adapters(preset.warm_start)
     return adapters
 
 

@@ -54,12 +54,12 @@ class AlignOptions(TrainingOptions):
 
 @takes(AlignOptions)
 def align(options: AlignOptions) -> Bridge:
-    """Align two or more modalities with FuseMix and save the bridge.
+    """Align two or more modalities and save the bridge.
 
     `align(a, b, pairs, *, out=..., seed=...)`: takes the fields of `AlignOptions`.
 
     Returns:
-        the saved bridge, with `metrics` of the baselines and FuseMix for every test split. If training diverged, it has the
+        the saved bridge, with `metrics` of every method for every test split. If training diverged, it has the
         best weights before that, and `provenance["diverged"]` is the epoch in which it happened.
 
     Raises:
@@ -113,12 +113,13 @@ def run_alignment(options: AlignOptions) -> Alignment:
                 return run.result(finished, folder, reused=True)
             check_free(folder, options.overwrite)
             empty = Bridge({}, {}, preset, preset.temperature, {}, (), (), device)
-            bridge, trained, provenance = fit(run, empty, started, report)
+            bridge, history, provenance = fit(run, empty, started, report)
             provenance |= {"preset": preset_name, "epochs": preset.epochs, **bridge.provenance}
-            bridge = replace(bridge, temperature=trained.temperature, history=trained.history, provenance=provenance)
+            bridge = replace(bridge, history=history, provenance=provenance)
         with first_process_first():
             if rank() == 0:
-                pictures = {"training.png": training_curves(bridge.history), **heat_maps(bridge, encoded, split)}
+                pictures = {"training.png": training_curves(bridge.history)} if bridge.history else {}
+                pictures |= heat_maps(bridge, encoded, split)
                 if options.write_report:
                     from bridgekit.report import report_or_warning
 

@@ -101,13 +101,14 @@ def run_binding(options: BindOptions) -> Alignment:
                 remedy="bind it again with --overwrite; the other sides do not change",
             )
         check_free(folder, overwrite)
-        larger, trained, provenance = fit(run, _without(new, old), started, report)
+        larger, history, provenance = fit(run, _without(new, old), started, report)
         provenance = {"modality": new, **provenance}
         records = [*larger.provenance.get("bound", ()), provenance]
         larger = replace(larger, provenance={**larger.provenance, "bound": records})
         with first_process_first():
             if rank() == 0:
-                pictures = {f"training-{new}.png": training_curves(trained.history), **heat_maps(larger, encoded, split)}
+                pictures = {f"training-{new}.png": training_curves(history)} if history else {}
+                pictures |= heat_maps(larger, encoded, split)
                 larger.save(folder, pictures=pictures, overwrite=overwrite, grown_from=source)
             else:
                 larger = Bridge.load(folder, device)

@@ -6,8 +6,8 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from itertools import combinations
@@ -23,23 +23,23 @@ from bridgekit.bridge.bridge import Bridge, Side
 from bridgekit.bridge.provenance import command_line, installed_version
 from bridgekit.encoders import TEXT, Blob, Encoder, Item
 from bridgekit.errors import BridgekitError
-from bridgekit.evaluation.baselines import before_training, linear
 from bridgekit.evaluation.leaks import refuse_leaks
-from bridgekit.evaluation.recall import Embed, directions, evaluate_splits, sides_of, split_recall
+from bridgekit.evaluation.methods import Method, Solution, Validation, choose, closed_forms, training_rows
+from bridgekit.evaluation.recall import Embed, evaluate_splits, sides_of
 from bridgekit.fusion.adapter import Adapter, project
+from bridgekit.fusion.closed_form import joining_order
 from bridgekit.fusion.distributed import first_process_first, rank
-from bridgekit.fusion.training import Preset, Trained, train
-from bridgekit.fusion.warm_start import joining_order, spread_rows
-from bridgekit.hardware import product_dtype, widened
+from bridgekit.fusion.training import Preset, Trained, initial_adapters, train
+from bridgekit.hardware import product_dtype
 from bridgekit.latents.encoded import EncodedPairs, encode_pairs
 from bridgekit.pairs import Pairs, SetAside
 from bridgekit.progress import Report, say, silent
-from bridgekit.recipes.sides import TrainingOptions
+from bridgekit.recipes.sides import AUTO, TrainingOptions
 from bridgekit.storage.cache import cache_folder
 from bridgekit.tables.splits import NOT_TESTS, split_pairs, test_splits
 
-#: Validation looks at this many rows at most, so that it stays a small part of training.
-VALIDATION_ROWS = 4_096
+#: Training items of each modality whose embeddings are kept with the bridge, to know hubs by.
+BANK_ITEMS = 1_024
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Run:
         inputs = {
             **self.settings,
             "seed": self.options.seed,
+            "method": self.options.method,
             **({"half": True} if self.options.half else {}),
             "device": self.device,
             "latents": {modality: latents.fingerprint for modality, latents in self.encoded.latents.items()},
@@ -160,8 +161,8 @@ def encode_and_split(
     return encoded, split
 
 
-def fit(run: Run, base: Bridge, started: float, report: Report) -> tuple[Bridge, Trained, dict[str, Any]]:
-    """Train the new sides of a bridge and, in the first process, measure it beside its baselines.
+def fit(run: Run, base: Bridge, started: float, report: Report) -> tuple[Bridge, list[dict[str, float]], dict[str, Any]]:
+    """Make the new sides of a bridge by the method that validation prefers and, in the first process, measure it beside others.
 
     Arguments:
         run: what to train on.
@@ -170,36 +171,54 @@ def fit(run: Run, base: Bridge, started: float, report: Report) -> tuple[Bridge,
         report: progress.
 
     Returns:
-        the larger bridge, the result of training, and the provenance of the new sides.
+        the larger bridge, the history of training, and the provenance of the new sides.
     """
     encoded, split, seed, fixed = run.encoded, run.split, run.options.seed, run.fixed
-    checkpoint = cache_folder() / "training" / f"{run.fingerprint}.safetensors"
-    if not run.options.resume:
-        checkpoint.unlink(missing_ok=True)
-    trained = train_encoded(
-        encoded,
-        split,
-        preset=run.preset,
-        seed=seed,
-        fixed=fixed,
-        device=run.device,
-        checkpoint=checkpoint,
-        report=report,
-    )
+    check_joined(encoded, split, fixed)
+    report("closed form", 0, 1)
+    solutions = closed_forms(encoded, split, run.preset, seed, fixed)
+    report("closed form", 1, 1)
+    validation = Validation(encoded, np.flatnonzero(split == "val"), fixed)
+    trained, choice, history = None, None, []
+    if run.options.method in (AUTO, "FuseMix"):
+        checkpoint = cache_folder() / "training" / f"{run.fingerprint}.safetensors"
+        if not run.options.resume:
+            checkpoint.unlink(missing_ok=True)
+        strength = closed_form_of(solutions).preset.warm_start
+        preset = replace(run.preset, warm_start=strength) if run.preset.warm_start else run.preset
+        trained = train_encoded(
+            encoded, split, preset=preset, seed=seed, fixed=fixed, device=run.device, checkpoint=checkpoint, report=report
+        )
+        history = trained.history
+        if preset.warm_start:
+            start = closed_form_of(solutions)
+            history = [{"epoch": 0, "temperature": preset.temperature, "lr": 0.0, **validation.figures(start.embed)}, *history]
+        solutions["FuseMix"] = Solution(trained.adapters, preset)
+    if run.options.method == AUTO:
+        choice = choose(solutions, validation, seed)
+    method = choice.method if choice else run.options.method
+    if method not in solutions:
+        raise BridgekitError("with a fixed side, the closed form is ridge regression onto it", remedy="use --method ridge")
+    chosen = solutions[method]
     bridge = replace(
         base,
         sides={**base.sides, **{m: Side(name, new.revision, new.dim, m in fixed) for m, (name, new) in run.sides.items()}},
-        adapters={**base.adapters, **{modality: trained.adapters[modality].to(run.device) for modality in run.sides}},
+        adapters={**base.adapters, **{modality: chosen.adapters[modality].to(run.device) for modality in run.sides}},
+        preset=base.preset if base.sides else chosen.preset,
+        temperature=base.temperature if base.sides else trained.temperature if trained else run.preset.temperature,
         training_rows=base.training_rows | encoded.training_rows(split),
         _encoders={**base._encoders, **{modality: encoder for modality, (_, encoder) in run.sides.items()}},
     )
     if rank() == 0:
         bridge = measure_gap(bridge, encoded, split)
-        methods = {**baselines(encoded, split, preset=run.preset, seed=seed, fixed=fixed), "FuseMix": bridge.project}
+        random = initial_adapters(*training_rows(encoded, split), replace(run.preset, warm_start=0.0), seed, fixed)
+        methods = {"random": Solution(random, run.preset), **{str(name): each for name, each in solutions.items()}}
         records = [
             record
-            for method, embed in methods.items()
-            for record in evaluate_splits(encoded, split.tolist(), embed, method)
+            for name, each in methods.items()
+            for record in evaluate_splits(
+                encoded, split.tolist(), each.embed, name, banks={**banks_of(encoded, split, each.embed), **base.banks}
+            )
             if sides_of(record) & set(run.sides)
         ]
         bridge = replace(bridge, metrics=[*base.metrics, *records])
@@ -209,6 +228,9 @@ def fit(run: Run, base: Bridge, started: float, report: Report) -> tuple[Bridge,
         **({"columns": dict(run.options.columns)} if run.options.columns else {}),
         "rows": {name: int((split == name).sum()) for name in dict.fromkeys((*NOT_TESTS, *split.tolist())) if name in split},
         "set_aside": len(encoded.pairs.set_aside),
+        "method": method,
+        **({"choice": {**asdict(choice), "interval": list(choice.interval)}} if choice else {}),
+        "strength": chosen.preset.warm_start,
         "seed": seed,
         **({"half": True} if run.options.half else {}),
         "device": run.device,
@@ -218,10 +240,26 @@ def fit(run: Run, base: Bridge, started: float, report: Report) -> tuple[Bridge,
         "machine": f"{platform.system()} {platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads",
         "bridgekit": installed_version(),
         "fingerprint": run.fingerprint,
-        "best_epoch": trained.best_epoch,
-        **({"diverged": trained.diverged} if trained.diverged else {}),
+        **({"best_epoch": trained.best_epoch} if trained else {}),
+        **({"diverged": trained.diverged} if trained and trained.diverged else {}),
     }
-    return bridge, trained, provenance
+    return bridge, history, provenance
+
+
+def closed_form_of(solutions: Mapping[Method, Solution]) -> Solution:
+    """What training starts from: the closed form, which is ridge regression if sides are fixed."""
+    return solutions.get("closed form", solutions["ridge"])
+
+
+def check_joined(encoded: EncodedPairs, split: NDArray[np.str_], fixed: Mapping[str, Adapter]) -> None:
+    """Raise BridgekitError if the training rows do not join all modalities."""
+    rows = training_rows(encoded, split)[1]
+    start = list(fixed or list(rows)[:1])
+    lost = set(rows) - {*start, *(name for name, _ in joining_order(start, rows))}
+    if lost:
+        raise BridgekitError(
+            f"no row to train on joins {' or '.join(sorted(lost))} with the other modalities", where=encoded.pairs.source
+        )
 
 
 def train_encoded(
@@ -244,21 +282,13 @@ def train_encoded(
         report: progress.
 
     Raises:
-        BridgekitError: the training rows do not join all modalities, or training diverged before its first validation.
+        BridgekitError: training diverged before its first validation.
     """
-    latents, rows = training_rows(encoded, split)
-    start = list(fixed or list(rows)[:1])
-    lost = set(rows) - {*start, *(name for name, _ in joining_order(start, rows))}
-    if lost:
-        raise BridgekitError(
-            f"no row to train on joins {' or '.join(sorted(lost))} with the other modalities", where=encoded.pairs.source
-        )
-    score = validation(encoded, split, fixed or ())
+    validation = Validation(encoded, np.flatnonzero(split == "val"), fixed or ())
     trained = train(
-        latents,
-        rows,
+        *training_rows(encoded, split),
         torch.from_numpy(encoded.keys[split == "train"]),
-        validate=lambda adapters: score(lambda modality, matrix: project(adapters[modality], matrix)),
+        validate=lambda adapters: validation.figures(lambda modality, matrix: project(adapters[modality], matrix)),
         preset=preset,
         seed=seed,
         fixed=fixed,
@@ -270,59 +300,19 @@ def train_encoded(
     return trained
 
 
-def validation(
-    encoded: EncodedPairs, split: NDArray[np.str_], fixed: Collection[str] = ()
-) -> Callable[[Embed], dict[str, float]]:
-    """A function that measures embeddings on the `val` rows: recalls in all directions, and their mean as `score`.
-
-    Directions between two fixed sides are left out: nothing that is trained changes them.
-    """
-    rows = np.flatnonzero(split == "val")
-    if len(rows) > VALIDATION_ROWS:
-        rows = np.sort(np.random.default_rng(0).permutation(rows)[:VALIDATION_ROWS])
-    measured = [pair for pair in directions(encoded, rows) if not set(pair) <= set(fixed)]
-    small = encoded.take(rows)
-    everyone = np.arange(len(rows))
-
-    def measure(embed: Embed) -> dict[str, float]:
-        names = dict.fromkeys(name for pair in measured for name in pair)
-        embedded = {modality: embed(modality, small.latents[modality].matrix) for modality in names}
-        recalls = {(query, answer): split_recall(small, embedded, everyone, query, answer) for query, answer in measured}
-        figures = {"score": sum(recall.mean for recall in recalls.values()) / max(1, len(recalls))}
-        for (query, answer), recall in recalls.items():
-            figures |= {f"recall@{k} {query} → {answer}": recall.at[k] for k in (1, 10)}
-        return figures
-
-    return measure
-
-
-def training_rows(encoded: EncodedPairs, split: NDArray[np.str_]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Modality to its latents, (m, d), and modality to the training rows' indices into them, (n,), negative for a hole."""
-    latents = {modality: latents.matrix for modality, latents in encoded.latents.items()}
-    rows = {modality: torch.from_numpy(ids[split == "train"]) for modality, ids in encoded.ids.items()}
-    return latents, rows
-
-
-def baselines(
-    encoded: EncodedPairs,
-    split: NDArray[np.str_],
-    *,
-    preset: Preset,
-    seed: int = 0,
-    fixed: Mapping[str, Adapter] | None = None,
-) -> dict[str, Embed]:
-    """What FuseMix is measured against, by name: the adapters before training, and ridge regression on the same rows."""
-    latents, rows = spread_rows(*training_rows(encoded, split))
-    latents = {name: widened(matrix) for name, matrix in latents.items()}
-    score = validation(encoded, split, fixed or ())
-    return {
-        **before_training(latents, rows, preset, seed, fixed),
-        "linear": linear(latents, rows, lambda embed: score(embed)["score"], fixed),
-    }
+def banks_of(encoded: EncodedPairs, split: NDArray[np.str_], embed: Embed) -> dict[str, Tensor]:
+    """Modality to the embeddings of up to `BANK_ITEMS` training items, (b, dim), by which hubs are known."""
+    banks = {}
+    for modality, ids in encoded.ids.items():
+        known = np.unique(ids[(split == "train") & (ids >= 0)])
+        chosen = known[np.arange(min(len(known), BANK_ITEMS)) * len(known) // min(len(known), BANK_ITEMS)]
+        # Rounded as they are saved, so that a saved bridge finds the same.
+        banks[modality] = embed(modality, encoded.latents[modality].matrix[torch.from_numpy(chosen)]).half().float()
+    return banks
 
 
 def measure_gap(bridge: Bridge, encoded: EncodedPairs, split: NDArray[np.str_]) -> Bridge:
-    """The bridge with the means of its training embeddings, and how far apart its modalities lie (Liang et al., 2022).
+    """The bridge with means and banks of its training embeddings, and how far apart its modalities lie (Liang et al., 2022).
 
     In the provenance, for each pair of modalities, `modality_gap` is the distance between the two means, and `pair_cosine` the
     mean cosine similarity of the pairs in `val`, if it has some.
@@ -342,4 +332,7 @@ def measure_gap(bridge: Bridge, encoded: EncodedPairs, split: NDArray[np.str_]) 
         if rows.any() and f"{a}, {b}" not in cosines:
             together = embed(a, encoded.ids[a][rows]) * embed(b, encoded.ids[b][rows])
             cosines[f"{a}, {b}"] = round(float(together.sum(1).mean()), 4)
-    return replace(bridge, means=means, provenance={**bridge.provenance, "modality_gap": gaps, "pair_cosine": cosines})
+    banks = {**banks_of(encoded, split, bridge.project), **bridge.banks}
+    return replace(
+        bridge, means=means, banks=banks, provenance={**bridge.provenance, "modality_gap": gaps, "pair_cosine": cosines}
+    )

@@ -87,7 +87,8 @@ def _tables(
         if Counter(split) == bridge.provenance.get("rows"):
             return [table_results(bridge, encoded, split, _records(bridge, None))]
     split = tuple(encoded.pairs.split or ("all",) * len(encoded.pairs))
-    return [table_results(bridge, encoded, split, evaluate_splits(encoded, split, bridge.project, "FuseMix"), own=False)]
+    records = evaluate_splits(encoded, split, bridge.project, bridge.method(*sides), banks=bridge.banks)
+    return [table_results(bridge, encoded, split, records, own=False)]
 
 
 def _opened(table: Callable[[], Table], source: str | Path) -> Table:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 from bridgekit.encoders import TEXT, Encoder
 from bridgekit.errors import BridgekitError
+from bridgekit.evaluation.methods import METHODS, Method
 from bridgekit.pairs import Pairs
 from bridgekit.plugins import (
     default_modalities,
@@ -24,6 +25,9 @@ from bridgekit.plugins import (
 from bridgekit.progress import Report
 from bridgekit.tables.columns import listed_columns
 from bridgekit.tables.reading import Table, source_table
+
+#: The method of `TrainingOptions` that leaves the choice to validation.
+AUTO: Literal["auto"] = "auto"
 
 P = ParamSpec("P")
 O = TypeVar("O")  # noqa: E741
@@ -56,6 +60,8 @@ class TrainingOptions(RunOptions):
     Arguments:
         out: the bridge's folder.
         seed: random seed. The same call trains byte-identical adapters on the same machine.
+        method: `auto` takes what validation prefers of ridge regression, the closed form and FuseMix; or one of `ridge`,
+            `closed form` and `FuseMix`.
         half: keep latents in half precision (float16), which takes half of the memory. Each batch is converted to float32.
         resume: continue an interrupted run of the same call, or reuse its finished bridge.
         overwrite: replace another bridge at `out`.
@@ -63,9 +69,24 @@ class TrainingOptions(RunOptions):
 
     out: str | Path | None = None
     seed: int = 0
+    method: Literal["auto"] | Method = AUTO
     half: bool = False
     resume: bool = True
     overwrite: bool = False
+
+
+def known_method(name: str) -> Literal["auto"] | Method:
+    """The method of this name, in any capitals, with a hyphen or a space.
+
+    Raises:
+        BridgekitError: there is no such method.
+    """
+    known: list[Literal["auto"] | Method] = [AUTO, *METHODS]
+    found = next((method for method in known if method.casefold() == name.casefold().replace("-", " ")), None)
+    if found is None:
+        names = ", ".join(method.lower().replace(" ", "-") for method in known)
+        raise BridgekitError(f"unknown method {name!r}", remedy=f"use one of {names}")
+    return found
 
 
 def takes(options: Callable[P, O]) -> Callable[[Callable[[O], R]], Callable[P, R]]:

@@ -67,7 +67,8 @@ def report_page(
     """
     report("writing the report", 0, 1)
     for record in bridge.history:
-        if record.keys() != bridge.history[0].keys() or not {"epoch", "loss", "score"} <= record.keys():
+        expected = bridge.history[-1].keys() - ({"loss"} if record.get("epoch") == 0 else set())
+        if record.keys() != expected or not {"epoch", "score"} <= record.keys() or "loss" not in bridge.history[-1]:
             what = "history.jsonl does not have the same numbers for every epoch, with epoch, loss and score"
             raise BridgekitError(what, where=name, remedy="copy the bridge again, or train it again")
     # Each direction within the tables' shown splits with its worst and best cases, lowest recall first.
@@ -77,7 +78,7 @@ def report_page(
         for each in table.measured
         if each.split == table.split
     ]
-    retrievals.sort(key=lambda each: each[0].records["FuseMix"]["recall@5"])
+    retrievals.sort(key=lambda each: each[0].own["recall@5"])
     points = shared_space([(table.held_out, table.embedded) for table in tables])
     items = [
         (modality, item)

@@ -94,13 +94,14 @@ def cosines(table: TableResults, a: str, b: str) -> Cosines:
 
 
 def training_curves(history: Sequence[Mapping[str, float]]) -> bytes:
-    """A PNG of the loss, and of recall on validation rows, by epoch."""
+    """A PNG of the loss, and of recall on validation rows, by epoch. Epoch 0, the closed-form start, has no loss."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display needed, safe in threads
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in history]
-    left.plot(epochs, [record["loss"] for record in history], color="#204a87")
+    trained = [record for record in history if "loss" in record]
+    left.plot([record["epoch"] for record in trained], [record["loss"] for record in trained], color="#204a87")
     for name in (name for name in history[0] if name.startswith("recall@")):
         right.plot(epochs, [record[name] for record in history], label=name)
     best = best_epoch(history)

@@ -22,8 +22,8 @@ from bridgekit.tables.splits import test_splits
 
 #: The k of recall@k.
 KS = (1, 5, 10)
-#: The baselines, then the bridge itself, in the order shown. Older bridges have `untrained`.
-METHODS = ("random", "untrained", "closed-form start", "linear", "FuseMix")
+#: The methods in the order shown. Older bridges have `untrained`, `closed-form start` and `linear`.
+METHODS = ("random", "untrained", "closed-form start", "linear", "ridge", "closed form", "FuseMix")
 #: Maximum number of queries searched for retrievals to show; a random sample of more.
 MAX_QUERIES = 2_000
 _TILE = 256
@@ -37,6 +37,7 @@ class Direction:
         split, query, answer, among: see `evaluate_splits`; query and answer are modalities.
         records: method to its record of `evaluate_splits`, in the order of `METHODS`.
         chance: k to the expected recall@k of a random ranking.
+        method: the one that the bridge is from.
     """
 
     split: str
@@ -45,6 +46,17 @@ class Direction:
     among: str
     records: Mapping[str, Mapping[str, Any]]
     chance: Mapping[int, float]
+    method: str
+
+    @property
+    def own(self) -> Mapping[str, Any]:
+        """The record of the bridge itself."""
+        return self.records[self.method]
+
+    @property
+    def ridge(self) -> Mapping[str, Any] | None:
+        """The record of ridge regression, unless the bridge is from it."""
+        return None if self.method == "ridge" else self.records.get("ridge", self.records.get("linear"))
 
     @property
     def telling_k(self) -> int:
@@ -75,7 +87,7 @@ class TableResults:
     @property
     def measured(self) -> list[Direction]:
         """Directions in which the bridge was evaluated within one split."""
-        return [each for each in self.directions if each.among == "split" and "FuseMix" in each.records]
+        return [each for each in self.directions if each.among == "split" and each.method in each.records]
 
 
 def table_results(
@@ -108,7 +120,7 @@ def table_results(
                 remedy="report on the table that the bridge was trained on, or train it again",
             )
         by_chance = chance(encoded, rows, query, answer, among, KS)
-        directions.append(Direction(name, query, answer, among, methods, by_chance))
+        directions.append(Direction(name, query, answer, among, methods, by_chance, bridge.method(query, answer)))
     embedded = {modality: bridge.project(modality, latents.matrix).cpu() for modality, latents in held_out.latents.items()}
     return TableResults(replace(encoded.pairs, split=tuple(split)), shown, held_out, embedded, directions, own)
 

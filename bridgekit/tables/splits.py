@@ -79,6 +79,26 @@ def split_pairs(pairs: Pairs, seed: int, content: Content) -> tuple[str, ...]:
     return tuple(names)
 
 
+def draw_folds(
+    pairs: Pairs, content: Content, rows: npt.NDArray[np.int64], count: int, seed: int
+) -> list[npt.NDArray[np.int64]]:
+    """Cut rows into folds of about the same size for cross-validation. Rows that share a file or a group stay together.
+
+    Returns:
+        up to `count` arrays of rows, fewer if the rows share too much.
+    """
+    order, sizes = _components(pairs, content, rows)
+    ends = np.cumsum(sizes)
+    parts = np.split(order, ends[:-1])
+    folds: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(count)]
+    room = np.zeros(count, np.int64)
+    for at in np.random.default_rng(seed).permutation(len(parts)).tolist():
+        smallest = int(room.argmin())
+        folds[smallest].append(parts[at])
+        room[smallest] += len(parts[at])
+    return [np.sort(np.concatenate(fold)) for fold in folds if fold]
+
+
 def relation_keys(pairs: Pairs, content: Content) -> npt.NDArray[np.int64]:
     """Keys that related rows share: the same item or group. Related rows are never used as each other's negatives.
 

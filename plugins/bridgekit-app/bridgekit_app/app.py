@@ -157,7 +157,8 @@ async def search(request: Request) -> Response:
         between = await anyio.to_thread.run_sync(state.gallery, opened, through) if through else None
         for name, modality, vector in queries:
             query = opened.bridge.expected(vector, between.vectors) if between else vector
-            hits = gallery.search(query, options.k, opened.bridge.temperature)
+            penalty = gallery.penalty(opened.bridge, through or modality)
+            hits = gallery.search(query, options.k, opened.bridge.temperature, penalty)
             [heard] = opened.bridge.heard(modality, vector, [[hit for hit, _ in hits if target == TEXT]])
             results.append(
                 {

@@ -31,18 +31,27 @@ class Gallery:
     """Items of one modality in a bridge's space.
 
     Arguments:
+        modality: what the items are.
         items: n files or texts.
         vectors: (n, dim), unit length.
         about: their captions and the table's other columns.
     """
 
+    modality: str
     items: Sequence[Item]
     vectors: Tensor = field(repr=False)
     about: About = field(default_factory=lambda: About(), repr=False)
+    _penalties: dict[str, Tensor | None] = field(default_factory=dict, repr=False, compare=False)
 
-    def search(self, query: Tensor, k: int, temperature: float) -> list[tuple[Hit, float]]:
-        """The k items nearest to a query, (1, dim), each with its softmax over all items at this temperature."""
-        [hits] = nearest(query, self.vectors, self.items, k)
+    def penalty(self, bridge: Bridge, query: str) -> Tensor | None:
+        """What the items lose in a search by queries of a modality: see `Bridge.hub_penalty`. Computed once."""
+        if query not in self._penalties:
+            self._penalties[query] = bridge.hub_penalty(query, self.modality, self.vectors)
+        return self._penalties[query]
+
+    def search(self, query: Tensor, k: int, temperature: float, penalty: Tensor | None) -> list[tuple[Hit, float]]:
+        """The k best items for a query, (1, dim), each with its softmax over all items at this temperature."""
+        [hits] = nearest(query, self.vectors, self.items, k, penalty)
         total = float((query @ self.vectors.T / temperature).logsumexp(-1))
         return [
             (replace(hit, columns=self.about.columns(hit.item)), math.exp(hit.similarity / temperature - total)) for hit in hits
@@ -125,7 +134,7 @@ def read_gallery(bridge: Bridge, modality: str, report: Report) -> Gallery:
     usable = [item for position, item in enumerate(items) if position not in embedded.failed]
     if not usable:
         raise BridgekitError(f"none of the bridge's own {modality} can be used", where=bridge.table_of(modality))
-    return Gallery(usable, embedded.vectors, about)
+    return Gallery(modality, usable, embedded.vectors, about)
 
 
 def _read_about(table: Table, modality: str, sides: Sequence[str]) -> About:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,8 @@ APPROXIMATE_FROM = 100_000
 KIND, PROBES, REFINE = "IVF_SQ", 20, 10
 #: The approximate index is rebuilt when the table has grown by this factor.
 GROWN = 2
+#: Of each query, this many times k rows are ordered by similarity less their penalty.
+AHEAD = 5
 #: Number of stored vectors used as queries to measure recall.
 RECALL_QUERIES = 300
 #: Seconds between writes.
@@ -346,7 +349,16 @@ class Index:
 
     # ---- searching
 
-    def search(self, vectors: Tensor, to: str, k: int = 10, *, where: str | None = None, exact: bool = False) -> SearchResult:
+    def search(
+        self,
+        vectors: Tensor,
+        to: str,
+        k: int = 10,
+        *,
+        where: str | None = None,
+        exact: bool = False,
+        penalty: Callable[[Tensor], Tensor | None] | None = None,
+    ) -> SearchResult:
         """The k nearest rows of one modality for each vector.
 
         Arguments:
@@ -355,6 +367,8 @@ class Index:
             k: hits per query.
             where: a filter on the columns, e.g. "split = 'test' and year >= 1990"; see `bridgekit_index.filters`.
             exact: never use the approximate index.
+            penalty: what rows with these vectors, (m, dim), lose of their similarity, see `Bridge.hub_penalty`. It orders the
+                `AHEAD * k` most similar rows.
 
         Raises:
             BridgekitError: the index lacks this modality, or the filter is invalid.
@@ -374,17 +388,20 @@ class Index:
             return SearchResult(hits, 0, None)
         with clear_errors(self.path):
             query = table.search(vectors.detach().cpu().numpy(), vector_column_name="vector", query_type="vector")
-            query = query.distance_type("cosine").limit(k).select([*columns, "_distance"])  # type: ignore[attr-defined]
+            chosen = [*columns, "_distance", *(["vector"] if penalty else [])]
+            query = query.distance_type("cosine").limit(AHEAD * k if penalty else k).select(chosen)  # type: ignore[attr-defined]
             if sql is not None:
                 query = query.where(sql, prefilter=True)
             query = query.nprobes(PROBES).refine_factor(REFINE) if built else query.bypass_vector_index()
-            rows = query.to_arrow().to_pylist()
-        for row in rows:
+            found = query.to_arrow()
+        lost = penalty(lance.matrix(found["vector"].combine_chunks())) if penalty and len(found) else None
+        scored: list[list[tuple[float, Hit]]] = [[] for _ in range(len(vectors))]
+        for place, row in enumerate(found.select([name for name in found.column_names if name != "vector"]).to_pylist()):
             item, distance, number = row.pop("item"), row.pop("_distance"), row.pop("query_index", 0)
             cells = {name: int(cell) if isinstance(cell, float) and cell.is_integer() else cell for name, cell in row.items()}
-            hits[number].append(Hit(item, 1 - distance, cells))
-        for found in hits:
-            found.sort(key=lambda hit: -hit.similarity)
+            score = 1 - distance - (0.0 if lost is None else float(lost[place]))
+            scored[number].append((score, Hit(item, 1 - distance, cells)))
+        hits = [[hit for _, hit in sorted(each, key=lambda one: -one[0])[:k]] for each in scored]
         return SearchResult(hits, candidates, built)
 
     def find(
@@ -409,7 +426,8 @@ class Index:
         self._table(to)
         if where is not None:
             check_filter(where, self.columns(to))  # fail before opening an encoder
-        return self.search(bridge.embed(modality, queries, report=report), to, k, where=where, exact=exact)
+        embedded, penalty = bridge.embed(modality, queries, report=report), partial(bridge.hub_penalty, modality, to)
+        return self.search(embedded, to, k, where=where, exact=exact, penalty=penalty if modality in bridge.banks else None)
 
 
 class _Rows:

@@ -38,8 +38,8 @@ from bridgekit.diffusion.conditioner import save_conditioner
 from bridgekit.diffusion.models import open_model
 from bridgekit.diffusion.painter import open_painter
 from bridgekit.fusion.adapter import Adapter, FrozenSide, FusionAdapter, project
+from bridgekit.fusion.closed_form import ClosedForm
 from bridgekit.fusion.training import PRESETS
-from bridgekit.fusion.warm_start import warm_start
 from bridgekit.latents.encode import encode_items
 from bridgekit.plugins import load_encoder
 from bridgekit.tables.seen import TrainingRows
@@ -134,7 +134,7 @@ def table(chosen: Sequence[Sound], voices: Sequence[str]) -> list[tuple[Path, st
 def train(chosen: Sequence[Sound], voices: Sequence[str]) -> Bridge:
     """A bridge of audio and text, whose space is the text encoder's own, in closed form.
 
-    A canonical correlation analysis of the rows (bridgekit.fusion.warm_start) gives linear maps of both into a common space.
+    A canonical correlation analysis of the rows (bridgekit.fusion.closed_form) gives linear maps of both into a common space.
     The text side is then taken back to the text encoder's latents, by the linear map for which their products with a clip's
     vector are nearest to the similarities in that space, over all captions.
     """
@@ -153,7 +153,7 @@ def train(chosen: Sequence[Sound], voices: Sequence[str]) -> Bridge:
     maps = {modality: FusionAdapter(own.shape[1], dim, 0, 1.0, 0.0).eval() for modality, own in latents.items()}
     for modality, adapter in maps.items():
         adapter.standardise(latents[modality])
-    warm_start(maps, latents, index, RIDGE)
+    ClosedForm(maps, latents, index).set_adapters(RIDGE)
     with torch.no_grad():
         texts, similar = FrozenSide(dim), project(maps["text"], latents["text"])
         own = project(texts, latents["text"])

@@ -1,4 +1,4 @@
-"""The warm start is the closed-form linear solution, and training starts exactly there."""
+"""The closed-form linear adapters are canonical correlation analysis or ridge regression, and training starts exactly there."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, normalize
 
-from bridgekit.fusion import warm_start as module
+from bridgekit.fusion import closed_form as module
 from bridgekit.fusion.adapter import FrozenSide, FusionAdapter, project
-from bridgekit.fusion.warm_start import joining_order, spread_rows, warm_start
+from bridgekit.fusion.closed_form import ClosedForm, joining_order, spread_rows
 
 
 def views(n: int = 400) -> dict[str, torch.Tensor]:
@@ -43,7 +43,7 @@ def canonical_variates(inputs: dict[str, np.ndarray], k: int) -> dict[str, np.nd
 
 def test_two_sides_start_as_canonical_correlation_analysis() -> None:
     latents, pair = views(), adapters(3)
-    warm_start(pair, latents, rows_of(latents), 1e-4)
+    ClosedForm(pair, latents, rows_of(latents)).set_adapters(1e-4)
     inputs = {name: pair[name].normalised(latents[name]).double().numpy() for name in pair}
     reference = canonical_variates(inputs, 3)
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_with_a_frozen_side_the_other_starts_as_ridge_regression_onto_it(frozen:
     dims = {"a": 12, "b": 9}
     adapter = FusionAdapter(dims[moving], dims[frozen], 1, 2, 0.5).eval()
     sides = {name: adapter if name == moving else FrozenSide(dims[frozen]) for name in ("a", "b")}
-    warm_start(sides, latents, rows_of(latents), 0.5, [frozen])
+    ClosedForm(sides, latents, rows_of(latents), [frozen]).set_adapters(0.5)
     inputs = adapter.normalised(latents[moving]).numpy()
     mean_eigenvalue = np.cov(inputs.T, bias=True).trace() / dims[moving]
     target = normalize(latents[frozen], dim=-1).numpy()
@@ -79,7 +79,7 @@ def test_with_a_frozen_side_the_other_starts_as_ridge_regression_onto_it(frozen:
 
 def test_a_shared_space_wider_than_either_side_still_works() -> None:
     pair = adapters(20)
-    warm_start(pair, views(), rows_of(views()), 1.0)
+    ClosedForm(pair, views(), rows_of(views())).set_adapters(1.0)
     with torch.no_grad():
         assert pair["a"](views()["a"]).isfinite().all()
 
@@ -109,7 +109,7 @@ def test_modalities_without_a_row_in_common_meet_through_the_third() -> None:
     latents, rows = three_views()
     trio = {name: FusionAdapter(matrix.shape[1], 8, 1, 2, 0.5, 0.2).eval() for name, matrix in latents.items()}
     before = agreement(trio, latents, "a", "c")
-    warm_start(trio, latents, rows, 0.1)
+    ClosedForm(trio, latents, rows).set_adapters(0.1)
     assert before < 0.15
     assert agreement(trio, latents, "a", "b") > 0.9
     assert agreement(trio, latents, "a", "c") > 0.9
@@ -120,7 +120,7 @@ def test_a_side_is_bound_to_fixed_ones_through_whatever_it_shares_rows_with() ->
     trio = {name: FusionAdapter(matrix.shape[1], 8, 1, 2, 0.5, 0.2).eval() for name, matrix in latents.items()}
     fixed = {name: tensor.clone() for name, tensor in trio["a"].state_dict().items()}
     assert joining_order(["a"], rows) == [("b", ["a"]), ("c", ["b"])]
-    warm_start(trio, latents, rows, 0.1, ["a"])
+    ClosedForm(trio, latents, rows, ["a"]).set_adapters(0.1)
     assert all(torch.equal(tensor, fixed[name]) for name, tensor in trio["a"].state_dict().items())
     assert agreement(trio, latents, "a", "b") > 0.8
     assert agreement(trio, latents, "a", "c") > 0.5
@@ -161,7 +161,7 @@ def test_latents_in_half_precision_give_the_same_start_a_part_at_a_time(fixed: b
             pair["b"] = FrozenSide(9)
             pair["a"] = FusionAdapter(12, 9, 1, 2, 0.5, 0.2).eval()
         widened.clear()
-        warm_start(pair, matrices, rows, 0.1, {"b"} if fixed else ())
+        ClosedForm(pair, matrices, rows, {"b"} if fixed else ()).set_adapters(0.1)
         assert max(widened) == (400 if matrices is latents else 37)
         embedded.append(project(pair["a"], latents["a"]) @ project(pair["b"], latents["b"]).T)
     torch.testing.assert_close(embedded[0], embedded[1], atol=5e-3, rtol=0)

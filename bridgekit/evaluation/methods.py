@@ -1,0 +1,251 @@
+"""The methods that a bridge may be saved from, and the choice among them: ridge regression, the closed form, and FuseMix."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bridgekit.evaluation.recall import Embed, correct_items, directions
+from bridgekit.fusion.adapter import Adapter, FusionAdapter, project
+from bridgekit.fusion.closed_form import ClosedForm, spread_rows
+from bridgekit.fusion.training import Preset, initial_adapters
+from bridgekit.hardware import widened
+from bridgekit.latents.encoded import EncodedPairs
+from bridgekit.retrieval import best_ranks
+from bridgekit.tables.splits import draw_folds
+
+Method = Literal["ridge", "closed form", "FuseMix"]
+#: The simplest first.
+METHODS: tuple[Method, ...] = ("ridge", "closed form", "FuseMix")
+
+#: Strengths of regularisation, in units of the mean eigenvalue of a side's covariance.
+STRENGTHS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+#: With at least this many validation rows, they choose the strength; with fewer, cross-validation over the training rows does.
+ENOUGH_VALIDATION = 200
+#: Folds of cross-validation. No more are used than it takes to hold out this many rows.
+FOLDS, HELD_OUT = 5, 1_000
+#: Validation looks at this many rows at most, so that it stays a small part of training.
+VALIDATION_ROWS = 4_096
+#: Samples of the paired bootstrap, and the share of them in which FuseMix must be better to be taken for a simpler method.
+SAMPLES, SURE = 2_000, 0.9
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Adapters that a method gave.
+
+    Arguments:
+        adapters: modality to its adapter, in eval mode.
+        preset: the hyperparameters that they were made with, among them their shape, and the strength in `warm_start`.
+        score: recall on the rows that chose the strength; NaN for FuseMix.
+    """
+
+    adapters: Mapping[str, Adapter]
+    preset: Preset
+    score: float = float("nan")
+
+    def embed(self, modality: str, latents: Tensor) -> Tensor:
+        """Latents, (n, d), into the shared space, (n, dim) at unit length."""
+        return project(self.adapters[modality], latents)
+
+
+class Validation:
+    """Measures embeddings on some rows of a table.
+
+    Arguments:
+        encoded: the table.
+        rows: indices of its rows; of more than `VALIDATION_ROWS`, a random sample is used.
+        fixed: directions between two of these modalities are left out: nothing that is trained changes them.
+        among: only directions between these modalities; the default is all.
+    """
+
+    def __init__(
+        self,
+        encoded: EncodedPairs,
+        rows: NDArray[np.int64],
+        fixed: Collection[str] = (),
+        among: Collection[str] | None = None,
+    ) -> None:
+        if len(rows) > VALIDATION_ROWS:
+            rows = np.sort(np.random.default_rng(0).permutation(rows)[:VALIDATION_ROWS])
+        wanted = set(encoded.ids if among is None else among)
+        pairs = [pair for pair in directions(encoded, rows) if wanted >= set(pair) and not set(pair) <= set(fixed)]
+        self._small = encoded.take(rows)
+        everyone = np.arange(len(rows))
+        self._correct = {(query, answer): correct_items(self._small, everyone, query, answer) for query, answer in pairs}
+
+    def ranks(self, embed: Embed) -> dict[tuple[str, str], Tensor]:
+        """(query, answer) modalities to the rank of each query's best correct answer, from 1."""
+        names = dict.fromkeys(name for pair in self._correct for name in pair)
+        embedded = {name: embed(name, self._small.latents[name].matrix) for name in names}
+        return {
+            (query, answer): best_ranks(embedded[query], embedded[answer], correct)
+            for (query, answer), correct in self._correct.items()
+        }
+
+    def figures(self, embed: Embed) -> dict[str, float]:
+        """recall@1 and @10 in each direction, and the mean over directions of recall@1, @5 and @10 as `score`."""
+        ranks = self.ranks(embed)
+        figures = {"score": sum(float(_hits(each).mean()) for each in ranks.values()) / max(1, len(ranks))}
+        for (query, answer), each in ranks.items():
+            figures |= {f"recall@{k} {query} → {answer}": float((each <= k).float().mean()) for k in (1, 10)}
+        return figures
+
+
+def _hits(ranks: Tensor) -> Tensor:
+    """For each rank the mean of its recall@1, @5 and @10."""
+    return torch.stack([(ranks <= k).double() for k in (1, 5, 10)]).mean(0)
+
+
+def closed_forms(
+    encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, seed: int, fixed: Mapping[str, Adapter]
+) -> dict[Method, Solution]:
+    """The methods that need no training, each with the strength of regularisation that has the best recall on held-out rows.
+
+    `ridge` is ridge regression onto the standardised latents of the modality that shares the most rows with the others, and
+    `closed form` a regularised canonical correlation analysis. If sides are fixed, there is only `ridge`, onto those.
+
+    Arguments:
+        encoded, split: the table, and each row's split.
+        preset: for the width of the shared space and standardisation. The adapters have no residual blocks, unless sides are
+            fixed: those of a bridge all have the same shape.
+        seed: random seed of the folds of cross-validation.
+        fixed: modality to an adapter that is not changed.
+    """
+    targets = fixed or _anchor(encoded, split)
+    ridge = replace(preset, shared_dim=next(iter(targets.values())).shared_dim)
+    solutions: dict[Method, Solution] = {"ridge": _best_strength(encoded, split, ridge, seed, targets)}
+    if not fixed:
+        solutions["closed form"] = _best_strength(encoded, split, preset, seed, {})
+    return solutions if fixed else {name: _without_blocks(each) for name, each in solutions.items()}
+
+
+def _without_blocks(solution: Solution) -> Solution:
+    """The same without residual blocks, which are the identity in a closed form."""
+    for adapter in solution.adapters.values():
+        assert isinstance(adapter, FusionAdapter)
+        adapter.blocks = nn.ModuleList()
+    return replace(solution, preset=replace(solution.preset, blocks=0))
+
+
+def _anchor(encoded: EncodedPairs, split: NDArray[np.str_]) -> dict[str, Adapter]:
+    """An adapter that standardises the latents of the modality that shares the most training rows with the others.
+
+    Of two modalities it is the second: the first is regressed onto it.
+    """
+    latents, rows = spread_rows(*training_rows(encoded, split))
+    there = torch.stack([ids >= 0 for ids in rows.values()]).long()
+    common = (there @ there.T).sum(1) - there.sum(1)
+    name = [*rows][max(range(len(common)), key=lambda index: (int(common[index]), index))]
+    width = latents[name].shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        adapter = FusionAdapter(width, width, 0, 1.0, 0.0).eval()
+    adapter.standardise(widened(latents[name][rows[name][rows[name] >= 0]]))
+    adapter.set_linear(torch.eye(width), torch.zeros(width))
+    return {name: adapter}
+
+
+def _best_strength(
+    encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, seed: int, fixed: Mapping[str, Adapter]
+) -> Solution:
+    """The closed form of all training rows, with the strength that has the best recall on rows that it was not made from."""
+    latents, rows = training_rows(encoded, split)
+    # As training makes them, so that it starts from exactly this.
+    adapters = initial_adapters(latents, rows, replace(preset, warm_start=0.0), seed, fixed)
+    every = [*encoded.ids]
+    # Of three or more sides that all move, the eigenproblem is large. The two with the most common rows choose the strength.
+    chosen = every if fixed or len(every) == 2 else list(max(combinations(every, 2), key=lambda two: _common(rows, *two)))
+    scores: dict[float, list[float]] = {strength: [] for strength in STRENGTHS}
+    for made_from, held_out in _rounds(encoded, split, seed):
+        few, its_rows = spread_rows(latents, {name: torch.from_numpy(encoded.ids[name][made_from]) for name in chosen})
+        form = ClosedForm({name: adapters[name] for name in chosen}, {name: few[name] for name in chosen}, its_rows, fixed)
+        validation = Validation(encoded, held_out, fixed, chosen)
+        for strength in STRENGTHS:
+            form.set_adapters(strength)
+            scores[strength].append(validation.figures(lambda name, matrix: project(adapters[name], matrix))["score"])
+    means = np.array([np.mean(scores[strength]) for strength in STRENGTHS])
+    # Neighbours give about the same adapters: with them, chance has less of a say.
+    smooth = np.convolve(np.pad(means, 1, mode="edge"), (0.25, 0.5, 0.25), mode="valid")
+    best = STRENGTHS[int(smooth.argmax())]
+    ClosedForm(adapters, *spread_rows(latents, rows), fixed).set_adapters(best)
+    return Solution(adapters, replace(preset, warm_start=best), float(means.max()))
+
+
+def _common(rows: Mapping[str, Tensor], a: str, b: str) -> int:
+    return int(((rows[a] >= 0) & (rows[b] >= 0)).sum())
+
+
+def _rounds(encoded: EncodedPairs, split: NDArray[np.str_], seed: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Rows to make a closed form from, and rows to measure it on."""
+    train, val = np.flatnonzero(split == "train"), np.flatnonzero(split == "val")
+    folds = draw_folds(encoded.pairs, encoded.ids, train, FOLDS, seed)
+    if len(val) >= ENOUGH_VALIDATION or len(folds) < 2:
+        yield train, val
+        return
+    held_out = 0
+    for fold in folds:
+        if held_out < HELD_OUT:
+            yield np.setdiff1d(train, fold), fold
+        held_out += len(fold)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which method was taken, and how sure the choice is.
+
+    Arguments:
+        method: what was taken.
+        rival: what it was compared with.
+        difference: recall of `method` less that of `rival`, the mean of recall@1, @5 and @10 over all directions.
+        interval: its 95 % interval, by a paired bootstrap over queries.
+        queries: number of queries, over all directions.
+    """
+
+    method: Method
+    rival: Method
+    difference: float
+    interval: tuple[float, float]
+    queries: int
+
+
+def choose(solutions: Mapping[Method, Solution], validation: Validation, seed: int) -> Choice:
+    """Choose among methods by the recall of their embeddings on validation rows.
+
+    Of the closed forms, the one with the best recall on the rows that chose its strength. FuseMix is taken for it only if it is
+    better in `SURE` of the bootstrap's samples, so that ties, and tables with few validation rows, keep the simpler method.
+
+    Arguments:
+        solutions: the closed forms and FuseMix.
+        validation: the validation rows.
+        seed: random seed of the bootstrap.
+    """
+    simple = max((name for name in solutions if name != "FuseMix"), key=lambda name: solutions[name].score)
+    trained, known = (validation.ranks(solutions[name].embed) for name in ("FuseMix", simple))
+    generator = np.random.default_rng(seed)
+    samples = np.zeros(SAMPLES)
+    for pair in known:
+        gain = (_hits(trained[pair]) - _hits(known[pair])).numpy()
+        draws = generator.integers(len(gain), size=(SAMPLES, len(gain)))
+        samples += gain[draws].mean(1) / len(known)
+    difference = sum(float((_hits(trained[pair]) - _hits(known[pair])).mean()) for pair in known) / max(1, len(known))
+    better = float((samples > 0).mean()) >= SURE
+    low, high = np.quantile(samples, (0.025, 0.975)).tolist()
+    queries = sum(len(ranks) for ranks in known.values())
+    if better:
+        return Choice("FuseMix", simple, difference, (low, high), queries)
+    return Choice(simple, "FuseMix", -difference, (-high, -low), queries)
+
+
+def training_rows(encoded: EncodedPairs, split: NDArray[np.str_]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Modality to its latents, (m, d), and modality to the training rows' indices into them, (n,), negative for a hole."""
+    latents = {modality: latents.matrix for modality, latents in encoded.latents.items()}
+    rows = {modality: torch.from_numpy(ids[split == "train"]) for modality, ids in encoded.ids.items()}
+    return latents, rows
