@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from bridgekit.bridge.provenance import command_line, installed_version
 from bridgekit.encoders import TEXT, Blob, Encoder, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.evaluation.leaks import refuse_leaks
-from bridgekit.evaluation.methods import Method, Solution, Validation, choose, closed_forms, training_rows
+from bridgekit.evaluation.methods import Choice, Method, Solution, Validation, choose, closed_forms, training_rows
 from bridgekit.evaluation.recall import Embed, evaluate_splits, sides_of
 from bridgekit.fusion.adapter import Adapter, project
 from bridgekit.fusion.closed_form import joining_order
@@ -161,7 +161,7 @@ def encode_and_split(
     return encoded, split
 
 
-def fit(run: Run, base: Bridge, started: float, report: Report) -> tuple[Bridge, list[dict[str, float]], dict[str, Any]]:
+def fit(run: Run, base: Bridge, started: float, report: Report) -> tuple[Bridge, Sequence[Mapping[str, float]], dict[str, Any]]:
     """Make the new sides of a bridge by the method that validation prefers and, in the first process, measure it beside others.
 
     Arguments:
@@ -174,45 +174,34 @@ def fit(run: Run, base: Bridge, started: float, report: Report) -> tuple[Bridge,
         the larger bridge, the history of training, and the provenance of the new sides.
     """
     encoded, split, seed, fixed = run.encoded, run.split, run.options.seed, run.fixed
-    check_joined(encoded, split, fixed)
-    report("closed form", 0, 1)
-    solutions = closed_forms(encoded, split, run.preset, seed, fixed)
-    report("closed form", 1, 1)
-    validation = Validation(encoded, np.flatnonzero(split == "val"), fixed)
-    trained, choice, history = None, None, []
-    if run.options.method in (AUTO, "FuseMix"):
-        checkpoint = cache_folder() / "training" / f"{run.fingerprint}.safetensors"
-        if not run.options.resume:
-            checkpoint.unlink(missing_ok=True)
-        strength = closed_form_of(solutions).preset.warm_start
-        preset = replace(run.preset, warm_start=strength) if run.preset.warm_start else run.preset
-        trained = train_encoded(
-            encoded, split, preset=preset, seed=seed, fixed=fixed, device=run.device, checkpoint=checkpoint, report=report
-        )
-        history = trained.history
-        if preset.warm_start:
-            start = closed_form_of(solutions)
-            history = [{"epoch": 0, "temperature": preset.temperature, "lr": 0.0, **validation.figures(start.embed)}, *history]
-        solutions["FuseMix"] = Solution(trained.adapters, preset)
-    if run.options.method == AUTO:
-        choice = choose(solutions, validation, seed)
-    method = choice.method if choice else run.options.method
-    if method not in solutions:
-        raise BridgekitError("with a fixed side, the closed form is ridge regression onto it", remedy="use --method ridge")
-    chosen = solutions[method]
+    checkpoint = cache_folder() / "training" / f"{run.fingerprint}.safetensors"
+    if not run.options.resume:
+        checkpoint.unlink(missing_ok=True)
+    solved = solve(
+        encoded,
+        split,
+        preset=run.preset,
+        seed=seed,
+        fixed=fixed,
+        method=run.options.method,
+        device=run.device,
+        checkpoint=checkpoint,
+        report=report,
+    )
+    chosen, trained = solved.solutions[solved.method], solved.trained
     bridge = replace(
         base,
         sides={**base.sides, **{m: Side(name, new.revision, new.dim, m in fixed) for m, (name, new) in run.sides.items()}},
         adapters={**base.adapters, **{modality: chosen.adapters[modality].to(run.device) for modality in run.sides}},
         preset=base.preset if base.sides else chosen.preset,
-        temperature=base.temperature if base.sides else trained.temperature if trained else run.preset.temperature,
+        temperature=base.temperature if base.sides else solved.temperature,
         training_rows=base.training_rows | encoded.training_rows(split),
         _encoders={**base._encoders, **{modality: encoder for modality, (_, encoder) in run.sides.items()}},
     )
     if rank() == 0:
         bridge = measure_gap(bridge, encoded, split)
         random = initial_adapters(*training_rows(encoded, split), replace(run.preset, warm_start=0.0), seed, fixed)
-        methods = {"random": Solution(random, run.preset), **{str(name): each for name, each in solutions.items()}}
+        methods = {"random": Solution(random, run.preset), **{str(name): each for name, each in solved.solutions.items()}}
         records = [
             record
             for name, each in methods.items()
@@ -228,8 +217,8 @@ def fit(run: Run, base: Bridge, started: float, report: Report) -> tuple[Bridge,
         **({"columns": dict(run.options.columns)} if run.options.columns else {}),
         "rows": {name: int((split == name).sum()) for name in dict.fromkeys((*NOT_TESTS, *split.tolist())) if name in split},
         "set_aside": len(encoded.pairs.set_aside),
-        "method": method,
-        **({"choice": {**asdict(choice), "interval": list(choice.interval)}} if choice else {}),
+        "method": solved.method,
+        **({"choice": {**asdict(solved.choice), "interval": list(solved.choice.interval)}} if solved.choice else {}),
         "strength": chosen.preset.warm_start,
         "seed": seed,
         **({"half": True} if run.options.half else {}),
@@ -243,12 +232,86 @@ def fit(run: Run, base: Bridge, started: float, report: Report) -> tuple[Bridge,
         **({"best_epoch": trained.best_epoch} if trained else {}),
         **({"diverged": trained.diverged} if trained and trained.diverged else {}),
     }
-    return bridge, history, provenance
+    return bridge, solved.history, provenance
 
 
-def closed_form_of(solutions: Mapping[Method, Solution]) -> Solution:
-    """What training starts from: the closed form, which is ridge regression if sides are fixed."""
-    return solutions.get("closed form", solutions["ridge"])
+@dataclass(frozen=True)
+class Solved:
+    """What the methods gave on a table.
+
+    Arguments:
+        solutions: by method, those that were asked for.
+        method: the one to save.
+        choice: how it was chosen, or None if it was asked for.
+        trained: the result of training, if there was any.
+        history: its validations, after that of the closed form that it started from.
+    """
+
+    solutions: Mapping[Method, Solution]
+    method: Method
+    choice: Choice | None = None
+    trained: Trained | None = None
+    history: Sequence[Mapping[str, float]] = ()
+
+    @property
+    def temperature(self) -> float:
+        """The temperature of the method to save. Only training learns one."""
+        return (
+            self.trained.temperature
+            if self.trained and self.method == "FuseMix"
+            else self.solutions["ridge"].preset.temperature
+        )
+
+
+def solve(
+    encoded: EncodedPairs,
+    split: NDArray[np.str_],
+    *,
+    preset: Preset,
+    seed: int = 0,
+    fixed: Mapping[str, Adapter] | None = None,
+    method: Literal["auto"] | Method = AUTO,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    report: Report = silent,
+) -> Solved:
+    """Ridge regression, the closed form and, unless one of these is asked for, FuseMix, and the choice among them.
+
+    Arguments:
+        encoded: the table with its latents.
+        split: (n,) each row's split.
+        method: `auto`, or the one to save.
+        preset, seed, fixed, device, checkpoint: as for `bridgekit.fusion.training.train`. If the preset starts from the closed
+            form, training starts from the strength that was chosen for that.
+        report: progress.
+
+    Raises:
+        BridgekitError: the training rows do not join all modalities, training diverged before its first validation, or there is
+            no such method with fixed sides.
+    """
+    fixed = fixed or {}
+    check_joined(encoded, split, fixed)
+    report("closed form", 0, 1)
+    solutions = closed_forms(encoded, split, preset, seed, fixed)
+    report("closed form", 1, 1)
+    if method not in (AUTO, "FuseMix"):
+        if method not in solutions:
+            raise BridgekitError("with a fixed side, the closed form is ridge regression onto it", remedy="use --method ridge")
+        return Solved(solutions, method)
+    start = solutions.get("closed form", solutions["ridge"])
+    if preset.warm_start:
+        preset = replace(preset, warm_start=start.preset.warm_start)
+    trained = train_encoded(
+        encoded, split, preset=preset, seed=seed, fixed=fixed, device=device, checkpoint=checkpoint, report=report
+    )
+    solutions["FuseMix"] = Solution(trained.adapters, preset)
+    validation = Validation(encoded, np.flatnonzero(split == "val"), fixed)
+    history: list[Mapping[str, float]] = [*trained.history]
+    if preset.warm_start:
+        at_start = {"epoch": 0, "temperature": preset.temperature, "lr": 0.0, **validation.figures(start.embed)}
+        history.insert(0, at_start)
+    choice = choose(solutions, validation, seed) if method == AUTO else None
+    return Solved(solutions, choice.method if choice else "FuseMix", choice, trained, history)
 
 
 def check_joined(encoded: EncodedPairs, split: NDArray[np.str_], fixed: Mapping[str, Adapter]) -> None:
