@@ -306,7 +306,8 @@ def main() -> str:
     notes = (
         "Loading a model is not timed; hashing, decoding and writing the cache are. Bridgekit and the peer alternate over "
         f"{ROUNDS} rounds: medians, and the minimum and maximum of the rounds' ratios. Cosines are between the two vectors of "
-        "an item, raw and after subtracting the mean of the peer's vectors; for starter:speech, over its last layer's half. "
+        "an item, raw and after subtracting the mean of the peer's vectors; for starter:speech and starter:image, "
+        "over their last layer's part. "
         "faster-whisper pads spectrograms to 30 s with zeros, which is not silence. The rows for CTranslate2, its engine, "
         "show its vectors with silence, as Whisper was trained, and its speed at each clip's own length."
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bridgekit.encoders import Encoder
     from bridgekit.image_models import ImageModel
 
-MODELS = ("text", "image", "audio", "speech", "speech-30s", "sound")
+MODELS = ("text", "image", "image-last", "audio", "speech", "speech-30s", "sound")
 
 
 def open_encoder(model: str, device: str) -> Encoder:
@@ -29,10 +29,10 @@ def open_encoder(model: str, device: str) -> Encoder:
         from bridgekit_starter.text import TextEncoder
 
         return TextEncoder(device)
-    if model == "image":
+    if model in ("image", "image-last"):
         from bridgekit_starter.image import ImageEncoder
 
-        return ImageEncoder(device)
+        return ImageEncoder(device, last_only=model == "image-last")
     if model == "audio":
         from bridgekit_starter.audio import AudioEncoder
 
@@ -60,8 +60,12 @@ def encoder_providers() -> Sequence[EncoderProvider]:
             open=open_encoder,
             models=lambda: MODELS,
             defaults={"text": "text", "image": "image", "audio": "audio"},
-            # `starter:speech` was `starter:audio` before YAMNet stood beside it.
-            renamed={"starter:audio@d01c3014881c+layer-3-and-last-own-length-v1": "speech"},
+            # `starter:speech` was `starter:audio` before YAMNet stood beside it, and `starter:image-last` was `starter:image`
+            # before earlier layers did.
+            renamed={
+                "starter:audio@d01c3014881c+layer-3-and-last-own-length-v1": "speech",
+                "starter:image@579344248a93+bicubic-224-v2": "image-last",
+            },
         )
     ]
 

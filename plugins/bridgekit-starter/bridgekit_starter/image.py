@@ -1,4 +1,4 @@
-"""`starter:image`: EfficientNet-Lite0, a small ImageNet classifier; its 1280-dimensional features before the last layer."""
+"""`starter:image` and `starter:image-last`: EfficientNet-Lite0, a small ImageNet classifier, with or without earlier layers."""
 
 from __future__ import annotations
 
@@ -31,19 +31,28 @@ LONGEST = 8
 #: one core of a Zen 4.
 AT_ONCE = 4
 
+#: Feature maps of earlier layers, as timm counts them, and their widths together: those of `blocks[4]`, `[5]` and `[6]`.
+EARLIER, EARLIER_DIM = (5, 6, 7), 112 + 192 + 320
+
 
 class ImageEncoder:
-    """EfficientNet-Lite0: the mean over the last feature map, which is the classifier's input.
+    """EfficientNet-Lite0: means over three earlier feature maps, then the mean over the last, which is the classifier's input.
+
+    Arguments:
+        device: a torch device.
+        last_only: leave the earlier maps out.
 
     Raises:
         PluginError: the weights are missing or not the expected ones.
     """
 
     modality = "image"
-    dim = 1280
-    revision = f"starter:image@{EFFICIENTNET_WEIGHTS.sha256[:12]}+bicubic-{SIZE}-v2"
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", last_only: bool = False) -> None:
+        self.dim = 1280 if last_only else EARLIER_DIM + 1280
+        weights = f"starter:image@{EFFICIENTNET_WEIGHTS.sha256[:12]}"
+        # The first was named before the second was, and is part of every stored latent's key.
+        self.revision = f"{weights}+bicubic-{SIZE}-v2" if last_only else f"{weights}+blocks-4-to-6-and-last-bicubic-{SIZE}-v1"
         model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         stored = torch.load(io.BytesIO(EFFICIENTNET_WEIGHTS.read()), weights_only=True)
         # The file has timm's tensors in timm's order under other names; check the last parts of the names and the shapes.
@@ -78,15 +87,15 @@ class ImageEncoder:
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Tensor]) -> Tensor:
-        """n tensors of shape (3, 224, 224) into a float32 tensor of shape (n, 1280)."""
+        """n tensors of shape (3, 224, 224) into a float32 tensor of shape (n, dim)."""
         if not batch:
             return torch.zeros(0, self.dim)
-        return self._features(batch).cpu()
+        return self._features(batch)[:, -self.dim :].contiguous().cpu()
 
     @torch.inference_mode()
     def classify(self, batch: Sequence[Tensor]) -> Tensor:
         """n tensors of shape (3, 224, 224) into probabilities of the 1000 ImageNet classes: float32, shape (n, 1000)."""
-        scores: Tensor = self._model.get_classifier()(self._features(batch))
+        scores: Tensor = self._model.get_classifier()(self._features(batch)[:, EARLIER_DIM:])
         return scores.softmax(dim=-1).cpu()
 
     def _features(self, batch: Sequence[Tensor]) -> Tensor:
@@ -95,8 +104,9 @@ class ImageEncoder:
 
     def _pass(self, batch: Sequence[Tensor]) -> Tensor:
         pixels = torch.stack(list(batch)).to(self._device, memory_format=torch.channels_last)
-        features: Tensor = self._model.forward_head(self._model.forward_features(pixels), pre_logits=True)
-        return features
+        features, maps = self._model.forward_intermediates(pixels, indices=EARLIER, extra_blocks=True)
+        last = self._model.forward_head(features, pre_logits=True)
+        return torch.cat([*(each.mean((2, 3)) for each in maps), last], dim=1)
 
 
 def _without_batch_norm(model: Any) -> Any:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import torch
 from bridgekit_starter import bundled_bridge
 from bridgekit_starter.voice import speak
+from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from bridgekit import Bridge
 from bridgekit.plugins import load_encoder
@@ -78,3 +81,16 @@ def test_a_bridge_that_calls_whisper_starter_audio_gets_whisper() -> None:
     speech = load_encoder("starter:speech", "cpu")
     assert load_encoder("starter:audio", "cpu", speech.revision).revision == speech.revision
     assert load_encoder("starter:audio", "cpu").revision != speech.revision
+
+
+def test_a_bridge_from_before_earlier_layers_embeds_images_as_it_did(bridge: Bridge) -> None:
+    assert bridge.sides["image"].encoder == "starter:image"
+    photographs = load_sample_images()
+    found = bridge.embed("image", [Image.fromarray(pixels) for pixels in photographs.images])
+    assert [Path(name).stem for name in photographs.filenames] == ["china", "flower"]
+    texts = bridge.embed("text", ["flower", "castle", "dog"])
+    # Printed by commit 3c64354, when `starter:image` had the last layer alone.
+    expected = torch.tensor([[0.3041, 0.3547, 0.2626], [0.5001, 0.3697, 0.4407]])
+    torch.testing.assert_close(found @ texts.T, expected, atol=2e-4, rtol=0)
+    assert load_encoder("starter:image-last", "cpu").revision == bridge.sides["image"].revision
+    assert load_encoder("starter:image", "cpu").dim > bridge.sides["image"].dim

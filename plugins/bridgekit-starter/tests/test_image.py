@@ -45,11 +45,16 @@ def test_the_classifier_on_top_names_what_a_photograph_shows(
     assert probabilities[label] > 0.25
 
 
-def test_vectors_are_float32_of_the_stated_width_and_not_negative(encoder: ImageEncoder, photographs: dict[str, Path]) -> None:
+@pytest.mark.parametrize(("last_only", "dim"), [(False, 1904), (True, 1280)])
+def test_vectors_are_float32_of_the_stated_width_and_the_last_1280_not_negative(
+    last_only: bool, dim: int, photographs: dict[str, Path]
+) -> None:
+    encoder = ImageEncoder("cpu", last_only)
     found = encoder.encode([encoder.prepare(path) for path in photographs.values()])
-    assert found.shape == (2, encoder.dim)
+    assert found.shape == (2, encoder.dim) == (2, dim)
+    assert encoder.encode([]).shape == (0, dim)
     assert found.dtype == torch.float32
-    assert (found >= 0).all()  # means over what a ReLU6 let through
+    assert (found[:, -1280:] >= 0).all()  # means over what a ReLU6 let through
 
 
 def test_a_picture_has_the_same_vector_alone_and_in_a_batch(encoder: ImageEncoder, photographs: dict[str, Path]) -> None:
@@ -58,15 +63,22 @@ def test_a_picture_has_the_same_vector_alone_and_in_a_batch(encoder: ImageEncode
 
 
 def test_vectors_are_those_of_timms_own_model_in_any_number(encoder: ImageEncoder, photographs: dict[str, Path]) -> None:
+    maps: list[torch.Tensor] = []
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     stored = torch.load(io.BytesIO(EFFICIENTNET_WEIGHTS.read()), weights_only=True)
     model.load_state_dict(dict(zip(model.state_dict(), stored.values(), strict=True)))
+    for block in model.blocks[4:]:
+        block.register_forward_hook(lambda module, inputs, output: maps.append(output))
     prepared = [encoder.prepare(path).roll(shift, dims=2) for path in photographs.values() for shift in (0, 30, 60, 90, 120)]
     with torch.inference_mode():
-        expected = model.eval().forward_head(model.forward_features(torch.stack(prepared)), pre_logits=True)
+        last = model.eval().forward_head(model.forward_features(torch.stack(prepared)), pre_logits=True)
+    expected = torch.cat([*(each.flatten(2).mean(2) for each in maps), last], 1)
+    alone = ImageEncoder("cpu", last_only=True)
     for count in (1, AT_ONCE, AT_ONCE + 1, len(prepared)):
         torch.testing.assert_close(encoder.encode(prepared[:count]), expected[:count], atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(alone.encode(prepared[:count]), last[:count], atol=1e-4, rtol=1e-5)
     assert agreement(expected, encoder.encode(prepared)) > 1 - 1e-9
+    assert agreement(last, alone.encode(prepared)) > 1 - 1e-9
 
 
 def test_the_middle_square_of_a_picture_is_what_counts(

@@ -133,4 +133,4 @@ def test_the_provider_is_the_default_for_text_images_and_audio() -> None:
 def test_a_model_that_the_starter_lacks_is_an_error_that_names_those_it_has() -> None:
     with pytest.raises(PluginError, match="'video'") as caught:
         open_encoder("video", "cpu")
-    assert caught.value.remedy == "choose one of: text, image, audio, speech, speech-30s, sound"
+    assert caught.value.remedy == "choose one of: text, image, image-last, audio, speech, speech-30s, sound"
