@@ -82,3 +82,30 @@ def split_options(model: str, known: Sequence[str]) -> tuple[str, dict[str, str]
             raise BridgekitError(what, where=model, remedy=f"{guess}available options: {', '.join(known)}")
         options[option] = value
     return name, options
+
+
+def chosen_layers(option: str, count: int, where: str) -> tuple[int, ...]:
+    """Parse the value of an option `layers=3+last` as (3, count). Layers count from 1; `last` is the model's output.
+
+    Arguments:
+        option: the value.
+        count: how many layers the model has.
+        where: the encoder's name, for the message.
+
+    Raises:
+        BridgekitError: there is no such layer, or one is given twice.
+    """
+    names = option.split("+")
+    layers = tuple(count if name == "last" else int(name) if name.isdecimal() else 0 for name in names)
+    if not all(1 <= layer <= count for layer in layers) or len(set(layers)) < len(layers):
+        raise BridgekitError(
+            f"the model has no layers {option}",
+            where=where,
+            remedy=f"give distinct numbers from 1 to {count}, or last, joined by +, as in layers={max(1, count // 2)}+last",
+        )
+    return layers
+
+
+def layers_setting(layers: Sequence[int], count: int) -> str:
+    """The layers as a part of the revision: `layers-3+last`."""
+    return "layers-" + "+".join("last" if layer == count else str(layer) for layer in layers)

@@ -1,4 +1,7 @@
-"""`timm:MODEL[,pooling=avg|max|cls][,size=PIXELS][,checkpoint=FILE]`: a frozen timm model without its classifier."""
+"""A frozen timm model without its classifier.
+
+`timm:MODEL[,pooling=avg|max|cls][,layers=3+last][,size=PIXELS][,checkpoint=FILE]`.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,20 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import timm
 import torch
 from PIL import Image
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
-from bridgekit.encoders import Item, split_options
-from bridgekit.errors import ItemError, PluginError, one_line
+from bridgekit.encoders import Item, chosen_layers, layers_setting, split_options
+from bridgekit.errors import BridgekitError, ItemError, PluginError, one_line
 from bridgekit.hub import content_revision
 from bridgekit.media import read_image
 from bridgekit_timm.models import PLUGIN, open_model
 
-OPTIONS = ("pooling", "size", "checkpoint")
+OPTIONS = ("pooling", "layers", "size", "checkpoint")
 POOLINGS = ("avg", "max", "cls")
 
 #: Maximum aspect ratio of images to resize; longer ones are cropped first. No model uses a longer crop.
@@ -30,12 +34,15 @@ class ImageEncoder:
 
     Arguments:
         name: the part after `timm:`, a model and its options. `pooling` is `avg` or `max`, over the last feature map or the
-            patch tokens, or `cls`, the class token; the default is the pooling the model was trained with.
+            patch tokens, or `cls`, the class token; the default is the pooling the model was trained with. `layers` are
+            numbers of timm's feature maps from 1 (of a transformer, its blocks), each averaged over its positions, and
+            `last`, the latents without this option, which the last number means too; they are concatenated.
         device: a torch device.
 
     Raises:
         PluginError: there is no such model, its weights cannot be found, downloaded or loaded, or it does not support the
-            pooling or size.
+            pooling, size or layers.
+        BridgekitError: it has no such layers.
     """
 
     modality = "image"
@@ -59,13 +66,15 @@ class ImageEncoder:
         self._center_crop = config["crop_mode"] == "center"
         self._transform = create_transform(**config, is_training=False)
         try:
+            self._layers, self._count = self._choose(options.get("layers", "last"), torch.zeros(1, *config["input_size"]))
             self.dim = self.encode([torch.zeros(config["input_size"])]).shape[1]
-        except PluginError:
+        except BridgekitError:
             raise
         except Exception as error:  # architectures raise various errors for an unsupported size
             remedy = "change or omit size=" if size else None
             raise PluginError(f"{PLUGIN} cannot run this model: {one_line(error)}", where=self._name, remedy=remedy) from error
-        settings = json.dumps([found.arguments, config, self._pooling], sort_keys=True)
+        earlier = [layers_setting(self._layers, self._count)] if self._layers else []
+        settings = json.dumps([found.arguments, config, self._pooling, *earlier], sort_keys=True)
         self.revision = f"timm:{found.architecture}@{content_revision([found.weights], found.architecture, settings)}-v1"
 
     def prepare(self, item: Item) -> Tensor:
@@ -89,12 +98,32 @@ class ImageEncoder:
         if not batch:
             return torch.zeros(0, self.dim)
         pixels = torch.stack(list(batch)).to(self._device, memory_format=torch.channels_last)
-        features = self._model.forward_features(pixels)
+        if not self._layers:
+            return self._last(self._model.forward_features(pixels)).float().cpu()
+        earlier = sorted(layer for layer in self._layers if layer < self._count)  # as timm returns their maps
+        features, maps = self._model.forward_intermediates(pixels, indices=[layer - 1 for layer in earlier])
+        latents = {layer: each.flatten(2).mean(2) for layer, each in zip(earlier, maps, strict=True)}
+        latents[self._count] = self._last(features)
+        return torch.cat([latents[layer] for layer in self._layers], dim=1).float().cpu()
+
+    def _last(self, features: Any) -> Tensor:
+        """The last features of n images to shape (n, d)."""
         if self._pooling:
-            latents = _pool(features, self._model, self._pooling, self._name)
-        else:
-            latents = self._model.forward_head(features, pre_logits=True).flatten(1)
-        return latents.float().cpu()
+            return _pool(features, self._model, self._pooling, self._name)
+        latents: Tensor = self._model.forward_head(features, pre_logits=True).flatten(1)
+        return latents
+
+    @torch.inference_mode()
+    def _choose(self, option: str, pixels: Tensor) -> tuple[tuple[int, ...], int]:
+        """The layers of `layers=`, or none if it is `last`, and how many the model has."""
+        if option == "last":
+            return (), 0
+        if not hasattr(self._model, "forward_intermediates"):
+            what = f"timm {timm.__version__} does not give the earlier layers of this model"
+            raise PluginError(what, where=self._name, remedy="omit layers=")
+        count = len(self._model.forward_intermediates(pixels.to(self._device), intermediates_only=True))
+        layers = chosen_layers(option, count, self._name)
+        return (() if layers == (count,) else layers), count
 
 
 def _pool(features: Any, model: Any, pooling: str, name: str) -> Tensor:

@@ -11,7 +11,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
 from bridgekit.encoders import Encoder
-from bridgekit.errors import PluginError
+from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.media import read_image
 from bridgekit.plugins import load_encoder
 from bridgekit.testing import check_encoder
@@ -175,6 +175,89 @@ def test_a_feature_map_is_pooled_as_requested_wherever_its_channels_are(
     torch.testing.assert_close(encoder.encode(list(pixels)), expected, atol=1e-5, rtol=1e-5)
 
 
+# ---- layers
+
+
+def states(model: Any, modules: list[Any], pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+    """What these modules give in a forward pass, and the classifier's input."""
+    found: list[Tensor] = []
+    hooks = [module.register_forward_hook(lambda module, inputs, output: found.append(output)) for module in modules]
+    with torch.inference_mode():
+        last = model.forward_head(model.forward_features(pixels), pre_logits=True)
+    for hook in hooks:
+        hook.remove()
+    return found, last
+
+
+def test_the_blocks_of_a_transformer_are_averaged_over_its_patches_beside_the_last(build_folder: BuildFolder) -> None:
+    pixels, model = torch.rand(2, 3, 160, 160), random_model()
+    (second, fourth), last = states(model, [model.blocks[1], model.blocks[3]], pixels)
+    assert second.shape[1] == 101  # 100 patches behind the class token
+    expected = torch.cat([second[:, 1:].mean(1), fourth[:, 1:].mean(1), last], 1)
+    encoder = load_encoder(f"timm:{build_folder()},layers=2+4+last", "cpu")
+    assert encoder.dim == 192
+    torch.testing.assert_close(encoder.encode(list(pixels)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_layers_are_concatenated_as_they_are_named_and_the_last_is_pooled_as_requested(build_folder: BuildFolder) -> None:
+    pixels, model = torch.rand(2, 3, 160, 160), random_model()
+    (first, second, final), _ = states(model, [model.blocks[0], model.blocks[1], model.norm], pixels)
+    expected = torch.cat([final[:, 0], second[:, 1:].mean(1), first[:, 1:].mean(1)], 1)
+    encoder = load_encoder(f"timm:{build_folder()},pooling=cls,layers=6+2+1", "cpu")
+    torch.testing.assert_close(encoder.encode(list(pixels)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_stages_of_a_convolutional_network_are_averaged_over_their_maps(build_folder: BuildFolder) -> None:
+    pixels, model = torch.rand(2, 3, 160, 160), random_model("test_resnet")
+    (stem, third), last = states(model, [model.act1, model.layer3], pixels)
+    encoder = load_encoder(f"timm:{build_folder(architecture='test_resnet')},layers=1+4+last", "cpu")
+    expected = torch.cat([stem.mean((2, 3)), third.mean((2, 3)), last], 1)
+    torch.testing.assert_close(encoder.encode(list(pixels)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_real_models_earlier_layers_are_those_of_the_starter(lite0: Path, pictures: list[Path]) -> None:
+    pytest.importorskip("bridgekit_starter")
+    starter = vectors(load_encoder("starter:image", "cpu"), pictures)
+    found = vectors(load_encoder(f"timm:tf_efficientnet_lite0,checkpoint={lite0},layers=4+last", "cpu"), pictures)
+    assert found.shape == (len(pictures), 112 + 1280)
+    for own, theirs in ((found[:, :112], starter[:, :112]), (found[:, 112:], starter[:, -1280:])):
+        assert torch.cosine_similarity(own, theirs).min() > 0.999
+
+
+def test_the_last_layer_alone_is_the_model_without_the_option(build_folder: BuildFolder) -> None:
+    folder, pixels = build_folder(), list(torch.rand(2, 3, 160, 160))
+    plain = load_encoder(f"timm:{folder}", "cpu")
+    for layer in ("last", "6"):
+        encoder = load_encoder(f"timm:{folder},layers={layer}", "cpu")
+        assert encoder.revision == plain.revision
+        assert torch.equal(encoder.encode(pixels), plain.encode(pixels))
+
+
+@pytest.mark.parametrize("asked", ["0", "7", "first", "1+1", "6+last", ""])
+def test_layers_that_the_model_lacks_are_refused(asked: str, build_folder: BuildFolder) -> None:
+    with pytest.raises(BridgekitError, match="the model has no layers") as caught:
+        load_encoder(f"timm:{build_folder()},layers={asked}", "cpu")
+    assert "from 1 to 6" in str(caught.value.remedy)
+
+
+def test_a_model_whose_earlier_layers_timm_does_not_give_is_one_message(
+    build_folder: BuildFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(type(random_model()), "forward_intermediates")
+    folder = build_folder()
+    assert load_encoder(f"timm:{folder}", "cpu").dim == 64
+    with pytest.raises(PluginError, match="does not give the earlier layers") as caught:
+        load_encoder(f"timm:{folder},layers=2+last", "cpu")
+    assert caught.value.remedy == "omit layers="
+
+
+def test_a_model_with_layers_keeps_the_encoder_contract(
+    build_folder: BuildFolder, pictures: list[Path], unusable: list[Path]
+) -> None:
+    name, changed = build_folder(), build_folder("changed", seed=1)
+    check_encoder(f"timm:{name},layers=2+last", pictures[:3], unusable, changed=f"timm:{changed},layers=2+last")
+
+
 def test_a_model_without_a_class_token_says_so(build_folder: BuildFolder) -> None:
     with pytest.raises(PluginError, match="no class token"):
         load_encoder(f"timm:{build_folder(architecture='test_resnet')},pooling=cls", "cpu")
@@ -224,13 +307,16 @@ def test_the_revision_is_that_of_weights_and_settings_wherever_they_lie(build_fo
     assert here.endswith("-v1")
 
 
-def test_the_revision_changes_with_weights_pooling_size_and_preprocessing(build_folder: BuildFolder) -> None:
+def test_the_revision_changes_with_weights_pooling_size_layers_and_preprocessing(build_folder: BuildFolder) -> None:
     folder = build_folder()
     names = [
         f"{folder}",
         f"{folder},pooling=avg",
         f"{folder},pooling=max",
         f"{folder},size=96",
+        f"{folder},layers=2+last",
+        f"{folder},layers=last+2",
+        f"{folder},layers=2",
         f"{build_folder('darker', mean=(0.4, 0.5, 0.5))}",
         f"{build_folder('closer', crop_pct=0.5)}",
         f"{build_folder('trained', seed=1)}",
