@@ -14,7 +14,7 @@ from torch.nn.functional import normalize, pad
 from bridgekit.encoders import Item
 from bridgekit.media import read_audio
 from bridgekit_transformers.batching import equal_windows, groups
-from bridgekit_transformers.layers import chosen_layers, layers_setting
+from bridgekit_transformers.layers import chosen_layers, join_layers, layers_setting
 from bridgekit_transformers.loading import Source, load_model, load_part, output_of, vector_width
 
 #: Maximum window of a waveform model in seconds; attention memory grows quadratically.
@@ -114,9 +114,9 @@ class WaveEncoder:
         last_only = self._layers == (self._count,)
         outputs = self._model(values, output_hidden_states=not last_only, **arguments)
         last = output_of(self._source, outputs, "last_hidden_state")
-        chosen = [last if layer == self._count else outputs.hidden_states[layer] for layer in self._layers]
+        states = join_layers(self._layers, self._count, last, lambda layer: outputs.hidden_states[layer])
         counts = [self._frames(length) for length in lengths] if arguments else [last.shape[1]] * len(lengths)
-        return torch.cat(chosen, dim=-1), counts
+        return states, counts
 
     def _frames(self, samples: int) -> int:
         """The number of frames that the convolutions compute from this many samples."""

@@ -42,11 +42,11 @@ class Family:
 
 #: The options of each kind, besides `modality` and `trust_remote_code`.
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "text": ("pooling", "prompt"),
+    "text": ("pooling", "layers", "prompt"),
     "whisper": ("layers", "window"),
     "waves": ("layers",),
     "spectrograms": ("pooling",),
-    "image": ("pooling",),
+    "image": ("pooling", "layers"),
 }
 
 #: Poolings by their names in sentence-transformers. Single text models support all of them.

@@ -13,11 +13,14 @@ from torch import Tensor
 from bridgekit.encoders import Item
 from bridgekit.errors import PluginError
 from bridgekit.media import read_image
+from bridgekit_transformers.layers import counted_layers, join_layers, layers_setting
 from bridgekit_transformers.loading import Source, load_model, load_part, output_of, vector_width
 
 
 class ImageEncoder:
     """An image model with its repository's preprocessing, pooled to one vector.
+
+    With `layers=`, hidden states before the last are averaged over the patches or the map, and concatenated with that vector.
 
     Preprocessing uses Pillow if the family supports it, so that vectors do not depend on whether torchvision is installed;
     DINOv3 requires torchvision.
@@ -27,7 +30,7 @@ class ImageEncoder:
 
     Raises:
         PluginError: files are missing or damaged, or the preprocessing needs a package that is not installed.
-        BridgekitError: the model does not support this `pooling`.
+        BridgekitError: the model does not support this `pooling`, or has no such layers.
     """
 
     modality = "image"
@@ -40,8 +43,12 @@ class ImageEncoder:
         # Register tokens, between the class token and the patches, are not features of the image.
         self._before = source.family.before + int(getattr(self._model.config, "num_register_tokens", 0) or 0)
         self._processor = _processor(source)
-        self.dim = vector_width(source, self._vectors([self._inputs(Image.new("RGB", (64, 64)))]))
-        self.revision = source.revision(pooling, _backend(self._processor))
+        blank = self._inputs(Image.new("RGB", (64, 64)))
+        self._layers, self._count = counted_layers(source, lambda: self._outputs([blank], earlier=True)[1])
+        self._earlier = self._layers != (self._count,)
+        self.dim = vector_width(source, self._vectors([blank]))
+        layers = [layers_setting(self._layers, self._count)] if self._earlier else []
+        self.revision = source.revision(pooling, *layers, _backend(self._processor))
 
     def prepare(self, item: Item) -> dict[str, Tensor]:
         """The model's arguments for an image.
@@ -68,16 +75,28 @@ class ImageEncoder:
     @torch.inference_mode()
     def _vectors(self, batch: Sequence[dict[str, Tensor]]) -> Tensor:
         """Images of one shape to vectors of shape (n, dim)."""
+        inputs, outputs = self._outputs(batch, earlier=self._earlier)
+        last = self._last(inputs, outputs)
+        return join_layers(self._layers, self._count, last, lambda layer: self._mean(inputs, outputs.hidden_states[layer]))
+
+    @torch.inference_mode()
+    def _outputs(self, batch: Sequence[dict[str, Tensor]], *, earlier: bool) -> tuple[dict[str, Tensor], Any]:
+        """One forward pass: the model's arguments, and its outputs."""
         inputs = {name: torch.stack([one[name] for one in batch]).to(self._source.device) for name in batch[0]}
-        outputs = self._model(**inputs)
+        return inputs, self._model(**inputs, **({"output_hidden_states": True} if earlier else {}))
+
+    def _last(self, inputs: dict[str, Tensor], outputs: Any) -> Tensor:
+        """The vectors that the head selects, (n, d)."""
         if self._head.output not in ("cls", "mean"):
             # Convolutional models keep a height and width of 1 after pooling.
             return output_of(self._source, outputs, self._head.output).flatten(1)
         states = output_of(self._source, outputs, "last_hidden_state")
+        return states[:, 0] if self._head.output == "cls" else self._mean(inputs, states)
+
+    def _mean(self, inputs: dict[str, Tensor], states: Tensor) -> Tensor:
+        """The mean over a map, (n, d, h, w), or over the patches of (n, t, d): shape (n, d)."""
         if states.ndim == 4:
             return states.mean((2, 3))
-        if self._head.output == "cls":
-            return states[:, 0]
         own = inputs.get("pixel_attention_mask")  # of models that take images of any shape as a padded list of patches
         if own is not None:
             return (states * own[..., None]).sum(1) / own.sum(1, keepdim=True)

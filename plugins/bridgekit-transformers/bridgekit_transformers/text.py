@@ -22,6 +22,7 @@ from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.media import read_text
 from bridgekit_transformers.batching import groups
 from bridgekit_transformers.families import POOLINGS
+from bridgekit_transformers.layers import counted_layers, join_layers, layers_setting
 from bridgekit_transformers.loading import Source, load_model, load_part, output_of, vector_width
 from bridgekit_transformers.sentences import Layout, read_layout
 
@@ -38,6 +39,7 @@ class TextEncoder:
 
     The pooling is given by `pooling=`, or else by the repository's sentence-transformers files, with further layers; otherwise
     it is the projection of a tower, the last token of a decoder-only model, or the mean over tokens for any other.
+    With `layers=`, hidden states before the last are averaged over the text's tokens, and concatenated with that vector.
 
     Arguments:
         source: a model of the kind `text`.
@@ -73,9 +75,13 @@ class TextEncoder:
         self._fixed = source.family.fixed_length
         self._pad, self._pad_left = _pad(config, tokenizer, self._fixed), self._fixed and tokenizer.padding_side == "left"
         self._masks = not self._fixed and "attention_mask" in inspect.signature(self._model.forward).parameters
+        letter = [self._tokenize("a")]
+        self._layers, self._count = counted_layers(source, lambda: self._outputs(letter, earlier=True)[1])
+        self._earlier = self._layers != (self._count,)
         self._mixed = self._pads_do_not_leak()
-        self.dim = vector_width(source, self._vectors([self._tokenize("a")]))
+        self.dim = vector_width(source, self._vectors(letter))
         settings = ["+".join(self._poolings), *layout.describe(), *(["unit"] if self._unit else []), str(self._limit)]
+        settings += [layers_setting(self._layers, self._count)] if self._earlier else []
         settings += ["lower"] if self._lower else []
         settings += [f"prompt-{sha256(self._prompt.encode()).hexdigest()[:8]}"] if self._prompt else []
         self.revision = source.revision(*settings)
@@ -107,7 +113,14 @@ class TextEncoder:
 
     @torch.inference_mode()
     def _vectors(self, batch: Sequence[list[int]]) -> Tensor:
-        """One forward pass: token ids to vectors of shape (n, dim)."""
+        """Token ids to vectors of shape (n, dim)."""
+        own, outputs = self._outputs(batch, earlier=self._earlier)
+        last = self._last(own, outputs)
+        return join_layers(self._layers, self._count, last, lambda layer: pool(outputs.hidden_states[layer], own, "mean"))
+
+    @torch.inference_mode()
+    def _outputs(self, batch: Sequence[list[int]], *, earlier: bool) -> tuple[Tensor, Any]:
+        """One forward pass: which tokens are not padding, (n, t), and the model's outputs."""
         device = self._source.device
         lengths = torch.tensor([len(ids) for ids in batch], device=device)
         longest = self._limit if self._fixed else int(lengths.max())
@@ -115,7 +128,13 @@ class TextEncoder:
         rows = [pad + ids if self._pad_left else ids + pad for ids, pad in zip(batch, pads, strict=True)]
         tokens = torch.tensor(rows, device=device)
         own = torch.arange(longest, device=device) < lengths[:, None]
-        outputs = self._model(input_ids=tokens, **({"attention_mask": own.long()} if self._masks else {}))
+        own = own.flip(1) if self._pad_left else own
+        arguments: dict[str, Any] = {"attention_mask": own.long()} if self._masks else {}
+        arguments |= {"output_hidden_states": True} if earlier else {}
+        return own, self._model(input_ids=tokens, **arguments)
+
+    def _last(self, own: Tensor, outputs: Any) -> Tensor:
+        """The vectors of the model's output, pooled and through the layers behind it, (n, d)."""
         if self._output:
             vectors = output_of(self._source, outputs, self._output)
         else:

@@ -21,11 +21,11 @@ def vectors(name: str, pictures: list[Path]) -> Tensor:
     return encoder.encode([encoder.prepare(picture) for picture in pictures])
 
 
-def outputs(folder: Path, picture: Path, model: str = "AutoModel") -> Any:
+def outputs(folder: Path, picture: Path, model: str = "AutoModel", **arguments: Any) -> Any:
     """transformers' own preprocessing, resized by Pillow, and call for one picture alone."""
     pixels = torch.from_numpy(preprocessed(folder, picture))[None]
     with torch.inference_mode():
-        return getattr(transformers, model).from_pretrained(folder)(pixel_values=pixels)
+        return getattr(transformers, model).from_pretrained(folder)(pixel_values=pixels, **arguments)
 
 
 def preprocessed(folder: Path, picture: Path) -> Any:
@@ -68,6 +68,51 @@ def test_the_mean_of_a_map_is_over_its_height_and_width(tiny: Tiny, pictures: li
     assert_same(vectors(f"{tiny('resnet')},pooling=mean", pictures[:1]), [states.mean((1, 2))])
 
 
+@pytest.mark.parametrize(
+    ("kind", "before"), [("vit", 1), ("deit", 2), ("dinov2", 1), ("dinov2-registers", 4), ("convnext", 0), ("resnet", 0)]
+)
+def test_an_earlier_layer_is_averaged_over_its_patches_or_its_map_beside_the_last(
+    tiny: Tiny, pictures: list[Path], kind: str, before: int
+) -> None:
+    expected = []
+    for picture, last in zip(pictures, vectors(str(tiny(kind)), pictures), strict=True):
+        states = outputs(tiny(kind), picture, output_hidden_states=True).hidden_states[1][0]
+        expected.append(torch.cat([states.mean((1, 2)) if states.ndim == 3 else states[before:].mean(0), last]))
+    assert_same(vectors(f"{tiny(kind)},layers=1+last", pictures), expected)
+
+
+def test_the_last_layer_is_pooled_as_asked_beside_an_earlier_one(tiny: Tiny, pictures: list[Path]) -> None:
+    found = outputs(tiny("vit"), pictures[0], output_hidden_states=True)
+    expected = torch.cat([found.pooler_output[0], found.hidden_states[1][0, 1:].mean(0)])
+    assert_same(vectors(f"{tiny('vit')},pooling=pooler,layers=2+1", pictures[:1]), [expected])
+
+
+def test_the_last_layer_alone_is_the_model_without_the_option(tiny: Tiny) -> None:
+    revisions = {load_encoder(f"transformers:{tiny('vit')}{options}", "cpu").revision for options in ("", ",layers=last")}
+    assert len(revisions | {load_encoder(f"transformers:{tiny('vit')},layers=2", "cpu").revision}) == 1
+    others = {load_encoder(f"transformers:{tiny('vit')},layers={asked}", "cpu").revision for asked in ("1", "1+2", "2+1")}
+    assert len(revisions | others) == 4
+
+
+def test_layers_that_the_model_lacks_are_refused(tiny: Tiny) -> None:
+    with pytest.raises(BridgekitError, match=r"the model has no layers 5\+last") as caught:
+        load_encoder(f"transformers:{tiny('resnet')},layers=5+last", "cpu")
+    assert caught.value.remedy == "give distinct numbers from 1 to 4, or last, joined by +, as in layers=2+last"
+
+
+def test_a_model_that_gives_no_hidden_states_is_one_message(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = transformers.ViTModel.forward
+
+    def without(self: Any, pixel_values: Tensor, output_hidden_states: bool = False) -> Any:
+        return forward(self, pixel_values)
+
+    monkeypatch.setattr(transformers.ViTModel, "forward", without)
+    assert load_encoder(f"transformers:{tiny('vit')}", "cpu").dim == 32
+    with pytest.raises(PluginError, match="gets no earlier layers of models of type vit") as caught:
+        load_encoder(f"transformers:{tiny('vit')},layers=1+last", "cpu")
+    assert caught.value.remedy == "omit layers="
+
+
 def test_the_pooler_can_be_chosen(tiny: Tiny, pictures: list[Path]) -> None:
     assert_same(vectors(f"{tiny('vit')},pooling=pooler", pictures[:1]), [outputs(tiny("vit"), pictures[0]).pooler_output[0]])
 
@@ -90,6 +135,9 @@ def test_dinov3_is_preprocessed_with_torchvision(tiny: Tiny, pictures: list[Path
         states = model(pixels).last_hidden_state[0]
     assert_same(vectors(str(folder), pictures[3:]), [states[0]])
     assert_same(vectors(f"{folder},pooling=mean", pictures[3:]), [states[5:].mean(0)])
+    with torch.inference_mode():
+        earlier = model(pixels, output_hidden_states=True).hidden_states[1][0, 5:]
+    assert_same(vectors(f"{folder},layers=1+last", pictures[3:]), [torch.cat([earlier.mean(0), states[0]])])
     assert "torchvision" in load_encoder(f"transformers:{folder}", "cpu").revision
 
 
@@ -111,4 +159,6 @@ def test_an_image_model_keeps_the_contract(
 ) -> None:
     (tmp_path / "empty.png").touch()
     bad = [not_a_file_of_the_kind, tmp_path / "empty.png", tmp_path / "missing.png"]
-    check_encoder(f"transformers:{tiny('dinov2')}", pictures, bad, changed=f"transformers:{tiny('dinov2', seed=1)}")
+    for options in ("", ",layers=1+last"):
+        changed = f"transformers:{tiny('dinov2', seed=1)}{options}"
+        check_encoder(f"transformers:{tiny('dinov2')}{options}", pictures, bad, changed=changed)

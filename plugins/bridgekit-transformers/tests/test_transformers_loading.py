@@ -226,7 +226,7 @@ def test_a_folder_without_a_config_is_one_error(tmp_path: Path, content: str | N
     ("kind", "option", "match"),
     [
         ("bert", "window=own", "no option 'window' for text"),
-        ("vit", "layers=1", "no option 'layers' for image"),
+        ("ast", "layers=1", "no option 'layers' for audio"),
         ("whisper", "pooling=mean", "no option 'pooling' for audio"),
         ("whisper", "window=10s", "window=10s"),
         ("bert", "pooling=median", "pooling=median"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+import transformers
 
 from bridgekit.plugins import load_encoder
 
@@ -55,6 +56,19 @@ def test_minilm_gives_the_latents_of_the_starters_text(minilm: Path) -> None:
     ours, theirs = load_encoder(f"transformers:{minilm}", "cpu"), load_encoder("starter:text", "cpu")
     found, expected = (encoder.encode([encoder.prepare(text) for text in TEXTS]) for encoder in (ours, theirs))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_minilms_third_layer_is_averaged_over_a_texts_tokens_beside_the_last(minilm: Path) -> None:
+    encoder = load_encoder(f"transformers:{minilm},layers=3+last", "cpu")
+    found = encoder.encode([encoder.prepare(text) for text in TEXTS])
+    plain = load_encoder(f"transformers:{minilm}", "cpu")
+    tokenizer, model = (getattr(transformers, name).from_pretrained(minilm) for name in ("AutoTokenizer", "AutoModel"))
+    for text, vector in zip(TEXTS, found, strict=True):
+        with torch.inference_mode():
+            inputs = tokenizer(text, truncation=True, max_length=256, return_tensors="pt")
+            third = model(**inputs, output_hidden_states=True).hidden_states[3][0].mean(0)
+        expected = torch.cat([third, plain.encode([plain.prepare(text)])[0]])
+        torch.testing.assert_close(vector, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("options", "starter"), [("layers=3+last", "speech"), ("layers=3+last,window=30s", "speech-30s")])

@@ -2,6 +2,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
@@ -23,13 +24,14 @@ def vectors(name: str, texts: Sequence[str] = TEXTS) -> Tensor:
     return encoder.encode([encoder.prepare(text) for text in texts])
 
 
-def states(folder: Path, text: str, limit: int, model: str = "AutoModel") -> Tensor:
-    """The model's states of one text alone, (t, d), by transformers' own tokenizer and call."""
+def states(folder: Path, text: str, limit: int, model: str = "AutoModel", layer: int | None = None) -> Tensor:
+    """The model's last states of one text alone, or those behind a layer, (t, d), by transformers' own tokenizer and call."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer(text, truncation=True, max_length=limit, return_tensors="pt")
     inputs.pop("token_type_ids", None)
     with torch.inference_mode():
-        found = getattr(transformers, model).from_pretrained(folder)(**inputs).last_hidden_state[0]
+        outputs = getattr(transformers, model).from_pretrained(folder)(**inputs, output_hidden_states=layer is not None)
+    found = outputs.last_hidden_state[0] if layer is None else outputs.hidden_states[layer][0]
     assert isinstance(found, Tensor)
     return found
 
@@ -108,6 +110,57 @@ def test_no_pooling_sees_the_padding(pooling: str) -> None:
     torch.testing.assert_close(pool(found, own, pooling), pool(found[:, :3], own[:, :3], pooling))
 
 
+@pytest.mark.parametrize(
+    ("kind", "limit", "model", "prompt"),
+    [
+        ("bert", 48, "AutoModel", ""),
+        ("roberta", 48, "AutoModel", ""),
+        ("t5", 48, "T5EncoderModel", ""),
+        ("llama", 48, "AutoModel", ""),
+        ("fnet", 48, "AutoModel", ""),
+        ("e5", 20, "AutoModel", "passage: "),
+        ("dense", 20, "AutoModel", ""),
+    ],
+)
+def test_an_earlier_layer_is_averaged_over_a_texts_tokens_beside_the_last(
+    tiny: Tiny, kind: str, limit: int, model: str, prompt: str
+) -> None:
+    folder = tiny(kind)
+    expected = [
+        torch.cat([states(folder, prompt + text, limit, model, layer=1).mean(0), last])
+        for text, last in zip(TEXTS, vectors(str(folder)), strict=True)
+    ]
+    assert_same(vectors(f"{folder},layers=1+last"), expected)
+    assert_same(vectors(f"{folder},layers=1"), [vector[:32] for vector in expected])
+
+
+def test_the_last_layer_alone_is_the_model_without_the_option(tiny: Tiny) -> None:
+    plain = load_encoder(f"transformers:{tiny('e5')}", "cpu")
+    for layer in ("last", "2"):
+        encoder = load_encoder(f"transformers:{tiny('e5')},layers={layer}", "cpu")
+        assert encoder.revision == plain.revision
+        assert torch.equal(encoder.encode([encoder.prepare(TEXTS[0])]), plain.encode([plain.prepare(TEXTS[0])]))
+
+
+@pytest.mark.parametrize("asked", ["0", "3", "first", "1+1", "2+last", ""])
+def test_layers_that_the_model_lacks_are_refused(tiny: Tiny, asked: str) -> None:
+    with pytest.raises(BridgekitError, match="the model has no layers") as caught:
+        load_encoder(f"transformers:{tiny('bert')},layers={asked}", "cpu")
+    assert "from 1 to 2" in str(caught.value.remedy)
+
+
+def test_hidden_states_are_kept_only_where_they_are_needed(tiny: Tiny) -> None:
+    asked = []
+    for options in ("", ",layers=last", ",layers=1+last"):
+        encoder: Any = load_encoder(f"transformers:{tiny('bert')}{options}", "cpu")
+        hook = encoder._model.register_forward_pre_hook(
+            lambda module, arguments, named: asked.append(named.get("output_hidden_states", False)), with_kwargs=True
+        )
+        encoder.encode([encoder.prepare(text) for text in TEXTS])
+        hook.remove()
+    assert asked == [False, False, True], "one forward pass for all texts each time"
+
+
 def test_what_lies_beyond_the_longest_text_does_not_count(tiny: Tiny) -> None:
     encoder = load_encoder(f"transformers:{tiny('roberta')}", "cpu")
     long = "a b c d e " * 40
@@ -128,7 +181,9 @@ def test_a_model_that_mixes_tokens_with_its_padding_gets_texts_of_one_length_tog
 
 
 def test_a_text_model_keeps_the_contract(tiny: Tiny) -> None:
-    check_encoder(f"transformers:{tiny('e5')}", TEXTS, ["", "  \n"], changed=f"transformers:{tiny('e5', seed=1)}")
+    for options in ("", ",layers=1+last"):
+        changed = f"transformers:{tiny('e5', seed=1)}{options}"
+        check_encoder(f"transformers:{tiny('e5')}{options}", TEXTS, ["", "  \n"], changed=changed)
 
 
 def test_a_blank_text_fails_alone(tiny: Tiny) -> None:

@@ -133,6 +133,58 @@ def test_a_mean_over_the_patches_of_a_picture_of_any_shape_leaves_the_padding_ou
     torch.testing.assert_close(encoder.encode([inputs])[0], states[:own].mean(0), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["clip", "siglip", "siglip2"])
+def test_an_earlier_layer_of_an_image_tower_is_averaged_over_the_patches_beside_its_features(
+    tiny: Tiny, pictures: list[Path], kind: str
+) -> None:
+    if kind == "siglip2" and not hasattr(transformers, "Siglip2Model"):
+        pytest.skip("this version of transformers has no SigLIP 2")
+    model = transformers.AutoModel.from_pretrained(tiny(kind)).vision_model
+    encoder = load_encoder(f"transformers:{tiny(kind)},modality=image,layers=1+last", "cpu")
+    lasts = vectors(f"{tiny(kind)},modality=image", pictures)
+    for picture, last in zip(pictures, lasts, strict=True):
+        prepared = encoder.prepare(picture)
+        with torch.inference_mode():
+            inputs = {name: value[None] for name, value in prepared.items()}
+            states = model(**inputs, output_hidden_states=True).hidden_states[1][0]
+        if kind == "siglip2":
+            states = states[: int(prepared["pixel_attention_mask"].sum())]
+        expected = torch.cat([states[1 if kind == "clip" else 0 :].mean(0), last])
+        torch.testing.assert_close(encoder.encode([prepared])[0], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["clip", "clap", "siglip"])
+def test_an_earlier_layer_of_a_text_tower_is_averaged_over_the_texts_own_tokens(tiny: Tiny, kind: str) -> None:
+    model = transformers.AutoModel.from_pretrained(tiny(kind)).text_model
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny(kind))
+    lasts = vectors(f"{tiny(kind)},modality=text", TEXTS)
+    padding = {"padding": "max_length", "max_length": 24} if kind == "siglip" else {}
+    expected = []
+    for text, last in zip(TEXTS, lasts, strict=True):
+        with torch.inference_mode():
+            ids = tokenizer(text, return_tensors="pt", **padding)["input_ids"]
+            states = model(ids, output_hidden_states=True).hidden_states[1][0]
+        expected.append(torch.cat([states[: len(tokenizer(text)["input_ids"])].mean(0), last]))
+    found = vectors(f"{tiny(kind)},modality=text,layers=1+last", TEXTS)
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-4)
+
+
+def test_the_tokens_of_a_text_that_is_padded_on_the_left_are_at_its_end(tiny: Tiny, tmp_path: Path) -> None:
+    for file in tiny("siglip").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings = tiny_models.read_json(tmp_path / "tokenizer_config.json")
+    tiny_models.write_json(tmp_path / "tokenizer_config.json", settings | {"padding_side": "left"})
+    model = transformers.AutoModel.from_pretrained(tmp_path).text_model
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    with torch.inference_mode():
+        ids = tokenizer("a dog", padding="max_length", max_length=24, return_tensors="pt")["input_ids"]
+        states = model(ids, output_hidden_states=True).hidden_states[1][0]
+    own = len(tokenizer("a dog")["input_ids"])
+    assert own < 24
+    found = vectors(f"{tmp_path},modality=text,layers=1", ["a dog"])[0]
+    torch.testing.assert_close(found, states[-own:].mean(0), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("saved", ["CLIPTextModelWithProjection", "CLIPTextModel"])
 def test_a_tower_that_was_saved_alone_opens_without_an_option(tiny: Tiny, tmp_path: Path, saved: str) -> None:
     getattr(transformers, saved).from_pretrained(tiny("clip")).save_pretrained(tmp_path)
