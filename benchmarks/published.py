@@ -117,11 +117,11 @@ def _trained(
         maps.update({name: make(each.shape[1]) for name, each in rows.items()})
         stepper = optimizer(maps.parameters(), lr=rate, weight_decay=1e-4)
         for epoch, batches in product(range(EPOCHS), [count // size]):
-            for batch in torch.randperm(count)[: batches * size].split(size):
+            for batch in torch.randperm(count)[: batches * size].split(size):  # type: ignore[no-untyped-call]
                 latents = rows[names[0]][batch], rows[names[1]][batch]
                 x, y = (normalize(maps[name](each), dim=-1) for name, each in zip(names, latents, strict=True))
                 stepper.zero_grad()
-                loss(x, y, latents, epoch / EPOCHS).backward()
+                loss(x, y, latents, epoch / EPOCHS).backward()  # type: ignore[no-untyped-call]
                 stepper.step()
             if epoch % 3 == 2 and (score := measure(embed)["score"]) > best:
                 best, weights = score, {name: tensor.clone() for name, tensor in maps.state_dict().items()}
@@ -141,7 +141,8 @@ def _divergence(latents: Tensor, embedded: Tensor) -> Tensor:
         for unit in (normalize(latents, dim=1), normalize(embedded, dim=1))
     )
     middle = (before + after) / 2
-    return sum(kl_div((middle + 1e-12).log(), each, reduction="batchmean") for each in (before, after)) / 2
+    one, other = (kl_div((middle + 1e-12).log(), each, reduction="batchmean") for each in (before, after))
+    return (one + other) / 2
 
 
 class _Gated(nn.Module):

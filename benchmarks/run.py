@@ -16,6 +16,7 @@ from common import where
 RESULTS = Path(__file__).parent / "RESULTS.md"
 HEAD = "# Measurements\n\nWritten by `make bench`. [Results in brief](../docs/numbers.md) summarises them.\n"
 BENCHMARKS = (
+    "small",
     "openmoji",
     "speech",
     "esc10",
