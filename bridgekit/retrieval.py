@@ -21,7 +21,7 @@ TILE_NUMBERS = 16_777_216
 FEW = 30
 
 #: How much of its hubness a candidate loses, and the number of bank queries that hubness is measured by.
-HUB_SHARE, HUB_NEIGHBOURS = 0.5, 16
+HUB_SHARE, HUB_NEIGHBOURS = 0.5, 8
 
 #: Prompt templates for zero-shot classification; `{}` is the class name. A class is the mean of its prompts' embeddings.
 TEMPLATES = ("{}", "a {}", "the sound of a {}", "this is a {}")

@@ -31,12 +31,12 @@ LONGEST = 8
 #: one core of a Zen 4.
 AT_ONCE = 4
 
-#: Feature maps of earlier layers, as timm counts them, and their widths together: those of `blocks[4]`, `[5]` and `[6]`.
-EARLIER, EARLIER_DIM = (5, 6, 7), 112 + 192 + 320
+#: Feature maps of earlier layers, as timm counts them, and their widths together: those of `blocks[2]` to `[6]`.
+EARLIER, EARLIER_DIM = (3, 4, 5, 6, 7), 40 + 80 + 112 + 192 + 320
 
 
 class ImageEncoder:
-    """EfficientNet-Lite0: means over three earlier feature maps, then the mean over the last, which is the classifier's input.
+    """EfficientNet-Lite0: means over five earlier feature maps, then the mean over the last, which is the classifier's input.
 
     Arguments:
         device: a torch device.
@@ -52,7 +52,7 @@ class ImageEncoder:
         self.dim = 1280 if last_only else EARLIER_DIM + 1280
         weights = f"starter:image@{EFFICIENTNET_WEIGHTS.sha256[:12]}"
         # The first was named before the second was, and is part of every stored latent's key.
-        self.revision = f"{weights}+bicubic-{SIZE}-v2" if last_only else f"{weights}+blocks-4-to-6-and-last-bicubic-{SIZE}-v1"
+        self.revision = f"{weights}+bicubic-{SIZE}-v2" if last_only else f"{weights}+blocks-2-to-6-and-last-bicubic-{SIZE}-v1"
         model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         stored = torch.load(io.BytesIO(EFFICIENTNET_WEIGHTS.read()), weights_only=True)
         # The file has timm's tensors in timm's order under other names; check the last parts of the names and the shapes.
