@@ -18,7 +18,7 @@ import soundfile
 from PIL import Image
 from safetensors.numpy import load_file
 
-from bridgekit import PRESETS, Bridge, align
+from bridgekit import PRESETS, Bridge, Preset, align
 from bridgekit.bridge.bridge import Side
 from bridgekit.cli import common
 from bridgekit.fusion.adapter import FusionAdapter
@@ -80,8 +80,8 @@ def test_align_then_search_then_info_then_eval_then_embed(run: Run, tmp_path: Pa
     assert code == 0
     assert "FuseMix" in out
     assert "random" in out
-    assert "closed-form start" in out
-    assert "linear" in out
+    assert "closed form" in out
+    assert "ridge" in out
     assert "bridges/audio-text" in out
     assert "bridgekit search" in out
     code, out, _ = run("search", "clips/owl 0.wav", "-k", 2, "--json")
@@ -340,7 +340,7 @@ def test_a_recall_table_fits_80_columns_without_cutting_a_number(
     record = {"split": "[b]unseen[/b] speakers", "direction": "accelerometer → spectrogram", "candidates": 123456, **recalls}
     for queries in (5, 30):
         records = [{**record, "queries": queries, "method": name} for name in ("closed-form start", "FuseMix")]
-        common.print_metrics(records, "Recall")
+        common.print_metrics(records, "Recall", Bridge({}, {}, Preset(), 0.07))
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 80 for line in lines)
     assert "…" not in "".join(lines)

@@ -268,7 +268,7 @@ def test_unseen_evaluates_the_other_rows_and_counts_those_set_aside(tmp_path: Pa
     records, set_aside = evaluate_bridge(bridge, EvalOptions(pairs=renamed(table, tmp_path / "same"), unseen=True))
     assert len(set_aside) == 108
     assert {row.reason for row in set_aside} == {"seen in training"}
-    own = [record for record in trained.metrics if record["method"] == "FuseMix"]
+    own = [record for record in trained.metrics if record["method"] == trained.method("audio", "text")]
     assert len(own) == len(records)
     for mine, theirs in zip(own, records, strict=True):
         assert {**mine, "split": ""} == {**theirs, "split": ""}, "it is the bridge's own test, under other names"
