@@ -49,7 +49,9 @@ def table(latents: dict[str, Tensor], val: int) -> tuple[EncodedPairs, NDArray[n
     columns: dict[str, tuple[Item | None, ...]] = {name: tuple(f"{name} {row}" for row in range(n)) for name in latents}
     pairs = Pairs(columns, "a test", tuple(range(n)))
     contents = {name: [f"{name} {row}".encode() for row in range(n)] for name in latents}
-    stored = {name: Latents(matrix, ids[name], {}, 0, name, FLOAT32, 0.0, Path(), contents[name]) for name, matrix in latents.items()}
+    stored = {
+        name: Latents(matrix, ids[name], {}, 0, name, FLOAT32, 0.0, Path(), contents[name]) for name, matrix in latents.items()
+    }
     split = np.where(np.arange(n) < n - val, "train", "val")
     return EncodedPairs(pairs, stored, ids, relation_keys(pairs, ids)), split
 
