@@ -21,6 +21,7 @@ BENCHMARKS = (
     "speech",
     "esc10",
     "presets",
+    "studies",
     "generation",
     "binding",
     "loss",
