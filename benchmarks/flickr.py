@@ -135,3 +135,7 @@ class Results:
                 file.write(json.dumps(self.known[key]) + "\n")
         self.seconds[key] = self.known[key]["seconds"]
         return float(self.known[key]["recall"])
+
+    def recalls(self, fit: Fit, seeds: int) -> list[float]:
+        """The recalls of a fit with the first seeds."""
+        return [self.recall(fit, seed) for seed in range(seeds)]

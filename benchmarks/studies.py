@@ -23,22 +23,24 @@ from bridgekit import PRESETS, Preset
 PLOTS = Path(__file__).resolve().parents[1] / "docs" / "studies"
 #: Rows a batch and steps of a fit with `paper`, and the steps of the release, whose batch would be the whole table.
 BATCH, STEPS, RELEASED = 512, 92, 500
-#: Seeds with `default`, with `paper`, and with its fits of the most work.
-SEEDS, FEWER, LONGEST = 3, 2, 1
+#: Seeds with each preset.
+SEEDS = {"default": 3, "paper": 2}
 WITHOUT = ", without mixup"
 COLORS = {"paper": "#204a87", "default": "#ce5c00"}
 ABOUT = (
     f"{2 * HELD_OUT + PHOTOGRAPHS:,} photographs of Flickr8k with five captions each, `starter:image` and `starter:text`. Each "
     f"seed draws {HELD_OUT} photographs to test, {HELD_OUT} to validate and {PHOTOGRAPHS:,} to train, with {CAPTIONS:,} "
     f"captions. Figures are the mean of recall@1, @5 and @10 in both directions among the test photographs, with one caption "
-    f"each, in %: mean ± standard deviation over {SEEDS} seeds with `default`, {FEWER} with `paper`, {LONGEST} for its fits "
-    "with the most work. In brackets is a difference, seed by seed.\n\n"
+    f"each, in %: mean ± standard deviation over {SEEDS['default']} seeds with `default` and {SEEDS['paper']} with `paper`. In "
+    "brackets is a difference, seed by seed.\n\n"
     f"`default` is trained as it is. `paper` is FuseMix's released configuration with batches of {BATCH} pairs and about "
     f"{STEPS} steps at every number of pairs. That is fewer: the release would take {RELEASED} steps, each with all pairs. "
-    "Mixup halves the rows of a batch with `paper`, as in the release."
+    "With `paper`, mixup makes one row of two, as in the release, so that a batch without mixup has twice as many."
 )
 #: Fits by line (the preset, perhaps with a variant) and by what is varied.
 Study = dict[tuple[str, Any], Fit]
+#: Their recalls by seed.
+Recalls = dict[tuple[str, Any], list[float]]
 
 
 def presets(pairs: int = PHOTOGRAPHS, steps: int = STEPS) -> dict[str, Preset]:
@@ -106,7 +108,7 @@ def augmentation() -> Study:
 
 
 def longer() -> Study:
-    """`paper` with 1,000 pairs, and with the number of steps of the release. In brackets: without mixup minus with."""
+    """1,000 pairs and up to the number of steps of the release, one seed. In brackets: without mixup minus with."""
     study = {}
     for steps in (STEPS, RELEASED):
         study["paper", steps] = Fit(presets(1_000, steps)["paper"], 1_000)
@@ -114,22 +116,20 @@ def longer() -> Study:
     return study
 
 
-#: With what is varied.
-STUDIES: dict[Callable[[], Study], str] = {
-    quantity: "training pairs",
-    quality: "pairs with a wrong caption, %",
-    diversity: "training pairs",
-    batch_size: "rows a batch",
-    augmentation: "augmentation",
-    longer: "steps",
+#: With what is varied, and the most seeds.
+STUDIES: dict[Callable[[], Study], tuple[str, int]] = {
+    quantity: ("training pairs", 3),
+    quality: ("pairs with a wrong caption, %", 3),
+    diversity: ("training pairs", 3),
+    batch_size: ("rows a batch", 3),
+    augmentation: ("augmentation", 3),
+    longer: ("steps", 1),
 }
 
 
-def seeds_of(fit: Fit) -> int:
-    """The number of seeds that is affordable."""
-    if fit.preset.blocks == PRESETS["default"].blocks:
-        return SEEDS
-    return FEWER if fit.preset.epochs * fit.pairs < 100_000 else LONGEST
+def seeds_of(line: str, most: int) -> int:
+    """The number of seeds of a line in a study."""
+    return min(most, SEEDS[line.split(",")[0]])
 
 
 def shown(values: Sequence[float]) -> str:
@@ -137,33 +137,32 @@ def shown(values: Sequence[float]) -> str:
     return spread(values) if len(values) > 1 else f"{100 * values[0]:.1f}"
 
 
-def cell(results: Results, study: Study, line: str, x: Any) -> str:
+def cell(recalls: Recalls, line: str, x: Any) -> str:
     """Mean and deviation over seeds; in brackets, of the differences by seed from the row or column compared with."""
-    fit, seeds = study[line, x], range(seeds_of(study[line, x]))
-    recalls = [results.recall(fit, seed) for seed in seeds]
-    first = next(fit for (other, _), fit in study.items() if other == line)
-    base = study[line.removesuffix(WITHOUT), x] if line.endswith(WITHOUT) else first
-    if base == fit or (line + WITHOUT, x) in study:
-        return shown(recalls)
-    differences = shown([recall - results.recall(base, seed) for recall, seed in zip(recalls, seeds, strict=True)])
-    return f"{shown(recalls)} ({differences if differences.startswith('-') else '+' + differences})"
+    found, base = recalls[line, x], recalls.get((line.removesuffix(WITHOUT), x), [])
+    if (line + WITHOUT, x) in recalls:
+        return shown(found)
+    if not line.endswith(WITHOUT):
+        base = next(first for (other, _), first in recalls.items() if other == line)
+    differences = shown([a - b for a, b in zip(found, base, strict=True)])
+    sign = "" if differences.startswith("-") else "+"
+    return shown(found) if base is found else f"{shown(found)} ({sign}{differences})"
 
 
-def plot(results: Results, study: Study, title: str, axis: str, to: Path) -> None:
+def plot(recalls: Recalls, title: str, axis: str, to: Path) -> None:
     """Recall against what is varied; error bars are standard deviations over seeds."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    values = list(dict.fromkeys(x for _, x in study))
+    values = list(dict.fromkeys(x for _, x in recalls))
     named = isinstance(values[0], str)
     values = values if named else sorted(values)
     places = range(len(values)) if named else values
-    for line in dict.fromkeys(line for line, _ in study):
-        found = [[100 * results.recall(study[line, x], seed) for seed in range(seeds_of(study[line, x]))] for x in values]
-        deviations = [statistics.stdev(each) if len(each) > 1 else 0.0 for each in found]
+    for line in dict.fromkeys(line for line, _ in recalls):
+        found = [[100 * recall for recall in recalls[line, x]] for x in values]
         axes.errorbar(
             places,
             [statistics.mean(each) for each in found],
-            deviations,
+            [statistics.stdev(each) if len(each) > 1 else 0.0 for each in found],
             label=line,
             color=COLORS[line.split(",")[0]],
             linestyle="" if named else "--" if line.endswith((WITHOUT, "same steps")) else "-",
@@ -173,9 +172,9 @@ def plot(results: Results, study: Study, title: str, axis: str, to: Path) -> Non
     axes.set_xscale("linear" if named or not values[0] else "log")
     axes.set_xticks(places, [x.replace(", ", ",\n").replace(" of ", "\nof ") if named else f"{x:,g}" for x in values])
     axes.minorticks_off()
-    axes.set(title=title, xlabel=axis, ylabel="mean of six recalls, %")
+    axes.set(title=title, xlabel="" if named else axis, ylabel="mean of recall@1, @5 and @10, %")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(to, dpi=120)
 
 
@@ -184,15 +183,19 @@ def main() -> str:
     if not FLICKR.is_dir():
         return f"Not measured: the photographs are not in {FLICKR}."
     results, parts = Results(), [ABOUT]
-    for seed in range(SEEDS):  # an interrupted run has every study with the first seeds
-        for fit in (fit for study in STUDIES for fit in study().values() if seed < seeds_of(fit)):
-            results.recall(fit, seed)
-    for build, axis in STUDIES.items():
-        title, study = build.__name__.replace("_", " ").capitalize(), build()
+    for seed in range(max(SEEDS.values())):  # an interrupted run has every study with the first seeds
+        for build, (_, most) in STUDIES.items():
+            for (line, _), fit in build().items():
+                if seed < seeds_of(line, most):
+                    results.recall(fit, seed)
+    for build, (axis, most) in STUDIES.items():
+        study, about = build(), str(build.__doc__)
+        recalls = {(line, x): results.recalls(fit, seeds_of(line, most)) for (line, x), fit in study.items()}
         lines, values = (list(dict.fromkeys(names)) for names in zip(*study, strict=True))
-        rows = [[x if isinstance(x, str) else f"{x:,g}", *(cell(results, study, line, x) for line in lines)] for x in values]
-        parts.append(f"**{title}.** {build.__doc__}\n\n{table([axis, *lines], rows)}")
-        plot(results, study, title, axis, PLOTS / f"{build.__name__}.png")
+        rows = [[x if isinstance(x, str) else f"{x:,g}", *(cell(recalls, line, x) for line in lines)] for x in values]
+        title = build.__name__.replace("_", " ").capitalize()
+        parts.append(f"**{title}.** {about}\n\n{table([axis, *lines], rows)}")
+        plot(recalls, f"{title}. {about.split('.')[0]}", axis, PLOTS / f"{build.__name__}.png")
     minutes = sum(results.seconds.values()) / 60
     return "\n\n".join([*parts, f"{len(results.seconds)} fits took {minutes:.0f} minutes in all, with their evaluation."])
 
