@@ -108,11 +108,13 @@ def augmentation() -> Study:
 
 
 def longer() -> Study:
-    """1,000 pairs and up to the number of steps of the release, one seed. In brackets: without mixup minus with."""
+    """Up to the number of steps of the release, one seed. In brackets: without mixup minus with."""
     study = {}
-    for steps in (STEPS, RELEASED):
-        study["paper", steps] = Fit(presets(1_000, steps)["paper"], 1_000)
-        study["paper" + WITHOUT, steps] = changed(study["paper", steps], alpha=0.0)
+    for pairs in (1_000, CAPTIONS):
+        for steps in (STEPS, RELEASED):
+            fit, x = Fit(presets(pairs, steps)["paper"], pairs), f"{pairs:,} pairs, {steps} steps"
+            study["paper", x] = fit
+            study["paper" + WITHOUT, x] = changed(fit, alpha=0.0)
     return study
 
 
@@ -123,7 +125,7 @@ STUDIES: dict[Callable[[], Study], tuple[str, int]] = {
     diversity: ("training pairs", 3),
     batch_size: ("rows a batch", 3),
     augmentation: ("augmentation", 3),
-    longer: ("steps", 1),
+    longer: ("training", 1),
 }
 
 
@@ -158,6 +160,7 @@ def plot(recalls: Recalls, title: str, axis: str, to: Path) -> None:
     values = values if named else sorted(values)
     places = range(len(values)) if named else values
     for line in dict.fromkeys(line for line, _ in recalls):
+        dashed = line.endswith((WITHOUT, "same steps"))
         found = [[100 * recall for recall in recalls[line, x]] for x in values]
         axes.errorbar(
             places,
@@ -165,8 +168,9 @@ def plot(recalls: Recalls, title: str, axis: str, to: Path) -> None:
             [statistics.stdev(each) if len(each) > 1 else 0.0 for each in found],
             label=line,
             color=COLORS[line.split(",")[0]],
-            linestyle="" if named else "--" if line.endswith((WITHOUT, "same steps")) else "-",
+            linestyle="" if named else "--" if dashed else "-",
             marker="o",
+            markerfacecolor="white" if dashed else None,
             capsize=4,
         )
     axes.set_xscale("linear" if named or not values[0] else "log")
