@@ -62,7 +62,7 @@ def flickr() -> EncodedPairs:
     with (FLICKR / "captions.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     columns = {"image": tuple(FLICKR / row["image"] for row in rows), "text": tuple(row["text"] for row in rows)}
-    return encode(Pairs(columns, "Flickr8k", tuple(range(len(rows)))), "starter:image", "starter:text")
+    return encode(Pairs(columns, "Flickr8k", tuple(range(len(rows)))), "starter:image-last", "starter:text")
 
 
 def chosen(encoded: EncodedPairs, rows: NDArray[np.int64], fit: Fit) -> NDArray[np.int64]:
