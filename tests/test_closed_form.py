@@ -77,6 +77,16 @@ def test_with_a_frozen_side_the_other_starts_as_ridge_regression_onto_it(frozen:
     assert agreement.min() > 0.9999
 
 
+def test_the_solution_does_not_depend_on_the_ones_that_were_tried_before() -> None:
+    latents, once, often = views(), adapters(32), adapters(32)  # more outputs than there are directions
+    ClosedForm(once, latents, rows_of(latents)).set_adapters(0.5)
+    form = ClosedForm(often, latents, rows_of(latents))
+    for strength in (0.1, 1.0, 10.0) * 20 + (0.5,):
+        form.set_adapters(strength)
+    for name in once:
+        torch.testing.assert_close(project(often[name], latents[name]), project(once[name], latents[name]))
+
+
 def test_a_shared_space_wider_than_either_side_still_works() -> None:
     pair = adapters(20)
     ClosedForm(pair, views(), rows_of(views())).set_adapters(1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -163,18 +164,19 @@ def _best_strength(
     every = [*encoded.ids]
     # Of three or more sides that all move, the eigenproblem is large. The two with the most common rows choose the strength.
     chosen = every if fixed or len(every) == 2 else list(max(combinations(every, 2), key=lambda two: _common(rows, *two)))
+    tried = copy.deepcopy(adapters)
     scores: dict[float, list[float]] = {strength: [] for strength in STRENGTHS}
     for made_from, held_out in _rounds(encoded, split, seed):
         few, its_rows = spread_rows(latents, {name: torch.from_numpy(encoded.ids[name][made_from]) for name in chosen})
-        form = ClosedForm({name: adapters[name] for name in chosen}, {name: few[name] for name in chosen}, its_rows, fixed)
+        form = ClosedForm({name: tried[name] for name in chosen}, {name: few[name] for name in chosen}, its_rows, fixed)
         validation = Validation(encoded, held_out, fixed, chosen)
         for strength in STRENGTHS:
             form.set_adapters(strength)
-            scores[strength].append(validation.figures(lambda name, matrix: project(adapters[name], matrix))["score"])
+            scores[strength].append(validation.figures(lambda name, matrix: project(tried[name], matrix))["score"])
     means = np.array([np.mean(scores[strength]) for strength in STRENGTHS])
     # Neighbours give about the same adapters: with them, chance has less of a say.
     smooth = np.convolve(np.pad(means, 1, mode="edge"), (0.25, 0.5, 0.25), mode="valid")
-    best = STRENGTHS[int(smooth.argmax())]
+    best = STRENGTHS[int(np.median(np.flatnonzero(smooth > smooth.max() - 1e-9)))]
     ClosedForm(adapters, *spread_rows(latents, rows), fixed).set_adapters(best)
     return Solution(adapters, replace(preset, warm_start=best), float(means.max()))
 

@@ -123,10 +123,12 @@ class FusionAdapter(nn.Module):
         self.norm.reset_parameters()
         own, shift = self.head.weight, self.head.bias
         k = min(len(weight), len(own))
-        # Embeddings are compared at unit length: the factor only sets the size of the weights relative to an optimizer step.
-        factor = (own.norm() / len(own) ** 0.5) / (weight[:k].norm() / k**0.5).clamp_min(1e-12)
+        # Embeddings are compared at unit length: this only sets the size of the weights relative to an optimizer step, to that
+        # of a new linear layer.
+        size = 3**-0.5
+        factor = size / (weight[:k].norm() / max(1, k) ** 0.5).clamp_min(1e-12)
         own[:k], shift[:k] = (weight[:k] * factor).to(own.dtype), (bias[:k] * factor).to(own.dtype)
-        own[k:] *= 0.1
+        own[k:] *= 0.1 * size / (own[k:].norm() / max(1, len(own) - k) ** 0.5).clamp_min(1e-12)
         shift[k:] = 0
 
     def forward(self, latents: Tensor) -> Tensor:
