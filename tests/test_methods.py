@@ -121,20 +121,20 @@ def test_fusemix_is_saved_only_if_validation_is_sure_that_it_is_better() -> None
     good = closed_forms(encoded, split, PRESET, 0, {})["closed form"]
     worse = Noisy(good.adapters, good.preset, 0.5)
     object.__setattr__(worse, "noise", 0.5)
-    val = np.flatnonzero(split == "val")
-    choice = choose({"closed form": worse, "FuseMix": good}, Validation(encoded, val), 0)
+    train, val = np.flatnonzero(split == "train"), np.flatnonzero(split == "val")
+    choice = choose({"closed form": worse, "FuseMix": good}, Validation(encoded, train, val), 0)
     assert (choice.method, choice.rival, choice.queries) == ("FuseMix", "closed form", 800)
     assert choice.interval[0] > 0
-    ranks = [Validation(encoded, val).figures(each.embed)["score"] for each in (good, worse)]
+    ranks = [Validation(encoded, train, val).figures(each.embed)["score"] for each in (good, worse)]
     assert choice.difference == pytest.approx(ranks[0] - ranks[1])
-    tie = choose({"closed form": good, "FuseMix": good}, Validation(encoded, val), 0)
+    tie = choose({"closed form": good, "FuseMix": good}, Validation(encoded, train, val), 0)
     assert (tie.method, tie.difference) == ("closed form", 0)
-    other = choose({"closed form": good, "FuseMix": worse}, Validation(encoded, val), 0)
+    other = choose({"closed form": good, "FuseMix": worse}, Validation(encoded, train, val), 0)
     assert other.method == "closed form"
     assert other.interval[0] > 0
     faint = Noisy(good.adapters, good.preset, 0.5)
     object.__setattr__(faint, "noise", 0.1)
-    few = choose({"closed form": faint, "FuseMix": good}, Validation(encoded, val[:12]), 0)
+    few = choose({"closed form": faint, "FuseMix": good}, Validation(encoded, train, val[:12]), 0)
     assert few.method == "closed form", "a few rows cannot tell"
 
 

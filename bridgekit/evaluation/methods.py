@@ -19,7 +19,7 @@ from bridgekit.fusion.closed_form import ClosedForm, spread_rows
 from bridgekit.fusion.training import Preset, initial_adapters
 from bridgekit.hardware import widened
 from bridgekit.latents.encoded import EncodedPairs
-from bridgekit.retrieval import best_ranks
+from bridgekit.retrieval import best_ranks, hub_penalty
 from bridgekit.tables.splits import draw_folds
 
 Method = Literal["ridge", "closed form", "FuseMix"]
@@ -34,6 +34,8 @@ ENOUGH_VALIDATION = 200
 FOLDS, HELD_OUT = 5, 1_000
 #: Validation looks at this many rows at most, so that it stays a small part of training.
 VALIDATION_ROWS = 4_096
+#: Training items of each modality whose embeddings are kept with a bridge, to know hubs by.
+BANK_ITEMS = 1_024
 #: Samples of the paired bootstrap, and the share of them in which FuseMix must be better to be taken for a simpler method.
 SAMPLES, SURE = 2_000, 0.9
 
@@ -57,12 +59,23 @@ class Solution:
         return project(self.adapters[modality], latents)
 
 
+def bank_latents(encoded: EncodedPairs, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+    """Modality to the latents of up to `BANK_ITEMS` items of these rows, (b, d), evenly spread: hubs are known by them."""
+    banks = {}
+    for modality, ids in encoded.ids.items():
+        known = np.unique(ids[rows][ids[rows] >= 0])
+        chosen = known[np.arange(min(len(known), BANK_ITEMS)) * len(known) // max(1, min(len(known), BANK_ITEMS))]
+        banks[modality] = encoded.latents[modality].matrix[torch.from_numpy(chosen)]
+    return banks
+
+
 class Validation:
-    """Measures embeddings on some rows of a table.
+    """Measures embeddings on some rows of a table, ranking as a search with the bridge would: hubs count less.
 
     Arguments:
         encoded: the table.
-        rows: indices of its rows; of more than `VALIDATION_ROWS`, a random sample is used.
+        known: indices of the rows that were trained on.
+        rows: indices of the rows to measure on; of more than `VALIDATION_ROWS`, a random sample is used.
         fixed: directions between two of these modalities are left out: nothing that is trained changes them.
         among: only directions between these modalities; the default is all.
     """
@@ -70,6 +83,7 @@ class Validation:
     def __init__(
         self,
         encoded: EncodedPairs,
+        known: NDArray[np.int64],
         rows: NDArray[np.int64],
         fixed: Collection[str] = (),
         among: Collection[str] | None = None,
@@ -78,7 +92,7 @@ class Validation:
             rows = np.sort(np.random.default_rng(0).permutation(rows)[:VALIDATION_ROWS])
         wanted = set(encoded.ids if among is None else among)
         pairs = [pair for pair in directions(encoded, rows) if wanted >= set(pair) and not set(pair) <= set(fixed)]
-        self._small = encoded.take(rows)
+        self._banks, self._small = bank_latents(encoded, known), encoded.take(rows)
         everyone = np.arange(len(rows))
         self._correct = {(query, answer): correct_items(self._small, everyone, query, answer) for query, answer in pairs}
 
@@ -86,8 +100,11 @@ class Validation:
         """(query, answer) modalities to the rank of each query's best correct answer, from 1."""
         names = dict.fromkeys(name for pair in self._correct for name in pair)
         embedded = {name: embed(name, self._small.latents[name].matrix) for name in names}
+        banks = {name: embed(name, self._banks[name]) for name in names}
         return {
-            (query, answer): best_ranks(embedded[query], embedded[answer], correct)
+            (query, answer): best_ranks(
+                embedded[query], embedded[answer], correct, penalty=hub_penalty(embedded[answer], banks[query])
+            )
             for (query, answer), correct in self._correct.items()
         }
 
@@ -169,7 +186,7 @@ def _best_strength(
     for made_from, held_out in _rounds(encoded, split, seed):
         few, its_rows = spread_rows(latents, {name: torch.from_numpy(encoded.ids[name][made_from]) for name in chosen})
         form = ClosedForm({name: tried[name] for name in chosen}, {name: few[name] for name in chosen}, its_rows, fixed)
-        validation = Validation(encoded, held_out, fixed, chosen)
+        validation = Validation(encoded, made_from, held_out, fixed, chosen)
         for strength in STRENGTHS:
             form.set_adapters(strength)
             scores[strength].append(validation.figures(lambda name, matrix: project(tried[name], matrix))["score"])

@@ -24,7 +24,7 @@ from bridgekit.bridge.provenance import command_line, installed_version
 from bridgekit.encoders import TEXT, Blob, Encoder, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.evaluation.leaks import refuse_leaks
-from bridgekit.evaluation.methods import Choice, Method, Solution, Validation, choose, closed_forms, training_rows
+from bridgekit.evaluation.methods import Choice, Method, Solution, Validation, bank_latents, choose, closed_forms, training_rows
 from bridgekit.evaluation.recall import Embed, evaluate_splits, sides_of
 from bridgekit.fusion.adapter import Adapter, project
 from bridgekit.fusion.closed_form import joining_order
@@ -37,9 +37,6 @@ from bridgekit.progress import Report, say, silent
 from bridgekit.recipes.sides import AUTO, TrainingOptions
 from bridgekit.storage.cache import cache_folder
 from bridgekit.tables.splits import NOT_TESTS, split_pairs, test_splits
-
-#: Training items of each modality whose embeddings are kept with the bridge, to know hubs by.
-BANK_ITEMS = 1_024
 
 
 @dataclass(frozen=True)
@@ -305,7 +302,7 @@ def solve(
         encoded, split, preset=preset, seed=seed, fixed=fixed, device=device, checkpoint=checkpoint, report=report
     )
     solutions["FuseMix"] = Solution(trained.adapters, preset)
-    validation = Validation(encoded, np.flatnonzero(split == "val"), fixed)
+    validation = Validation(encoded, np.flatnonzero(split == "train"), np.flatnonzero(split == "val"), fixed)
     history: list[Mapping[str, float]] = [*trained.history]
     if preset.warm_start:
         at_start = {"epoch": 0, "temperature": preset.temperature, "lr": 0.0, **validation.figures(start.embed)}
@@ -347,7 +344,7 @@ def train_encoded(
     Raises:
         BridgekitError: training diverged before its first validation.
     """
-    validation = Validation(encoded, np.flatnonzero(split == "val"), fixed or ())
+    validation = Validation(encoded, np.flatnonzero(split == "train"), np.flatnonzero(split == "val"), fixed or ())
     trained = train(
         *training_rows(encoded, split),
         torch.from_numpy(encoded.keys[split == "train"]),
@@ -364,14 +361,10 @@ def train_encoded(
 
 
 def banks_of(encoded: EncodedPairs, split: NDArray[np.str_], embed: Embed) -> dict[str, Tensor]:
-    """Modality to the embeddings of up to `BANK_ITEMS` training items, (b, dim), by which hubs are known."""
-    banks = {}
-    for modality, ids in encoded.ids.items():
-        known = np.unique(ids[(split == "train") & (ids >= 0)])
-        chosen = known[np.arange(min(len(known), BANK_ITEMS)) * len(known) // min(len(known), BANK_ITEMS)]
-        # Rounded as they are saved, so that a saved bridge finds the same.
-        banks[modality] = embed(modality, encoded.latents[modality].matrix[torch.from_numpy(chosen)]).half().float()
-    return banks
+    """Modality to the embeddings of some training items, (b, dim): see `bank_latents`."""
+    # Rounded as they are saved, so that a saved bridge finds the same.
+    latents = bank_latents(encoded, np.flatnonzero(split == "train"))
+    return {modality: embed(modality, matrix).half().float() for modality, matrix in latents.items()}
 
 
 def measure_gap(bridge: Bridge, encoded: EncodedPairs, split: NDArray[np.str_]) -> Bridge:
