@@ -30,6 +30,7 @@ BENCHMARKS = (
     "encoding",
     "subsets",
     "evaluation",
+    "compare",
     "index",
     "server",
     "peak",

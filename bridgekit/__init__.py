@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bridgekit.recipes.align import align as align
     from bridgekit.recipes.bind import bind as bind
     from bridgekit.recipes.check import check_pairs as check_pairs
+    from bridgekit.recipes.compare import compare as compare
     from bridgekit.recipes.generate import Input as Input
     from bridgekit.recipes.generate import generate as generate
     from bridgekit.recipes.judge import judge_generation as judge_generation
@@ -39,6 +40,7 @@ _HOME = {
     "bind": "recipes.bind",
     "Bridge": "bridge.bridge",
     "check_pairs": "recipes.check",
+    "compare": "recipes.compare",
     "Input": "recipes.generate",
     "generate": "recipes.generate",
     "judge_generation": "recipes.judge",

@@ -109,3 +109,41 @@ def chosen_layers(option: str, count: int, where: str) -> tuple[int, ...]:
 def layers_setting(layers: Sequence[int], count: int) -> str:
     """The layers as a part of the revision: `layers-3+last`."""
     return "layers-" + "+".join("last" if layer == count else str(layer) for layer in layers)
+
+
+class Concatenated:
+    """Two or more encoders of one modality as one, `concat:NAME+NAME`: an item's vector is theirs, one after the other.
+
+    Arguments:
+        names: their full names.
+        parts: the encoders.
+
+    Raises:
+        BridgekitError: fewer than two encoders, or of different modalities.
+    """
+
+    def __init__(self, names: Sequence[str], parts: Sequence[Encoder]) -> None:
+        modalities = dict.fromkeys(part.modality for part in parts)
+        if len(parts) < 2 or len(modalities) > 1:
+            what = "only one encoder" if len(parts) < 2 else f"encoders of different modalities, {' and '.join(modalities)},"
+            raise BridgekitError(
+                f"a concatenation of {what} is not possible",
+                where=" and ".join(names),
+                remedy="name two or more of one modality, as in concat:PROVIDER:MODEL+PROVIDER:MODEL (see: bridgekit plugins)",
+            )
+        self.parts = tuple(parts)
+        self.modality = parts[0].modality
+        self.dim = sum(part.dim for part in parts)
+        self.revision = "+".join(part.revision for part in parts)
+        self.pinned = f"concat:{'+'.join(names)}"
+
+    def prepare(self, item: Item) -> tuple[Any, ...]:
+        """The item as each encoder takes it."""
+        return tuple(part.prepare(item) for part in self.parts)
+
+    def encode(self, batch: Sequence[tuple[Any, ...]]) -> Tensor:
+        """n prepared items into a float32 tensor of shape (n, dim)."""
+        import torch
+
+        inputs = zip(*batch, strict=True)
+        return torch.cat([part.encode(own) for part, own in zip(self.parts, inputs, strict=True)], 1)

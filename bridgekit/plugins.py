@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from bridgekit import hookspecs
-from bridgekit.encoders import Encoder, is_modality
+from bridgekit.encoders import Concatenated, Encoder, is_modality
 from bridgekit.errors import BridgekitError, PluginError
 from bridgekit.hookspecs import EncoderProvider, ImageGenerator, PairProvider, PairSource, SearchIndex
 from bridgekit.progress import say
@@ -42,6 +43,8 @@ NAMED_ELSEWHERE = {
     "open_clip": "name it transformers:ORG/MODEL,modality=text (or image), or its image tower as timm does: timm:MODEL",
     "sentence_transformers": "name it transformers:ORG/MODEL, as in transformers:sentence-transformers/all-MiniLM-L6-v2",
 }
+#: The provider of concatenations: `concat:NAME+NAME`.
+CONCAT = "concat"
 #: How to install one of our plugins. Not from PyPI, where the name may be someone else's.
 INSTALL = "in bridgekit's own folder: pip install plugins/bridgekit-{}"
 
@@ -304,7 +307,8 @@ def load_encoder(name: str, device: str = "auto", revision: str | None = None) -
     """Open a frozen encoder.
 
     Arguments:
-        name: `provider:model`, for example `timm:resnet50`, or a modality for its default encoder.
+        name: `provider:model`, for example `timm:resnet50`, or a modality for its default encoder. `concat:NAME+NAME`
+            concatenates encoders of one modality.
         device: a torch device, or `auto`.
         revision: the revision that a bridge records, in case the name has another meaning now.
 
@@ -315,6 +319,8 @@ def load_encoder(name: str, device: str = "auto", revision: str | None = None) -
 
     full = encoder_name(name)
     provider_name, model = full.split(":", 1)
+    if provider_name == CONCAT:
+        return concatenated([(part, load_encoder(part, device)) for part in _concatenated_names(model)])
     owners = {provider.name: (plugin, provider) for plugin in installed_plugins() for provider in plugin.providers}
     if provider_name not in owners:
         for broken in installed_plugins():
@@ -335,6 +341,29 @@ def load_encoder(name: str, device: str = "auto", revision: str | None = None) -
         raise PluginError(f"the plugin {plugin.package} cannot open {full}: {type(error).__name__}: {error}") from error
     _check_contract(encoder, full, plugin.package)
     return encoder
+
+
+def concatenated(encoders: Sequence[tuple[str, Encoder]]) -> Concatenated:
+    """Encoders of one modality, each with its full name, as one, whose `pinned` name `load_encoder` opens.
+
+    Raises:
+        BridgekitError: fewer than two encoders, of different modalities, or names that cannot be told apart once joined.
+    """
+    names = [recorded_name(name, encoder) for name, encoder in encoders]
+    whole = Concatenated(names, [encoder for _, encoder in encoders])
+    if _concatenated_names(whole.pinned.partition(":")[2]) != names:
+        raise BridgekitError(
+            "these encoders cannot be concatenated: a name has the beginning of another one in it",
+            where=whole.pinned,
+            remedy="use names without a + before the name of a provider",
+        )
+    return whole
+
+
+def _concatenated_names(joined: str) -> list[str]:
+    """The names in `NAME+NAME`. They may contain a + that no installed provider and colon follow, as in `layers=3+last`."""
+    providers = [provider.name for plugin in installed_plugins() for provider in plugin.providers]
+    return re.split(rf"\+(?=(?:{'|'.join(map(re.escape, providers))}):)", joined)
 
 
 def recorded_name(name: str, encoder: Encoder) -> str:

@@ -60,7 +60,7 @@ def test_a_terminal_shows_at_once_that_pytorch_is_being_loaded(tmp_path: Path) -
     assert b"loading PyTorch" in shown
 
 
-@pytest.mark.parametrize("verb", ["check", "align", "bind", "eval", "embed", "search", "info", "plugins"])
+@pytest.mark.parametrize("verb", ["check", "compare", "align", "bind", "eval", "embed", "search", "info", "plugins"])
 def test_every_verb_has_help_with_an_example(run: Run, verb: str) -> None:
     code, out, _ = run(verb, "--help")
     assert code == 0

@@ -12,13 +12,14 @@ from typing import Annotated
 import typer
 
 from bridgekit import plugins as installed
-from bridgekit.cli import align, bind, check, embed, encode, evaluate, generate, info, plugins, report, search
+from bridgekit.cli import align, bind, check, compare, embed, encode, evaluate, generate, info, plugins, report, search
 from bridgekit.cli.common import interruptible
 from bridgekit.errors import BridgekitError
 from bridgekit.plain import plain_json
 
 VERBS: dict[str, Callable[..., None]] = {
     "check": check.command,
+    "compare": compare.command,
     "align": align.command,
     "bind": bind.command,
     "eval": evaluate.command,

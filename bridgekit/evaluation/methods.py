@@ -6,14 +6,14 @@ import copy
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bridgekit.evaluation.recall import Embed, correct_items, directions
+from bridgekit.evaluation.recall import SAMPLES, Embed, correct_items, directions
 from bridgekit.fusion.adapter import Adapter, FusionAdapter, project
 from bridgekit.fusion.closed_form import ClosedForm, spread_rows
 from bridgekit.fusion.training import Preset, initial_adapters
@@ -21,6 +21,9 @@ from bridgekit.hardware import widened
 from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.retrieval import best_ranks, hub_penalty
 from bridgekit.tables.splits import draw_folds
+
+#: (query, answer) modalities to the rank of each query's best correct answer, from 1.
+Ranks = dict[tuple[str, str], Tensor]
 
 Method = Literal["ridge", "closed form", "FuseMix"]
 #: The simplest first.
@@ -34,10 +37,8 @@ ENOUGH_VALIDATION = 200
 FOLDS, HELD_OUT = 5, 1_000
 #: Validation looks at this many rows at most, so that it stays a small part of training.
 VALIDATION_ROWS = 4_096
-#: Training items of each modality whose embeddings are kept with a bridge, to know hubs by.
-BANK_ITEMS = 1_024
-#: Samples of the paired bootstrap, and the share of them in which FuseMix must be better to be taken for a simpler method.
-SAMPLES, SURE = 2_000, 0.9
+#: The share of the paired bootstrap's samples in which FuseMix must be better to be taken for a simpler method.
+SURE = 0.9
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Validation:
         everyone = np.arange(len(rows))
         self._correct = {(query, answer): correct_items(self._small, everyone, query, answer) for query, answer in pairs}
 
-    def ranks(self, embed: Embed) -> dict[tuple[str, str], Tensor]:
+    def ranks(self, embed: Embed) -> Ranks:
         """(query, answer) modalities to the rank of each query's best correct answer, from 1."""
         names = dict.fromkeys(name for pair in self._correct for name in pair)
         embedded = {name: embed(name, self._small.latents[name].matrix) for name in names}
@@ -111,10 +112,15 @@ class Validation:
     def figures(self, embed: Embed) -> dict[str, float]:
         """recall@1 and @10 in each direction, and the mean over directions of recall@1, @5 and @10 as `score`."""
         ranks = self.ranks(embed)
-        figures = {"score": sum(float(_hits(each).mean()) for each in ranks.values()) / max(1, len(ranks))}
+        figures = {"score": _score(ranks)}
         for (query, answer), each in ranks.items():
             figures |= {f"recall@{k} {query} → {answer}": float((each <= k).float().mean()) for k in (1, 10)}
         return figures
+
+
+def _score(ranks: Ranks) -> float:
+    """The mean over directions of recall@1, @5 and @10."""
+    return sum(float(_hits(each).mean()) for each in ranks.values()) / max(1, len(ranks))
 
 
 def _hits(ranks: Tensor) -> Tensor:
@@ -181,6 +187,7 @@ def _best_strength(
     every = [*encoded.ids]
     # Of three or more sides that all move, the eigenproblem is large. The two with the most common rows choose the strength.
     chosen = every if fixed or len(every) == 2 else list(max(combinations(every, 2), key=lambda two: _common(rows, *two)))
+<<<<<<< HEAD
     tried = copy.deepcopy(adapters)
     scores: dict[float, list[float]] = {strength: [] for strength in STRENGTHS}
     for made_from, held_out in _rounds(encoded, split, seed):
@@ -196,6 +203,49 @@ def _best_strength(
     best = STRENGTHS[int(np.median(np.flatnonzero(smooth > smooth.max() - 1e-9)))]
     ClosedForm(adapters, *spread_rows(latents, rows), fixed).set_adapters(best)
     return Solution(adapters, replace(preset, warm_start=best), float(means.max()))
+=======
+    best, score, _ = _held_out(encoded, split, seed, {name: adapters[name] for name in chosen}, fixed)
+    ClosedForm(adapters, *spread_rows(latents, rows), fixed).set_adapters(best)
+    return Solution(adapters, replace(preset, warm_start=best), score)
+
+
+def _held_out(
+    encoded: EncodedPairs, split: NDArray[np.str_], seed: int, adapters: Mapping[str, Adapter], fixed: Mapping[str, Adapter]
+) -> tuple[float, float, list[Ranks]]:
+    """The strength with the best recall on held-out rows, the best recall, and the ranks of each round with that strength."""
+    latents = {name: each.matrix for name, each in encoded.latents.items()}
+    ranks: dict[float, list[Ranks]] = {strength: [] for strength in STRENGTHS}
+    for made_from, held_out in _rounds(encoded, split, seed):
+        few, its_rows = spread_rows(latents, {name: torch.from_numpy(encoded.ids[name][made_from]) for name in adapters})
+        form = ClosedForm(adapters, {name: few[name] for name in adapters}, its_rows, fixed)
+        validation = Validation(encoded, held_out, fixed, adapters)
+        for strength in STRENGTHS:
+            form.set_adapters(strength)
+            ranks[strength].append(validation.ranks(lambda name, matrix: project(adapters[name], matrix)))
+    means = np.array([np.mean([_score(each) for each in ranks[strength]]) for strength in STRENGTHS])
+    # Neighbours give about the same adapters: with them, chance has less of a say.
+    smooth = np.convolve(np.pad(means, 1, mode="edge"), (0.25, 0.5, 0.25), mode="valid")
+    best = STRENGTHS[int(smooth.argmax())]
+    return best, float(means.max()), ranks[best]
+
+
+def probe(encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, seed: int) -> list[dict[str, Any]]:
+    """How well the closed form of the training rows does on rows that it was not made from, without a look at test splits.
+
+    These rows also choose its strength: the validation rows, or with few of them folds of the training rows.
+
+    Returns:
+        for each direction its `direction`, `queries`, and `recall@1`, `@5` and `@10`, as `mean_recall` takes them.
+    """
+    adapters = initial_adapters(*training_rows(encoded, split), replace(preset, warm_start=0.0), seed, {})
+    rounds = _held_out(encoded, split, seed, adapters, {})[2]
+    records = []
+    for query, answer in rounds[0]:
+        ranks = torch.cat([each[query, answer] for each in rounds if (query, answer) in each])
+        recalls = {f"recall@{k}": float((ranks <= k).float().mean()) for k in (1, 5, 10)}
+        records.append({"direction": f"{query} → {answer}", "queries": len(ranks), **recalls})
+    return records
+>>>>>>> 7b1018b (Compare encoders on a table before aligning them)
 
 
 def _common(rows: Mapping[str, Tensor], a: str, b: str) -> int:

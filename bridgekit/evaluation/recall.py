@@ -15,6 +15,9 @@ from bridgekit.latents.encoded import EncodedPairs
 from bridgekit.retrieval import Recall, Relevance, hub_penalty, random_recall, recall, relevance
 from bridgekit.tables.splits import test_splits
 
+#: Samples of the bootstrap.
+SAMPLES = 2_000
+
 Embed = Callable[[str, Tensor], Tensor]
 
 
@@ -54,6 +57,27 @@ def evaluate_splits(
                 label = {"split": name, "direction": f"{query} → {candidate}", "among": among, "method": method}
                 records.append({**label, **result.as_json()})
     return records
+
+
+def mean_recall(records: Sequence[Mapping[str, Any]], seed: int = 0) -> tuple[float, tuple[float, float]]:
+    """The mean of recall@1, @5 and @10 over records, and its 95 % interval by a bootstrap over the queries of each.
+
+    A query counts in none of the three, in the last, the last two or all: that their recalls say how many queries did each is
+    all that the bootstrap needs.
+
+    Arguments:
+        records: one for each direction, as from `evaluate_splits`.
+        seed: random seed of the bootstrap.
+    """
+    generator = np.random.default_rng(seed)
+    samples = np.zeros(SAMPLES)
+    for record in records:
+        recalls = [1.0, record["recall@10"], record["recall@5"], record["recall@1"], 0.0]
+        shares = np.clip(-np.diff(recalls), 0, None)
+        drawn = generator.multinomial(record["queries"], shares / shares.sum(), size=SAMPLES)
+        samples += drawn @ (np.arange(4) / 3) / record["queries"] / len(records)
+    low, high = np.quantile(samples, (0.025, 0.975)).tolist()
+    return sum(record[f"recall@{k}"] for record in records for k in (1, 5, 10)) / 3 / len(records), (low, high)
 
 
 def sides_of(record: Mapping[str, Any]) -> frozenset[str]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridgekit.encoders import Encoder, Item
+from bridgekit.encoders import Concatenated, Encoder, Item
 from bridgekit.errors import ItemError
 from bridgekit.hardware import VARIABLE, threads
 from bridgekit.latents.batches import FLOAT32, Batch, Precision, Run, check_precision, encode_batches, may_reduce, plan_batches
@@ -94,6 +94,8 @@ def encode_items(
     Raises:
         PluginError: the encoder violates its contract.
     """
+    if isinstance(encoder, Concatenated) and run is None:
+        return join_latents([encode_items(part, items, report=report, folder=folder, half=half) for part in encoder.parts])
     column = Column.of(items)
     hashed = _hash_all(column)
     first: dict[bytes, Item] = {}
@@ -145,6 +147,25 @@ def encode_items(
     failed |= {position: reasons[digest] for position, digest in enumerate(digests) if digest in reasons}
     whole = hashlib.sha256(encoder.revision.encode() + b"".join(digest or b"-" for digest in digests))
     return Latents(matrix, ids, failed, encoded, whole.hexdigest(), precision, seconds, store.folder, usable)
+
+
+def join_latents(parts: Sequence[Latents]) -> Latents:
+    """What several encoders gave for the same items, one after the other: items that failed with one of them have failed."""
+    places = [{content: row for row, content in enumerate(part.contents)} for part in parts]
+    usable = [content for content in parts[0].contents if all(content in place for place in places)]
+    rows = [torch.tensor([place[content] for content in usable], dtype=torch.int64) for place in places]
+    new = np.full(len(parts[0].contents) + 1, -1)  # the last one is for what is missing
+    new[rows[0].numpy()] = np.arange(len(usable))
+    return replace(
+        parts[0],
+        matrix=torch.cat([part.matrix[own] for part, own in zip(parts, rows, strict=True)], 1),
+        ids=new[parts[0].ids],
+        failed={at: reason for part in reversed(parts) for at, reason in part.failed.items()},
+        encoded=max(part.encoded for part in parts),
+        fingerprint=hashlib.sha256("+".join(part.fingerprint for part in parts).encode()).hexdigest(),
+        seconds=sum(part.seconds for part in parts),
+        contents=usable,
+    )
 
 
 def _precision(run: Run, items: Sequence[Item], note: Path, compare: bool) -> Precision:

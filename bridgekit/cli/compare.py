@@ -1,0 +1,89 @@
+"""`bridgekit compare`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bridgekit.cli.common import (
+    PAIRS,
+    Columns,
+    Device,
+    Json,
+    Outside,
+    Seed,
+    Strict,
+    new_table,
+    parse_columns,
+    print_json,
+    print_set_aside,
+    safe,
+    say,
+)
+
+if TYPE_CHECKING:
+    from bridgekit.recipes.compare import Comparison
+
+
+def command(
+    a: Annotated[list[str], typer.Option("--a", help="An encoder as [b]provider:model[/b], or a modality. Repeatable.")],
+    b: Annotated[list[str], typer.Option("--b", help="An encoder of the other modality. Repeatable.")],
+    pairs: Annotated[str | None, typer.Option(help=f"{PAIRS} [dim]default: a plugin's source for these sides[/dim]")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    outside: Outside = False,
+    column: Columns = None,
+    strict: Strict = False,
+    as_json: Json = False,
+) -> None:
+    """Compare encoders on a table: probe every combination of them, and fit the best three.
+
+    Example: [b]bridgekit compare --a image --a timm:resnet50 --b text --pairs clips.csv[/b]
+    """
+    from bridgekit.recipes.compare import CompareOptions, run_comparison
+
+    options = CompareOptions(
+        a, b, pairs, seed=seed, device=device, strict=strict, outside=outside, columns=parse_columns(column)
+    )
+    found = run_comparison(options)
+    if as_json:
+        print_json(asdict(found))
+        return
+    print_set_aside(found.set_aside)
+    print_comparison(found)
+    say(f"Next: {found.command}")
+
+
+def print_comparison(found: Comparison) -> None:
+    """Print the table of combinations, best first."""
+    from rich.console import Console
+
+    a, b = found.modalities
+    columns = (a, b, "probe", "fit, val", "fit, test", "method", "ms/item", "width")
+    table = new_table(f"Recall on {found.source}, in %, best first", columns, text={a, b})
+    for number, row in enumerate(found.combinations):
+        fit = row.fitted
+        measured = (
+            _with_interval(row.probe, row.interval),
+            f"{100 * fit.validation:.1f}" if fit else "–",
+            _with_interval(fit.recall, fit.interval) if fit and fit.recall is not None and fit.interval else "–",
+            fit.method if fit else "–",
+            " + ".join(f"{1_000 * each:.3g}" for each in row.seconds),
+            " + ".join(map(str, row.widths)),
+        )
+        table.add_row(*map(safe, (row.a, row.b, *measured)), style="bold" if number == 0 else None)
+    Console().print(table)
+    counts = ", ".join(f"{count:,} {split}" for split, count in found.rows.items())
+    print(
+        f"Rows: {counts}.\n"
+        "Recall: the mean of recall@1, @5 and @10 in both directions, and its 95 % interval, by a bootstrap over queries.\n"
+        f"probe: the closed form of up to {found.probed:,} training rows, on other rows, none of them of a test split.\n"
+        "fit: what align saves, for the combinations with the best probes. The validation rows decide their order."
+    )
+
+
+def _with_interval(recall: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{100 * recall:.1f} ({100 * low:.1f}–{100 * high:.1f})"
