@@ -135,10 +135,15 @@ def test_the_table_names_the_winner_first_and_says_what_its_figures_are(run: Run
     tone_table(tmp_path)
     code, out, _ = run("compare", *sides(["toy:loudness", "toy:tone"], ["text"]), "--pairs", "pairs.csv")
     assert code == 0
-    rows = [line for line in out.splitlines() if "toy:letters" in line and not line.startswith("Next")]
-    assert "toy:tone" in rows[0]
-    assert "64" in rows[0]
-    assert rows[-1].startswith("toy:loudness ")
+    head, *rows = [line.split() for line in out.splitlines()[1:6]]
+    assert head[:2] == ["audio", "text"]
+    best, worst = rows[1], rows[3]
+    assert best[0] in ("2", "1+2"), "the tone encoder, perhaps with the other one"
+    assert worst[:2] == ["1", "1"]
+    assert worst[-1] == "3+48"
+    assert "audio 1: toy:loudness" in out
+    assert "audio 2: toy:tone" in out
+    assert "text 1: toy:letters" in out
     assert "Rows: 96 train, 12 val, 12 test." in out
     assert out.splitlines()[-1].startswith("Next: bridgekit align --a ")
 
@@ -174,7 +179,7 @@ def test_a_table_in_memory_is_compared_in_python(tmp_path: Path) -> None:
     table["audio"] = [str(tmp_path / path) for path in table["audio"]]
     found = compare(["audio", "toy:loudness"], ["text"], table, outside=True, progress=False)
     best = found.combinations[0]
-    assert found.modalities == ("audio", "text")
+    assert found.encoders == {"audio": ["toy:tone", "toy:loudness"], "text": ["toy:letters"]}
     assert found.command.startswith(f"bridgekit.align({best.a!r}, 'toy:letters', pairs, ")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import combinations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -60,9 +62,10 @@ def print_comparison(found: Comparison) -> None:
     """Print the table of combinations, best first."""
     from rich.console import Console
 
-    a, b = found.modalities
-    columns = (a, b, "probe", "fit, val", "fit, test", "method", "ms/item", "width")
-    table = new_table(f"Recall on {found.source}, in %, best first", columns, text={a, b})
+    a, b = found.encoders
+    columns = (a, b, "probe", "fit, val", "fit, test", "method", "ms/pair", "width")
+    table = new_table("Recall in %, best first", columns, text={"method"})
+    number_of = {name: label for names in found.encoders.values() for name, label in _labels(names)}
     for number, row in enumerate(found.combinations):
         fit = row.fitted
         measured = (
@@ -70,11 +73,14 @@ def print_comparison(found: Comparison) -> None:
             f"{100 * fit.validation:.1f}" if fit else "–",
             _with_interval(fit.recall, fit.interval) if fit and fit.recall is not None and fit.interval else "–",
             fit.method if fit else "–",
-            " + ".join(f"{1_000 * each:.3g}" for each in row.seconds),
-            " + ".join(map(str, row.widths)),
+            f"{1_000 * sum(row.seconds):.3g}",
+            "+".join(map(str, row.widths)),
         )
-        table.add_row(*map(safe, (row.a, row.b, *measured)), style="bold" if number == 0 else None)
+        table.add_row(*map(safe, (number_of[row.a], number_of[row.b], *measured)), style="bold" if number == 0 else None)
     Console().print(table)
+    for modality, names in found.encoders.items():
+        for number, name in enumerate(names, 1):
+            say(f"{modality} {number}: {name}")
     counts = ", ".join(f"{count:,} {split}" for split, count in found.rows.items())
     print(
         f"Rows: {counts}.\n"
@@ -84,6 +90,14 @@ def print_comparison(found: Comparison) -> None:
     )
 
 
+def _labels(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The name of each encoder, and of each two concatenated, with its number or numbers."""
+    numbered = [(name, str(number)) for number, name in enumerate(names, 1)]
+    yield from numbered
+    for (one, first), (other, second) in combinations(numbered, 2):
+        yield f"concat:{one}+{other}", f"{first}+{second}"
+
+
 def _with_interval(recall: float, interval: tuple[float, float]) -> str:
     low, high = interval
-    return f"{100 * recall:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+    return f"{100 * recall:.1f} ({100 * low:.0f}–{100 * high:.0f})"

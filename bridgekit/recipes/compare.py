@@ -124,8 +124,8 @@ class Comparison:
     """What `compare` found.
 
     Arguments:
+        encoders: modality to the names of its encoders, for sides a and b.
         combinations: best first: those that were fitted by their recall on the validation rows, then the others by the probe.
-        modalities: of sides a and b.
         source: the table.
         rows: split to its number of rows.
         probed: how many training rows the probe was made from, at most.
@@ -133,8 +133,8 @@ class Comparison:
         command: trains the best combination.
     """
 
+    encoders: Mapping[str, Sequence[str]]
     combinations: Sequence[Combination]
-    modalities: tuple[str, str]
     source: str
     rows: Mapping[str, int]
     probed: int
@@ -190,7 +190,8 @@ def run_comparison(options: CompareOptions, fitted: int = FITTED) -> Comparison:
     rows = {name: int((split == name).sum()) for name in dict.fromkeys((*NOT_TESTS, *split.tolist())) if name in split}
     command = _command(options, combined[0], modalities)
     probed = min(PROBE_ROWS, rows["train"])
-    return Comparison(combined, modalities, encoded.pairs.source, rows, probed, encoded.pairs.set_aside, command)
+    names = {own[0][1].modality: [name for name, _ in own] for own in opened}
+    return Comparison(names, combined, encoded.pairs.source, rows, probed, encoded.pairs.set_aside, command)
 
 
 Opened = Sequence[tuple[str, Encoder]]
