@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bridgekit import BridgekitError, Pairs, compare, load_encoder, plugins
+from bridgekit.bridge.trust import refuse_untrusted_encoder
 from bridgekit.encoders import Encoder, Item
 from bridgekit.evaluation.methods import probe
 from bridgekit.evaluation.recall import mean_recall
@@ -229,6 +230,15 @@ def test_the_latents_of_a_concatenation_are_its_encoders_stored_ones(tmp_path: P
     assert list(whole.failed) == [1]
     assert whole.ids.tolist() == parts[0].ids.tolist() == [0, -1, -1, 0, 1, 2, 3]
     torch.testing.assert_close(whole.matrix, torch.cat([part.matrix for part in parts], 1), rtol=0, atol=0)
+
+
+def test_a_bridge_of_someone_else_opens_no_outside_path_within_a_concatenation(tmp_path: Path) -> None:
+    inside = "concat:toy:tone+toy:loudness,file="
+    refuse_untrusted_encoder(f"{inside}{tmp_path / 'bridge' / 'weights'}", tmp_path / "bridge")
+    with pytest.raises(BridgekitError, match="an encoder on disk outside this folder"):
+        refuse_untrusted_encoder(f"{inside}{tmp_path / 'weights'}", tmp_path / "bridge")
+    with pytest.raises(BridgekitError, match="an encoder on disk outside this folder"):
+        refuse_untrusted_encoder(f"concat:toy:{tmp_path / 'weights'}+toy:tone", tmp_path / "bridge")
 
 
 def test_a_plus_within_a_name_separates_nothing() -> None:
