@@ -317,7 +317,9 @@ def _fit(
     empty = Bridge({}, {}, preset, preset.temperature, {}, (), (), device)
     bridge, _, provenance = fit(run, empty, started, report)
     method = str(provenance["method"])
-    validation = Validation(own, np.flatnonzero(split == "val")).figures(bridge.project)["score"]
+    validation = Validation(own, np.flatnonzero(split == "train"), np.flatnonzero(split == "val")).figures(bridge.project)[
+        "score"
+    ]
     records = [each for each in bridge.metrics if (each["method"], each["among"]) == (method, "split")]
     recall, interval = mean_recall(records, options.seed) if records else (None, None)
     return Fitted(method, validation, recall, interval, time.monotonic() - started)
