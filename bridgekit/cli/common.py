@@ -256,10 +256,10 @@ def _print_choice(provenance: Mapping[str, Any]) -> None:
     choice = provenance.get("choice")
     if choice is None:
         return
-    low, high = (f"{100 * bound:+.1f}" for bound in choice["interval"])
+    low, high = (f"{100 * bound + 0.0:+.1f}" for bound in choice["interval"])
     print(
         f"Saved: {choice['method']}. On the validation rows its recall less that of {choice['rival']} is "
-        f"{100 * choice['difference']:+.1f} points (95 % interval {low} to {high}, {choice['queries']:,} queries)."
+        f"{100 * choice['difference'] + 0.0:+.1f} points (95 % interval {low} to {high}, {choice['queries']:,} queries)."
     )
 
 

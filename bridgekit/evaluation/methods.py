@@ -37,6 +37,8 @@ ENOUGH_VALIDATION = 200
 FOLDS, HELD_OUT = 5, 1_000
 #: Validation looks at this many rows at most, so that it stays a small part of training.
 VALIDATION_ROWS = 4_096
+#: Training items of each modality whose embeddings are kept with a bridge, to know hubs by.
+BANK_ITEMS = 1_024
 #: The share of the paired bootstrap's samples in which FuseMix must be better to be taken for a simpler method.
 SURE = 0.9
 
@@ -187,24 +189,8 @@ def _best_strength(
     every = [*encoded.ids]
     # Of three or more sides that all move, the eigenproblem is large. The two with the most common rows choose the strength.
     chosen = every if fixed or len(every) == 2 else list(max(combinations(every, 2), key=lambda two: _common(rows, *two)))
-<<<<<<< HEAD
-    tried = copy.deepcopy(adapters)
-    scores: dict[float, list[float]] = {strength: [] for strength in STRENGTHS}
-    for made_from, held_out in _rounds(encoded, split, seed):
-        few, its_rows = spread_rows(latents, {name: torch.from_numpy(encoded.ids[name][made_from]) for name in chosen})
-        form = ClosedForm({name: tried[name] for name in chosen}, {name: few[name] for name in chosen}, its_rows, fixed)
-        validation = Validation(encoded, made_from, held_out, fixed, chosen)
-        for strength in STRENGTHS:
-            form.set_adapters(strength)
-            scores[strength].append(validation.figures(lambda name, matrix: project(tried[name], matrix))["score"])
-    means = np.array([np.mean(scores[strength]) for strength in STRENGTHS])
-    # Neighbours give about the same adapters: with them, chance has less of a say.
-    smooth = np.convolve(np.pad(means, 1, mode="edge"), (0.25, 0.5, 0.25), mode="valid")
-    best = STRENGTHS[int(np.median(np.flatnonzero(smooth > smooth.max() - 1e-9)))]
-    ClosedForm(adapters, *spread_rows(latents, rows), fixed).set_adapters(best)
-    return Solution(adapters, replace(preset, warm_start=best), float(means.max()))
-=======
-    best, score, _ = _held_out(encoded, split, seed, {name: adapters[name] for name in chosen}, fixed)
+    tried = {name: copy.deepcopy(adapters[name]) for name in chosen}
+    best, score, _ = _held_out(encoded, split, seed, tried, fixed)
     ClosedForm(adapters, *spread_rows(latents, rows), fixed).set_adapters(best)
     return Solution(adapters, replace(preset, warm_start=best), score)
 
@@ -218,14 +204,14 @@ def _held_out(
     for made_from, held_out in _rounds(encoded, split, seed):
         few, its_rows = spread_rows(latents, {name: torch.from_numpy(encoded.ids[name][made_from]) for name in adapters})
         form = ClosedForm(adapters, {name: few[name] for name in adapters}, its_rows, fixed)
-        validation = Validation(encoded, held_out, fixed, adapters)
+        validation = Validation(encoded, made_from, held_out, fixed, adapters)
         for strength in STRENGTHS:
             form.set_adapters(strength)
             ranks[strength].append(validation.ranks(lambda name, matrix: project(adapters[name], matrix)))
     means = np.array([np.mean([_score(each) for each in ranks[strength]]) for strength in STRENGTHS])
     # Neighbours give about the same adapters: with them, chance has less of a say.
     smooth = np.convolve(np.pad(means, 1, mode="edge"), (0.25, 0.5, 0.25), mode="valid")
-    best = STRENGTHS[int(smooth.argmax())]
+    best = STRENGTHS[int(np.median(np.flatnonzero(smooth > smooth.max() - 1e-9)))]
     return best, float(means.max()), ranks[best]
 
 
@@ -245,7 +231,6 @@ def probe(encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, seed: 
         recalls = {f"recall@{k}": float((ranks <= k).float().mean()) for k in (1, 5, 10)}
         records.append({"direction": f"{query} → {answer}", "queries": len(ranks), **recalls})
     return records
->>>>>>> 7b1018b (Compare encoders on a table before aligning them)
 
 
 def _common(rows: Mapping[str, Tensor], a: str, b: str) -> int:
