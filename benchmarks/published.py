@@ -67,7 +67,7 @@ def sail(encoded: EncodedPairs, split: NDArray, seed: int) -> Embed:  # type: ig
         signs = 2 * torch.eye(len(x)) - 1
         return -logsigmoid(signs * (20 * x @ y.T - 10)).sum() / len(x)
 
-    return _trained(encoded, split, seed, _Gated, loss, _Lion, (1e-4, 3e-5))
+    return _trained(encoded, split, seed, _Gated, loss, _Lion, (1e-3, 3e-4, 1e-4))
 
 
 def release(encoded: EncodedPairs, split: NDArray, seed: int) -> Embed:  # type: ignore[type-arg]
