@@ -21,6 +21,7 @@ BENCHMARKS = (
     "speech",
     "esc10",
     "presets",
+    "tried",
     "studies",
     "generation",
     "binding",
