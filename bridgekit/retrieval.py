@@ -22,6 +22,8 @@ FEW = 30
 
 #: How much of its hubness a candidate loses, and the number of bank queries that hubness is measured by.
 HUB_SHARE, HUB_NEIGHBOURS = 0.5, 8
+#: Embeddings with at least this cosine are of the same item: they differ by rounding.
+SAME = 0.999
 
 #: Prompt templates for zero-shot classification; `{}` is the class name. A class is the mean of its prompts' embeddings.
 TEMPLATES = ("{}", "a {}", "the sound of a {}", "this is a {}")
@@ -109,24 +111,35 @@ def relevance(query: NDArray[np.int64], candidate: NDArray[np.int64], group: NDA
     return Relevance(unique[:, 0], unique[:, 1])
 
 
-def hub_penalty(candidates: Tensor, bank: Tensor) -> Tensor:
+def hub_penalty(candidates: Tensor, bank: Tensor, partners: Tensor) -> Tensor:
     """What to take off the similarities of each candidate, because some candidates (hubs) are near to all queries.
 
     Arguments:
         candidates: (m, d) embeddings of unit length.
         bank: (b, d) embeddings of known queries of the same modality as the ones to come.
+        partners: (b, d) embeddings of what they are paired with. A candidate's own queries do not count: otherwise candidates
+            that were trained on would lose more than new ones.
 
     Returns:
         (m,) `HUB_SHARE` times the mean similarity to the `HUB_NEIGHBOURS` nearest of the bank.
 
     Source: Chowdhury et al., Nearest Neighbor Normalization Improves Multimodal Retrieval, EMNLP 2024 (arXiv 2410.24114), with
-    fewer neighbours, since the bank is small.
+    fewer neighbours, since the bank is small. That own queries do not count is ours.
     """
-    means = [
-        (candidates[tile] @ bank.T).topk(min(HUB_NEIGHBOURS, len(bank)), dim=1).values.mean(1)
-        for tile in _tiles(len(candidates), len(bank))
-    ]
+    means = []
+    for tile in _tiles(len(candidates), len(bank)):
+        own = candidates[tile] @ partners.T > SAME
+        others = (candidates[tile] @ bank.T).masked_fill(own, -torch.inf)
+        best = others.topk(min(HUB_NEIGHBOURS, len(bank)), dim=1).values
+        there = best.isfinite()
+        means.append(best.where(there, 0).sum(1) / there.sum(1).clamp_min(1))
     return HUB_SHARE * torch.cat(means)
+
+
+def bank_penalty(banks: Mapping[str, Tensor], query: str, to: str, candidates: Tensor) -> Tensor | None:
+    """`hub_penalty` of candidates of the modality `to` for queries of another; None if the banks have no pairs of these two."""
+    bank, partners = banks.get(f"{query}/{to}"), banks.get(f"{to}/{query}")
+    return None if bank is None or partners is None else hub_penalty(candidates, bank, partners)
 
 
 def recall(

@@ -132,7 +132,7 @@ def test_the_report_verb_rewrites_it_and_accepts_the_new_path_of_a_moved_table(r
     code, _, _ = run("report", "tones", "--pairs", moved / "pairs.csv")
     assert code == 0
     again = (tmp_path / "tones" / "report.html").read_text(encoding="utf-8")
-    assert "linear regression" in again  # the figures of the bridge's own table
+    assert "ridge regression" in again  # the figures of the bridge's own table
     assert "is not the table this bridge was trained on" not in again
 
 

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any, overload
 
@@ -31,14 +32,14 @@ from bridgekit.latents.encode import encode_items
 from bridgekit.media import as_item, item_name
 from bridgekit.plugins import load_encoder
 from bridgekit.progress import Report, silent
-from bridgekit.retrieval import TEMPLATES, Hit, class_embeddings, hub_penalty, nearest
+from bridgekit.retrieval import TEMPLATES, Hit, bank_penalty, class_embeddings, nearest
 from bridgekit.storage.cache import check_writable, one_writer, put_back, write_folder_atomically
 from bridgekit.tables.reading import Table, open_table, read_items
 from bridgekit.tables.seen import TrainingRows
 
 #: Prefix of the name of a modality's mean among the tensors.
 MEAN = "mean/"
-#: Prefix of the name of a modality's bank among the tensors, and the maximum number of its rows.
+#: Prefix of the name of a bank among the tensors, and the maximum number of its rows.
 BANK, MAX_BANK = "bank/", 1_024
 #: Name of the speech classifier among the tensors.
 SPEECH = "speech"
@@ -101,8 +102,8 @@ class Bridge:
         history: one record per validation during training.
         device: where adapters and encoders run.
         means: modality to the mean of its training embeddings, (dim,). Their difference is the modality gap.
-        banks: modality to embeddings of some training items, (b, dim), by which hubs are known: see `hub_penalty`. Older
-            bridges have none.
+        banks: at `a/b`, embeddings of a in some training rows that also have b, (n, dim). By `a/b` and `b/a` hubs are known,
+            see `bridgekit.retrieval.hub_penalty`. Older bridges have none.
         speech: weights and bias, (dim + 1,), of a linear classifier of audio embeddings: speech or another sound; or None.
         training_rows: hashes of the rows that it was trained on.
         folder: where it was loaded from, or None for a bridge made in this process. Paths that a loaded bridge names are
@@ -148,9 +149,9 @@ class Bridge:
             candidates: (m, dim) embeddings at unit length.
 
         Returns:
-            (m,), or None within one modality, and where the bridge has no bank of queries.
+            (m,), or None within one modality, and for two that were not paired with each other.
         """
-        return None if query == to or query not in self.banks else hub_penalty(candidates, self.banks[query])
+        return bank_penalty(self.banks, query, to, candidates)
 
     @property
     def tables(self) -> list[TrainedOn]:
@@ -448,7 +449,7 @@ class Bridge:
             for name, tensor in adapter.state_dict().items()
         }
         tensors |= {f"{MEAN}{modality}": mean.contiguous() for modality, mean in self.means.items()}
-        tensors |= {f"{BANK}{modality}": bank.half().contiguous() for modality, bank in self.banks.items()}
+        tensors |= {f"{BANK}{pair}": bank.half().contiguous() for pair, bank in self.banks.items()}
         tensors |= {} if self.speech is None else {SPEECH: self.speech.contiguous()}
         weights = save(tensors, {"format": str(FORMAT)})
         metadata = {
@@ -530,7 +531,8 @@ class Bridge:
             for name, tensor in adapter.state_dict().items()
         }
         optional = {f"{MEAN}{modality}": (metadata["dim"],) for modality in sides} | {SPEECH: (metadata["dim"] + 1,)}
-        banks = {f"{BANK}{modality}": (MAX_BANK, metadata["dim"]) for modality in sides}
+        pairs = [f"{a}/{b}" for a, b in permutations(sides, 2)]
+        banks = {f"{BANK}{pair}": (MAX_BANK, metadata["dim"]) for pair in pairs}
         tensors = read_tensors(folder, metadata["adapters_sha256"], shapes, optional, up_to=banks)
         device = resolve_device(device)
         for modality, adapter in adapters.items():
@@ -548,7 +550,7 @@ class Bridge:
             device,
             # In the order of the sides: safetensors returns tensors in any order.
             {modality: tensors[MEAN + modality] for modality in sides if MEAN + modality in tensors},
-            {modality: tensors[BANK + modality] for modality in sides if BANK + modality in tensors},
+            {pair: tensors[BANK + pair] for pair in pairs if BANK + pair in tensors},
             speech=tensors.get(SPEECH),
             training_rows=TrainingRows.load(folder),
             folder=folder,

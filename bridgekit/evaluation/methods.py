@@ -19,7 +19,7 @@ from bridgekit.fusion.closed_form import ClosedForm, spread_rows
 from bridgekit.fusion.training import Preset, initial_adapters
 from bridgekit.hardware import widened
 from bridgekit.latents.encoded import EncodedPairs
-from bridgekit.retrieval import best_ranks, hub_penalty
+from bridgekit.retrieval import bank_penalty, best_ranks
 from bridgekit.tables.splits import draw_folds
 
 #: (query, answer) modalities to the rank of each query's best correct answer, from 1.
@@ -37,8 +37,8 @@ ENOUGH_VALIDATION = 200
 FOLDS, HELD_OUT = 5, 1_000
 #: Validation looks at this many rows at most, so that it stays a small part of training.
 VALIDATION_ROWS = 4_096
-#: Training items of each modality whose embeddings are kept with a bridge, to know hubs by.
-BANK_ITEMS = 1_024
+#: Training rows whose embeddings are kept with a bridge for each pair of modalities, to know hubs by.
+BANK_ROWS = 1_024
 #: The share of the paired bootstrap's samples in which FuseMix must be better to be taken for a simpler method.
 SURE = 0.9
 
@@ -63,12 +63,19 @@ class Solution:
 
 
 def bank_latents(encoded: EncodedPairs, rows: NDArray[np.int64]) -> dict[str, Tensor]:
-    """Modality to the latents of up to `BANK_ITEMS` items of these rows, (b, d), evenly spread: hubs are known by them."""
+    """The latents by which hubs are known, of up to `BANK_ROWS` of these rows, evenly spread, for each pair of modalities.
+
+    Returns:
+        for modalities a and b with rows in common, at `a/b` the latents of a, (n, d_a), and at `b/a` those of b, row by row.
+    """
     banks = {}
-    for modality, ids in encoded.ids.items():
-        known = np.unique(ids[rows][ids[rows] >= 0])
-        chosen = known[np.arange(min(len(known), BANK_ITEMS)) * len(known) // max(1, min(len(known), BANK_ITEMS))]
-        banks[modality] = encoded.latents[modality].matrix[torch.from_numpy(chosen)]
+    for a, b in combinations(encoded.ids, 2):
+        both = rows[(encoded.ids[a][rows] >= 0) & (encoded.ids[b][rows] >= 0)]
+        if len(both):
+            count = min(len(both), BANK_ROWS)
+            chosen = both[np.arange(count) * len(both) // count]
+            for one, other in ((a, b), (b, a)):
+                banks[f"{one}/{other}"] = encoded.latents[one].matrix[torch.from_numpy(encoded.ids[one][chosen])]
     return banks
 
 
@@ -103,10 +110,11 @@ class Validation:
         """(query, answer) modalities to the rank of each query's best correct answer, from 1."""
         names = dict.fromkeys(name for pair in self._correct for name in pair)
         embedded = {name: embed(name, self._small.latents[name].matrix) for name in names}
-        banks = {name: embed(name, self._banks[name]) for name in names}
+        used = [f"{a}/{b}" for a, b in self._correct]
+        banks = {pair: embed(pair.split("/")[0], self._banks[pair]) for pair in used if pair in self._banks}
         return {
             (query, answer): best_ranks(
-                embedded[query], embedded[answer], correct, penalty=hub_penalty(embedded[answer], banks[query])
+                embedded[query], embedded[answer], correct, penalty=bank_penalty(banks, query, answer, embedded[answer])
             )
             for (query, answer), correct in self._correct.items()
         }

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridgekit.latents.encoded import EncodedPairs
-from bridgekit.retrieval import Recall, Relevance, hub_penalty, random_recall, recall, relevance
+from bridgekit.retrieval import Recall, Relevance, bank_penalty, random_recall, recall, relevance
 from bridgekit.tables.splits import test_splits
 
 #: Samples of the bootstrap.
@@ -37,7 +37,7 @@ def evaluate_splits(
         embed: maps a modality and its latents (m, d) to embeddings (m, shared) of unit length.
         method: a name for the records.
         splits: which splits; the default is all but `train` and `val`.
-        banks: modality to embeddings of known queries, (b, shared): candidates lose their hubness (see `hub_penalty`).
+        banks: at `a/b`, embeddings of a in rows that have both, (n, shared), see `bank_latents`: hubs count less.
 
     Returns:
         flat records: split, direction, among (`split`, or `all` if the rest of the table adds distractors), method,
@@ -120,7 +120,7 @@ def split_recall(
     # Candidates are renumbered to the ones used.
     right = Relevance(right.query, np.searchsorted(used, right.candidate))
     candidates = embedded[candidate][torch.from_numpy(used)]
-    penalty = hub_penalty(candidates, banks[query]) if banks and query in banks else None
+    penalty = bank_penalty(banks or {}, query, candidate, candidates)
     return recall(embedded[query], candidates, right, skip=skip, penalty=penalty)
 
 

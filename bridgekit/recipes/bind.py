@@ -156,7 +156,7 @@ def _without(modality: str, bridge: Bridge) -> Bridge:
         sides={name: side for name, side in bridge.sides.items() if name != modality},
         adapters={name: adapter for name, adapter in bridge.adapters.items() if name != modality},
         means={name: mean for name, mean in bridge.means.items() if name != modality},
-        banks={name: bank for name, bank in bridge.banks.items() if name != modality},
+        banks={pair: bank for pair, bank in bridge.banks.items() if modality not in pair.split("/")},
         metrics=[record for record in bridge.metrics if modality not in sides_of(record)],
         provenance=provenance,
     )

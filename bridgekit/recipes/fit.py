@@ -361,10 +361,10 @@ def train_encoded(
 
 
 def banks_of(encoded: EncodedPairs, split: NDArray[np.str_], embed: Embed) -> dict[str, Tensor]:
-    """Modality to the embeddings of some training items, (b, dim): see `bank_latents`."""
+    """The embeddings by which a bridge knows hubs: see `bank_latents`."""
     # Rounded as they are saved, so that a saved bridge finds the same.
     latents = bank_latents(encoded, np.flatnonzero(split == "train"))
-    return {modality: embed(modality, matrix).half().float() for modality, matrix in latents.items()}
+    return {pair: embed(pair.split("/")[0], matrix).half().float() for pair, matrix in latents.items()}
 
 
 def measure_gap(bridge: Bridge, encoded: EncodedPairs, split: NDArray[np.str_]) -> Bridge:

@@ -426,8 +426,9 @@ class Index:
         self._table(to)
         if where is not None:
             check_filter(where, self.columns(to))  # fail before opening an encoder
-        embedded, penalty = bridge.embed(modality, queries, report=report), partial(bridge.hub_penalty, modality, to)
-        return self.search(embedded, to, k, where=where, exact=exact, penalty=penalty if modality in bridge.banks else None)
+        embedded = bridge.embed(modality, queries, report=report)
+        penalty = partial(bridge.hub_penalty, modality, to) if f"{modality}/{to}" in bridge.banks else None
+        return self.search(embedded, to, k, where=where, exact=exact, penalty=penalty)
 
 
 class _Rows:
