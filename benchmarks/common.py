@@ -55,7 +55,7 @@ def fusemix(encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, seed
 
 def validation(encoded: EncodedPairs, split: NDArray[np.str_]) -> Validation:
     """Measures embeddings on the validation rows."""
-    return Validation(encoded, np.flatnonzero(split == "train"), np.flatnonzero(split == "val"))
+    return Validation.of_split(encoded, split)
 
 
 def without_mixup(preset: Preset) -> Preset:

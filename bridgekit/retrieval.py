@@ -22,6 +22,8 @@ FEW = 30
 
 #: How much of its hubness a candidate loses, and the number of bank queries that hubness is measured by.
 HUB_SHARE, HUB_NEIGHBOURS = 0.5, 8
+#: Training rows whose embeddings are kept with a bridge for each pair of modalities, at most.
+BANK_ROWS = 1_024
 #: Embeddings with at least this cosine are of the same item: they differ by rounding.
 SAME = 0.999
 

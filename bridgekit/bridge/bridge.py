@@ -32,15 +32,15 @@ from bridgekit.latents.encode import encode_items
 from bridgekit.media import as_item, item_name
 from bridgekit.plugins import load_encoder
 from bridgekit.progress import Report, silent
-from bridgekit.retrieval import TEMPLATES, Hit, bank_penalty, class_embeddings, nearest
+from bridgekit.retrieval import BANK_ROWS, TEMPLATES, Hit, bank_penalty, class_embeddings, nearest
 from bridgekit.storage.cache import check_writable, one_writer, put_back, write_folder_atomically
 from bridgekit.tables.reading import Table, open_table, read_items
 from bridgekit.tables.seen import TrainingRows
 
 #: Prefix of the name of a modality's mean among the tensors.
 MEAN = "mean/"
-#: Prefix of the name of a bank among the tensors, and the maximum number of its rows.
-BANK, MAX_BANK = "bank/", 1_024
+#: Prefix of the name of a bank among the tensors.
+BANK = "bank/"
 #: Name of the speech classifier among the tensors.
 SPEECH = "speech"
 
@@ -532,7 +532,7 @@ class Bridge:
         }
         optional = {f"{MEAN}{modality}": (metadata["dim"],) for modality in sides} | {SPEECH: (metadata["dim"] + 1,)}
         pairs = [f"{a}/{b}" for a, b in permutations(sides, 2)]
-        banks = {f"{BANK}{pair}": (MAX_BANK, metadata["dim"]) for pair in pairs}
+        banks = {f"{BANK}{pair}": (BANK_ROWS, metadata["dim"]) for pair in pairs}
         tensors = read_tensors(folder, metadata["adapters_sha256"], shapes, optional, up_to=banks)
         device = resolve_device(device)
         for modality, adapter in adapters.items():

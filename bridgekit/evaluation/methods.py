@@ -19,7 +19,7 @@ from bridgekit.fusion.closed_form import ClosedForm, spread_rows
 from bridgekit.fusion.training import Preset, initial_adapters
 from bridgekit.hardware import widened
 from bridgekit.latents.encoded import EncodedPairs
-from bridgekit.retrieval import bank_penalty, best_ranks
+from bridgekit.retrieval import BANK_ROWS, bank_penalty, best_ranks
 from bridgekit.tables.splits import draw_folds
 
 #: (query, answer) modalities to the rank of each query's best correct answer, from 1.
@@ -37,8 +37,6 @@ ENOUGH_VALIDATION = 200
 FOLDS, HELD_OUT = 5, 1_000
 #: Validation looks at this many rows at most, so that it stays a small part of training.
 VALIDATION_ROWS = 4_096
-#: Training rows whose embeddings are kept with a bridge for each pair of modalities, to know hubs by.
-BANK_ROWS = 1_024
 #: The share of the paired bootstrap's samples in which FuseMix must be better to be taken for a simpler method.
 SURE = 0.9
 
@@ -105,6 +103,11 @@ class Validation:
         self._banks, self._small = bank_latents(encoded, known), encoded.take(rows)
         everyone = np.arange(len(rows))
         self._correct = {(query, answer): correct_items(self._small, everyone, query, answer) for query, answer in pairs}
+
+    @classmethod
+    def of_split(cls, encoded: EncodedPairs, split: NDArray[np.str_], fixed: Collection[str] = ()) -> Validation:
+        """On the `val` rows of a table, of which the `train` rows were trained on."""
+        return cls(encoded, np.flatnonzero(split == "train"), np.flatnonzero(split == "val"), fixed)
 
     def ranks(self, embed: Embed) -> Ranks:
         """(query, answer) modalities to the rank of each query's best correct answer, from 1."""

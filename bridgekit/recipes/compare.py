@@ -31,7 +31,7 @@ from bridgekit.progress import Report, progress_bars
 from bridgekit.recipes.fit import Run, encode_and_split, fit, say_set_aside
 from bridgekit.recipes.sides import RunOptions, TrainingOptions, check_columns, select_pairs, takes
 from bridgekit.tables.reading import open_table
-from bridgekit.tables.splits import NOT_TESTS
+from bridgekit.tables.splits import count_rows
 
 #: The probe is made from this many training rows at most, and measured on this many validation rows.
 PROBE_ROWS = 2_000
@@ -187,7 +187,7 @@ def run_comparison(options: CompareOptions, fitted: int = FITTED) -> Comparison:
             best.append(replace(combination, fitted=_fit(encoded, split, pair, training, device, numbered)))
     best.sort(key=lambda each: (each.fitted.validation if each.fitted else 0.0, each.probe), reverse=True)
     combined = [*best, *(combination for combination, _ in found[fitted:])]
-    rows = {name: int((split == name).sum()) for name in dict.fromkeys((*NOT_TESTS, *split.tolist())) if name in split}
+    rows = count_rows(split)
     command = _command(options, combined[0], modalities)
     probed = min(PROBE_ROWS, rows["train"])
     names = {own[0][1].modality: [name for name, _ in own] for own in opened}
@@ -317,9 +317,7 @@ def _fit(
     empty = Bridge({}, {}, preset, preset.temperature, {}, (), (), device)
     bridge, _, provenance = fit(run, empty, started, report)
     method = str(provenance["method"])
-    validation = Validation(own, np.flatnonzero(split == "train"), np.flatnonzero(split == "val")).figures(bridge.project)[
-        "score"
-    ]
+    validation = Validation.of_split(own, split).figures(bridge.project)["score"]
     records = [each for each in bridge.metrics if (each["method"], each["among"]) == (method, "split")]
     recall, interval = mean_recall(records, options.seed) if records else (None, None)
     return Fitted(method, validation, recall, interval, time.monotonic() - started)

@@ -36,7 +36,7 @@ from bridgekit.pairs import Pairs, SetAside
 from bridgekit.progress import Report, say, silent
 from bridgekit.recipes.sides import AUTO, TrainingOptions
 from bridgekit.storage.cache import cache_folder
-from bridgekit.tables.splits import NOT_TESTS, split_pairs, test_splits
+from bridgekit.tables.splits import count_rows, split_pairs, test_splits
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def fit(run: Run, base: Bridge, started: float, report: Report) -> tuple[Bridge,
         "pairs": encoded.pairs.source,
         "modalities": list(encoded.ids),
         **({"columns": dict(run.options.columns)} if run.options.columns else {}),
-        "rows": {name: int((split == name).sum()) for name in dict.fromkeys((*NOT_TESTS, *split.tolist())) if name in split},
+        "rows": count_rows(split),
         "set_aside": len(encoded.pairs.set_aside),
         "method": solved.method,
         **({"choice": {**asdict(solved.choice), "interval": list(solved.choice.interval)}} if solved.choice else {}),
@@ -302,7 +302,7 @@ def solve(
         encoded, split, preset=preset, seed=seed, fixed=fixed, device=device, checkpoint=checkpoint, report=report
     )
     solutions["FuseMix"] = Solution(trained.adapters, preset)
-    validation = Validation(encoded, np.flatnonzero(split == "train"), np.flatnonzero(split == "val"), fixed)
+    validation = Validation.of_split(encoded, split, fixed)
     history: list[Mapping[str, float]] = [*trained.history]
     if preset.warm_start:
         at_start = {"epoch": 0, "temperature": preset.temperature, "lr": 0.0, **validation.figures(start.embed)}
@@ -344,7 +344,7 @@ def train_encoded(
     Raises:
         BridgekitError: training diverged before its first validation.
     """
-    validation = Validation(encoded, np.flatnonzero(split == "train"), np.flatnonzero(split == "val"), fixed or ())
+    validation = Validation.of_split(encoded, split, fixed or ())
     trained = train(
         *training_rows(encoded, split),
         torch.from_numpy(encoded.keys[split == "train"]),

@@ -158,6 +158,11 @@ def split_name(cell: str) -> str:
     return "val" if name in ("val", "valid", "validation", "dev") else name
 
 
+def count_rows(split: npt.NDArray[np.str_]) -> dict[str, int]:
+    """Split to its number of rows: train, val, then the others in the table's order."""
+    return {name: int((split == name).sum()) for name in dict.fromkeys((*NOT_TESTS, *split.tolist())) if name in split}
+
+
 #: Splits that metrics are not reported on.
 NOT_TESTS = ("train", "val")
 
