@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from bridgekit import interrupts
 from bridgekit.plain import plain
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def _lines() -> Report:
     began: dict[str, tuple[float, int]] = {}
 
     def report(what: str, done: int, total: int) -> None:
+        interrupts.raise_again()
         now = time.monotonic()
         start, before = began[what] = began.get(what, (now, done)) if done else (now, 0)
         if now - printed.setdefault(what, now - LINE_SECONDS + PATIENCE) >= LINE_SECONDS:
@@ -87,6 +89,7 @@ def progress_bars(show: bool = True) -> Iterator[Report]:
     with Bars(*columns, console=Console(stderr=True)) as bars:
 
         def report(what: str, done: int, total: int) -> None:
+            interrupts.raise_again()
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total, rate="")
             task = tasks[what]

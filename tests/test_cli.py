@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import zlib
@@ -22,6 +23,7 @@ from bridgekit import PRESETS, Bridge, Preset, align
 from bridgekit.bridge.bridge import Side
 from bridgekit.cli import common
 from bridgekit.fusion.adapter import FusionAdapter
+from bridgekit.progress import progress_bars
 from tests.conftest import Run
 from tests.toys import tone_table
 
@@ -294,6 +296,38 @@ def test_ctrl_c_says_that_nothing_is_lost(run: Run, monkeypatch: pytest.MonkeyPa
     code, _, err = run("align")
     assert code == 130
     assert "Nothing is lost" in err
+
+
+class _Interrupted:
+    """Ctrl-C arrives while it is being deleted, where Python drops exceptions."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_in_a_destructor_ends_the_verb_at_its_next_report(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        with progress_bars() as report:
+            _Interrupted()
+            report("training", 0, 1)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr("bridgekit.recipes.align.run_alignment", interrupted)
+    code, _, err = run("align")
+    assert (code, "Nothing is lost" in err) == (130, True)
+
+
+def test_ctrl_c_that_a_library_replaces_by_its_own_error_is_still_ctrl_c(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape of object type") from None
+
+    monkeypatch.setattr("bridgekit.recipes.align.run_alignment", interrupted)
+    code, _, err = run("align")
+    assert (code, "Nothing is lost" in err) == (143, True)
 
 
 def test_a_run_that_diverges_gives_its_last_good_state_and_says_so(

@@ -8,7 +8,6 @@ import os
 import shlex
 import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from itertools import combinations
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from bridgekit import interrupts
 from bridgekit.errors import BridgekitError
 from bridgekit.plain import plain, plain_json
 from bridgekit.storage.cache import put_all_back
@@ -72,32 +72,22 @@ METHODS = {
 SHOWN = 10
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM from `kill`, a time limit or a shutdown, which is handled like Ctrl-C."""
-
-
-def _terminate(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
-    raise _Terminated
-
-
 def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
     """Wrap a verb so that Ctrl-C and SIGTERM end it with a message instead of a traceback."""
 
     # Around the verb rather than the program, since typer would swallow the interrupt.
     @functools.wraps(verb)
     def run(*arguments: object, **options: object) -> None:
-        main = threading.current_thread() is threading.main_thread()  # no other thread may set signal handlers
-        before = signal.signal(signal.SIGTERM, _terminate) if main else None
-        try:
-            _import_torch()
-            verb(*arguments, **options)
-        except KeyboardInterrupt as stop:
-            print("\nbridgekit: stopped. Nothing is lost: run the same command again to continue.", file=sys.stderr)
-            sys.exit(128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT))
-        finally:
-            if before is not None:
-                signal.signal(signal.SIGTERM, before)
+        with interrupts.handled():
+            try:
+                _import_torch()
+                verb(*arguments, **options)
+            except (KeyboardInterrupt, Exception) as error:
+                number = interrupts.received()
+                if number is None and not isinstance(error, KeyboardInterrupt):
+                    raise
+                print("\nbridgekit: stopped. Nothing is lost: run the same command again to continue.", file=sys.stderr)
+                sys.exit(128 + (number or signal.SIGINT))
 
     return run
 
