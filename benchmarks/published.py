@@ -54,7 +54,7 @@ def structure(encoded: EncodedPairs, split: NDArray, seed: int) -> Embed:  # typ
     """Linear maps with InfoNCE and the STRUCTURE regulariser."""
 
     def loss(x: Tensor, y: Tensor, latents: tuple[Tensor, Tensor], progress: float) -> Tensor:
-        kept = (_divergence(latents[0], x) + _divergence(latents[1], y)) / 2
+        kept = (divergence(latents[0], x) + divergence(latents[1], y)) / 2
         return _info_nce(x, y) + 10 * min(1.0, 3 * progress) * kept
 
     return _trained(encoded, split, seed, lambda width: nn.Linear(width, 512), loss, _adamw, (3e-3, 1e-3, 3e-4))
@@ -134,7 +134,7 @@ def _info_nce(x: Tensor, y: Tensor) -> Tensor:
     return (cross_entropy(scores, right) + cross_entropy(scores.T, right)) / 2
 
 
-def _divergence(latents: Tensor, embedded: Tensor) -> Tensor:
+def divergence(latents: Tensor, embedded: Tensor) -> Tensor:
     """Jensen-Shannon divergence between the similarities of a batch before and after the map."""
     before, after = (
         ((unit - unit.mean(0)) @ (unit - unit.mean(0)).T / 0.05).softmax(1)

@@ -136,6 +136,9 @@ def test_fusemix_is_saved_only_if_validation_is_sure_that_it_is_better() -> None
     object.__setattr__(faint, "noise", 0.1)
     few = choose({"closed form": faint, "FuseMix": good}, Validation(encoded, train, val[:12]), 0)
     assert few.method == "closed form", "a few rows cannot tell"
+    for rows, taken in {49: "closed form", 50: "FuseMix"}.items():
+        least = choose({"closed form": worse, "FuseMix": good}, Validation(encoded, train, val[:rows]), 0)
+        assert least.method == taken, "the epoch was chosen by the same rows"
 
 
 @given(
@@ -247,7 +250,7 @@ def test_a_method_can_be_asked_for_and_the_table_says_how_sure_the_choice_is(tmp
     code, _, err = run("align", *pairs, "--out", str(tmp_path / "x"), "--method", "best")
     assert code == 2
     assert "unknown method 'best'" in err
-    assert "auto, ridge, closed-form, fusemix" in err
+    assert "auto, ridge, closed-form, self-training, fusemix" in err
     code, _, err = run("align", *pairs, "--out", str(tmp_path / "y"), "--method", "closed-form", "--freeze", "text")
     assert code == 2
     assert "--method ridge" in err

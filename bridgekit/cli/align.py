@@ -32,6 +32,9 @@ def command(
     out: Annotated[Path | None, typer.Option(help="The bridge's folder. [dim]default: bridges/A-B[/dim]")] = None,
     preset: Annotated[str, typer.Option(help="Hyperparameters: default, or paper (as published).")] = "default",
     freeze: Annotated[str | None, typer.Option(help="Use this modality's latents as the shared space.")] = None,
+    unpaired: Annotated[
+        list[str] | None, typer.Option(help="A folder, table or .txt file of further items without a partner; may be repeated.")
+    ] = None,
     method: Method = "auto",
     seed: Seed = 0,
     half: Half = False,
@@ -59,6 +62,7 @@ def command(
         out=out,
         preset=preset,
         frozen=freeze,
+        unpaired=unpaired or (),
         method=known_method(method),
         seed=seed,
         half=half,

@@ -56,7 +56,10 @@ Columns = Annotated[
 ]
 Method = Annotated[
     str,
-    typer.Option(help="ridge, closed-form or fusemix. [dim]default: auto, what validation prefers[/dim]", show_default=False),
+    typer.Option(
+        help="ridge, closed-form, self-training or fusemix. [dim]default: auto, what validation prefers[/dim]",
+        show_default=False,
+    ),
 ]
 Resume = Annotated[bool, typer.Option(help="Continue an interrupted run of the same command.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
@@ -67,6 +70,7 @@ METHODS = {
     "random": "adapters with random weights",
     "ridge": "ridge regression",
     "closed form": "regularised canonical correlation analysis",
+    "self-training": "the closed form, also of unpaired items and their likely partners",
 }
 #: Rows set aside that are listed; `--json` has all.
 SHOWN = 10
@@ -250,6 +254,7 @@ def _print_choice(provenance: Mapping[str, Any]) -> None:
     print(
         f"Saved: {choice['method']}. On the validation rows its recall less that of {choice['rival']} is "
         f"{100 * choice['difference'] + 0.0:+.1f} points (95 % interval {low} to {high}, {choice['queries']:,} queries)."
+        + (" That is not sure enough to prefer FuseMix." if choice["difference"] < 0 else "")
     )
 
 
@@ -283,6 +288,8 @@ def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> N
     sides = provenance.get("modalities", list(bridge.sides))
     say(f"Sides: {', '.join(f'{modality} by {bridge.sides[modality].encoder}' for modality in sides)}.")
     say(f"Rows: {', '.join(f'{count:,} {split}' for split, count in provenance['rows'].items())}.")
+    if "unpaired" in provenance:
+        say(f"Unpaired: {', '.join(f'{count:,} {modality}' for modality, count in provenance['unpaired'].items())}.")
     pairs = [pair for pair in combinations(sides, 2) if not bound or provenance["modality"] in pair]
     measured = {sides_of(record) for record in bridge.metrics}
     records = [record for record in bridge.metrics if sides_of(record) in map(frozenset, pairs)]

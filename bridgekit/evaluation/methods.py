@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bridgekit.evaluation.recall import SAMPLES, Embed, correct_items, directions
 from bridgekit.fusion.adapter import Adapter, FusionAdapter, project
 from bridgekit.fusion.closed_form import ClosedForm, spread_rows
+from bridgekit.fusion.self_training import with_likely_partners
 from bridgekit.fusion.training import Preset, initial_adapters
 from bridgekit.hardware import widened
 from bridgekit.latents.encoded import EncodedPairs
@@ -25,9 +26,9 @@ from bridgekit.tables.splits import draw_folds
 #: (query, answer) modalities to the rank of each query's best correct answer, from 1.
 Ranks = dict[tuple[str, str], Tensor]
 
-Method = Literal["ridge", "closed form", "FuseMix"]
-#: The simplest first.
-METHODS: tuple[Method, ...] = ("ridge", "closed form", "FuseMix")
+Method = Literal["ridge", "closed form", "self-training", "FuseMix"]
+#: The simplest first. Self-training needs unpaired items.
+METHODS: tuple[Method, ...] = ("ridge", "closed form", "self-training", "FuseMix")
 
 #: Strengths of regularisation, in units of the mean eigenvalue of a side's covariance.
 STRENGTHS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -37,8 +38,9 @@ ENOUGH_VALIDATION = 200
 FOLDS, HELD_OUT = 5, 1_000
 #: Validation looks at this many rows at most, so that it stays a small part of training.
 VALIDATION_ROWS = 4_096
-#: The share of the paired bootstrap's samples in which FuseMix must be better to be taken for a simpler method.
-SURE = 0.9
+#: FuseMix is taken for a simpler method if it is better in this share of the paired bootstrap's samples, and if there are this
+#: many queries in some direction: its epoch was chosen by the same rows, which flatters it the more the fewer they are.
+SURE, ENOUGH_QUERIES = 0.9, 50
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,31 @@ def _held_out(
     return best, float(means.max()), ranks[best]
 
 
+def self_training(
+    encoded: EncodedPairs, split: NDArray[np.str_], closed: Solution, seed: int, unpaired: Mapping[str, Tensor]
+) -> Solution:
+    """The closed form once more, with the same strength, from the training rows and from unpaired items.
+
+    Arguments:
+        encoded, split: a table of two modalities, and each row's split.
+        closed: its closed form.
+        seed: random seed of the folds of cross-validation.
+        unpaired: modality to latents, see `with_likely_partners`.
+    """
+
+    def made_from(rows: NDArray[np.int64]) -> dict[str, Adapter]:
+        latents = {name: each.matrix for name, each in encoded.latents.items()}
+        known = spread_rows(latents, {name: torch.from_numpy(ids[rows]) for name, ids in encoded.ids.items()})
+        first = initial_adapters(*known, closed.preset, seed)
+        return initial_adapters(*with_likely_partners(first, *known, unpaired), closed.preset, seed)
+
+    scores = []
+    for rows, held_out in _rounds(encoded, split, seed):
+        solution = Solution(made_from(rows), closed.preset)
+        scores.append(_score(Validation(encoded, rows, held_out).ranks(solution.embed)))
+    return Solution(made_from(np.flatnonzero(split == "train")), closed.preset, float(np.mean(scores)))
+
+
 def probe(encoded: EncodedPairs, split: NDArray[np.str_], preset: Preset, seed: int) -> list[dict[str, Any]]:
     """How well the closed form of the training rows does on rows that it was not made from, without a look at test splits.
 
@@ -285,7 +312,8 @@ def choose(solutions: Mapping[Method, Solution], validation: Validation, seed: i
     """Choose among methods by the recall of their embeddings on validation rows.
 
     Of the closed forms, the one with the best recall on the rows that chose its strength. FuseMix is taken for it only if it is
-    better in `SURE` of the bootstrap's samples, so that ties, and tables with few validation rows, keep the simpler method.
+    better in `SURE` of the bootstrap's samples, so that ties keep the simpler method, and so do tables with fewer than
+    `ENOUGH_QUERIES` validation rows.
 
     Arguments:
         solutions: the closed forms and FuseMix.
@@ -301,7 +329,7 @@ def choose(solutions: Mapping[Method, Solution], validation: Validation, seed: i
         draws = generator.integers(len(gain), size=(SAMPLES, len(gain)))
         samples += gain[draws].mean(1) / len(known)
     difference = sum(float((_hits(trained[pair]) - _hits(known[pair])).mean()) for pair in known) / max(1, len(known))
-    better = float((samples > 0).mean()) >= SURE
+    better = float((samples > 0).mean()) >= SURE and max(map(len, known.values())) >= ENOUGH_QUERIES
     low, high = np.quantile(samples, (0.025, 0.975)).tolist()
     queries = sum(len(ranks) for ranks in known.values())
     if better:

@@ -47,6 +47,10 @@ class EncodedPairs:
             ids[modality] = np.where(own[rows] < 0, -1, np.searchsorted(used, own[rows]))
         return EncodedPairs(self.pairs.take(rows.tolist()), latents, ids, self.keys[rows])
 
+    def with_set_aside(self, more: Sequence[SetAside]) -> EncodedPairs:
+        """The same with more items that were set aside."""
+        return replace(self, pairs=replace(self.pairs, set_aside=(*self.pairs.set_aside, *more))) if more else self
+
     @property
     def contents(self) -> dict[str, Sequence[bytes]]:
         """Modality to the content hashes that `ids` are indices into."""

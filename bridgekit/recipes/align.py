@@ -18,6 +18,7 @@ from bridgekit.hardware import resolve_device
 from bridgekit.progress import progress_bars
 from bridgekit.recipes.fit import Alignment, Run, encode_and_split, fit, say_set_aside
 from bridgekit.recipes.sides import TrainingOptions, check_columns, choose_sides, open_encoders, select_pairs, takes
+from bridgekit.recipes.unpaired import encode_unpaired, read_unpaired
 from bridgekit.report.plots import heat_maps, training_curves
 from bridgekit.storage.cache import one_writer
 from bridgekit.tables.reading import open_table
@@ -37,6 +38,8 @@ class AlignOptions(TrainingOptions):
         more: further modalities or encoders.
         preset: `default`, `paper`, or a `Preset`.
         frozen: a modality whose latents become the shared space.
+        unpaired: folders, tables and .txt files with items of the two sides that are not paired, for self-training: see
+            `bridgekit.fusion.self_training`.
         write_report: write a report into the bridge's folder, see `bridgekit.report`. Failure to do so is only a warning.
         out: the bridge's folder; the default is `bridges/<a>-<b>`.
         seed, half, device, strict, resume, overwrite, outside, progress: see `TrainingOptions` and `RunOptions`.
@@ -49,6 +52,7 @@ class AlignOptions(TrainingOptions):
     more: Sequence[str] = ()
     preset: str | Preset = "default"
     frozen: str | None = None
+    unpaired: Sequence[str | Path] = ()
     write_report: bool = True
 
 
@@ -91,6 +95,9 @@ def run_alignment(options: AlignOptions) -> Alignment:
         raise BridgekitError(
             f"cannot freeze {options.frozen!r}: it is not one of the sides", remedy=f"use one of {', '.join(encoders)}"
         )
+    if options.frozen is not None and options.unpaired:
+        raise BridgekitError("unpaired items are of no use with a frozen side", remedy="omit --unpaired")
+    piles = read_unpaired(options.unpaired, tuple(encoders), options)
     folder = Path(options.out) if options.out is not None else Path("bridges") / "-".join(encoders)
     if not (folder / "bridge.json").exists():
         check_free(folder, options.overwrite)  # before hours of encoding, not after
@@ -101,13 +108,16 @@ def run_alignment(options: AlignOptions) -> Alignment:
         with progress_bars(progress) as report:
             opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
             encoded, split = encode_and_split(pairs, opened, options, report)
+            unpaired = encode_unpaired(piles, opened, encoded, options, report)
+            encoded = encoded.with_set_aside(unpaired.set_aside)
             settings = {
                 "encoders": {modality: (name, encoder.revision) for modality, (name, encoder) in encoders.items()},
                 "preset": asdict(preset),
                 "frozen": options.frozen,
+                **({"unpaired": unpaired.fingerprints} if unpaired.fingerprints else {}),
             }
             fixed = {options.frozen: FrozenSide(opened[options.frozen].dim)} if options.frozen else {}
-            run = Run(encoded, split, encoders, preset, fixed, options, device, settings)
+            run = Run(encoded, split, encoders, preset, fixed, options, device, settings, unpaired.latents)
             finished = _same_bridge(folder, run.fingerprint, device) if options.resume else None
             if finished:
                 return run.result(finished, folder, reused=True)

@@ -7,7 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from itertools import combinations
@@ -24,7 +24,17 @@ from bridgekit.bridge.provenance import command_line, installed_version
 from bridgekit.encoders import TEXT, Blob, Encoder, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.evaluation.leaks import refuse_leaks
-from bridgekit.evaluation.methods import Choice, Method, Solution, Validation, bank_latents, choose, closed_forms, training_rows
+from bridgekit.evaluation.methods import (
+    Choice,
+    Method,
+    Solution,
+    Validation,
+    bank_latents,
+    choose,
+    closed_forms,
+    self_training,
+    training_rows,
+)
 from bridgekit.evaluation.recall import Embed, evaluate_splits, sides_of
 from bridgekit.fusion.adapter import Adapter, project
 from bridgekit.fusion.closed_form import joining_order
@@ -77,6 +87,7 @@ class Run:
         fixed: modality to an adapter that is not trained.
         options: random seed, and whether to resume.
         device: a torch device.
+        unpaired: modality to the latents of unpaired items.
         settings: everything else that the adapters depend on, as plain data.
     """
 
@@ -88,6 +99,7 @@ class Run:
     options: TrainingOptions
     device: str
     settings: Mapping[str, Any]
+    unpaired: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -183,6 +195,7 @@ def fit(run: Run, base: Bridge, started: float, report: Report) -> tuple[Bridge,
         method=run.options.method,
         device=run.device,
         checkpoint=checkpoint,
+        unpaired=run.unpaired,
         report=report,
     )
     chosen, trained = solved.solutions[solved.method], solved.trained
@@ -213,6 +226,7 @@ def fit(run: Run, base: Bridge, started: float, report: Report) -> tuple[Bridge,
         "modalities": list(encoded.ids),
         **({"columns": dict(run.options.columns)} if run.options.columns else {}),
         "rows": count_rows(split),
+        **({"unpaired": {name: len(each) for name, each in run.unpaired.items()}} if run.unpaired else {}),
         "set_aside": len(encoded.pairs.set_aside),
         "method": solved.method,
         **({"choice": {**asdict(solved.choice), "interval": list(solved.choice.interval)}} if solved.choice else {}),
@@ -270,9 +284,12 @@ def solve(
     method: Literal["auto"] | Method = AUTO,
     device: str = "cpu",
     checkpoint: Path | None = None,
+    unpaired: Mapping[str, Tensor] | None = None,
     report: Report = silent,
 ) -> Solved:
-    """Ridge regression, the closed form and, unless one of these is asked for, FuseMix, and the choice among them.
+    """Ridge regression, the closed form, self-training if there are unpaired items, and FuseMix; and the choice among them.
+
+    If one of them is asked for, those that take longer are left out.
 
     Arguments:
         encoded: the table with its latents.
@@ -280,18 +297,25 @@ def solve(
         method: `auto`, or the one to save.
         preset, seed, fixed, device, checkpoint: as for `bridgekit.fusion.training.train`. If the preset starts from the closed
             form, training starts from the strength that was chosen for that.
+        unpaired: modality to the latents of unpaired items, of a table with two modalities.
         report: progress.
 
     Raises:
         BridgekitError: the training rows do not join all modalities, training diverged before its first validation, or there is
-            no such method with fixed sides.
+            no such method with fixed sides or without unpaired items.
     """
     fixed = fixed or {}
     check_joined(encoded, split, fixed)
     report("closed form", 0, 1)
     solutions = closed_forms(encoded, split, preset, seed, fixed)
     report("closed form", 1, 1)
+    if unpaired:
+        report("self-training", 0, 1)
+        solutions["self-training"] = self_training(encoded, split, solutions["closed form"], seed, unpaired)
+        report("self-training", 1, 1)
     if method not in (AUTO, "FuseMix"):
+        if method == "self-training" and not unpaired:
+            raise BridgekitError("self-training needs unpaired items", remedy="name some with --unpaired")
         if method not in solutions:
             raise BridgekitError("with a fixed side, the closed form is ridge regression onto it", remedy="use --method ridge")
         return Solved(solutions, method)

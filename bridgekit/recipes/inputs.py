@@ -158,14 +158,14 @@ def _inferred(arguments: Sequence[str], sides: Sequence[str], option: str) -> st
     """The modality that all arguments have."""
     common: Sequence[str] = sides
     for argument in arguments:
-        found = _modalities(argument, sides)
+        found = modalities_in(argument, sides)
         if not set(common) & set(found):
             kinds = [f"{_shown(arguments[0])} is {' or '.join(common)}", f"{_shown(argument)} is {' or '.join(found)}"]
             what = f"one modality at a time, not {common[0]} and {found[0]}"
             raise BridgekitError(what, where=", ".join(kinds), remedy="run the command once for each modality")
         common = [modality for modality in common if modality in found]
     if len(common) > 1:
-        several = next(argument for argument in arguments if len(_modalities(argument, sides)) > 1)
+        several = next(argument for argument in arguments if len(modalities_in(argument, sides)) > 1)
         listed = any(is_listing(several, modality) for modality in common)
         this = f"this has {' and '.join(common)}" if listed else f"this could be {' or '.join(common)}"
         choices = " or ".join(f"{option} {modality}" for modality in common)
@@ -202,7 +202,7 @@ def _looks_like_path(argument: str) -> bool:
     return listing or ending[1:] in _KNOWN or argument.endswith("/") or argument.startswith(("./", "../", "/"))
 
 
-def _modalities(argument: str, sides: Sequence[str]) -> list[str]:
+def modalities_in(argument: str, sides: Sequence[str]) -> list[str]:
     """The bridge's modalities that an argument has items of.
 
     Raises:

@@ -60,8 +60,8 @@ class TrainingOptions(RunOptions):
     Arguments:
         out: the bridge's folder.
         seed: random seed. The same call trains byte-identical adapters on the same machine.
-        method: `auto` takes what validation prefers of ridge regression, the closed form and FuseMix; or one of `ridge`,
-            `closed form` and `FuseMix`.
+        method: `auto` takes what validation prefers of ridge regression, the closed form, self-training and FuseMix; or one of
+            `ridge`, `closed form`, `self-training` and `FuseMix`.
         half: keep latents in half precision (float16), which takes half of the memory. Each batch is converted to float32.
         resume: continue an interrupted run of the same call, or reuse its finished bridge.
         overwrite: replace another bridge at `out`.
@@ -82,11 +82,15 @@ def known_method(name: str) -> Literal["auto"] | Method:
         BridgekitError: there is no such method.
     """
     known: list[Literal["auto"] | Method] = [AUTO, *METHODS]
-    found = next((method for method in known if method.casefold() == name.casefold().replace("-", " ")), None)
+    found = next((method for method in known if _plain(method) == _plain(name)), None)
     if found is None:
         names = ", ".join(method.lower().replace(" ", "-") for method in known)
         raise BridgekitError(f"unknown method {name!r}", remedy=f"use one of {names}")
     return found
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("-", " ")
 
 
 def takes(options: Callable[P, O]) -> Callable[[Callable[[O], R]], Callable[P, R]]:

@@ -23,7 +23,7 @@ from bridgekit.tables.splits import test_splits
 #: The k of recall@k.
 KS = (1, 5, 10)
 #: The methods in the order shown. Older bridges have `untrained`, `closed-form start` and `linear`.
-METHODS = ("random", "untrained", "closed-form start", "linear", "ridge", "closed form", "FuseMix")
+METHODS = ("random", "untrained", "closed-form start", "linear", "ridge", "closed form", "self-training", "FuseMix")
 #: Maximum number of queries searched for retrievals to show; a random sample of more.
 MAX_QUERIES = 2_000
 _TILE = 256
