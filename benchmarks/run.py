@@ -22,6 +22,7 @@ BENCHMARKS = (
     "esc10",
     "presets",
     "tried",
+    "unpaired",
     "studies",
     "generation",
     "binding",
