@@ -147,7 +147,7 @@ def test_a_broken_clip_in_a_pile_is_set_aside_unless_strict(run: Run, piles: Pat
         (("--unpaired", "gone"), "there is no such file or folder"),
         (("--method", "self-training"), "self-training needs unpaired items"),
         (("--unpaired", "pile", "--freeze", "text"), "with a frozen side"),
-        (("--unpaired", "empty"), "the folder has no files"),
+        (("--unpaired", "empty"), "no unpaired audio or text here"),
         (("--unpaired", "known.txt"), "every unpaired item is in the table"),
     ],
 )

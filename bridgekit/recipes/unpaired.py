@@ -46,12 +46,20 @@ def read_unpaired(arguments: Sequence[str | Path], sides: Sequence[str], options
     for argument in map(str, arguments):
         if not exists(argument):
             raise BridgekitError("there is no such file or folder", where=argument[:200], remedy="check the path of --unpaired")
-        for modality in modalities_in(argument, sides):
+        for modality in _modalities_in(argument, sides):
             new = list_items(argument, modality, columns=options.columns, outside=options.outside)
             old = read.get(modality, Inputs(modality, (), ()))
             parts = [*old.items, *new.items], [*old.rows, *new.rows], [*old.set_aside, *new.set_aside]
             read[modality] = Inputs(modality, *parts)
     return read
+
+
+def _modalities_in(argument: str, sides: Sequence[str]) -> list[str]:
+    try:
+        return modalities_in(argument, sides)
+    except BridgekitError as error:
+        remedy = f"give a folder, table or .txt file with {' or '.join(sides)}"
+        raise BridgekitError(f"no unpaired {' or '.join(sides)} here", where=error.where, remedy=remedy) from None
 
 
 def encode_unpaired(
