@@ -48,8 +48,8 @@ def with_likely_partners(
     for name, other in zip(adapters, reversed(list(adapters)), strict=True):
         if name in unpaired:
             own = widened(_spread(unpaired[name], MOST))
-            known = [widened(latents[other][torch.unique(rows[other])]), *([widened(unpaired[other])] if other in unpaired else [])]
-            candidates = _spread(torch.cat(known), MOST)
+            known = latents[other][torch.unique(rows[other])]
+            candidates = widened(_spread(torch.cat([known, unpaired[other]]) if other in unpaired else known, MOST))
             embedded = project(adapters[other], candidates)
             penalty = hub_penalty(embedded, banks[name], banks[other])
             parts[name].append(own)
