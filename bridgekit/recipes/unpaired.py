@@ -88,5 +88,6 @@ def encode_unpaired(
             remedy="fix or remove it, or omit --strict to have it set aside",
         )
     if read and not latents:
-        raise BridgekitError("every unpaired item is in the table, or cannot be used", remedy="give others, or omit --unpaired")
+        what = "every unpaired item is in the table, or cannot be used"
+        raise BridgekitError(what, where=table.pairs.source, remedy="give others, or omit --unpaired")
     return Unpaired(latents, fingerprints, set_aside)

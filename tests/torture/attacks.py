@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.torture.command import Ended, call, fault, inside, peak
+from tests.torture.command import Ended, call, call_on_terminal, fault, fault_for_people, inside, peak
 from tests.torture.outcome import Outcome
 from tests.torture.strangers import Ground, ground_for, write_csv
 
@@ -79,14 +79,11 @@ def _result(*arguments: object) -> dict[str, Any]:
 
 
 def _shown(*arguments: object) -> str:
-    """The output without `--json`, which must not contain control characters."""
-    ended = call(arguments)
-    assert not ended.crash, ended.crash
-    shown = ended.out + ended.err
-    found = [each for each in shown if (each < " " and each not in "\n\t") or "\x7f" <= each <= "\x9f"]
-    assert not found, f"it prints {found[0]!a}"
-    assert "\u202e" not in shown, "it prints a right-to-left override"
-    return shown
+    """What a terminal shows, which must have no control characters but line ends."""
+    ended = call_on_terminal(arguments)
+    wrong = fault_for_people(ended, (0, 1, 2))
+    assert not wrong, f"`{arguments[0]}`: {wrong}"
+    return ended.out
 
 
 def _rewrite(bridge: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -461,6 +458,14 @@ def escape_sequences_in_a_table(ground: Ground) -> None:
     _shown("search", "a red apple", "--bridge", "bridge", "--among", "pairs.csv", "--to", "image", "-k", 20)
     assert "\\x1b" in _shown("eval", "bridge", "--pairs", "pairs.csv", "--unseen")
     _shown("subset", "--pairs", "pairs.csv", "-k", 3, "--strict")
+    # Captions in two splits, which `check` lists, and splits of these names.
+    clipboard = "\x1b]52;c;b3duZWQ=\x07\u202e[/red]"
+    twice = [(f"pictures/{at}.png", clipboard, split) for at, split in enumerate(("train", f"te{clipboard}st", "test"))]
+    write_csv(Path("twice.csv"), [("image", "text", "split"), *twice, *ground.rows])
+    assert "\\x1b]52" in _shown("check", "twice.csv")
+    _shown("index", "twice.csv", "--bridge", "bridge", "--out", "made.index")
+    _shown("search", "a red apple", "--bridge", "bridge", "--index", "made.index", "-k", 20)
+    _shown("align", "--pairs", "twice.csv", "--out", "other")
 
 
 def markup_in_a_model_card(ground: Ground) -> None:
