@@ -108,7 +108,8 @@ def run_alignment(options: AlignOptions) -> Alignment:
         with progress_bars(progress) as report:
             opened = {modality: encoder for modality, (_, encoder) in encoders.items()}
             encoded, split = encode_and_split(pairs, opened, options, report)
-            unpaired = encode_unpaired(piles, opened, encoded, options, report)
+            with first_process_first():
+                unpaired = encode_unpaired(piles, opened, encoded, options, report)
             encoded = encoded.with_set_aside(unpaired.set_aside)
             settings = {
                 "encoders": {modality: (name, encoder.revision) for modality, (name, encoder) in encoders.items()},
