@@ -133,7 +133,7 @@ def with_random_features(draw: Draw) -> EncodedPairs:
     latents = {}
     for name, own in draw.encoded.latents.items():
         train = own.matrix[torch.from_numpy(draw.encoded.ids[name][draw.split == "train"])]
-        scaled = normalize((own.matrix - train.mean(0)) / train.std(0), dim=1)
+        scaled = normalize((own.matrix - train.mean(0)) / train.std(0).clamp_min(1e-6), dim=1)
         torch.manual_seed(draw.seed)
         angles = scaled @ torch.randn(scaled.shape[1], 2_000) + 2 * torch.pi * torch.rand(2_000)
         latents[name] = replace(own, matrix=torch.cat([own.matrix, angles.cos()], 1))
