@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -550,6 +552,97 @@ def test_reading_does_not_wait_for_a_writer(tmp_path: Path) -> None:
     finally:
         other.kill()
         other.wait()
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder in which every user may write."""
+    if os.geteuid():
+        pytest.skip("two users take turns: only root can be two users")
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        folder = Path(place) / "all"
+        folder.mkdir()
+        folder.chmod(0o777)
+        yield folder
+
+
+def as_nobody(work: Callable[[], object], log: Path) -> Fork:
+    """A fork that is another user."""
+
+    def run() -> None:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        work()
+
+    return Fork(run, log)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777], ids=["plain", "sticky"])
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_two_users_take_turns(open_folder: Path, tmp_path: Path, mode: int, umask: int) -> None:
+    open_folder.chmod(mode)
+    log, before = tmp_path / "log", os.umask(umask)
+    log.touch()
+
+    def write() -> None:
+        write_folder_atomically(open_folder / "b", lambda folder: (folder / "x").write_text("new"))
+
+    try:
+        with cache.one_writer(open_folder / "b") as alone:
+            assert alone
+            other = as_nobody(write, log)
+            wait_until(lambda: "waiting for it to end" in log.read_text() or os.waitpid(other.pid, os.WNOHANG)[0])
+            assert f"(process {os.getpid()} on " in log.read_text()
+            assert not (open_folder / "b").exists(), "the other user wrote without the lock"
+        assert other.wait() == 0, log.read_text()
+        assert (open_folder / "b" / "x").exists()
+        assert aside(open_folder) == []
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o444])
+def test_a_lock_that_another_user_left_is_taken_if_it_can_be_read(open_folder: Path, tmp_path: Path, mode: int) -> None:
+    left = open_folder / ".b.lock"
+    left.touch()
+    left.chmod(mode)
+    open_folder.chmod(0o1777)  # so that it cannot be removed
+
+    def work() -> None:
+        with locks.locked(left) as held:
+            print(held)
+
+    assert as_nobody(work, tmp_path / "log").wait() == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "log").read_text() == "True\n"
+    assert left.exists()
+
+
+def test_without_the_lock_nothing_is_written(open_folder: Path, tmp_path: Path) -> None:
+    (open_folder / ".b.lock").touch()
+    (open_folder / ".b.lock").chmod(0)
+
+    def work() -> None:
+        with pytest.raises(BridgekitError, match="this lock cannot be opened: Permission denied"):
+            write_folder_atomically(open_folder / "b", lambda folder: (folder / "x").write_text("new"))
+
+    assert as_nobody(work, tmp_path / "log").wait() == 0, (tmp_path / "log").read_text()
+    assert not (open_folder / "b").exists()
+
+
+def test_where_the_file_system_has_no_locks_this_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    for text in ("old", "new"):
+        write_folder_atomically(tmp_path / "b", lambda folder, text=text: (folder / "x").write_text(text))  # type: ignore[misc]
+    assert capsys.readouterr().err.count("has no locks") == 1
+    assert (tmp_path / "b" / "x").read_text() == "new"
+    assert aside(tmp_path) == []
 
 
 def both_at_once(folder: Path, work: Callable[[], bool]) -> list[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from bridgekit.errors import BridgekitError
+from bridgekit.progress import say
 from bridgekit.storage.locks import hold, locked
 
 #: A file or folder being written is `.NAME.<32 hex digits>.part` beside its final path; one about to be removed ends in `.old`.
@@ -22,6 +24,8 @@ PART, OLD = "part", "old"
 _ASIDE = re.compile(rf"\.(?P<name>.+)\.[0-9a-f]{{32}}\.(?P<kind>{PART}|{OLD})", re.DOTALL)
 #: Folders where this process has already removed what killed processes left behind.
 _swept: set[Path] = set()
+#: Errors of creating a file where this user cannot create any.
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 #: Arguments of `renameat2` (Linux) and `renamex_np` (macOS): relative to the working directory; exchange both paths.
 AT_FDCWD, RENAME_EXCHANGE, RENAME_SWAP = -100, 2, 2
 
@@ -95,7 +99,11 @@ def one_writer(path: Path) -> Iterator[bool]:
     """Be the only process that writes a folder in a `with` block. Others wait here, and say so. Readers need not wait.
 
     Yields:
-        whether this is certain: it is not if the file system has no locks or the parent folder cannot be written.
+        whether this is certain: it is not if the file system has no locks, which is printed, or if this user cannot write in
+        the parent folder, where an existing folder may still be read.
+
+    Raises:
+        BridgekitError: the lock cannot be taken.
     """
     folder = real(path)
     missing = [parent for parent in folder.parents if not parent.exists()]
@@ -103,16 +111,26 @@ def one_writer(path: Path) -> Iterator[bool]:
         for parent in reversed(missing):  # an error should leave no empty folders behind
             stack.callback(_remove_empty, parent)
         alone = False
-        with suppress(OSError):  # writing will report the problem
+        try:
             _make_folder(folder.parent)
             lock = locked(folder.with_name(f".{folder.name}.lock"), f"another process is writing {path}")
             alone = stack.enter_context(lock)
+            if not alone:
+                _say_no_locks(folder.parent)
+        except OSError as error:
+            if error.errno not in READ_ONLY:  # otherwise nothing can be written here, and whoever tries will report it
+                raise cannot_write(folder, error) from error
         if alone:  # so any temporary folders were left by killed processes
             put_back(folder)
             for kind in (PART, OLD) if folder.exists() else (PART,):  # an old folder that could not be put back is kept
                 for left in _left(folder.parent, kind, folder.name):
                     _remove(left)
         yield alone
+
+
+@functools.cache
+def _say_no_locks(folder: Path) -> None:
+    say(f"the file system of {folder} has no locks: let no two processes write there at once")
 
 
 def put_back(folder: Path) -> None:

@@ -6,11 +6,13 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from bridgekit.errors import BridgekitError
 from bridgekit.progress import say
 
 #: Errors of file systems that have no locks: some network and cluster file systems.
@@ -46,6 +48,7 @@ def locked(path: Path, waiting: str | None = None) -> Iterator[bool]:
 
     Raises:
         OSError: the file cannot be created.
+        BridgekitError: what is there is not a regular file or has other names, or it cannot be opened or locked.
     """
     key = (threading.get_ident(), path)
     if key in _held:
@@ -71,7 +74,7 @@ def _acquire(path: Path, waiting: str | None) -> int | None:
     """The descriptor of a lock file that is now held; None if it cannot be."""
     while True:
         with ExitStack() as stack:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = _open(path)
             stack.callback(os.close, descriptor)
             try:
                 if not hold(descriptor):
@@ -81,14 +84,69 @@ def _acquire(path: Path, waiting: str | None) -> int | None:
                     say(f"{waiting} ({holder or 'another process'}); waiting for it to end")
                     hold(descriptor, wait=True)
                 with suppress(FileNotFoundError):  # if its last holder removed it, the lock is another file of this name now
-                    if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                    if os.path.samestat(path.lstat(), os.fstat(descriptor)):
                         stack.pop_all()
                         return descriptor
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
+                if not _writable(descriptor):  # NFS locks only files that are open for writing
+                    raise _unusable(path, f"this lock cannot be taken: {error.strerror}") from error
                 path.unlink(missing_ok=True)
                 return None
+
+
+def _open(path: Path) -> int:
+    """An open lock file, created unless there is one. Another user's may be open for reading only: enough for a lock."""
+    while True:
+        try:
+            return _create(path)
+        except FileExistsError:
+            pass
+        # Not O_CREAT: in a sticky folder, Linux can refuse it for another user's file.
+        for flags in (os.O_RDWR, os.O_RDONLY):
+            try:
+                descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+            except FileNotFoundError:  # removed by its holder
+                break
+            except OSError as error:
+                if flags == os.O_RDWR and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    continue
+                raise _unusable(path, _why_not_opened(error)) from error
+            try:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode):
+                    raise _unusable(path, "this lock is not a regular file")
+                if status.st_nlink > 1:
+                    raise _unusable(path, "this lock has another name too (it is a hard link)")
+            except BaseException:
+                os.close(descriptor)
+                raise
+            return descriptor
+
+
+def _create(path: Path) -> int:
+    """A new lock file, open. Whatever the umask, all may read it, and those who may write in its folder may write it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    with suppress(OSError):  # a file system without permissions
+        os.fchmod(descriptor, 0o644 | path.parent.stat().st_mode & 0o022)
+    return descriptor
+
+
+def _writable(descriptor: int) -> bool:
+    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+
+
+def _why_not_opened(error: OSError) -> str:
+    if error.errno in (errno.ELOOP, errno.EMLINK):  # EMLINK on BSD
+        return "this lock is a link, which is not followed"
+    if error.errno in (errno.EISDIR, errno.ENXIO):
+        return "this lock is not a regular file"
+    return f"this lock cannot be opened: {error.strerror}"
+
+
+def _unusable(path: Path, what: str) -> BridgekitError:
+    return BridgekitError(what, where=str(path), remedy="remove it, unless another process is writing there")
 
 
 def _forget() -> None:

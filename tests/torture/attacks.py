@@ -267,6 +267,46 @@ def link_to_write_through_in_a_bridge(ground: Ground) -> None:
     assert not list(Path("../elsewhere").iterdir()), "it was written into"
 
 
+def lock_that_is_a_link(ground: Ground) -> None:
+    """Symlinks to a file of the user's where the commands that write a folder make its lock, and other things there."""
+    secret = Path("../secret.txt")
+    verbs: dict[str, tuple[object, ...]] = {
+        "bridges/.image-text.lock": ("align", "--pairs", "pairs.csv", "--a", "image", "--b", "text", "--device", "cpu"),
+        ".bridge.lock": ("bind", "bridge", "--add", "image", "--pairs", "pairs.csv", "--overwrite"),
+        ".bridgekit-mine.lock": ("plugins", "new", "mine", "--modality", "text"),
+        "models/.whisper.lock": ("starter-export", "whisper-base", "models/whisper"),
+    }
+    for name, arguments in verbs.items():
+        lock = Path(name)
+        lock.parent.mkdir(exist_ok=True)
+        lock.symlink_to(os.path.relpath(secret, lock.parent))
+        _refused_in_words(name, "is a link", *arguments)
+        lock.unlink()
+        lock.hardlink_to(secret)
+        _refused_in_words(name, "hard link", *arguments)
+        lock.unlink()
+        os.mkfifo(lock)
+        _refused_in_words(name, "not a regular file", *arguments)
+        lock.unlink()
+        lock.mkdir()
+        _refused_in_words(name, "not a regular file", *arguments)
+        lock.rmdir()
+        assert secret.read_text() == "a secret", f"{arguments[0]} wrote through the lock"
+    assert not Path("bridges/image-text").exists()
+    assert not Path("bridgekit-mine").exists()
+
+
+def _refused_in_words(where: str, saying: str, *arguments: object) -> None:
+    """`_refused` for verbs without `--json`: the message must name this place and have a remedy."""
+    ended = call(arguments)
+    assert not ended.crash, ended.crash
+    assert ended.code == 2, f"`{' '.join(map(str, arguments))}` ended with {ended.code}"
+    what, place, remedy = ended.err[ended.err.find("bridgekit: ") :].splitlines()
+    assert saying in what, ended.err
+    assert place.endswith(where), ended.err
+    assert remedy.startswith("  fix: "), ended.err
+
+
 def modality_that_is_a_path(ground: Ground) -> None:
     """A bridge with a modality named ../../x, which would be used in file names."""
 
@@ -564,6 +604,7 @@ ATTACKS: tuple[Attack, ...] = (
     encoder_path_in_a_bridge,
     link_to_a_secret_in_a_bridge,
     link_to_write_through_in_a_bridge,
+    lock_that_is_a_link,
     modality_that_is_a_path,
     shapes_that_claim_terabytes,
     list_of_tensors_that_lies,
