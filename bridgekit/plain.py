@@ -5,9 +5,9 @@ from __future__ import annotations
 import html
 import re
 
-# Control characters (cursor movement, bell, window titles), line breaks, direction overrides, and lone surrogates, which JSON
-# and file names may contain but UTF-8 cannot encode.
-_UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+# Control characters (cursor movement, bell, window titles), line breaks, direction marks and overrides, and lone surrogates,
+# which JSON and file names may contain but UTF-8 cannot encode.
+_UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _MARKS = re.compile(r"([\\`*_{}\[\]()#!|~])")
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from bridgekit import interrupts
+from bridgekit import interrupts, terminal
 from bridgekit.plain import plain
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 def say(line: str) -> None:
     """Print a notice on standard error: something unexpected, and how it was handled."""
-    print(plain(f"bridgekit: {line}"), file=sys.stderr, flush=True)
+    terminal.say(f"bridgekit: {line}", sys.stderr)
 
 
 def _lines() -> Report:
@@ -49,7 +49,7 @@ def _lines() -> Report:
             printed[what] = now
             rate = (done - before) / (now - start) if done > before and now > start else 0
             left = f", {rate:,.1f}/s, {timedelta(seconds=round((total - done) / rate))} left" if rate else ""
-            print(f"{what}: {done:,} of {total:,}{left}", file=sys.stderr, flush=True)
+            terminal.say(f"{what}: {done:,} of {total:,}{left}", sys.stderr)
 
     return report
 
@@ -68,7 +68,6 @@ def progress_bars(show: bool = True) -> Iterator[Report]:
         yield _on_terminal
         return
     from rich import progress
-    from rich.console import Console
 
     class Bars(progress.Progress):
         """Hides tasks shorter than `PATIENCE`. A thread draws the bars, so that a slow first step is shown too."""
@@ -78,20 +77,20 @@ def progress_bars(show: bool = True) -> Iterator[Report]:
             yield self.make_tasks_table(slow)
 
     columns = (
-        progress.TextColumn("{task.description:16}"),
+        progress.TextColumn("{task.description:16}", markup=False),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.fields[rate]}"),
+        progress.TextColumn("{task.fields[rate]}", markup=False),
         progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
     )
     tasks: dict[str, progress.TaskID] = {}
-    with Bars(*columns, console=Console(stderr=True)) as bars:
+    with Bars(*columns, console=terminal.error_console()) as bars:
 
         def report(what: str, done: int, total: int) -> None:
             interrupts.raise_again()
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total, rate="")
+                tasks[what] = bars.add_task(plain(what), total=total, rate="")
             task = tasks[what]
             speed = bars.tasks[bars.task_ids.index(task)].speed
             bars.update(task, completed=done, total=total, rate=f"{speed:,.1f}/s" if speed else "")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from bridgekit import plugins as installed
 from bridgekit.cli import align, bind, check, compare, embed, encode, evaluate, generate, info, plugins, report, search
 from bridgekit.cli.common import interruptible
 from bridgekit.errors import BridgekitError
-from bridgekit.plain import plain_json
+from bridgekit.plain import plain
+from bridgekit.terminal import print_json, print_traceback, say, say_lines
 
 VERBS: dict[str, Callable[..., None]] = {
     "check": check.command,
@@ -32,11 +34,33 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 
 
+class _Group(TyperGroup):
+    """The verbs. Usage errors quote arguments, which may be file names (`bridgekit info *`): they are made safe to print."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _safe_errors():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _safe_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _safe_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's, of which typer may have a copy
+            error.message = plain(error.message)  # type: ignore[attr-defined]
+        raise
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        print(f"bridgekit {version('bridgekit-core')}")
+        say(f"bridgekit {version('bridgekit-core')}")
         raise typer.Exit
 
 
@@ -51,6 +75,7 @@ def program() -> typer.Typer:
     """The whole command line: the verbs of the core, those of the installed plugins, and where to get our plugins' verbs."""
     app = typer.Typer(
         name="bridgekit",
+        cls=_Group,
         help="One shared space for two or more modalities, from frozen encoders and a few thousand pairs, on one machine.",
         epilog="On your own data, a table with a column per modality:\n\n[b]bridgekit align --pairs clips.csv[/b]",
         no_args_is_help=True,
@@ -86,6 +111,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its number
+    sys.excepthook = print_traceback
     # OpenMP's threads spin while they wait, unless this is set before torch loads it. Beside another program on the same cores
     # that at least doubles the CPU time of encoding.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -95,8 +121,8 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         if "--json" in sys.argv:
-            print(plain_json(json.dumps(error.as_json(), ensure_ascii=False)))
-        print(f"bridgekit: {error}", file=sys.stderr)
+            print_json(error.as_json(), indent=None)
+        say_lines(f"bridgekit: {error}", sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()

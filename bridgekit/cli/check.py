@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bridgekit.cli.common import PAIRS, SIDE, Columns, Device, Json, Outside, new_table, parse_columns, print_json, safe, say
+from bridgekit.cli.common import PAIRS, SIDE, Columns, Device, Json, Outside, parse_columns
+from bridgekit.terminal import print_json, print_table, say, say_styled
 
 if TYPE_CHECKING:
     from bridgekit.checks.findings import TableReport
@@ -52,20 +54,17 @@ def command(
 
 def _print(found: TableReport, options: str) -> None:
     """Print the findings, worst first, the split sizes, and the next command with the options that it needs too."""
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
     styles = {"error": "bold red", "warning": "bold yellow", "note": "bold"}
     for finding in found.findings:
-        console.print(f"[{styles[finding.grade]}]{finding.grade}[/] ", safe(finding.what), sep="")
+        say_styled((finding.grade, styles[finding.grade]), (f" {finding.what}", ""))
         for item in finding.items[:SHOWN]:
-            console.print(safe(f"    {item}"), style="dim")
+            say_styled((f"    {item}", "dim"))
         if len(finding.items) > SHOWN:
-            console.print(f"    ... and {len(finding.items) - SHOWN:,} more", style="dim")
+            say_styled((f"    ... and {len(finding.items) - SHOWN:,} more", "dim"))
         if finding.remedy:
-            console.print(safe(f"  fix: {finding.remedy}"))
+            say(f"  fix: {finding.remedy}")
     if found.findings:
-        print()
+        say()
     _print_splits(found)
     for modality, figures in found.figures.items():
         if figures:
@@ -80,16 +79,14 @@ def _print(found: TableReport, options: str) -> None:
 
 
 def _print_splits(found: TableReport) -> None:
-    from rich.console import Console
-
     title = "The table's splits" if found.own_splits else "Splits that align will create (with seed 0)"
     first = next(iter(found.splits.values()))
     sizes = ["rows", *([] if first.groups is None else ["groups"]), *(f"distinct\n{modality}" for modality in first.distinct)]
-    table = new_table(title, ("split", *sizes, "by chance", "@1", "@5", "@10"), text={"split", "by chance"})
+    rows: list[tuple[Sequence[object], bool]] = []
     for name, split in found.splits.items():
         counts = [split.rows, *([] if split.groups is None else [split.groups]), *split.distinct.values()]
-        label = [safe(name), *(safe(f"{count:,}") for count in counts)]
+        label = [name, *(f"{count:,}" for count in counts)]
         for direction, recall in (split.chance or {"": {}}).items():
-            table.add_row(*label, safe(direction), *(f"{100 * value:.1f}" for value in recall.values()))
-            label = [safe("")] * len(label)
-    Console().print(table)
+            rows.append(((*label, direction, *(f"{100 * value:.1f}" for value in recall.values())), False))
+            label = [""] * len(label)
+    print_table(title, ("split", *sizes, "by chance", "@1", "@5", "@10"), rows, text={"split", "by chance"})

@@ -1,9 +1,8 @@
-"""Helpers shared by the verbs: finding the bridge, choosing what to search, printing, handling Ctrl-C."""
+"""Helpers shared by the verbs: finding the bridge, choosing what to search, printing metrics, handling Ctrl-C."""
 
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shlex
 import signal
@@ -12,19 +11,16 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bridgekit import interrupts
 from bridgekit.errors import BridgekitError
-from bridgekit.plain import plain, plain_json
 from bridgekit.storage.cache import put_all_back
+from bridgekit.terminal import error_console, print_json, print_table, say, say_lines
 
 if TYPE_CHECKING:
-    from rich.table import Table
-    from rich.text import Text
-
     from bridgekit.bridge.bridge import Bridge
     from bridgekit.pairs import SetAside
     from bridgekit.recipes.fit import Alignment
@@ -90,7 +86,7 @@ def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
                 number = interrupts.received()
                 if number is None and not isinstance(error, KeyboardInterrupt):
                     raise
-                print("\nbridgekit: stopped. Nothing is lost: run the same command again to continue.", file=sys.stderr)
+                say_lines("\nbridgekit: stopped. Nothing is lost: run the same command again to continue.", sys.stderr)
                 sys.exit(128 + (number or signal.SIGINT))
 
     return run
@@ -99,9 +95,7 @@ def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
 def _import_torch() -> None:
     """Import PyTorch, which every verb needs and which takes seconds, with a spinner if on a terminal."""
     if sys.stderr.isatty() and "torch" not in sys.modules:
-        from rich.console import Console
-
-        with Console(stderr=True).status("loading PyTorch"):
+        with error_console().status("loading PyTorch"):
             import torch  # noqa: F401
 
 
@@ -170,16 +164,6 @@ def other_modality(modalities: Sequence[str], modality: str) -> str:
     )
 
 
-def say(line: object, file: TextIO | None = None) -> None:
-    """Print one line, with untrusted text made safe for the terminal."""
-    print(plain(line), file=file)
-
-
-def print_json(value: object) -> None:
-    """Print one JSON document on standard output."""
-    print(plain_json(json.dumps(value, indent=2, ensure_ascii=False)))
-
-
 def print_set_aside(rows: Sequence[SetAside]) -> None:
     """Print how many rows were set aside, and the first `SHOWN` of them, on standard error."""
     if not rows:
@@ -192,57 +176,37 @@ def print_set_aside(rows: Sequence[SetAside]) -> None:
     say("  fix: correct or remove these rows, or continue without them", sys.stderr)
 
 
-def safe(text: object) -> Text:
-    """Untrusted text for a rich table, where brackets would otherwise be markup."""
-    from rich.text import Text
-
-    return Text(plain(text))
-
-
-def new_table(title: str, columns: Sequence[str], text: Set[str]) -> Table:
-    """An empty table with numbers in all columns but those named by `text`, which wrap where it would be too wide."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=safe(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    for name in columns:
-        table.add_column(name, justify="left" if name in text else "right", no_wrap=name not in text, overflow="fold")
-    return table
-
-
 def print_metrics(metrics: Sequence[Mapping[str, Any]], title: str, bridge: Bridge) -> None:
     """Print a recall table, one line per method for each split, direction and candidate set. That of the bridge is bold."""
     if not metrics:
         return
-    from rich.console import Console
-
     from bridgekit.evaluation.recall import sides_of
     from bridgekit.retrieval import FEW, recall_cell
 
     columns = ("split", "query → answer", "among", "method", "@1", "@5", "@10", "median\nrank")
-    table = new_table(title, columns, text={"split", "query → answer", "method"})
+    rows: list[tuple[Sequence[object], bool]] = []
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for record in metrics:
         groups.setdefault((record["split"], record["direction"], f"{record['candidates']:,}"), []).append(record)
     for key, records in groups.items():
         for number, record in enumerate(records):
-            label = [safe(part) for part in (*(key if number == 0 else ("", "", "")), record["method"])]
+            label = key if number == 0 else ("", "", "")
             recalls = [recall_cell(record, k) for k in (1, 5, 10)]
             own = record["method"] == bridge.method(*sides_of(record)) and len(records) > 1
-            table.add_row(*label, *recalls, f"{record['median_rank']:g}", style="bold" if own else None)
-    Console().print(table)
-    print("among: number of candidates, first the split's own, then the whole table's.")
+            rows.append(((*label, record["method"], *recalls, f"{record['median_rank']:g}"), own))
+    print_table(title, columns, rows, text={"split", "query → answer", "method"})
+    say("among: number of candidates, first the split's own, then the whole table's.")
     methods = {record["method"] for record in metrics}
     explained = [f"{method}: {what}" for method, what in METHODS.items() if method in methods]
     if explained:
-        print(f"{'; '.join(explained)}.")
+        say(f"{'; '.join(explained)}.")
     cells = {recall_cell(record, k): record for record in metrics for k in (1, 5, 10)}
     interval = next((cell for cell in cells if "–" in cell[1:]), None)
     if interval:
         few = min(record["queries"] for record in metrics)
-        print(f"{interval}: 95 % confidence interval, for fewer than {FEW} queries (fewest: {few}).")
+        say(f"{interval}: 95 % confidence interval, for fewer than {FEW} queries (fewest: {few}).")
     if "–" in cells:
-        print("–: nothing to measure, with k candidates or fewer.")
+        say("–: nothing to measure, with k candidates or fewer.")
 
 
 def _print_choice(provenance: Mapping[str, Any]) -> None:
@@ -251,7 +215,7 @@ def _print_choice(provenance: Mapping[str, Any]) -> None:
     if choice is None:
         return
     low, high = (f"{100 * bound + 0.0:+.1f}" for bound in choice["interval"])
-    print(
+    say(
         f"Saved: {choice['method']}. On the validation rows its recall less that of {choice['rival']} is "
         f"{100 * choice['difference'] + 0.0:+.1f} points (95 % interval {low} to {high}, {choice['queries']:,} queries)."
         + (" That is not sure enough to prefer FuseMix." if choice["difference"] < 0 else "")
@@ -267,11 +231,11 @@ def print_alignment(done: Alignment, as_json: bool, *, bound: bool = False) -> N
     bridge = done.bridge
     provenance = bridge.provenance["bound"][-1] if bound else bridge.provenance
     if "diverged" in provenance:
-        print(
+        say_lines(
             f"Training diverged in epoch {provenance['diverged']}: the loss or weights became infinite or NaN. "
             f"The bridge has the weights of epoch {provenance['best_epoch']}, the best before that.\n"
             "  fix: check for extreme latents (bridgekit check), or use a preset with a lower lr",
-            file=sys.stderr,
+            sys.stderr,
         )
     if as_json:
         print_json(

@@ -17,13 +17,10 @@ from bridgekit.cli.common import (
     Outside,
     Seed,
     Strict,
-    new_table,
     parse_columns,
-    print_json,
     print_set_aside,
-    safe,
-    say,
 )
+from bridgekit.terminal import print_json, print_table, say, say_lines
 
 if TYPE_CHECKING:
     from bridgekit.recipes.compare import Comparison
@@ -60,11 +57,9 @@ def command(
 
 def print_comparison(found: Comparison) -> None:
     """Print the table of combinations, best first."""
-    from rich.console import Console
-
     a, b = found.encoders
     columns = (a, b, "probe", "fit, val", "fit, test", "method", "ms/pair", "width")
-    table = new_table("Recall in %, best first", columns, text={"method"})
+    rows: list[tuple[Sequence[object], bool]] = []
     number_of = {name: label for names in found.encoders.values() for name, label in _labels(names)}
     for number, row in enumerate(found.combinations):
         fit = row.fitted
@@ -76,13 +71,13 @@ def print_comparison(found: Comparison) -> None:
             f"{1_000 * sum(row.seconds):.3g}",
             "+".join(map(str, row.widths)),
         )
-        table.add_row(*map(safe, (number_of[row.a], number_of[row.b], *measured)), style="bold" if number == 0 else None)
-    Console().print(table)
+        rows.append(((number_of[row.a], number_of[row.b], *measured), number == 0))
+    print_table("Recall in %, best first", columns, rows, text={"method"})
     for modality, names in found.encoders.items():
         for number, name in enumerate(names, 1):
             say(f"{modality} {number}: {name}")
     counts = ", ".join(f"{count:,} {split}" for split, count in found.rows.items())
-    print(
+    say_lines(
         f"Rows: {counts}.\n"
         "Recall: the mean of recall@1, @5 and @10 in both directions, and its 95 % interval, by a bootstrap over queries.\n"
         f"probe: the closed form of up to {found.probed:,} training rows, on other rows, none of them of a test split.\n"

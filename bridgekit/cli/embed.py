@@ -14,11 +14,10 @@ from bridgekit.cli.common import (
     Outside,
     find_bridge,
     parse_columns,
-    print_json,
     print_set_aside,
-    say,
 )
 from bridgekit.errors import BridgekitError
+from bridgekit.terminal import print_json, say
 
 
 def command(

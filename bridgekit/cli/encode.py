@@ -15,10 +15,9 @@ from bridgekit.cli.common import (
     Outside,
     Strict,
     parse_columns,
-    print_json,
     print_set_aside,
-    say,
 )
+from bridgekit.terminal import print_json, say
 
 
 def command(
@@ -77,4 +76,4 @@ def command(
             checked = "" if found is None else f" (minimum cosine to float32: {found:.5f})"
             say(f"{line}, {side.encoded:,} encoded now: {rate}, in {side.precision.products}{checked}")
         say(f"  stored in {side.folder}")
-    print(f"{done.rows:,} usable rows. Next: bridgekit align with the same --pairs, --a and --b")
+    say(f"{done.rows:,} usable rows. Next: bridgekit align with the same --pairs, --a and --b")

@@ -15,11 +15,10 @@ from bridgekit.cli.common import (
     Outside,
     find_bridge,
     parse_columns,
-    print_json,
     print_metrics,
     print_set_aside,
-    say,
 )
+from bridgekit.terminal import print_json, say
 
 if TYPE_CHECKING:
     from bridgekit.bridge.bridge import Bridge
@@ -102,7 +101,7 @@ def _print_recall(bridge: Bridge, options: EvalOptions, report: Report, as_json:
     print_set_aside(set_aside)
     print_metrics(records, f"Recall@k on {options.pairs or ', '.join(table.source for table in bridge.tables)}, in %", bridge)
     if options.pairs and not bridge.training_rows:
-        print(UNKNOWN)
+        say(UNKNOWN)
 
 
 def _print_zero_shot(bridge: Bridge, options: EvalOptions, templates: Sequence[str], report: Report, as_json: bool) -> None:
@@ -119,7 +118,7 @@ def _print_zero_shot(bridge: Bridge, options: EvalOptions, templates: Sequence[s
     counts = f"{result.items} items, {len(result.per_class)} classes"
     say(f"Zero-shot {result.modality} classification: {100 * result.accuracy:.1f} % top-1 accuracy, {counts}")
     if not bridge.training_rows:
-        print(UNKNOWN)
+        say(UNKNOWN)
     for name, accuracy in result.per_class.items():
         say(f"  {100 * accuracy:5.1f} %  {name}")
 
@@ -129,8 +128,8 @@ def _print_judged(records: Sequence[Mapping[str, Any]], as_json: bool) -> None:
         print_json({"generated": records})
         return
     first = records[0]
-    print(f"Accuracy of the judge in %, on {first['pictures']} images each, among {first['candidates']:,} candidates")
-    print(f"{'made from':28}   top-1  top-5")
+    say(f"Accuracy of the judge in %, on {first['pictures']} images each, among {first['candidates']:,} candidates")
+    say(f"{'made from':28}   top-1  top-5")
     for record in records:
         name = record["made_from"] + (f" (gap: {record['gap']})" if record["gap"] else "")
         say(f"{name:28}  {100 * record['top1']:6.1f} {100 * record['top5']:6.1f}")

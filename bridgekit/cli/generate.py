@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import BridgeOption, Columns, Device, Json, Outside, newest_bridge, parse_columns, print_json, say
+from bridgekit.cli.common import BridgeOption, Columns, Device, Json, Outside, newest_bridge, parse_columns
 from bridgekit.encoders import Item
 from bridgekit.errors import BridgekitError
+from bridgekit.terminal import print_json, say
 
 
 def command(

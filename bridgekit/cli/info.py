@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bridgekit.cli.common import BridgeArgument, Json, find_bridge, print_json, print_metrics, say
+from bridgekit.cli.common import BridgeArgument, Json, find_bridge, print_metrics
+from bridgekit.terminal import print_json, say
 
 
 def command(bridge: BridgeArgument = None, as_json: Json = False) -> None:

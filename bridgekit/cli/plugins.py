@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import Json, print_json, say
+from bridgekit.cli.common import Json
 from bridgekit.hookspecs import EncoderProvider
 from bridgekit.plugins import INSTALL, Plugin, installed_plugins
+from bridgekit.terminal import print_json, say
 
 app = typer.Typer(invoke_without_command=True)
 
@@ -51,7 +52,7 @@ def command(context: typer.Context, as_json: Json = False) -> None:
         )
         return
     if not found:
-        print(f"No plugin is installed. Start with one, {INSTALL.format('starter')}")
+        say(f"No plugin is installed. Start with one, {INSTALL.format('starter')}")
     for plugin, models, problem in found:
         say(f"{plugin.name} ({plugin.package})")
         for provider, names in models:
@@ -99,6 +100,6 @@ def new(
 
     written = create_plugin(name, Path(), modality)
     folder, module = written[0].parent, next(path for path in written if path.suffix == ".py")
-    print(f"Created: {', '.join(map(str, written))}")
-    print(f"Next:    pip install -e ./{folder} && bridgekit plugins")
-    print(f'Then:    edit the parts marked "Yours" in {module}; test with: pytest {folder}')
+    say(f"Created: {', '.join(map(str, written))}")
+    say(f"Next:    pip install -e ./{folder} && bridgekit plugins")
+    say(f'Then:    edit the parts marked "Yours" in {module}; test with: pytest {folder}')

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import BridgeArgument, Columns, Outside, find_bridge, parse_columns, say
+from bridgekit.cli.common import BridgeArgument, Columns, Outside, find_bridge, parse_columns
+from bridgekit.terminal import say
 
 
 def command(

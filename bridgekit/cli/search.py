@@ -17,11 +17,10 @@ from bridgekit.cli.common import (
     find_bridge,
     other_modality,
     parse_columns,
-    print_json,
     print_set_aside,
-    say,
 )
 from bridgekit.errors import BridgekitError, ItemError
+from bridgekit.terminal import print_json, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,7 +120,7 @@ def command(
     if searched:
         passing = f" that {'passes' if result.candidates == 1 else 'pass'} the filter" if where else ""
         rows = "row" if result.candidates == 1 else "rows"
-        print(f"Among {result.candidates:,} {rows} of {target}{passing}: {result.approximate or 'exact'}")
+        say(f"Among {result.candidates:,} {rows} of {target}{passing}: {result.approximate or 'exact'}")
 
 
 def _embedded(bridge: Bridge, given: Inputs, report: Report) -> tuple[Inputs, Tensor]:

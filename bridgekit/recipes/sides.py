@@ -25,6 +25,7 @@ from bridgekit.plugins import (
 from bridgekit.progress import Report
 from bridgekit.tables.columns import listed_columns
 from bridgekit.tables.reading import Table, source_table
+from bridgekit.terminal import say
 
 #: The method of `TrainingOptions` that leaves the choice to validation.
 AUTO: Literal["auto"] = "auto"
@@ -164,6 +165,6 @@ def select_pairs(table: Table | None, modalities: Sequence[str], announce: bool)
     if table is None:
         source = default_pair_source(modalities)
         if announce:  # it may be large, and its files may have to be generated first
-            print(f"Pairs: {source.name} ({source.description}), since no table was given", file=sys.stderr)
+            say(f"Pairs: {source.name} ({source.description}), since no table was given", sys.stderr)
         table = source_table(source.name, source.modalities, source.build, {})
     return table.pairs(modalities)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -22,7 +21,7 @@ from bridgekit.checks.findings import GRADES, Finding
 from bridgekit.encoders import TEXT, Item
 from bridgekit.errors import BridgekitError
 from bridgekit.latents.encoded import EncodedPairs
-from bridgekit.progress import Report, silent
+from bridgekit.progress import Report, say, silent
 from bridgekit.report.labels import Size, place_labels, short_labels, text_width
 from bridgekit.report.plots import HEAT_ITEMS, best_epoch, cosines, similarities
 from bridgekit.report.previews import LIMIT_BYTES, Names, Preview, make_previews
@@ -171,7 +170,7 @@ def report_or_warning(
         tables = [table_results(bridge, encoded, split.tolist(), bridge.metrics)]
         return {FILE: report_page(bridge, name, tables, report=report)}
     except Exception as error:
-        print(f"bridgekit: the report could not be made: {type(error).__name__}: {error}", file=sys.stderr)
+        say(f"the report could not be made: {type(error).__name__}: {error}")
         return {}
 
 

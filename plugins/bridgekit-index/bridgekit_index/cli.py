@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import Columns, Outside, find_bridge, parse_columns, print_json, print_set_aside, say
+from bridgekit.cli.common import Columns, Outside, find_bridge, parse_columns, print_set_aside
+from bridgekit.terminal import print_json, say
 
 
 def command(
@@ -69,12 +70,12 @@ def command(
     for added, method in zip(done, methods, strict=True):
         parts = [f"{added.new:,} new", f"{added.unchanged:,} unchanged"]
         parts += [f"{count:,} {what}" for what, count in (("changed", added.changed), ("removed", added.removed)) if count]
-        print(f"{added.modality}: {index.rows(added.modality):,} rows, {', '.join(parts)}; {added.seconds:,.1f} s")
+        say(f"{added.modality}: {index.rows(added.modality):,} rows, {', '.join(parts)}; {added.seconds:,.1f} s")
         if added.gone:
-            print(f"  {added.gone:,} rows of {items} are no longer in it; --prune removes them")
-        print(f"  search: {method or 'exact'}")
+            say(f"  {added.gone:,} rows of {items} are no longer in it; --prune removes them")
+        say(f"  search: {method or 'exact'}")
     shown = out or str(folder.with_name(f"{folder.name}.index"))
-    print(f"Index: {shown}")
+    say(f"Index: {shown}")
     unusable = {row.item for row in done[0].set_aside}
     example = next((item for item in map(str, listings[0].items) if item not in unusable), None)
     if example:

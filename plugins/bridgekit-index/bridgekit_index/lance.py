@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from bridgekit.encoders import is_modality
 from bridgekit.errors import BridgekitError
 from bridgekit.hookspecs import Approximate
 from bridgekit.storage.bounded import parse_json
@@ -117,6 +118,8 @@ def checked_metadata(table: Table, place: str) -> dict[str, str]:
         raise BridgekitError(what, where=place, remedy="install a newer bridgekit")
     if not {"bridgekit", "modality", "revision", "adapter"} <= metadata.keys():
         raise damaged(place, "metadata is missing from its tables")
+    if not is_modality(metadata["modality"]):
+        raise damaged(place, f"{metadata['modality'][:60]!r} cannot be the name of a modality")
     # LanceDB would construct the models named there.
     if "embedding_functions" in metadata:
         raise damaged(place, "it names models to run")

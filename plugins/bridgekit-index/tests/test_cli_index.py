@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from bridgekit_index import index as module
+from bridgekit_index import lance
 from bridges import pictures, real_bridge, toy_bridge, words
 
 from bridgekit import Index
+from bridgekit.hookspecs import Approximate
 from tests.conftest import Run
 from tests.toys import tone_table
 
@@ -99,6 +101,24 @@ def test_an_approximate_index_reports_its_recall(run: Run, toys: Path, monkeypat
     told = json.loads(run("search", "red", "--index", index, "--json")[1])["search"]
     assert told["exact"] is False
     assert 0.5 < told["recall@10"]["text"] <= 1
+
+
+def test_neither_an_index_nor_a_name_controls_the_terminal(run: Run, toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evil, shown = "\x1b]52;c;eA==\x07\u202e[bold]", "\\x1b]52;c;eA==\\x07\\u202e[bold]"
+    monkeypatch.setattr(module, "APPROXIMATE_FROM", 300)
+    lines = Path(f"{evil}.txt")
+    lines.write_text("\n".join(words(400)))
+    code, printed, err = run("index", lines, "--out", "x\u202e.index")
+    assert code == 0, err
+    lines.write_text("\n".join(words(390)))
+    printed += run("index", lines, "--out", "x\u202e.index")[1]
+    assert f"rows of {shown}.txt are no longer in it" in printed
+    assert "Index: x\\u202e.index" in printed
+    lance.write_approximate(Index.open("x\u202e.index")._tables["text"], Approximate(evil, 400, {evil: 0.5}))
+    found = run("search", "red", "--index", "x\u202e.index")[1]
+    assert f"approximate ({shown}), recall@10 against exact: 0.500 for {shown} queries" in found
+    assert "\x1b" not in printed + found
+    assert "\u202e" not in printed + found
 
 
 MISTAKES = {

@@ -369,6 +369,7 @@ def test_a_table_that_names_models_to_run_is_refused(tmp_path: Path) -> None:
         lambda: written({**facts, b"embedding_functions": entry}),
         lambda: written({b"who": b"knows"}),
         lambda: written({**facts, b"bridgekit": b"99"}),
+        lambda: written({**facts, b"modality": b"te[/red]xt"}),
         lambda: written(facts, pa.array([{"a": 1}])),
         lambda: written(facts, pa.array([b"bytes"])),
     ):

@@ -12,6 +12,7 @@ import typer
 
 from bridgekit.errors import BridgekitError
 from bridgekit.storage.cache import one_writer, write_folder_atomically
+from bridgekit.terminal import say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,7 +74,7 @@ def command(
     """
     written = export_whisper(folder)
     size = sum(file.stat().st_size for file in written.iterdir())
-    print(f"Wrote {written} ({size / 1e6:.0f} MB). Equivalent to starter:speech: transformers:{written},layers=3+last")
+    say(f"Wrote {written} ({size / 1e6:.0f} MB). Equivalent to starter:speech: transformers:{written},layers=3+last")
 
 
 def export_whisper(folder: Path) -> Path:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from bridgekit.cli.common import PAIRS, Columns, Device, Json, Outside, Strict, parse_columns, print_json, print_set_aside, say
+from bridgekit.cli.common import PAIRS, Columns, Device, Json, Outside, Strict, parse_columns, print_set_aside
+from bridgekit.terminal import print_json, say
 
 
 def command(
@@ -64,11 +65,11 @@ def command(
     print_set_aside(done.pairs.set_aside)
     say(f"Chose {done.chosen:,} of {done.candidates:,} rows by {method} on {done.modality} latents ({done.encoder}).")
     if done.chosen < k:
-        print("There are no more rows.")
+        say("There are no more rows.")
     elif method == "k-dpp" and done.chosen > done.distinct:
         say(f"They have only {done.distinct:,} distinct {done.modality} items, so some repeat.")
     if done.pairs.split is None:
-        print("The table has no `split` column, so test rows will be taken from the chosen ones.")
+        say("The table has no `split` column, so test rows will be taken from the chosen ones.")
     elif done.kept:
         say(f"Kept unchanged: {', '.join(f'{count:,} {split}' for split, count in done.kept.items())}.")
     say(f"Table:  {out}")
