@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import shutil
 import sys
 import time
@@ -119,3 +120,27 @@ class Fork:
     def wait(self) -> int:
         """Its exit code; negative for a signal."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def taken(work: Callable[[], object], log: Path) -> tuple[int, float]:
+    """What some work takes in a process of its own: bytes of memory at its peak, above those before, and seconds of CPU.
+
+    Decoders are processes of their own and are not counted.
+
+    Raises:
+        AssertionError: it ends with an exception.
+    """
+
+    def measure() -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        work()
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        unit = 1 if sys.platform == "darwin" else 1024
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        print(f"\ntook {(after.ru_maxrss - before.ru_maxrss) * unit} {seconds}")
+
+    code = Fork(measure, log).wait()
+    printed = log.read_text(encoding="utf-8")
+    assert code == 0, printed
+    _, memory, seconds = printed.splitlines()[-1].split()
+    return int(memory), float(seconds)

@@ -11,22 +11,24 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
-from safetensors.torch import load
 from torch import Tensor
 
 from bridgekit.encoders import is_modality
 from bridgekit.errors import BridgekitError
 from bridgekit.fusion.training import TEMPERATURE_BOUNDS, Preset
+from bridgekit.hardware import free_memory
 from bridgekit.plain import plain
 from bridgekit.storage.bounded import OutOfBounds, homes, is_within, parse_json, read_bounded, read_json, why_no_json
+from bridgekit.storage.tensors import Listed, TensorFile, open_tensors
 
 FORMAT = 1
 MAX_METADATA = 16 << 20  # bytes of bridge.json
 MAX_LINE, MAX_HISTORY = 64 << 10, 64 << 20  # bytes of a line of history.jsonl, and of the whole file
-MAX_HEADER = 16 << 20  # bytes of adapters.safetensors besides its tensors
 MAX_SIDES = 32
 MAX_DIM = 1 << 16
 MAX_TEXT = 4_096  # characters of a name, a path or a revision
+#: Types of tensors in adapters.safetensors.
+_FLOATS = {"F32": torch.float32, "F16": torch.float16}
 
 
 # ---- reading the files
@@ -119,7 +121,7 @@ def read_tensors(
     optional: Mapping[str, tuple[int, ...]],
     up_to: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Tensor]:
-    """The tensors of `adapters.safetensors`, all finite, as float32. A file larger than they need is not read.
+    """The tensors of `adapters.safetensors`, all finite, as float32. Only a file that lists exactly these is read, once.
 
     All tensors in `shapes` must be there, those in `optional` may be, and so may those in `up_to`, with at least one row and no
     more rows than it says; `sha256`, from `bridge.json`, is the file's checksum.
@@ -128,41 +130,58 @@ def read_tensors(
         BridgekitError: the file is missing, or is not the one that `bridge.json` describes.
     """
     known = {**shapes, **optional, **up_to}
+    tensors: dict[str, Tensor] = {}
+    digest = hashlib.sha256()
     try:
-        weights = read_bounded(folder / "adapters.safetensors", MAX_HEADER + 4 * sum(map(math.prod, known.values())))
-        if hashlib.sha256(weights).hexdigest() != sha256:
+        with open_tensors(folder / "adapters.safetensors", len(known), digest) as file:
+            listed = {each.name: each for each in file.listed}
+            for name in (*shapes, *listed):
+                if fault := _misfit(listed.get(name), known.get(name), name, any_rows=name in up_to):
+                    raise damaged(folder, f"in adapters.safetensors, {fault}")
+            needed, free = 4 * sum(math.prod(each.shape) for each in file.listed), free_memory()
+            if needed > free:
+                raise OutOfBounds(f"it takes {needed / 1e9:,.1f} GB of memory, of which {free / 1e9:,.1f} GB are free")
+            faults = []
+            for each in file.listed:
+                tensors[each.name], fault = _read_floats(file, each)
+                faults += [fault] if fault else []
+        if digest.hexdigest() != sha256:
             raise OutOfBounds("its SHA-256 is not the one in bridge.json")
-        tensors = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in load(weights).items()}
-    except Exception as error:  # safetensors has errors of its own, and torch may raise anything
+    except BridgekitError:
+        raise
+    except Exception as error:  # torch may raise anything where memory is short
         raise damaged(folder, f"adapters.safetensors cannot be used ({_reason(error)})") from None
-    for name in (*shapes, *tensors):
-        if fault := _tensor_fault(tensors.get(name), _with_its_rows(known.get(name), name, up_to, tensors), name):
-            raise damaged(folder, f"in adapters.safetensors, {fault}")
+    if faults:
+        raise damaged(folder, f"in adapters.safetensors, {faults[0]}")
     return tensors
 
 
-def _with_its_rows(
-    shape: tuple[int, ...] | None, name: str, up_to: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
-) -> tuple[int, ...] | None:
-    """The shape with the tensor's own number of rows, if that may be any up to a maximum."""
-    if shape is None or name not in up_to:
-        return shape
-    rows = len(tensors[name]) if tensors[name].ndim else 0
-    return (min(max(rows, 1), shape[0]), *shape[1:])
-
-
-def _tensor_fault(tensor: Tensor | None, shape: tuple[int, ...] | None, name: str) -> str | None:
-    if tensor is None:
+def _misfit(listed: Listed | None, shape: tuple[int, ...] | None, name: str, *, any_rows: bool) -> str | None:
+    """Why a tensor that is listed, or not, is not the one that belongs there. With `any_rows`, `shape` has the most rows."""
+    if listed is None:
         return f"the tensor {name} is missing"
     if shape is None:
         return f"the tensor {name[:100]!r} belongs to no side of this bridge"
-    if tensor.dtype != torch.float32 or tensor.shape != shape:
-        return f"the tensor {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not float32 of shape {shape}"
-    if not tensor.isfinite().all():
-        return f"{name} has values that are not finite"
-    if name.endswith(".std") and not (tensor > 0).all():
-        return f"{name} has standard deviations that are not above 0"
+    if any_rows and len(listed.shape) == len(shape):
+        shape = (min(max(listed.shape[0], 1), shape[0]), *shape[1:])
+    if listed.dtype not in _FLOATS or listed.shape != shape:
+        return f"the tensor {name} is {listed.dtype} of shape {listed.shape}, not F32 of shape {shape}"
     return None
+
+
+def _read_floats(file: TensorFile, listed: Listed) -> tuple[Tensor, str | None]:
+    """The next tensor as float32, and what is wrong with its numbers."""
+    tensor = torch.empty(listed.shape, dtype=_FLOATS[listed.dtype])
+    finite = positive = True
+    for part in file.read_into(tensor.reshape(-1).view(torch.uint8).numpy().data):
+        numbers = torch.frombuffer(part, dtype=tensor.dtype)
+        finite = finite and bool(numbers.isfinite().all())
+        positive = positive and bool((numbers > 0).all())
+    if not finite:
+        return tensor, f"{listed.name} has values that are not finite"
+    if listed.name.endswith(".std") and not positive:
+        return tensor, f"{listed.name} has standard deviations that are not above 0"
+    return tensor.float(), None
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,7 @@ import re
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from bridgekit.errors import ItemError
 DEPTH = 64
 #: Maximum digits of an integer. No count here has more than 20.
 DIGITS = 40
+#: Bytes from which a file must not be mostly holes.
+SPARSE = 16 << 20
 #: What to do about a file that is cut short or damaged.
 AGAIN = "copy or download it again"
 
@@ -88,6 +90,25 @@ def check_stored(checkpoint: Path) -> None:
         with zipfile.ZipFile(checkpoint) as parts:
             if any(part.compress_type != zipfile.ZIP_STORED for part in parts.infolist()):
                 raise OutOfBounds("its parts are compressed, which PyTorch never does")
+
+
+def check_on_disk(descriptor: int) -> None:
+    """Raise OutOfBounds for a large file that is mostly holes, which are read as zeros: nobody has stored or sent its bytes.
+
+    Copying programs may turn zeros into holes, and adapters have many zeros, but not that many. Some file systems cannot tell:
+    there, no file has holes.
+    """
+    size = held = os.fstat(descriptor).st_size
+    if size >= SPARSE:
+        with suppress(OSError):
+            held = at = 0
+            while at < size and held < size / 4:
+                start = os.lseek(descriptor, at, os.SEEK_DATA)  # an error beyond the last data
+                at = os.lseek(descriptor, start, os.SEEK_HOLE)
+                held += at - start
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    if held < size / 4:
+        raise OutOfBounds(f"only {held:,} of its {size:,} bytes are on disk")
 
 
 # ---- files of items

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
-from bridgekit.storage.bounded import regular_size
+from bridgekit.storage.bounded import OutOfBounds
+from bridgekit.storage.tensors import open_tensors
 
-#: Maximum size of the file: 268 million marks.
-MAX_BYTES = 2 << 30
+#: Maximum number of marks.
+MOST = 1 << 28
 #: File in a bridge's folder.
 FILE = "training_rows.safetensors"
 
@@ -81,24 +81,42 @@ class TrainingRows:
         Raises:
             BridgekitError: the file is damaged.
         """
-        file = folder / FILE
         try:
-            if regular_size(file) > MAX_BYTES:
-                raise ValueError("it is too large")
-            with safe_open(file, "numpy") as tensors:
-                marks: NDArray[np.int64] = tensors.get_tensor("marks")
-                checksum = (tensors.metadata() or {}).get("sha256")
-            if marks.dtype != np.int64 or hashlib.sha256(marks.tobytes()).hexdigest() != checksum:
-                raise ValueError("its checksum does not match")
+            return cls(_read_marks(folder / FILE))
         except FileNotFoundError:
             return cls()
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise BridgekitError(
                 f"the bridge is damaged: {FILE} cannot be read ({error})",
                 where=str(folder),
                 remedy="copy the bridge again, or retrain it",
             ) from None
-        return cls(marks.reshape(-1))
+
+
+def _read_marks(path: Path) -> NDArray[np.int64]:
+    """The marks in a file, read once, and no further than they ascend: what is not in memory yet takes none.
+
+    Raises:
+        OSError, ValueError: the file is missing, or is not what `TrainingRows.save` writes.
+    """
+    digest = hashlib.sha256()
+    with open_tensors(path, 1) as file:
+        (listed,) = file.listed
+        if (listed.name, listed.dtype, len(listed.shape)) != ("marks", "I64", 1):
+            raise OutOfBounds("it does not hold marks")
+        if listed.shape[0] > MOST:
+            raise OutOfBounds(f"it has {listed.shape[0]:,} marks, over {MOST:,}")
+        marks = np.empty(listed.shape, "<i8")
+        last: np.int64 | None = None
+        for part in file.read_into(marks.view(np.uint8).data):
+            digest.update(part)
+            numbers = np.frombuffer(part, "<i8")
+            if (last is not None and numbers[0] <= last) or not (numbers[1:] > numbers[:-1]).all():
+                raise OutOfBounds("its marks do not ascend")
+            last = numbers[-1]
+        if digest.hexdigest() != file.metadata.get("sha256"):
+            raise OutOfBounds("its checksum does not match")
+    return marks.astype(np.int64, copy=False)
 
 
 def _items(ids: Ids, contents: Contents, row: int) -> list[tuple[str, bytes]]:
