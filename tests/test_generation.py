@@ -21,7 +21,7 @@ pytest.importorskip("diffusers")
 from bridgekit import Bridge, BridgekitError, Input
 from bridgekit.diffusion import conditioner, painter
 from bridgekit.diffusion.conditioner import Fit
-from bridgekit.diffusion.models import DrawOptions, find_conditionings
+from bridgekit.diffusion.models import DrawOptions, find_conditionings, open_model
 from bridgekit.diffusion.painter import blend, mix, open_painter, paint
 from bridgekit.image_models import ImageModel
 from bridgekit.recipes.generate import Generation, generate
@@ -470,6 +470,79 @@ def test_a_model_folder_that_is_not_whole_is_one_clear_message(
         draw([Input("audio", workshop.clip("owl"))])
     clear(caught.value)
     assert caught.value.where == str(sd)
+
+
+def write_code(file: Path, base: str) -> None:
+    """A class `Own` that is a stock one, in a file that leaves another one beside it when it runs."""
+    file.write_text(
+        f"from pathlib import Path\nimport diffusers\nPath({str(file)!r} + '.ran').touch()\nclass Own(diffusers.{base}): ..."
+    )
+
+
+def change_index(folder: Path, entries: dict[str, object]) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | entries))
+
+
+#: Ways to bring code: changes of the index, files in the model's folder, and what the message says.
+OWN_CODE: dict[str, tuple[dict[str, object], tuple[str, ...], str]] = {
+    "a pipeline": ({"_class_name": ["pipeline", "Own"]}, ("pipeline.py",), "_class_name"),
+    "a part": ({"unet": ["own", "Own"]}, ("unet/own.py",), "its unet .* is from 'own'"),
+    "a part in the working directory": ({"unet": ["own", "Own"]}, (), "its unet .* is from 'own'"),
+    "a part without a class": ({"unet": ["own", None]}, (), "its unet .* is from 'own'"),
+    "two characters that are unpacked": ({"unet": "ox"}, (), "its unet .* is from 'o'"),
+    "a file that nothing names": ({}, ("unet/own.py",), r"unet/own\.py"),
+}
+
+
+@pytest.mark.parametrize("way", OWN_CODE)
+def test_a_models_own_code_is_not_run_unless_it_is_trusted_by_name(
+    sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    entries, files, reason = OWN_CODE[way]
+    change_index(sd, entries)
+    for file in (tmp_path / "own.py", tmp_path / "o.py", *(sd / name for name in files)):
+        write_code(file, "UNet2DConditionModel")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(BridgekitError, match=reason) as caught:
+        open_model(str(sd), "cpu")
+    clear(caught.value)
+    assert "trust_remote_code=yes" in str(caught.value.remedy)
+    assert not list(tmp_path.rglob("*.ran")), "the code was run"
+
+
+@pytest.mark.parametrize(
+    ("entries", "file", "base"),
+    [
+        ({"_class_name": ["pipeline", "Own"]}, "pipeline.py", "StableDiffusionPipeline"),
+        ({"unet": ["own", "Own"]}, "unet/own.py", "UNet2DConditionModel"),
+    ],
+)
+def test_a_models_own_code_is_run_if_it_is_trusted_by_name(sd: Path, entries: dict[str, object], file: str, base: str) -> None:
+    change_index(sd, entries)
+    write_code(sd / file, base)
+    pipeline = open_model(f"{sd},trust_remote_code=yes", "cpu").pipeline
+    assert "Own" in (type(pipeline).__name__, type(pipeline.unet).__name__)
+    with pytest.raises(BridgekitError, match="must be yes or no"):
+        open_model(f"{sd},trust_remote_code=maybe", "cpu")
+
+
+def test_a_hub_models_index_is_checked_before_diffusers_sees_it(
+    sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot, refs = (tmp_path / "models--someone--sd" / name for name in ("snapshots", "refs"))
+    shutil.copytree(sd, snapshot / ("0" * 40))
+    refs.mkdir()
+    (refs / "main").write_text("0" * 40)
+    assert type(open_model("someone/sd", "cpu").pipeline).__name__ == "StableDiffusionPipeline"
+    # A name without a slash is that of a pipeline which diffusers would fetch from its community's repository.
+    change_index(snapshot / ("0" * 40), {"_class_name": ["clip_guided_stable_diffusion", "Own"]})
+    monkeypatch.setattr(
+        "diffusers.DiffusionPipeline.from_pretrained", lambda *arguments, **options: pytest.fail("it was called")
+    )
+    with pytest.raises(BridgekitError, match="_class_name"):
+        open_model("someone/sd", "cpu")
 
 
 @pytest.mark.parametrize("name", ["toy:patchs", "no such model", "./gone/model", "nobody/nothing"])

@@ -13,9 +13,10 @@ from torch import Tensor
 from bridgekit.diffusion.image import AdapterConditioning, ImageConditioning, why_no_adapter, why_no_image_embeds
 from bridgekit.diffusion.pipeline import call_defaults, call_parameters, guidance_argument
 from bridgekit.diffusion.prompt import PromptConditioning, why_no_prompt_embeds
-from bridgekit.encoders import TEXT
+from bridgekit.encoders import TEXT, split_options
 from bridgekit.errors import BridgekitError, PluginError, one_line
 from bridgekit.hardware import resolve_device
+from bridgekit.hub import model_folder
 from bridgekit.image_models import Conditioning, ImageModel
 from bridgekit.plugins import find_image_generator
 from bridgekit.progress import Report, silent
@@ -55,6 +56,7 @@ Watch = Callable[[int, int, Tensor], object]
 
 #: Images per batch. Larger batches are no faster on a CPU, and might not fit with a large model on a small GPU.
 BATCH_SIZE = 8
+INDEX = "model_index.json"
 MAX_INDEX = 1 << 20  # bytes of a model_index.json
 
 
@@ -63,9 +65,11 @@ def open_model(name: str | None = None, device: str = "auto") -> ImageModel:
 
     Arguments:
         name: a plugin's model (`starter:openmoji-64`), a diffusers folder, or a hub id; None for the first one of any plugin.
+            `,trust_remote_code=yes` after a folder or hub id lets the model's own code run.
 
     Raises:
-        BridgekitError: there is no such model, it is incomplete, or its pipeline takes no conditioning.
+        BridgekitError: there is no such model, it is incomplete, it has code that is not trusted, or its pipeline takes no
+            conditioning.
     """
     device = resolve_device(device)
     known = find_image_generator(name)
@@ -92,13 +96,14 @@ def _opened(known: ImageGenerator, device: str) -> ImageModel:
     return model
 
 
-def _pipeline(name: str, device: str) -> Any:
+def _pipeline(full: str, device: str) -> Any:
     """A pipeline from a local folder or the hub, with safetensors weights only: pickles can run code."""
+    name, trusted = _trust(full)
     folder = Path(name)
     local = folder.exists()
-    if local and not (folder / "model_index.json").is_file():
+    if local and not (folder / INDEX).is_file():
         raise BridgekitError(
-            "this is not a diffusers model: it has no model_index.json", where=name, remedy="give a folder that has one"
+            f"this is not a diffusers model: it has no {INDEX}", where=name, remedy="give a folder that has one"
         )
     if not local and name.count("/") != 1:
         known = find_image_generator(None)
@@ -113,25 +118,74 @@ def _pipeline(name: str, device: str) -> Any:
         raise BridgekitError("generating images needs diffusers", remedy=remedy) from error
     # Half precision on a GPU; on a CPU it is slow and not supported by every layer.
     dtype = torch.float32 if device == "cpu" else torch.float16
+    options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "trust_remote_code": trusted}
+    if not local:
+        # Before the rest of the same commit: while it downloads that, diffusers may run what the index names.
+        folder = model_folder(name, (INDEX,), plugin="bridgekit")
+        name, options["revision"] = name.partition("@")[0], folder.name
     try:
-        missing = _missing_parts(folder) if local else []
+        index = read_json(folder / INDEX, MAX_INDEX)
+        code = "" if trusted else _own_code(index, folder if local else None)
+        if code:
+            raise BridgekitError(
+                f"this model has code of its own, which is not run: {code}",
+                where=full,
+                remedy="if you have read that code and trust it, add ,trust_remote_code=yes to the name",
+            )
+        missing = _missing_parts(index, folder) if local else []
         if missing:
             raise FileNotFoundError(f"{' and '.join(missing)} missing")
-        pipeline = DiffusionPipeline.from_pretrained(name, torch_dtype=dtype, use_safetensors=True)
+        pipeline = DiffusionPipeline.from_pretrained(name, **options)
+    except BridgekitError:
+        raise
     except Exception as error:  # diffusers may raise anything for missing or damaged parts
         reason = f"{type(error).__name__}: {one_line(error)}"
         remedy = "copy the whole folder again" if local else "check the id and the network, or give a local folder"
-        raise BridgekitError(f"the model cannot be loaded: {reason}", where=name, remedy=remedy) from error
+        raise BridgekitError(f"the model cannot be loaded: {reason}", where=full, remedy=remedy) from error
     return pipeline.to(device)
 
 
-def _missing_parts(folder: Path) -> list[str]:
+def _trust(full: str) -> tuple[str, bool]:
+    """The name without its option, and whether the model's own code may run."""
+    name, options = split_options(full, ("trust_remote_code",))
+    trusted = options.get("trust_remote_code", "no")
+    if trusted not in ("yes", "no"):
+        raise BridgekitError(f"trust_remote_code={trusted} must be yes or no", where=full)
+    return name, trusted == "yes"
+
+
+def _own_code(index: Mapping[str, Any], folder: Path | None) -> str:
+    """Where a model has code of its own: in its index, or in the files of a local folder; "" if it has none.
+
+    diffusers imports whatever library an index names for a part, and before 0.38 ran a folder's `pipeline.py` (CVE-2026-44513).
+    """
+    if not isinstance(index.get("_class_name"), str | None):
+        return f"its _class_name in {INDEX} names a file"
+    for part, kind in index.items():
+        # diffusers unpacks a string of two characters, too.
+        if not part.startswith("_") and isinstance(kind, list | str) and len(kind) == 2 and not _is_known(kind[0]):
+            return f"its {part} in {INDEX} is from {kind[0]!r}"
+    return next((str(file.relative_to(folder)) for file in sorted(folder.rglob("*.py"))), "") if folder else ""
+
+
+def _is_known(library: str | None) -> bool:
+    """Whether a part's library is diffusers, one of its pipelines' own modules, or transformers; None is of an absent part."""
+    from diffusers import pipelines
+
+    if library is None or library in ("diffusers", "transformers"):
+        return True
+    return not library.startswith("_") and hasattr(pipelines, library)
+
+
+def _missing_parts(index: Mapping[str, Any], folder: Path) -> list[str]:
     """Parts that are in a model's index but not in its folder; diffusers silently creates some of them empty."""
-    index = read_json(folder / "model_index.json", MAX_INDEX)
     return [
         name
         for name, kind in index.items()
-        if name[0] != "_" and isinstance(kind, list) and len(kind) == 2 and all(isinstance(part, str) for part in kind)
+        if not name.startswith("_")
+        and isinstance(kind, list)
+        and len(kind) == 2
+        and all(isinstance(part, str) for part in kind)
         if not (folder / name).is_dir()
     ]
 
