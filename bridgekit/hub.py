@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -17,6 +19,8 @@ SAFE = "*.safetensors"
 _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.npz", "*.h5", "*.msgpack", "*.onnx")
 _COMMIT = re.compile("[0-9a-f]{40}")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
+#: Where nothing may be downloaded: what the user can do about it.
+_REMEDY: ContextVar[str | None] = ContextVar("_REMEDY", default=None)
 
 
 def model_folder(name: str, patterns: Sequence[str], *, plugin: str) -> Path:
@@ -32,7 +36,7 @@ def model_folder(name: str, patterns: Sequence[str], *, plugin: str) -> Path:
         plugin: the calling package, for messages.
 
     Raises:
-        PluginError: there is no such folder or hub model, or it cannot be downloaded.
+        PluginError: there is no such folder or hub model, or it cannot or must not be downloaded, see `without_downloads`.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -51,6 +55,7 @@ def model_folder(name: str, patterns: Sequence[str], *, plugin: str) -> Path:
     repository, _, revision = name.partition("@")
     if cached := _in_cache(repository, revision or None, patterns):
         return cached
+    check_download(name, f"hf download {repository}{revision and f' --revision {revision}'}", plugin=plugin)
     try:
         files = HfApi().model_info(repository, revision=revision or None, timeout=PATIENCE).siblings or []
         wanted = needed_files([file.rfilename for file in files], patterns)
@@ -67,6 +72,39 @@ def model_folder(name: str, patterns: Sequence[str], *, plugin: str) -> Path:
         why = f"the hub cannot be reached ({type(error).__name__}: {one_line(error)})"
         remedy = "connect to a network, or give the path of a local folder"
     raise PluginError(f"{plugin} cannot fetch this model: {why}", where=name, remedy=remedy)
+
+
+class DownloadRefused(PluginError):
+    """A model would have to be downloaded, which the user has not allowed."""
+
+
+@contextmanager
+def without_downloads(remedy: str) -> Iterator[None]:
+    """What is opened meanwhile, in this thread, is not downloaded: a model that is not on disk is an error with this remedy."""
+    token = _REMEDY.set(remedy)
+    try:
+        yield
+    finally:
+        _REMEDY.reset(token)
+
+
+def check_download(name: str, command: str = "", *, plugin: str) -> None:
+    """For plugins that download by themselves, not by `model_folder`: to be called before that.
+
+    Arguments:
+        name: what would be downloaded.
+        command: a command with which the user can download it.
+        plugin: the calling package, for the message.
+
+    Raises:
+        DownloadRefused: nothing may be downloaded now, see `without_downloads`.
+    """
+    if remedy := _REMEDY.get():
+        raise DownloadRefused(
+            f"a bridge names this model, and {plugin} would have to download it, which needs your permission",
+            where=name,
+            remedy=f"{remedy}, or run: {command}" if command else remedy,
+        )
 
 
 def pinned(name: str, folder: Path) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bridgekit.bridge.card import model_card
 from bridgekit.bridge.format import FORMAT, read_history, read_metadata, read_tensors
 from bridgekit.bridge.provenance import TrainedOn
-from bridgekit.bridge.trust import refuse_untrusted_encoder, refuse_untrusted_table
+from bridgekit.bridge.trust import opening_encoder, refuse_untrusted_table
 from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.fusion.adapter import Adapter, FrozenSide, FusionAdapter, project
@@ -243,12 +243,12 @@ class Bridge:
 
         Raises:
             BridgekitError: the installed encoder is not the one that the bridge was trained on; or as from
-                `bridgekit.bridge.trust.refuse_untrusted_encoder`.
+                `bridgekit.bridge.trust.opening_encoder`.
         """
         side = self.side(modality)
         if modality not in self._encoders:
-            refuse_untrusted_encoder(side.encoder, self.folder)
-            encoder = load_encoder(side.encoder, self.device, side.revision)
+            with opening_encoder(side.encoder, self.folder):
+                encoder = load_encoder(side.encoder, self.device, side.revision)
             found = f"{encoder.revision} for {encoder.modality} with {encoder.dim} dimensions"
             expected = f"{side.revision} for {modality} with {side.dim} dimensions"
             if found != expected:

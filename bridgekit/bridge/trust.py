@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from bridgekit.errors import BridgekitError
+from bridgekit.hub import without_downloads
 from bridgekit.plugins import pair_providers
 from bridgekit.storage.bounded import homes, is_within
 
 #: Environment variable: `yes` lets bridges use encoders that run code from a model's repository.
 REMOTE_CODE = "BRIDGEKIT_TRUST_REMOTE_CODE"
-#: Environment variable: `yes` lets loaded bridges name tables and encoders anywhere on disk.
+#: Environment variable: `yes` lets loaded bridges name tables and encoders anywhere on disk, and have encoders downloaded.
 OUTSIDE = "BRIDGEKIT_OUTSIDE"
 
 
@@ -56,6 +59,25 @@ def refuse_untrusted_encoder(encoder: str, folder: Path | None) -> None:
                 where=encoder,
                 remedy=f"if you trust the bridge, set {OUTSIDE}=yes, or run this in the encoder's folder",
             )
+
+
+@contextmanager
+def opening_encoder(encoder: str, folder: Path | None) -> Iterator[None]:
+    """While an encoder that a bridge names is opened: nothing is downloaded for it, unless the user allows that.
+
+    What is in the hub's cache is used: the user, or a program of the user's, chose to have it there.
+
+    Arguments:
+        encoder: `provider:model`.
+        folder: the bridge's folder, or None for a bridge made in this process, whose encoders the user named.
+
+    Raises:
+        BridgekitError: the encoder runs code from its repository, or is outside this folder and the bridge's own.
+    """
+    refuse_untrusted_encoder(encoder, folder)
+    allowed = folder is None or os.environ.get(OUTSIDE) == "yes"
+    with nullcontext() if allowed else without_downloads(f"if you trust the bridge, set {OUTSIDE}=yes"):
+        yield
 
 
 def _may_open(path: str | Path, folder: Path | None, must_exist: bool = False) -> bool:

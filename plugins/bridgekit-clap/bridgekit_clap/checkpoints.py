@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bridgekit.errors import PluginError, one_line
-from bridgekit.hub import PATIENCE
+from bridgekit.hub import PATIENCE, check_download
 from bridgekit.storage.bounded import check_stored
 
 #: The hub repository of the published checkpoints.
@@ -69,6 +69,7 @@ def _download(name: str) -> Path:
     cached = try_to_load_from_cache(HUB, name)
     if isinstance(cached, str):
         return Path(cached)
+    check_download(name, f"hf download {HUB} {name}", plugin="bridgekit-clap")
     try:
         HfApi().model_info(HUB, timeout=PATIENCE)  # fails quickly without a network; the download would retry for minutes
         return Path(hf_hub_download(HUB, name, etag_timeout=PATIENCE))

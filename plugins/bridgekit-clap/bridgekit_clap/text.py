@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from bridgekit.encoders import Item
 from bridgekit.errors import PluginError, one_line
-from bridgekit.hub import content_revision, model_folder
+from bridgekit.hub import DownloadRefused, content_revision, model_folder
 from bridgekit.media import read_text
 from bridgekit_clap.checkpoints import find_checkpoint, read_weights
 from bridgekit_clap.towers import VOCABULARY, build_tower
@@ -86,6 +86,8 @@ def find_tokenizer(given: str | None) -> Path:
         folder = (None if given else _in_old_cache()) or model_folder(
             given or HUB_IDS[1], (*REQUIRED, *OPTIONAL), plugin="bridgekit-clap"
         )
+    except DownloadRefused:
+        raise
     except PluginError as error:
         raise _needed(error.what.removeprefix("bridgekit-clap "), given) from error
     missing = [name for name in REQUIRED if not (folder / name).is_file()]

@@ -15,7 +15,7 @@ import torch
 from timm.models import get_pretrained_cfg
 
 from bridgekit.errors import PluginError, one_line
-from bridgekit.hub import PATIENCE, model_folder, pinned
+from bridgekit.hub import PATIENCE, check_download, model_folder, pinned
 from bridgekit.storage.bounded import read_json
 from bridgekit_timm.checkpoint import load_checkpoint
 
@@ -175,6 +175,7 @@ def _download(url: str, where: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if path.is_file():
         return path
+    check_download(url, plugin=PLUGIN)
     remedy = "connect to a network, or give the file with checkpoint=FILE"
     if constants.HF_HUB_OFFLINE:
         raise PluginError(f"HF_HUB_OFFLINE is set and the weights are not cached: {url}", where=where, remedy=remedy)
@@ -201,7 +202,7 @@ def _create(name: str, where: str, **arguments: Any) -> Any:
         return timm.create_model(name, **arguments)
     except Exception as error:  # from timm, torch, safetensors or the architecture itself
         file = arguments.get("pretrained_cfg_overlay", {}).get("file")
-        remedy = "change or omit size=" if "img_size" in arguments else None
+        remedy = "change or omit size=" if "img_size" in arguments else "download the model again, or choose another one"
         raise PluginError(
             f"timm cannot build or load this model: {one_line(error)}", where=file or where, remedy=remedy
         ) from error

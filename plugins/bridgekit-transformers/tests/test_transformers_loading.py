@@ -3,14 +3,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import huggingface_hub
 import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 
+from bridgekit import PRESETS, Bridge
+from bridgekit.bridge.bridge import Side
 from bridgekit.cli import main
 from bridgekit.errors import BridgekitError, PluginError
+from bridgekit.fusion.adapter import FrozenSide
 from bridgekit.plugins import installed_plugins, load_encoder
 
 Tiny = Callable[..., Path]
@@ -100,6 +106,45 @@ def test_a_hub_model_is_pinned_to_its_commit_and_stays_when_the_branch_moves(
     (repository / "refs" / "main").write_text("f" * 40)
     assert load_encoder("transformers:someone/small,pooling=cls", "cpu").revision != first.revision
     assert load_encoder(f"transformers:someone/small@{COMMIT},pooling=cls", "cpu").revision == first.revision
+
+
+def test_a_saved_bridge_has_its_encoder_downloaded_only_if_the_user_allows_it(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    snapshot = hub / "models--someone--small" / "snapshots" / COMMIT
+    downloaded: list[str] = []
+    from_cache = huggingface_hub.snapshot_download
+
+    def download(name: str, *, local_files_only: bool = False, **options: Any) -> str:
+        if not local_files_only:
+            downloaded.append(f"{name}@{options['revision']}")
+            copied(tiny("e5"), snapshot)
+        return from_cache(name, local_files_only=True, **options)
+
+    files = [SimpleNamespace(rfilename=path.name) for path in tiny("e5").iterdir()]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=files))
+    name = f"transformers:someone/small@{COMMIT}"
+    encoder = load_encoder(name, "cpu")
+    assert downloaded == [f"someone/small@{COMMIT}"], "the user named this one"
+    sides = {modality: Side(name, encoder.revision, encoder.dim, True) for modality in ("text", "other")}
+    made = Bridge(sides, {modality: FrozenSide(encoder.dim) for modality in sides}, PRESETS["default"], 0.07)
+    folder = made.save(tmp_path / "bridge")
+    assert Bridge.load(folder, "cpu").embed("text", ["a dog"]).shape == (1, encoder.dim)
+
+    shutil.rmtree(snapshot)
+    with pytest.raises(PluginError, match="needs your permission") as caught:
+        Bridge.load(folder, "cpu").embed("text", ["a dog"])
+    assert f"hf download someone/small --revision {COMMIT}" in str(caught.value.remedy)
+    assert len(downloaded) == 1, "it was downloaded without asking"
+    with monkeypatch.context() as patch:
+        patch.setenv("BRIDGEKIT_OUTSIDE", "yes")
+        Bridge.load(folder, "cpu").embed("text", ["a dog"])
+    assert len(downloaded) == 2
+    Bridge.load(folder, "cpu").embed("text", ["a dog"])
+    assert len(downloaded) == 2, "what is in the cache needs no permission"
 
 
 def test_every_kind_of_encoder_is_pinned(tiny: Tiny) -> None:
