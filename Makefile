@@ -6,6 +6,7 @@
 # make reference  docs/reference/ from docstrings and the command line
 # make coverage  which lines of the core, the page, the index and subset the tests reach
 # make dist   wheels and sdists of the core and the plugins, installed into an empty environment, where `align` runs
+# make floors  the tests, on the lowest versions that the pyproject.toml files accept, in an environment of its own (7 GB with CUDA's libraries)
 # make lock   pins what make test installs again, in requirements.lock (requirements-clap.lock for .venv-clap)
 # make audit  known vulnerabilities among what is pinned; asks PyPI's advisory database
 
@@ -17,10 +18,13 @@ CHECKED := bridgekit docs/hooks.py docs/make_reference.py plugins/bridgekit-star
 # Not in .venv: laion-clap needs numpy below 2.
 CLAP := .venv-clap
 LOCK := --quiet --upgrade --universal --python-version 3.10 --no-annotate --custom-compile-command "make lock" --overrides $(VENV)/without-torch.txt --no-emit-package bridgekit-core --no-emit-package torch --no-emit-package torchvision
+FLOORS := .venv-floors
+# Not the tests of documents and pages, of plugins in environments of their own, and of what takes minutes and needs no other package.
+FLOOR_TESTS := tests plugins/bridgekit-transformers plugins/bridgekit-timm plugins/bridgekit-app/tests/test_server.py plugins/bridgekit-app/tests/test_toy_server.py $(foreach name,docs notebook report scaffold long_runs,--ignore tests/test_$(name).py)
 # Offline: any Hugging Face call without a network would retry for minutes.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test bench torture reference coverage alone dist lock audit clean
+.PHONY: demo test bench torture reference coverage alone floors dist lock audit clean
 
 # The lock pins all but torch, whose build depends on the machine.
 $(VENV)/.installed: pyproject.toml requirements.lock $(PLUGINS:%=%/pyproject.toml)
@@ -78,6 +82,16 @@ alone: $(foreach name,app datasets index starter subset timm transformers templa
 	OMP_NUM_THREADS=1 $(@D)/bin/python -m pytest plugins/bridgekit-$*
 
 FORCE:
+
+# Resolved from the files: of what is installed, uv would take only the core itself as direct.
+floors:
+	test -x $(FLOORS)/bin/python || $(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --quiet uv
+	printf 'bridgekit-core; sys_platform == "never"\n' > $(FLOORS)/without-core.txt
+	$(FLOORS)/bin/uv pip compile --quiet --resolution lowest-direct --python $(FLOORS)/bin/python --overrides $(FLOORS)/without-core.txt --no-emit-package bridgekit-core pyproject.toml $(PLUGINS:%=%/pyproject.toml) $(foreach extra,dev generate media sentencepiece test torchvision,--extra $(extra)) --output-file $(FLOORS)/floors.txt
+	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS)/bin/python --requirement $(FLOORS)/floors.txt
+	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS)/bin/python --no-deps --editable . $(PLUGINS:%=--editable %)
+	OMP_NUM_THREADS=1 BRIDGEKIT_FLOORS=yes $(FLOORS)/bin/python -m pytest -n 2 --dist loadfile $(FLOOR_TESTS)
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"

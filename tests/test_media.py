@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import soundfile
 import soxr
@@ -491,6 +492,8 @@ def test_a_small_file_that_unpacks_to_a_large_picture_or_text_is_not_unpacked(tm
     path.write_bytes(bombs()[name])
     if name.startswith(("pixels", "claims-4294967295-frames")):
         assert max(read_image(path).size) <= 100  # the excess is never read
+    elif name == "canvas-16777216x256.webp" and int(PIL.__version__.split(".")[0]) < 13:
+        assert "cut short or damaged" in image_refusal(path)  # libwebp refuses it before Pillow is told its size
     else:
         assert re.search(r"over 100 megapixels|over 1 MB", image_refusal(path))
 

@@ -287,9 +287,7 @@ def load_model(source: Source, class_name: str, *, unused: Sequence[str] = ()) -
         PluginError: weights are missing, damaged, or of another model.
     """
     weight_files(source)
-    # transformers 5 loads a repository's own precision by default; 4 does not.
-    arguments: dict[str, Any] = {"torch_dtype" if transformers.__version__.startswith("4.") else "dtype": torch.float32}
-    model, info = load_part(source, class_name, output_loading_info=True, **arguments)
+    model, info = load_part(source, class_name, output_loading_info=True, dtype=torch.float32)
     # Some versions add the full model's prefix to the names of a part.
     names = {name.removeprefix(f"{model.base_model_prefix}.") for name in info["missing_keys"]}
     missing = sorted(name for name in names if not name.startswith(tuple(unused)))
