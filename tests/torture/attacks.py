@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import socket
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,26 +156,89 @@ def remote_code_in_a_bridge(ground: Ground) -> None:
 
 
 def remote_code_in_a_model(ground: Ground) -> None:
-    """A model with custom code."""
+    """Models with custom code, of transformers, timm and diffusers."""
+    sides = ("encode", "--pairs", "pairs.csv", "--a")
     _own_code(Path("model"))
-    _refused(
-        "encode",
-        "--pairs",
-        "pairs.csv",
-        "--a",
-        "image",
-        "--b",
-        "transformers:./model",
-        saying="does not run this model's own code",
-    )
+    _refused(*sides, "image", "--b", "transformers:./model", saying="does not run this model's own code")
+    small: dict[str, Any] = {"architecture": "test_vit", "pretrained_cfg": {}}
+    for name, config, saying in (
+        ("unknown", {"architecture": "own", "module": "own", "auto_map": {"AutoModel": "own.Own"}}, "found no model 'own'"),
+        ("layer", {**small, "model_args": {"act_layer": "own.Own"}}, "timm cannot build or load"),
+        ("pickle", small, "timm cannot build or load"),
+    ):
+        _code_folder(Path(name), "config.json", config)
+        torch.save(_Runs(), f"{name}/pytorch_model.bin")
+        _refused(*sides, f"timm:./{name}", "--b", "text", saying=saying)
+    parts = {"unet": ["diffusers", "UNet2DModel"]}
+    for name, index in (
+        ("class", {"_class_name": ["own", "Own"], **parts}),
+        ("part", {"_class_name": "DDPMPipeline", "unet": ["own", "Own"]}),
+        ("file", {"_class_name": "DDPMPipeline", **parts}),
+    ):
+        _code_folder(Path(name), "model_index.json", index)
+        shutil.copyfile(f"{name}/own.py", f"{name}/unet/own.py")
+        _refused(
+            "generate", "--text", "a red apple", "--bridge", "bridge", "--model", f"./{name}", saying=",trust_remote_code=yes"
+        )
+    shutil.copyfile("part/own.py", "own.py")
+    for file in Path("part").rglob("*.py"):
+        file.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(".")  # as `python -m bridgekit` has it
+        _refused(
+            "generate", "--text", "a red apple", "--bridge", "bridge", "--model", "./part", saying=",trust_remote_code=yes"
+        )
     assert not Path("owned").exists(), "the code was run"
 
 
 def _own_code(folder: Path) -> None:
-    folder.mkdir()
     auto = {"AutoConfig": "own.Own", "AutoModel": "own.Own"}
-    (folder / "config.json").write_text(json.dumps({"model_type": "of-its-own", "auto_map": auto}))
+    _code_folder(folder, "config.json", {"model_type": "of-its-own", "auto_map": auto})
+
+
+def _code_folder(folder: Path, file: str, config: dict[str, Any]) -> None:
+    (folder / "unet").mkdir(parents=True)
+    (folder / file).write_text(json.dumps(config))
     (folder / "own.py").write_text("open('owned', 'w').write('x')")
+
+
+def model_that_a_bridge_would_download(ground: Ground) -> None:
+    """A bridge that names models of the hub, which would be downloaded without asking the user."""
+    for side, name in (
+        ("text", "transformers:someone/model"),
+        ("text", "transformers:someone/model@main,pooling=mean"),
+        ("text", "concat:starter:text+transformers:someone/model"),
+        ("image", "timm:someone/model"),
+        ("image", "timm:hf-hub:someone/model"),
+        ("image", "timm:resnet18.a1_in1k"),
+        ("image", "timm:resnet18.a1_in1k,layers=2+last"),
+    ):
+        _rewrite(Path("bridge"), lambda metadata, side=side, name=name: metadata["sides"][side].update(encoder=name))  # type: ignore[misc]
+        with _network() as addresses:
+            ended = _refused("eval", "bridge", "--pairs", "pairs.csv", saying="BRIDGEKIT_OUTSIDE=yes, or run: hf download ")
+            assert not addresses, f"{name} was looked for at {addresses[0]}"
+        assert "--revision main" in ended.err or "@main" not in name
+        with _network() as addresses, inside(Path(), BRIDGEKIT_OUTSIDE="yes"):
+            _refused("eval", "bridge", "--pairs", "pairs.csv", saying="cannot fetch this model")
+            assert addresses, f"the user may allow {name}"
+        _rewrite(Path("bridge"), lambda metadata, side=side: metadata["sides"][side].update(encoder=f"starter:{side}"))  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def _network() -> Iterator[list[str]]:
+    """As if there were a network; every host that is looked up is listed, and none is found."""
+    looked_up: list[str] = []
+
+    def look_up(host: Any, *_: Any, **__: Any) -> Any:
+        looked_up.append(str(host))
+        raise socket.gaierror("there is no network here")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        patch.setattr(socket, "getaddrinfo", look_up)
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+            patch.delenv(name, raising=False)
+        yield looked_up
 
 
 def plugin_that_is_not_installed(ground: Ground) -> None:
@@ -595,6 +660,7 @@ ATTACKS: tuple[Attack, ...] = (
     pickle_in_a_bridge,
     remote_code_in_a_bridge,
     remote_code_in_a_model,
+    model_that_a_bridge_would_download,
     plugin_that_is_not_installed,
     absolute_path_in_a_table,
     dots_in_a_table,
