@@ -7,7 +7,6 @@ control over uploads, allowed origins and cancelling the work of clients that ha
 from __future__ import annotations
 
 import base64
-import json
 import math
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 import anyio.to_thread
 import torch
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from torch import Tensor
@@ -34,7 +33,7 @@ from bridgekit.retrieval import Hit
 from bridgekit_app.galleries import Gallery
 from bridgekit_app.guard import DOCS_POLICY, POLICY, Guard
 from bridgekit_app.jobs import Cancelled, Emit, Job
-from bridgekit_app.limits import Limits, Refusal, answer
+from bridgekit_app.limits import Answer, Limits, Refusal, answer, to_json
 from bridgekit_app.schema import (
     ERRORS,
     EmbedAnswer,
@@ -131,7 +130,7 @@ async def embed(request: Request) -> Response:
         {"item": each.name, "modality": each.modality, "embedding": [round(number, 7) for number in vector]}
         for each, vector in zip(inputs, vectors.tolist(), strict=True)
     ]
-    return JSONResponse({"bridge": opened.name, "dim": opened.bridge.dim, "embeddings": embeddings})
+    return Answer({"bridge": opened.name, "dim": opened.bridge.dim, "embeddings": embeddings})
 
 
 @routes.post(
@@ -171,7 +170,7 @@ async def search(request: Request) -> Response:
                     "found": [_found(state, gallery, target, hit, share) for hit, share in hits],
                 }
             )
-    return JSONResponse({"bridge": opened.name, "temperature": opened.bridge.temperature, "results": results})
+    return Answer({"bridge": opened.name, "temperature": opened.bridge.temperature, "results": results})
 
 
 def _queries(inputs: Sequence[Input], vectors: Tensor, weights: Sequence[float] | None) -> list[tuple[str, str, Tensor]]:
@@ -267,7 +266,7 @@ async def generate(request: Request) -> Response:
         if kind == "done":
             if "image/png" in accept:
                 return Response(base64.b64decode(data["picture"]), media_type="image/png")
-            return JSONResponse(data)
+            return Answer(data)
     raise Cancelled
 
 
@@ -288,16 +287,16 @@ async def _server_sent(request: Request, job: Job) -> AsyncIterator[str]:
 
 
 def _event(kind: str, data: Any) -> str:
-    return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return f"event: {kind}\ndata: {to_json(data)}\n\n"
 
 
 @routes.get("/bridge", responses=ERRORS, summary="The bridges and models of this server")
-async def bridge(request: Request) -> dict[str, Any]:
+async def bridge(request: Request) -> Response:
     """The available bridges and models, defaults first, with each bridge's modalities and numbers of searchable items."""
     state = _state(request)
     names = ("upload_bytes", "clip_seconds", "megapixels", "text_characters", "inputs")
     limits = {name: getattr(state.limits, name) for name in names}
-    return {**await anyio.to_thread.run_sync(state.describe), "limits": limits}
+    return Answer({**await anyio.to_thread.run_sync(state.describe), "limits": limits})
 
 
 @routes.get("/healthz", summary="Health check and queue lengths")

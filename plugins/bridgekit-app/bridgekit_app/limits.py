@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.responses import JSONResponse
 
 from bridgekit.errors import BridgekitError, ItemError, PluginError
+
+_LONE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,23 @@ def busy(what: str, retry_after: int, *, yours: bool = False) -> Refusal:
     return Refusal(429 if yours else 503, f"busy: {what}", remedy=remedy, retry_after=retry_after)
 
 
-def answer(error: BridgekitError) -> JSONResponse:
+def to_json(content: Any) -> str:
+    """JSON that UTF-8 can encode: surrogates, as which Python has bytes of file names that are not UTF-8, become `\\udce9`."""
+    return _LONE.sub(lambda found: rf"\\u{ord(found[0]):04x}", json.dumps(content, ensure_ascii=False, allow_nan=False))
+
+
+class Answer(JSONResponse):
+    """A response in JSON, by `to_json`."""
+
+    def render(self, content: Any) -> bytes:
+        """Its body."""
+        return to_json(content).encode()
+
+
+def answer(error: BridgekitError) -> Answer:
     """An error as a response."""
     if isinstance(error, Refusal):
         headers = None if error.retry_after is None else {"retry-after": str(error.retry_after)}
-        return JSONResponse(error.as_json(), error.status, headers)
+        return Answer(error.as_json(), error.status, headers)
     status = 500 if isinstance(error, PluginError) else 415 if isinstance(error, ItemError) else 400
-    return JSONResponse(error.as_json(), status)
+    return Answer(error.as_json(), status)

@@ -39,7 +39,7 @@ class Media:
         """The opaque name of an item that is audio or an image; None for other items."""
         if modality not in ("audio", "image") or isinstance(item, str):
             return None
-        name = hashlib.blake2s(f"{modality}\0{item}".encode("utf-8", "surrogateescape"), key=self._secret, digest_size=16)
+        name = hashlib.blake2s(f"{modality}\0{item}".encode("utf-8", "surrogatepass"), key=self._secret, digest_size=16)
         self._known[name.hexdigest()] = (modality, item)
         return name.hexdigest()
 

@@ -157,6 +157,7 @@ _WHY = {
     404: "No such bridge, model, clip or image.",
     413: "Too large: the request, a clip, an image, a text, or the number of inputs.",
     415: "A file is damaged or has the wrong type.",
+    422: "A text in JSON has characters that UTF-8 cannot encode.",
     429: "This client has too many requests queued. Retry-After gives the seconds to wait.",
     503: "Busy. Retry-After gives the seconds to wait.",
 }

@@ -31,6 +31,7 @@ from bridgekit.encoders import TEXT
 from bridgekit.errors import BridgekitError
 from bridgekit.image_models import ImageModel
 from bridgekit.media import content_hash
+from bridgekit.plain import plain
 from bridgekit.plugins import INSTALL, bundled_bridge, installed_plugins
 from bridgekit.progress import Report
 from bridgekit_app.batching import Batcher
@@ -91,9 +92,9 @@ class AppState:
 
     def bridges(self) -> dict[str, Path]:
         """The bridges, the default first: the one given at start, or else the newest; last, one that comes with a plugin."""
-        found = {file.parent.name: file.parent for file in self._bridges.glob("*/bridge.json")}
+        found = {plain(file.parent.name): file.parent for file in self._bridges.glob("*/bridge.json")}
         newest = sorted(found, key=lambda name: _stamp(found[name]), reverse=True)
-        named = {self._named.resolve().name: self._named} if self._named else {}
+        named = {plain(self._named.resolve().name): self._named} if self._named else {}
         bundled = bundled_bridge()
         own = named | {name: found[name] for name in newest if name not in named}
         return own if bundled is None or bundled.name in own else own | {bundled.name: bundled}

@@ -19,7 +19,11 @@ from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.media import audio_seconds
 from bridgekit.plugins import plugin_of
+from bridgekit.storage.bounded import parse_json, why_no_json
 from bridgekit_app.limits import Limits, Refusal
+
+# Also where it is given twice or in pieces (RFC 2231).
+_CHARSET = re.compile(r'charset[*\d]*\s*=\s*"?([^;"\s]*)', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ async def read_request(
         if kind == "application/json":
             inputs, fields = _from_json(await request.body())
         elif kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+            _check_charset(request.headers["content-type"])
             inputs, fields = await _from_form(request, Path(own), limits)
         else:
             raise Refusal(
@@ -77,19 +82,28 @@ async def read_request(
 
 
 def _from_json(body: bytes) -> tuple[list[Input], dict[str, list[Any]]]:
+    remedy = 'send an object, e.g. {"text": "a dog"}'
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Refusal(
-            400, f"the request is not JSON ({str(error)[:100]})", remedy='send an object, e.g. {"text": "a dog"}'
-        ) from None
+        document = parse_json(body, lenient=True)
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        broken = f"the request has a broken character ({error.object[error.start]!a})"
+        raise Refusal(422, broken, remedy="send text that UTF-8 can encode: surrogates only in pairs") from None
+    except ValueError as error:
+        raise Refusal(400, f"the request is not JSON that can be read: {why_no_json(error)}"[:200], remedy=remedy) from None
     texts = document.get(TEXT, []) if isinstance(document, dict) else None
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        remedy = 'send an object, e.g. {"text": ["a dog"]}'
         raise Refusal(400, "the texts are missing or are not strings", where=TEXT, remedy=remedy)
     fields = {name: value if isinstance(value, list) else [value] for name, value in document.items() if name != TEXT}
     return [Input(TEXT, text, text) for text in texts], fields
+
+
+def _check_charset(content_type: str) -> None:
+    """Refuse a form in another encoding than UTF-8: its parser would decode it with any codec that Python has."""
+    for charset in _CHARSET.findall(content_type):
+        if charset.lower() != "utf-8":
+            raise Refusal(415, "the form is not in UTF-8", where=f"charset={charset[:100]}", remedy="send it in UTF-8")
 
 
 async def _from_form(request: Request, folder: Path, limits: Limits) -> tuple[list[Input], dict[str, list[Any]]]:

@@ -255,6 +255,24 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
         400,
         "not JSON",
     ),
+    "half a surrogate pair": (
+        {"content": rb'{"text": "\ud800"}', "headers": {"content-type": "application/json"}},
+        422,
+        "a broken character",
+    ),
+    "half a pair in an option": (
+        {"content": rb'{"text": "a", "\udfff": 1}', "headers": {"content-type": "application/json"}},
+        422,
+        "a broken character",
+    ),
+    "half a pair in another encoding": (
+        {
+            "content": b'--x\r\ncontent-disposition: form-data; name="text"\r\n\r\n+2AA-\r\n--x--\r\n',
+            "headers": {"content-type": "multipart/form-data; boundary=x; charset=utf-8; charset=utf-7"},
+        },
+        415,
+        "not in UTF-8",
+    ),
     "a number for a text": ({"json": {"text": 5}}, 400, "not strings"),
     "another type": ({"content": b"<a/>", "headers": {"content-type": "text/xml"}}, 415, "neither a form nor JSON"),
     "a broken form": (

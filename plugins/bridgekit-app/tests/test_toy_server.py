@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -80,3 +82,27 @@ def test_clips_inside_a_table_are_found_and_played_like_files(run: Run, tmp_path
         assert found["captions"] == ["owl"]
         played = server.client.get(found["media"])
         assert (played.status_code, played.headers["content-type"]) == (200, "audio/wav")
+
+
+@pytest.mark.usefixtures("toy")
+def test_names_that_are_not_utf_8_are_shown_with_escapes_and_found_by_them(run: Run, tmp_path: Path) -> None:
+    tone_table(tmp_path)
+    for number, clip in enumerate(sorted((tmp_path / "clips").iterdir())):
+        odd = tmp_path / "sounds" / clip.name.split()[0] / os.fsdecode(b"caf\xe9 %d.wav" % number)
+        odd.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            clip.rename(odd)
+        except OSError:
+            pytest.skip("this file system takes Unicode names only")
+    code, _, err = run("align", "--a", "audio", "--b", "text", "--pairs", "sounds")
+    assert code == 0, err
+    Path("bridges/audio-text").rename(os.fsdecode(b"bridges/caf\xe9"))
+    with served_bridges(Path("bridges")) as server:
+        [bridge] = server.client.get("/bridge").json()["bridges"]
+        assert (bridge["name"], bridge["problem"]) == (r"caf\udce9", None)
+        answer = server.client.post("/search", json={"text": "owl", "k": 3, "bridge": bridge["name"]})
+        assert answer.status_code == 200
+        json.loads(answer.content.decode("utf-8"))
+        found = answer.json()["results"][0]["found"][0]
+        assert found["item"].startswith(r"caf\udce9 ")
+        assert server.client.get(found["media"]).headers["content-type"] == "audio/wav"
