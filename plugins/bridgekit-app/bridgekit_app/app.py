@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -36,6 +37,7 @@ from bridgekit_app.jobs import Cancelled, Emit, Job
 from bridgekit_app.limits import Answer, Limits, Refusal, answer, to_json
 from bridgekit_app.schema import (
     ERRORS,
+    OUTSIDE,
     EmbedAnswer,
     GenerateOptions,
     Options,
@@ -68,6 +70,7 @@ PAGES = {
 ADDRESS = "http://127.0.0.1:7860"
 #: Header that distinguishes clients with the same address (several windows, or a proxy) for fair queueing.
 CLIENT = "x-bridgekit-client"
+_ONE_RANGE = re.compile(r"bytes=[ \t]*(\d*)-(\d*)[ \t]*", re.ASCII | re.IGNORECASE)
 
 routes = APIRouter()
 AnyOptions = TypeVar("AnyOptions", bound=Options)
@@ -312,7 +315,12 @@ async def healthz(request: Request) -> dict[str, Any]:
     }
 
 
-@routes.get("/media/{name}", responses={404: ERRORS[404]}, summary="A clip or image found by a search", response_class=Response)
+@routes.get(
+    "/media/{name}",
+    responses={404: ERRORS[404], 416: OUTSIDE},
+    summary="A clip or image found by a search",
+    response_class=Response,
+)
 async def media(request: Request, name: str) -> Response:
     """The first 30 s of a clip as WAV, or an image as PNG. Names are valid until the server stops."""
     made = await anyio.to_thread.run_sync(_state(request).media.read, name)
@@ -324,20 +332,32 @@ async def media(request: Request, name: str) -> Response:
     if span is None:
         return Response(data, media_type=kind, headers=headers)
     start, stop = span
+    if start >= stop:
+        refused = answer(Refusal(416, f"the range is outside of the file's {len(data):,} bytes", remedy="ask for another"))
+        refused.headers["content-range"] = f"bytes */{len(data)}"
+        return refused
     headers["content-range"] = f"bytes {start}-{stop - 1}/{len(data)}"
     return Response(data[start:stop], 206, media_type=kind, headers=headers)
 
 
 def _range(header: str, size: int) -> tuple[int, int] | None:
-    """Start and stop of a `Range` header, or None for the whole file."""
-    unit, _, span = header.partition("=")
-    first, _, last = span.partition("-")
-    if unit.strip() != "bytes" or not all(part == "" or (part.isascii() and part.isdigit()) for part in (first, last)):
-        return None
+    """Start and stop of a `Range` header by RFC 9110, 14.1.2: the same number twice if the file has nothing of it.
+
+    None for the whole file: there is no header, it is not valid, or it has several ranges.
+    """
+    found = _ONE_RANGE.fullmatch(header)
+    first, last = found.groups() if found else ("", "")
     if not first:
-        return (max(0, size - int(last)), size) if last else None
-    start, stop = int(first), min(size, int(last) + 1) if last else size
-    return (start, stop) if start < stop else None
+        return (max(0, size - _number(last)), size) if last else None
+    if last and _number(last) < _number(first):
+        return None
+    return _number(first), min(size, _number(last) + 1) if last else size
+
+
+def _number(digits: str) -> int:
+    """Digits as a number, or one that is larger than any file: Python refuses to convert thousands of digits."""
+    digits = digits.lstrip("0")
+    return int(digits or "0") if len(digits) <= 20 else 10**20
 
 
 # ---- the application

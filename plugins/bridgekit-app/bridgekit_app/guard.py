@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import anyio
 
@@ -95,11 +95,11 @@ class Guard:
         `Host` is the page's domain. So `Host` must be one of this machine's names or an IP address, which cannot be rebound.
         """
         host = headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname or ""
+        name = _split("Host", f"//{host}").hostname or ""
         if not (name in self.names or name.endswith(".localhost") or _is_address(name)):
             raise Refusal(403, "unknown host name", where=f"Host: {host[:100]}", remedy="use 127.0.0.1")
         origin = headers.get("origin")
-        foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+        foreign = origin is not None and _split("Origin", origin).netloc.lower() != host.lower()
         opened_by_hand = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate" and not origin
         if foreign or (headers.get("sec-fetch-site") in ("cross-site", "same-site") and not opened_by_hand):
             raise Refusal(
@@ -148,6 +148,15 @@ def too_large(limits: Limits) -> Refusal:
     return Refusal(
         413, f"the request is larger than {megabytes:g} MB", remedy="send a shorter clip, a smaller image or fewer inputs"
     )
+
+
+def _split(header: str, address: str) -> SplitResult:
+    """An address in parts, or a refusal: a bracket may not be closed, for example."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        where = f"{header}: {address[:100]}"
+        raise Refusal(400, f"the header {header} has no valid address", where=where, remedy="use 127.0.0.1") from None
 
 
 def _is_address(name: str) -> bool:

@@ -163,6 +163,8 @@ _WHY = {
 }
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer, "description": why} for status, why in _WHY.items()}
 
+OUTSIDE: dict[str, Any] = {"model": ErrorAnswer, "description": "Nothing of the file is in the range."}
+
 
 def request_body(options: type[BaseModel], example: dict[str, Any], curl: str) -> dict[str, Any]:
     """OpenAPI schema of a route's body, which FastAPI cannot derive: a form with files, or JSON with texts, both with options.

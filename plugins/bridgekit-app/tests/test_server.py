@@ -142,6 +142,13 @@ def test_text_finds_clips_that_can_be_played_and_seeked(server: Served) -> None:
     assert part.headers["content-range"] == f"bytes 10-19/{len(whole.content)}"
     assert server.client.get(address, headers={"range": "bytes=-7"}).content == whole.content[-7:]
     assert server.client.get(address, headers={"range": "bytes=nonsense"}).status_code == 200
+    many = "9" * 5_000
+    for span in ("2-1", "0-1,3-4", f"-{many}", f"0-{many}"):  # not valid, several, or all that there is
+        assert server.client.get(address, headers={"range": f"bytes={span}"}).content == whole.content, span
+    for span in ("-0", f"{many}-", f"{len(whole.content)}-", f"{many}-{many}"):
+        outside = server.client.get(address, headers={"range": f"bytes={span}"})
+        assert (outside.status_code, error_of(outside)["what"].startswith("the range is outside")) == (416, True), span
+        assert outside.headers["content-range"] == f"bytes */{len(whole.content)}"
 
 
 def test_two_inputs_are_mixed_by_their_weights(server: Served, clip: Callable[[str], Path]) -> None:
@@ -358,6 +365,9 @@ def test_only_its_own_pages_and_local_programs_get_answers(server: Served) -> No
         assert answer.status_code == status, headers
         if status == 403:
             assert error_of(answer)["where"]
+    for headers in ({"host": "[::1"}, {"host": "127.0.0.1[]"}, {"origin": "http://["}, {"origin": "http://[x]"}):
+        answer = server.client.post("/embed", headers=headers, **ask)
+        assert (answer.status_code, error_of(answer)["what"].endswith("no valid address")) == (400, True), headers
     link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
     assert server.client.get("/", headers=link).status_code == 200
     assert (
