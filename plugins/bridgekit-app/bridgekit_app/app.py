@@ -95,14 +95,15 @@ async def _read(request: Request, kind: type[AnyOptions]) -> AsyncIterator[tuple
 
 def _options(fields: Mapping[str, list[Any]], kind: type[AnyOptions]) -> AnyOptions:
     values = {name: sent if name in ("to", "weights") else sent[-1] for name, sent in fields.items() if sent}
+    unknown = next((name for name in values if name not in kind.model_fields), None)
+    if unknown is not None:  # without validation: there may be thousands
+        remedy = f"options are {', '.join(kind.model_fields)}; inputs are fields named after a modality"
+        raise Refusal(400, f"there is no option {unknown[:100]!r}", remedy=remedy)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))[:100]
-        if first["type"] == "extra_forbidden":
-            remedy = f"options are {', '.join(kind.model_fields)}; inputs are fields named after a modality"
-            raise Refusal(400, f"there is no option {where!r}", remedy=remedy) from None
         raise Refusal(400, f"invalid value for the option {where!r}: {first['msg']}", remedy="see /docs") from None
 
 

@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 import anyio
 
 from bridgekit.errors import BridgekitError
-from bridgekit_app.limits import Limits, Refusal, answer, busy
+from bridgekit_app.limits import Limits, Refusal, answer, busy, too_large
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -74,7 +74,7 @@ class Guard:
             length = headers.get("content-length", "")
             if length.isascii() and length.isdigit() and int(length) > self.limits.upload_bytes:
                 await body.drain()
-                raise too_large(self.limits)
+                raise too_large(self.limits.upload_bytes)
             if self.running >= self.limits.requests:
                 raise busy(f"{self.running} requests are being processed", 1)
             self.running += 1
@@ -123,7 +123,7 @@ class _Body:
         message = await self._next()
         if self._bytes > self._limits.upload_bytes:
             await self.drain()
-            raise too_large(self._limits)
+            raise too_large(self._limits.upload_bytes)
         return message
 
     async def drain(self) -> None:
@@ -140,14 +140,6 @@ class _Body:
         raise Refusal(
             408, f"the request took longer than {self._limits.upload_seconds:.0f} s to arrive", remedy="send it again"
         )
-
-
-def too_large(limits: Limits) -> Refusal:
-    """The error for a body that is too large."""
-    megabytes = limits.upload_bytes / 1e6
-    return Refusal(
-        413, f"the request is larger than {megabytes:g} MB", remedy="send a shorter clip, a smaller image or fewer inputs"
-    )
 
 
 def _split(header: str, address: str) -> SplitResult:

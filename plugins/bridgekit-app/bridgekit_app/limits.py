@@ -20,6 +20,7 @@ class Limits:
 
     Arguments:
         upload_bytes: body of one request.
+        json_bytes: the same for JSON, which has only texts and options.
         upload_seconds: time for a body to arrive.
         clip_seconds: length of a clip.
         megapixels: size of an image.
@@ -35,6 +36,7 @@ class Limits:
     """
 
     upload_bytes: int = 20_000_000
+    json_bytes: int = 1_000_000
     upload_seconds: float = 60
     clip_seconds: float = 60
     megapixels: float = 25
@@ -63,6 +65,11 @@ def busy(what: str, retry_after: int, *, yours: bool = False) -> Refusal:
     """The error for a full queue: 503, or 429 if the client's own requests fill it."""
     remedy = f"retry in {retry_after} second{'s' if retry_after > 1 else ''}"
     return Refusal(429 if yours else 503, f"busy: {what}", remedy=remedy, retry_after=retry_after)
+
+
+def too_large(most: int, remedy: str = "send a shorter clip, a smaller image or fewer inputs") -> Refusal:
+    """The error for a body of more than `most` bytes."""
+    return Refusal(413, f"the request is larger than {most / 1e6:g} MB", remedy=remedy)
 
 
 def to_json(content: Any) -> str:

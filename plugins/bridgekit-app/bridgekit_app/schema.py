@@ -8,17 +8,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from bridgekit.diffusion.conditioner import GAPS
 
+#: Weights of one request.
+MOST_WEIGHTS = 64
+
 
 def _numbers(value: Any) -> Any:
-    """Accept `2,1`, as on the command line, or a list."""
+    """Accept `2,1`, as on the command line, or a list. What follows after `MOST_WEIGHTS` commas is not split, and no number."""
     parts = value if isinstance(value, list) else [value]
-    return [piece for part in parts for piece in (part.split(",") if isinstance(part, str) else [part])]
+    return [piece for part in parts for piece in (part.split(",", MOST_WEIGHTS) if isinstance(part, str) else [part])]
 
 
 Weights = Annotated[
     list[Annotated[float, Field(gt=0, le=1000)]],
     BeforeValidator(_numbers),
-    Field(description="Weights of the inputs in a mixture, in order.", examples=[[2, 1]]),
+    Field(description="Weights of the inputs in a mixture, in order.", max_length=MOST_WEIGHTS, examples=[[2, 1]]),
 ]
 
 

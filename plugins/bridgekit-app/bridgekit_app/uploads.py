@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import anyio.to_thread
 from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
@@ -20,8 +21,10 @@ from bridgekit.errors import BridgekitError, ItemError
 from bridgekit.media import audio_seconds
 from bridgekit.plugins import plugin_of
 from bridgekit.storage.bounded import parse_json, why_no_json
-from bridgekit_app.limits import Limits, Refusal
+from bridgekit_app.limits import Limits, Refusal, too_large
 
+#: Commas in JSON beyond those that texts may have: every option has a few values.
+OPTION_COMMAS = 200
 # Also where it is given twice or in pieces (RFC 2231).
 _CHARSET = re.compile(r'charset[*\d]*\s*=\s*"?([^;"\s]*)', re.IGNORECASE)
 
@@ -60,7 +63,8 @@ async def read_request(
     with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as own:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "application/json":
-            inputs, fields = _from_json(await request.body())
+            body = await _bounded_body(request, limits.json_bytes)
+            inputs, fields = await anyio.to_thread.run_sync(_from_json, body, limits)
         elif kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
             _check_charset(request.headers["content-type"])
             inputs, fields = await _from_form(request, Path(own), limits)
@@ -81,7 +85,26 @@ async def read_request(
         yield inputs, fields
 
 
-def _from_json(body: bytes) -> tuple[list[Input], dict[str, list[Any]]]:
+async def _bounded_body(request: Request, most: int) -> bytes:
+    """The body of a request. All of one that is too large is read, or its client would not see the response, but not kept."""
+    body, size = bytearray(), 0
+    async for block in request.stream():
+        size += len(block)
+        if size <= most:
+            body += block
+    if size > most:
+        raise too_large(most, "send fewer or shorter texts, and files in a form")
+    return bytes(body)
+
+
+def _from_json(body: bytes, limits: Limits) -> tuple[list[Input], dict[str, list[Any]]]:
+    """The texts and options of a JSON request. Runs in a worker thread: parsing would hold up all other requests."""
+    # No request has more values than commas, a few levels aside. In texts within the limits there are commas too.
+    most = limits.inputs * limits.text_characters + OPTION_COMMAS
+    if body.count(b",") > most:
+        raise Refusal(
+            413, f"the request has over {most:,} commas, too many for texts and options", remedy="send several requests"
+        )
     remedy = 'send an object, e.g. {"text": "a dog"}'
     try:
         document = parse_json(body, lenient=True)

@@ -40,6 +40,7 @@ from PIL import Image
 from served import SMALL, Served, served
 
 from bridgekit import Bridge
+from bridgekit.storage.bounded import parse_json
 from tests.conftest import Run, tone
 from tests.shared import PATIENCE, compressed
 from tests.spoken_words import WORDS, SpokenWords, say
@@ -475,6 +476,38 @@ def test_bodies_with_a_false_length_or_no_end_are_abandoned(spoken_words: Spoken
         assert b" 413 " in endless.splitlines()[0]
         assert running.client.get("/healthz").json()["status"] == "ok"
         assert not list(running.folder.iterdir())
+
+
+def test_json_is_bounded_before_it_is_parsed_and_parsed_beside_other_requests(
+    spoken_words: SpokenWords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+
+    def parse(body: bytes, **options: Any) -> Any:
+        parsed.append(threading.current_thread().name)
+        return parse_json(body, **options)
+
+    monkeypatch.setattr(uploads, "parse_json", parse)
+    keys = ",".join(f'"{number}":0' for number in range(70_000))
+    refused = {
+        '{"text": [' + '"a",' * 4_500_000 + '"a"]}': (413, "the request is larger than 1 MB"),
+        '{"text": "' + "a" * 1_000_000 + '"}': (413, "the request is larger than 1 MB"),
+        '{"text": [' + '"a",' * 240_000 + '"a"]}': (413, "the request has over 16,200 commas"),
+        '{"text": "a", ' + keys + "}": (413, "the request has over 16,200 commas"),
+        '{"text": "a", "weights": [' + "1," * 16_000 + "1]}": (400, "invalid value for the option 'weights'"),
+        '{"text": "a", "weights": "' + "1," * 16_000 + '1"}': (400, "invalid value for the option 'weights"),
+        '{"text": "a", "": 1}': (400, "there is no option ''"),
+        '{"text": "' + "a" * 999_000 + '"}': (413, "a text is longer than 1,000 characters"),
+    }
+    with served(spoken_words, Limits()) as running:
+        head = {"content-type": "application/json"}
+        for body, (status, what) in refused.items():
+            answer = running.client.post("/search", content=body, headers=head)
+            assert (answer.status_code, error_of(answer)["what"][: len(what)]) == (status, what), body[:30]
+        most = {"text": [f"{number}{',' * 998}" for number in range(10, 26)]}
+        assert running.client.post("/embed", json=most).status_code == 200
+    assert len(parsed) == 5
+    assert all("worker thread" in name for name in parsed), "not in the event loop's thread"
 
 
 # ---- what it leaves
