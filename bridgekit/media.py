@@ -95,6 +95,16 @@ def read_image(item: Item) -> Image.Image:
     )
 
 
+def image_size(item: Item) -> tuple[int, int]:
+    """The width and height of an image by its header, without decoding it.
+
+    Raises:
+        ItemError: the file is missing, is not an image of a format that `EXTENSIONS` names, or its header is damaged, crashes
+            the decoder or exceeds its time or memory limit.
+    """
+    return decode("size", _decodable(item), lambda facts, _: (int(facts["size"][0]), int(facts["size"][1])))
+
+
 def read_opacity(item: Item) -> tuple[int, int]:
     """The lowest and the highest opacity of an image's pixels, from 0 (transparent) to 255; 255 if it has no transparency.
 

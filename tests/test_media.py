@@ -22,7 +22,7 @@ from PIL import Image, ImageFile
 from bridgekit.decoding import decoders
 from bridgekit.errors import ItemError
 from bridgekit.items import Blob
-from bridgekit.media import content_hash, read_audio, read_image, read_text, size_hint
+from bridgekit.media import content_hash, image_size, read_audio, read_image, read_text, size_hint
 from tests.torture.bombs import bombs
 
 FORMATS = ("wav", "flac", "ogg", "mp3")
@@ -484,6 +484,16 @@ def test_a_picture_of_over_100_megapixels_is_refused_before_it_is_decoded(
         warnings.simplefilter("error")
         with pytest.raises(ItemError, match=told):
             decoders.decode_image(path)
+
+
+def test_the_size_of_a_picture_is_read_from_its_header_however_large(tmp_path: Path) -> None:
+    assert image_size(blank_png(tmp_path / "huge.png", 20_000, 30_000)) == (20_000, 30_000)
+    picture().save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:-100])
+    assert image_size(tmp_path / "cut.jpg") == picture().size
+    picture().save(tmp_path / "a.ico")
+    with pytest.raises(ItemError, match="not a picture that can be read"):
+        image_size(tmp_path / "a.ico")
 
 
 @pytest.mark.parametrize("name", [name for name in bombs() if name.endswith((".png", ".gif", ".jpg", ".webp", ".ico", ".tif"))])

@@ -7,7 +7,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -36,6 +36,8 @@ _MPEG_FRAME = 1152  # samples
 _CUT_SHORT = "the file is cut short"
 # Bitmaps only. Pillow also opens EPS, for which it would start Ghostscript, and TGA, as which it misreads other files.
 _FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# Without ICO, which holds pictures of other formats and which `bridgekit.items.EXTENSIONS` does not name.
+_NAMED = tuple(name for name in _FORMATS if name != "ICO")
 # Library messages that say nothing useful.
 _SAYS_NOTHING = re.compile(
     r"internal error|unknown error|unspecified|decoder error|decoder object|possibly a pipe|cannot load this image|^$",
@@ -275,28 +277,45 @@ def decode_opacity(path: Path) -> tuple[int, int]:
     return _read_picture(path, _opacity)
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image, however large, as `bridgekit.media.image_size` returns them. Decodes nothing.
+
+    Raises:
+        ItemError: as for `image_size`.
+    """
+    with _opened_picture(path, _NAMED, None) as picture:
+        return picture.size
+
+
 def _read_picture(path: Path, finish: Callable[[Image.Image], T]) -> T:
-    Image.init()
-    Image.MAX_IMAGE_PIXELS = MAX_MEGAPIXELS * 1_000_000 // 2  # Pillow warns above this, and refuses above twice as many
-    with opened(path) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            picture = Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
-            if min(picture.size) >= MIN_SIDE:
-                picture.load()
-                with contextlib.suppress(Exception):  # a broken EXIF block affects no pixel
-                    ImageOps.exif_transpose(picture, in_place=True)
-                return finish(picture)
-        except MemoryError:
-            raise
-        except Exception as error:  # decoders may raise anything on unexpected bytes
-            raise _refused_picture(path, error) from None
+    # Pillow warns above this, and refuses above twice as many.
+    with _opened_picture(path, _FORMATS, MAX_MEGAPIXELS * 1_000_000 // 2) as picture:
+        if min(picture.size) >= MIN_SIDE:
+            picture.load()
+            with contextlib.suppress(Exception):  # a broken EXIF block affects no pixel
+                ImageOps.exif_transpose(picture, in_place=True)
+            return finish(picture)
     width, height = picture.size
     raise ItemError(
         f"the picture has {width:,} x {height:,} pixels: too few to show anything",
         where=str(path),
         remedy=f"use one with at least {MIN_SIDE} pixels on each side",
     )
+
+
+@contextlib.contextmanager
+def _opened_picture(path: Path, formats: Sequence[str], pixels: int | None) -> Iterator[Image.Image]:
+    """An image of one of these formats with its header read, and any error as an ItemError."""
+    Image.init()
+    Image.MAX_IMAGE_PIXELS = pixels
+    with opened(path) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield Image.open(file, formats=[name for name in formats if name in Image.OPEN])
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders may raise anything on unexpected bytes
+            raise _refused_picture(path, error) from None
 
 
 def _refused_picture(path: Path, error: Exception) -> ItemError:
@@ -378,6 +397,10 @@ def _image(path: Path) -> Reply:
     return {"size": picture.size}, pieces
 
 
+def _image_size(path: Path) -> Reply:
+    return {"size": picture_size(path)}, iter(())
+
+
 def _image_opacity(path: Path) -> Reply:
     return {"opacity": decode_opacity(path)}, iter(())
 
@@ -386,6 +409,7 @@ OPERATIONS: dict[str, Callable[..., Reply]] = {
     "audio": _audio,
     "duration": _duration,
     "image": _image,
+    "size": _image_size,
     "opacity": _image_opacity,
     "table": describe_table,
     "cells": read_cells,

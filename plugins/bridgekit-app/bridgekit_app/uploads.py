@@ -12,13 +12,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import anyio.to_thread
-from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from bridgekit.encoders import TEXT, Encoder, Item
 from bridgekit.errors import BridgekitError, ItemError
-from bridgekit.media import audio_seconds
+from bridgekit.media import audio_seconds, image_size
 from bridgekit.plugins import plugin_of
 from bridgekit.storage.bounded import parse_json, why_no_json
 from bridgekit_app.limits import Limits, Refusal, too_large
@@ -184,13 +183,10 @@ def _check_clip(path: Path, limits: Limits) -> None:
 
 
 def _check_picture(path: Path, limits: Limits) -> None:
-    """Refuse an image whose header gives too large a size."""
-    try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-    except Image.DecompressionBombError:
-        width, height = 1_000_000, 1_000_000
-    except Exception:
-        return  # an unreadable image is left to the encoder, which reports why
+    """Refuse an image whose header gives too large a size, or which is of no format that bridgekit names.
+
+    A decoder process reads the header: a few bytes of some formats make Pillow take gigabytes.
+    """
+    width, height = image_size(path)
     if width * height > limits.megapixels * 1e6:
         raise Refusal(413, f"the image has over {limits.megapixels:g} megapixels", remedy="scale it down")

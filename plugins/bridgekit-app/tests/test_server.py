@@ -510,6 +510,25 @@ def test_json_is_bounded_before_it_is_parsed_and_parsed_beside_other_requests(
     assert all("worker thread" in name for name in parsed), "not in the event loop's thread"
 
 
+def test_uploaded_pictures_are_opened_by_a_decoder_process_and_only_in_named_formats(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures: dict[str, tuple[bytes, int, str]] = {"a.png": (png_of(100, 100), 200, ""), "l.png": (png_of(1_000, 600), 413, "")}
+    for name, kind in (("a.tif", "TIFF"), ("a.ico", "ICO"), ("a.eps", "EPS"), ("a.tga", "TGA"), ("a.pcx", "PCX")):
+        buffer = io.BytesIO()
+        Image.new("RGB", (100, 100)).save(buffer, kind)
+        pictures[name] = (buffer.getvalue(), 200 if kind == "TIFF" else 415, "" if kind == "TIFF" else "not a picture")
+
+    def here(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("opened in the server's own process")
+
+    monkeypatch.setattr(Image, "open", here)
+    for name, (data, status, what) in pictures.items():
+        answer = server.client.post("/embed", files={"image": (name, data)})
+        assert answer.status_code == status, (name, answer.text)
+        assert what in answer.text, name
+
+
 # ---- what it leaves
 
 
