@@ -165,6 +165,23 @@ def test_a_thread_has_a_decoder_to_itself_and_hands_it_on(tmp_path: Path) -> Non
     assert 1 <= len(decoder_ids()) <= 4
 
 
+def test_decoders_are_bounded_however_many_threads_decode_and_idle_ones_are_retired(tmp_path: Path) -> None:
+    path = tone(tmp_path / "good.flac", 440)
+    with ThreadPoolExecutor(4 * isolation.MOST) as pool:
+        assert set(pool.map(lambda _: len(read_audio(path, 16_000)), range(8 * isolation.MOST))) == {6_400}
+    ids = decoder_ids()
+    assert 1 <= len(ids) <= isolation.MOST
+    isolation.retire_idle(60)
+    assert decoder_ids() == ids
+    with isolation._pool.borrowed() as used:
+        isolation.retire_idle(0)
+        assert decoder_ids() == [used.process.pid]
+    assert all(is_gone(pid) for pid in ids if pid != used.process.pid)
+    isolation.retire_idle(0)
+    assert decoder_ids() == []
+    assert len(read_audio(path, 16_000)) == 6_400
+
+
 @on_linux
 def test_descriptors_threads_and_processes_do_not_leak(tmp_path: Path) -> None:
     good, bad = tone(tmp_path / "good.flac", 440), tmp_path / "bad.png"

@@ -10,7 +10,8 @@ What is not covered:
 - This is not a sandbox. A decoder has the user's permissions: code that a file injects can use files and the network.
 - The parent's memory, which holds the decoded item, is not limited. Neither is disk space.
 
-Processes are started on demand, as many as there are threads decoding at the same time, and reused. They end with the parent.
+Processes are started on demand, as many as there are threads decoding at the same time but at most `MOST`, and reused. They
+end with the parent; one that serves requests ends those that idle (`retire_idle`).
 
 A request is a line of JSON, followed by the bytes of an item that has no file. A reply is a series of frames, each of two
 lengths (of its data and of its JSON, 8 bytes each), the data, and the JSON. The first frame with JSON is the last.
@@ -53,6 +54,9 @@ SECONDS_PER_MB = 1.0
 #: Cap on a decoder's address space in bytes, including its program. The largest image allowed takes 2.5 GB (JPEG 2000 with
 #: alpha, 100 megapixels), the longest clip 0.2 GB.
 MEMORY_CAP = 3 << 30
+#: Decoders at a time; further threads wait. More than there are cores take memory for nothing, but a few must not be held up by
+#: a file that hangs.
+MOST = max(4, os.cpu_count() or 1)
 
 _START_SECONDS = 120.0
 _FRAME = struct.Struct("<QQ")
@@ -124,6 +128,11 @@ def decoder_ids() -> list[int]:
     return [decoder.process.pid for decoder in _pool.decoders]
 
 
+def retire_idle(seconds: float) -> None:
+    """End the decoders that nobody has used for this many seconds. The next file starts them again."""
+    _pool.retire_idle(seconds)
+
+
 class _Ended(Exception):
     """A decoder ended without replying; the message says why."""
 
@@ -145,6 +154,7 @@ class _Decoder:
         self._requests, self._replies = self.process.stdin, self.process.stdout
         self._parent = os.getpid()
         self._buffer = bytearray()
+        self.used = time.monotonic()
         if sys.platform == "linux":  # let the pipe hold an image of usual size, so that it is sent in one piece
             with contextlib.suppress(OSError):
                 fcntl.fcntl(self._replies, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
@@ -225,23 +235,26 @@ class _Decoder:
 
 
 class _Pool:
-    """The decoders of this process: as many as were ever needed at the same time."""
+    """The decoders of this process: as many as were needed at the same time, but at most `MOST`."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self._free = threading.Semaphore(MOST)
         self.decoders: list[_Decoder] = []
         self._idle: list[_Decoder] = []
 
     @contextlib.contextmanager
     def borrowed(self) -> Iterator[_Decoder]:
-        """A decoder for one file. It is discarded if the file ends it or the caller is interrupted."""
-        decoder = self._take()
-        try:
-            yield decoder
-        except BaseException:
-            self._drop(decoder)
-            raise
-        self._idle.append(decoder)
+        """A decoder for one file, as soon as one is free. It is discarded if the file ends it or the caller is interrupted."""
+        with self._free:
+            decoder = self._take()
+            try:
+                yield decoder
+            except BaseException:
+                self._drop(decoder)
+                raise
+            decoder.used = time.monotonic()
+            self._idle.append(decoder)
 
     def _take(self) -> _Decoder:
         with contextlib.suppress(IndexError):
@@ -268,6 +281,14 @@ class _Pool:
             self.decoders = [other for other in self.decoders if other is not decoder]
         decoder.close()
 
+    def retire_idle(self, seconds: float) -> None:
+        """Close the decoders that have been idle for so long: `_take` takes the last used, so that others can idle."""
+        for decoder in list(self._idle):
+            if time.monotonic() - decoder.used >= seconds:
+                with contextlib.suppress(ValueError):  # it has just been taken
+                    self._idle.remove(decoder)
+                    self._drop(decoder)
+
     def close(self) -> None:
         """Close all decoders."""
         with self.lock:
@@ -277,7 +298,7 @@ class _Pool:
 
     def forked(self) -> None:
         """Give up all decoders in a forked child, whose requests would mix with its parent's."""
-        self.lock = threading.Lock()
+        self.lock, self._free = threading.Lock(), threading.Semaphore(MOST)
         self.close()
 
 

@@ -6,6 +6,7 @@ control over uploads, allowed origins and cancelling the work of clients that ha
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import math
 import re
@@ -324,7 +325,7 @@ async def healthz(request: Request) -> dict[str, Any]:
 )
 async def media(request: Request, name: str) -> Response:
     """The first 30 s of a clip as WAV, or an image as PNG. Names are valid until the server stops."""
-    made = await anyio.to_thread.run_sync(_state(request).media.read, name)
+    made = await _state(request).found(name)
     if made is None:
         raise Refusal(404, "there is no such clip or image", remedy="search again: names are valid until the server stops")
     kind, data = made
@@ -393,9 +394,11 @@ def create_app(
         with tempfile.TemporaryDirectory(prefix="bridgekit-app-", ignore_cleanup_errors=True) as folder:
             app.state.folder = Path(folder)
             state = app.state.bridgekit = AppState(limits, bridges, bridge, model, device, warm)
+            retiring = asyncio.create_task(state.retire_decoders())
             try:
                 yield
             finally:
+                retiring.cancel()
                 state.close()
 
     app = FastAPI(

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from bridgekit.bridge.bridge import Bridge
 from bridgekit.bridge.provenance import installed_version
+from bridgekit.decoding.isolation import retire_idle
 from bridgekit.diffusion.conditioner import close_gap
 from bridgekit.diffusion.models import DrawOptions, open_model
 from bridgekit.diffusion.painter import Painter, mix, open_painter, paint
@@ -50,6 +51,8 @@ PREVIEWS = 5
 PATIENCE = 10
 #: Minimum seconds between progress events of one kind.
 REPORT_SECONDS = 0.2
+#: Seconds after which a decoder process that has nothing to do ends: each takes about 40 MB, and starts in a second.
+IDLE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +220,16 @@ class AppState:
         while len(self._vectors) > self.limits.vectors:
             self._vectors.popitem(last=False)
         return torch.cat([vectors[key] for key in keys])
+
+    async def found(self, name: str) -> tuple[str, bytes] | None:
+        """`Media.read` in a thread. Decoding shares its threads with that of inputs, and so its decoder processes."""
+        return await anyio.to_thread.run_sync(self.media.read, name, limiter=self._decoders)
+
+    async def retire_decoders(self) -> None:
+        """End decoder processes that idle, for ever."""
+        while True:
+            await asyncio.sleep(IDLE_SECONDS / 2)
+            await anyio.to_thread.run_sync(retire_idle, IDLE_SECONDS)
 
     def gallery(self, opened: Opened, modality: str) -> Gallery:
         """A bridge's own items of one modality. Waits up to `PATIENCE` seconds for them to be encoded.

@@ -40,9 +40,10 @@ from PIL import Image
 from served import SMALL, Served, served
 
 from bridgekit import Bridge
+from bridgekit.decoding import isolation
 from bridgekit.storage.bounded import parse_json
 from tests.conftest import Run, tone
-from tests.shared import PATIENCE, compressed
+from tests.shared import PATIENCE, compressed, wait_until
 from tests.spoken_words import WORDS, SpokenWords, say
 
 
@@ -527,6 +528,25 @@ def test_uploaded_pictures_are_opened_by_a_decoder_process_and_only_in_named_for
         answer = server.client.post("/embed", files={"image": (name, data)})
         assert answer.status_code == status, (name, answer.text)
         assert what in answer.text, name
+
+
+def test_media_are_decoded_by_few_processes_which_do_not_stay(
+    spoken_words: SpokenWords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "IDLE_SECONDS", 0.5)
+    isolation._pool.close()
+    with served(spoken_words, replace(Limits(), media_bytes=0)) as running:
+        told = running.client.post("/search", json={"text": "crown", "to": ["image", "audio"], "k": 20}).json()
+        names = [found["media"] for result in told["results"] for found in result["found"]]
+        counts = set[int]()
+        with ThreadPoolExecutor(len(names)) as pool:
+            answers = [pool.submit(httpx.get, running.address + name, timeout=PATIENCE) for name in names]
+            while not all(answer.done() for answer in answers):
+                counts.add(len(isolation.decoder_ids()))
+                time.sleep(0.02)
+        assert {answer.result().status_code for answer in answers} == {200}
+        assert 1 <= max(counts) <= (os.cpu_count() or 1)
+        wait_until(lambda: not isolation.decoder_ids())
 
 
 # ---- what it leaves
