@@ -32,7 +32,7 @@ class Limits:
         pictures_each: the same for one client.
         picture_seconds: estimated wait above which a client that is not shown its position in the queue is refused.
         media_bytes: clips and thumbnails cached in memory.
-        vectors: embeddings of recent inputs cached, so that changing only the weights of a mixture encodes nothing.
+        vectors: embeddings of recent inputs cached per bridge, so that changing only the weights of a mixture encodes nothing.
     """
 
     upload_bytes: int = 20_000_000

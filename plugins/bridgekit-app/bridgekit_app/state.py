@@ -57,13 +57,21 @@ IDLE_SECONDS = 30.0
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """An open bridge. `stamp` is the time it was written, to notice that it was trained again."""
+    """An open bridge.
+
+    Arguments:
+        stamp: the time it was written, to notice that it was trained again.
+        vectors: embeddings of recent inputs, by modality and content. Only the event loop uses it.
+        painters: by model. Only the thread of `AppState.pictures` uses it.
+    """
 
     name: str
     folder: Path
     stamp: int
     bridge: Bridge
     galleries: Galleries
+    vectors: OrderedDict[tuple[str, bytes], Tensor]
+    painters: dict[str, Painter]
 
 
 class AppState:
@@ -85,9 +93,7 @@ class AppState:
         self._opened: OrderedDict[str, Opened] = OrderedDict()
         self._opening = threading.Lock()
         self._descriptions: dict[tuple[Path, int], dict[str, Any]] = {}
-        self._vectors: OrderedDict[tuple[Opened, str, bytes], Tensor] = OrderedDict()
         self._models: dict[str, ImageModel] = {}
-        self._painters: dict[tuple[Opened, str], Painter] = {}
         self._decoders = anyio.CapacityLimiter(os.cpu_count() or 1)
         self.pictures = Queue("pictures", limits.pictures, limits.pictures_each, self.warm_up if warm else None)
 
@@ -144,22 +150,15 @@ class AppState:
                 self._opened.move_to_end(name)
                 return held
             if held:
-                self._forget(self._opened.pop(name))
+                self._opened.pop(name).galleries.close()
             try:
                 bridge = Bridge.load(known[name], self._device)
             except BridgekitError as error:
                 raise Refusal(404, error.what, where=name, remedy=error.remedy) from error
-            opened = self._opened[name] = Opened(name, known[name], stamp, bridge, Galleries(bridge))
+            opened = self._opened[name] = Opened(name, known[name], stamp, bridge, Galleries(bridge), OrderedDict(), {})
             if len(self._opened) > OPEN_BRIDGES:
-                self._forget(self._opened.popitem(last=False)[1])
+                self._opened.popitem(last=False)[1].galleries.close()
             return opened
-
-    def _forget(self, opened: Opened) -> None:
-        opened.galleries.close()
-        for key in [key for key in self._vectors if key[0] is opened]:
-            self._vectors.pop(key, None)
-        for painted in [key for key in self._painters if key[0] is opened]:
-            self._painters.pop(painted, None)
 
     def describe(self) -> dict[str, Any]:
         """The bridges and models, for `GET /bridge`. Blocks while the default bridge is being opened."""
@@ -203,22 +202,22 @@ class AppState:
         """
         for each in inputs:
             _check_input(opened, each)
-        keys = [(opened, each.modality, content_hash(each.item)) for each in inputs]
-        missing = {key: each for key, each in zip(keys, inputs, strict=True) if key not in self._vectors}
-        vectors = {key: self._vectors[key] for key in keys if key in self._vectors}
+        keys = [(each.modality, content_hash(each.item)) for each in inputs]
+        missing = {key: each for key, each in zip(keys, inputs, strict=True) if key not in opened.vectors}
+        vectors = {key: opened.vectors[key] for key in keys if key in opened.vectors}
         ready: dict[str, list[Any]] = {}
-        for (_, modality, _), each in missing.items():
+        for (modality, _), each in missing.items():
             encoder = await anyio.to_thread.run_sync(open_encoder, opened.bridge, modality)
             prepared = await anyio.to_thread.run_sync(prepare, encoder, each, self.limits, limiter=self._decoders)
             ready.setdefault(modality, []).append(prepared)
         encoded = await asyncio.gather(*(self.batcher.embed(opened.bridge, *each) for each in ready.items()))
         for modality, rows in zip(ready, encoded, strict=True):
-            vectors |= zip([key for key in missing if key[1] == modality], torch.split(rows, 1), strict=True)
+            vectors |= zip([key for key in missing if key[0] == modality], torch.split(rows, 1), strict=True)
         for key in keys:
-            self._vectors[key] = vectors[key]
-            self._vectors.move_to_end(key)
-        while len(self._vectors) > self.limits.vectors:
-            self._vectors.popitem(last=False)
+            opened.vectors[key] = vectors[key]
+            opened.vectors.move_to_end(key)
+        while len(opened.vectors) > self.limits.vectors:
+            opened.vectors.popitem(last=False)
         return torch.cat([vectors[key] for key in keys])
 
     async def found(self, name: str) -> tuple[str, bytes] | None:
@@ -324,17 +323,17 @@ class AppState:
         self._painter(opened, self.model(None), _throttled(emit))
 
     def _painter(self, opened: Opened, name: str, report: Report) -> Painter:
-        key = (opened, name)
-        if key not in self._painters:
+        if name not in opened.painters:
             if name not in self._models:
                 report("loading model", 0, 1)
                 self._models.clear()  # keep one at a time: two large models may not fit into memory
-                for other in [key for key in self._painters if key[1] != name]:
-                    del self._painters[other]
+                with self._opening:
+                    for other in self._opened.values():
+                        other.painters.clear()
                 with OPENING:
                     self._models[name] = open_model(name, self._device)
-            self._painters[key] = open_painter(opened.bridge, self._models[name], opened.folder, report=report)
-        return self._painters[key]
+            opened.painters[name] = open_painter(opened.bridge, self._models[name], opened.folder, report=report)
+        return opened.painters[name]
 
     def close(self) -> None:
         """Stop background work."""

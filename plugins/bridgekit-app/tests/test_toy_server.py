@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import os
 import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from served import served_bridges
+import torch
+from bridgekit_app.state import AppState
+from bridgekit_app.uploads import Input
+from served import SMALL, served_bridges
 
 from tests.conftest import Run
 from tests.toys import NAMES, tone_table
@@ -106,3 +114,49 @@ def test_names_that_are_not_utf_8_are_shown_with_escapes_and_found_by_them(run: 
         found = answer.json()["results"][0]["found"][0]
         assert found["item"].startswith(r"caf\udce9 ")
         assert server.client.get(found["media"]).headers["content-type"] == "audio/wav"
+
+
+class Watched(OrderedDict[Any, Any]):
+    """A dictionary that records which threads write it or walk through it."""
+
+    made: ClassVar[list[Watched]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads = set[str]()
+        self.made.append(self)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.threads.add(threading.current_thread().name)
+        super().__setitem__(key, value)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.threads.add(threading.current_thread().name)
+        return super().__iter__()
+
+
+@pytest.mark.usefixtures("toy")
+def test_opening_a_bridge_again_leaves_alone_what_the_event_loop_writes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tone_table(tmp_path)
+    code, _, err = run("align", "--pairs", "pairs.csv")
+    assert code == 0, err
+    monkeypatch.setattr("bridgekit_app.state.OrderedDict", Watched)
+    texts = [Input("text", f"owl {number}", f"owl {number}") for number in range(20)]
+
+    async def main() -> None:
+        state = AppState(SMALL, Path("bridges"), warm=False)
+        opened = await asyncio.to_thread(state.open)
+        first = await state.embed(opened, texts)
+        os.utime("bridges/audio-text/bridge.json", (1, 1))
+        again = await asyncio.to_thread(state.open)
+        assert again is not opened
+        assert torch.equal(await state.embed(again, texts), first)
+        state.close()
+
+    asyncio.run(main())
+    vectors = [each for each in Watched.made if any(isinstance(key, tuple) for key in each)]
+    assert vectors
+    assert all(each.threads == {threading.main_thread().name} for each in vectors)
+    assert sum(map(len, vectors)) == 40
