@@ -24,6 +24,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from bridgekit.bridge.provenance import installed_version
@@ -412,7 +413,7 @@ def create_app(
     app.include_router(routes)
     for path, (file, kind) in PAGES.items():
         app.add_api_route(path, _page(file, kind, DOCS_POLICY if path == "/docs" else POLICY), include_in_schema=False)
-    for error in (BridgekitError, HTTPException, Cancelled, Exception):
+    for error in (BridgekitError, HTTPException, Cancelled, ClientDisconnect, Exception):
         app.add_exception_handler(error, _error_answer)
     return Guard(app, limits, host)
 
@@ -428,7 +429,7 @@ def _page(file: Path, kind: str, policy: str) -> Any:
 
 async def _error_answer(_: Request, error: Exception) -> Response:
     """Any error as JSON."""
-    if isinstance(error, Cancelled):
+    if isinstance(error, Cancelled | ClientDisconnect):
         return Response(status_code=499)  # the client has disconnected
     if isinstance(error, HTTPException):
         remedy = "see /docs" if error.status_code in (404, 405) else None

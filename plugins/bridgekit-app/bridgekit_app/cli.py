@@ -36,22 +36,11 @@ def command(
     from bridgekit.bridge.bridge import Bridge
     from bridgekit.cli.common import find_bridge
     from bridgekit_app.app import create_app
+    from bridgekit_app.connections import configure
 
     Bridge.load(find_bridge(bridge), "cpu")  # so that a bad bridge is reported here, not in the browser
     with _listen(host, port) as listener:
-        config = uvicorn.Config(
-            create_app(bridge, model=model, host=host, device=device),
-            log_level="warning",
-            access_log=False,
-            lifespan="on",
-            ws="none",
-            proxy_headers=False,  # no trusted proxy in front of this server sets them
-            server_header=False,
-            # An image in progress is cancelled at its next step; open streams are cut off after this.
-            timeout_graceful_shutdown=1,
-            # Longer than clients idle between requests: one sent just as the connection closes would be lost.
-            timeout_keep_alive=75,
-        )
+        config = configure(create_app(bridge, model=model, host=host, device=device), log_level="warning")
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         print(f"bridgekit app: {address} (API: {address}/docs; stop with Ctrl-C)", flush=True)
         if not _is_loopback(host):

@@ -38,6 +38,10 @@ HEADERS = {
 #: A body that is too large is read and discarded up to this many times the limit: a browser still sending when the connection
 #: closes would not see the response.
 PATIENCE = 4
+#: Seconds that a body may take to arrive before its request can lose its place to another, if there are too many.
+GRACE = 2.0
+#: Bytes of a response handed over at a time. More follow when these are taken: what nobody reads is not copied as a whole.
+PIECE = 65_536
 
 
 class Guard:
@@ -47,25 +51,32 @@ class Guard:
         self.app, self.limits = app, limits
         self.names = {"localhost", host.lower(), socket.gethostname().lower(), f"{socket.gethostname().lower()}.local"}
         self.running = 0
+        self._arriving: list[_Body] = []  # of the requests that are running, the oldest first
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Check a request and pass it on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began = False
+        began = counted = False
+
+        def leave() -> None:
+            nonlocal counted
+            self.running -= counted
+            counted = False
 
         async def send_safely(message: Message) -> None:
             nonlocal began
             if message["type"] == "http.response.start":
                 began = True
+                leave()  # the rest is up to the client, which may never read it
                 present = {name for name, _ in message["headers"]}
                 extra = {"cache-control": "no-store", **HEADERS}
                 message["headers"] = [
                     *message["headers"],
                     *((name.encode(), value.encode()) for name, value in extra.items() if name.encode() not in present),
                 ]
-            await send(message)
+            await _send_in_pieces(send, message)
 
         try:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -75,17 +86,24 @@ class Guard:
             if length.isascii() and length.isdigit() and int(length) > self.limits.upload_bytes:
                 await body.drain()
                 raise too_large(self.limits.upload_bytes)
-            if self.running >= self.limits.requests:
+            if self.running >= self.limits.requests and not self._make_room():
                 raise busy(f"{self.running} requests are being processed", 1)
             self.running += 1
+            counted = True
+            self._arriving.append(body)
             try:
                 await self.app(scope, body.receive, send_safely)
             finally:
-                self.running -= 1
+                self._arriving.remove(body)
+                leave()
         except BridgekitError as error:
             if began:  # the response has started and can only be aborted
                 raise
             await answer(error)(scope, receive, send_safely)
+
+    def _make_room(self) -> bool:
+        """Refuse the oldest request whose body has not arrived for `GRACE` seconds, if there is one."""
+        return any(body.give_way() for body in self._arriving)
 
     def _check_origin(self, scope: Message, headers: MutableMapping[str, str]) -> None:
         """Refuse requests from other sites' pages.
@@ -115,7 +133,9 @@ class _Body:
 
     def __init__(self, receive: Receive, limits: Limits) -> None:
         self._receive, self._limits = receive, limits
-        self._bytes, self._until, self._whole = 0, time.monotonic() + limits.upload_seconds, False
+        self._bytes, self._since, self._whole = 0, time.monotonic(), False
+        self._waiting: anyio.CancelScope | None = None
+        self._gives_way = False
 
     async def receive(self) -> Message:
         if self._whole:  # the only message still to come is the disconnect
@@ -131,15 +151,36 @@ class _Body:
         while not self._whole and self._bytes <= PATIENCE * self._limits.upload_bytes:
             await self._next()
 
+    def give_way(self) -> bool:
+        """Refuse the request, if it waits for its client and has done so for `GRACE` seconds. Returns whether it is refused."""
+        if self._waiting is None or self._gives_way or time.monotonic() - self._since < GRACE:
+            return False
+        self._gives_way = True
+        self._waiting.cancel()
+        return True
+
     async def _next(self) -> Message:
-        with anyio.move_on_after(self._until - time.monotonic()):
-            message = await self._receive()
-            self._bytes += len(message.get("body", b""))
-            self._whole = message["type"] != "http.request" or not message.get("more_body", False)
-            return message
+        try:
+            with anyio.move_on_after(self._since + self._limits.upload_seconds - time.monotonic()) as self._waiting:
+                message = await self._receive()
+                self._bytes += len(message.get("body", b""))
+                self._whole = message["type"] != "http.request" or not message.get("more_body", False)
+                return message
+        finally:
+            self._waiting = None
+        if self._gives_way:
+            raise Refusal(408, "the request was slow to arrive and gave way to others", remedy="send it again")
         raise Refusal(
             408, f"the request took longer than {self._limits.upload_seconds:.0f} s to arrive", remedy="send it again"
         )
+
+
+async def _send_in_pieces(send: Send, message: Message) -> None:
+    body = memoryview(message.get("body", b""))
+    while len(body) > PIECE:
+        await send({**message, "body": bytes(body[:PIECE]), "more_body": True})
+        body = body[PIECE:]
+    await send({**message, "body": bytes(body)} if "body" in message else message)
 
 
 def _split(header: str, address: str) -> SplitResult:

@@ -26,7 +26,12 @@ class Limits:
         megapixels: size of an image.
         text_characters: length of a text.
         inputs: inputs per request.
-        requests: concurrent requests.
+        requests: concurrent requests, from their header to the start of their response.
+        connections: open connections. Responses that nobody reads stay in memory, so there is a limit.
+        connections_each: the same for one address. Behind loopback all share one: a browser has 6 per window and 50 programs
+            have one or two each, so that this is enough for all of them, twice. Half is left for other addresses.
+        header_seconds: time for a header to arrive, also for the first one of a connection to begin.
+        response_seconds: time for a client to take what has been sent, for example a clip of 1.4 MB at 70 KB/s.
         encoding: items queued for encoding.
         pictures: images queued for generation.
         pictures_each: the same for one client.
@@ -43,6 +48,10 @@ class Limits:
     text_characters: int = 1_000
     inputs: int = 16
     requests: int = 128
+    connections: int = 400
+    connections_each: int = 200
+    header_seconds: float = 10
+    response_seconds: float = 20
     encoding: int = 256
     pictures: int = 16
     pictures_each: int = 4

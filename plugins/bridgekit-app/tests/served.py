@@ -6,14 +6,16 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import uvicorn
 from bridgekit_app.app import create_app
+from bridgekit_app.connections import configure
 from bridgekit_app.limits import Limits
 from bridgekit_app.state import AppState
 
@@ -30,13 +32,14 @@ class Served:
     state: AppState
     folder: Path
     client: httpx.Client
+    connections: Collection[Any]
 
 
 @contextlib.contextmanager
 def served_bridges(bridges: Path, limits: Limits = SMALL, *, warm: bool = False) -> Iterator[Served]:
     """A server of the bridges in a folder. The galleries of the default one are filled."""
     guard = create_app(limits=limits, bridges=bridges, warm=warm)
-    server = uvicorn.Server(uvicorn.Config(guard, port=0, log_level="error", ws="none", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(configure(guard, log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -49,7 +52,7 @@ def served_bridges(bridges: Path, limits: Limits = SMALL, *, warm: bool = False)
                 assert opened.galleries.find(modality, 600)
             address = f"http://127.0.0.1:{listener.getsockname()[1]}"
             with httpx.Client(base_url=address, timeout=600) as client:
-                yield Served(address, app_state.bridgekit, app_state.folder, client)
+                yield Served(address, app_state.bridgekit, app_state.folder, client, server.server_state.connections)
         finally:
             server.should_exit = True
             thread.join()
