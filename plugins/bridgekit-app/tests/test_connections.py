@@ -58,12 +58,19 @@ def test_130_clients_that_pipeline_requests_and_never_read_stop_nobody_and_are_e
         assert_an_honest_client_is_served(running)
 
 
-def test_a_response_that_nobody_reads_does_not_outlive_its_time_when_its_connection_is_to_be_closed(
-    spoken_words: SpokenWords,
+@pytest.mark.parametrize("last", [True, False])
+def test_a_response_that_nobody_reads_does_not_outlive_its_time_though_it_is_all_handed_over(
+    spoken_words: SpokenWords, last: bool
 ) -> None:
-    get = f"GET {LARGEST} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
-    with served(spoken_words, replace(Limits(), response_seconds=1)) as running, stalled(running, 3, get):
+    get = f"GET /static/app.js HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: {'close' if last else 'keep-alive'}\r\n\r\n".encode()
+    with served(spoken_words, replace(Limits(), response_seconds=2)) as running, stalled(running, 3, b"") as lines:
         wait_until(lambda: len(running.connections) == 3)
+        for each in running.connections:  # or the system would take the response
+            each.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        for line in lines:
+            line.sendall(get)
+        wait_until(lambda: all(each.cycle and each.cycle.response_complete for each in running.connections))
+        assert [each.transport.is_closing() for each in running.connections] == [last] * 3
         wait_until(lambda: not running.connections)
 
 
