@@ -70,7 +70,7 @@ PAGES = {
 }
 #: Where the server listens by default, for examples.
 ADDRESS = "http://127.0.0.1:7860"
-#: Header that distinguishes clients with the same address (several windows, or a proxy) for fair queueing.
+#: Header that distinguishes clients with the same address (several windows, or a proxy), which share that address's turns.
 CLIENT = "x-bridgekit-client"
 _ONE_RANGE = re.compile(r"bytes=[ \t]*(\d*)-(\d*)[ \t]*", re.ASCII | re.IGNORECASE)
 
@@ -244,7 +244,8 @@ def _found(state: AppState, gallery: Gallery, modality: str, hit: Hit, share: fl
     summary="Generate an image",
 )
 async def generate(request: Request) -> Response:
-    """One image from the mixture of the inputs. Images are generated one at a time, round-robin over clients.
+    """One image from the mixture of the inputs. Images are generated one at a time, round-robin over addresses, and over the
+    clients of each: name yours in the header `X-Bridgekit-Client`.
 
     With `Accept: text/event-stream` the response is a stream of server-sent events: `queued` (number of jobs ahead),
     `preparing` (only after the server's start: progress of fitting the default bridge to the default model), `started`,
@@ -259,13 +260,14 @@ async def generate(request: Request) -> Response:
         vectors = await state.embed(opened, inputs)
     accept = request.headers.get("accept", "")
     streamed = "text/event-stream" in accept
-    client = request.headers.get(CLIENT, "")[:64] or (request.client.host if request.client else "")
+    client, address = request.headers.get(CLIENT, "")[:64], request.client.host if request.client else ""
 
     def work(emit: Emit) -> dict[str, Any]:
         return state.draw(opened, model, inputs, vectors, drawing, seed=options.seed, previews=streamed, emit=emit)
 
     # A streaming client sees its position in the queue and can decide how long to wait; others would time out.
-    job = state.pictures.submit(client, work, math.inf if streamed else state.limits.picture_seconds)
+    patience = math.inf if streamed else state.limits.picture_seconds
+    job = state.pictures.submit(client, work, patience, address=address)
     if streamed:
         return StreamingResponse(_server_sent(request, job), media_type="text/event-stream")
     async for kind, data in job.events(request.is_disconnected):

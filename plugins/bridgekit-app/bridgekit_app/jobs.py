@@ -1,4 +1,4 @@
-"""A job queue with one worker thread: bounded, fair among clients, and a job is cancelled when its client disconnects.
+"""A job queue with one worker thread: bounded, fair among addresses and their clients, cancelling for clients that disconnect.
 
 Before the first job, the thread prepares for all of them. That is no job: nobody counts it as one ahead.
 """
@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -31,8 +31,8 @@ class Cancelled(Exception):
 class Job:
     """A job, created by `Queue.submit` in the event loop that iterates `events`."""
 
-    def __init__(self, client: str, work: Work) -> None:
-        self.client, self.work = client, work
+    def __init__(self, client: str, work: Work, address: str = "") -> None:
+        self.client, self.work, self.address = client, work, address
         self.cancelled = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
@@ -86,16 +86,26 @@ class Job:
 
 
 class Queue:
-    """At most `most` jobs, `most_each` per client, and the thread that runs them, round-robin over clients.
+    """At most `most` jobs, `most_address` per address, `most_each` per client, and the thread that runs them.
+
+    Addresses take turns, and so do the clients of one address. A client is the name that a request gives itself, so that names
+    can divide what an address has, and get it no more.
 
     `what` names the jobs' products in messages. `first` prepares for all jobs; if it fails, each job meets the reason itself.
     """
 
-    def __init__(self, what: str, most: int, most_each: int, first: Callable[[Emit], None] | None = None) -> None:
-        self._what, self._most, self._most_each = what, most, most_each
+    def __init__(
+        self,
+        what: str,
+        most: int,
+        most_each: int,
+        first: Callable[[Emit], None] | None = None,
+        most_address: int | None = None,
+    ) -> None:
+        self._what, self._most, self._most_each, self._most_address = what, most, most_each, most_address or most
         #: The progress of `first`; None once it has ended.
         self.preparing: Any = None if first is None else {"what": "opening", "done": 0, "of": 1}
-        self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()
+        self._waiting: OrderedDict[str, OrderedDict[str, deque[Job]]] = OrderedDict()  # by address and client
         self._running: Job | None = None
         self._seconds = 1.0  # duration of the last job, to estimate waiting times
         self._changed = threading.Condition()
@@ -103,22 +113,25 @@ class Queue:
         self._thread = threading.Thread(target=self._do_all, args=[first], name=what, daemon=True)
         self._thread.start()
 
-    def submit(self, client: str, work: Work, patience: float = math.inf) -> Job:
+    def submit(self, client: str, work: Work, patience: float = math.inf, *, address: str = "") -> Job:
         """Append a job to its client's queue. `patience` limits its estimated waiting time, in seconds.
 
         Raises:
-            Refusal: too many jobs are queued, of all clients (503) or of this one (429).
+            Refusal: too many jobs are queued, of all clients (503) or of this one or its address (429).
         """
-        job = Job(client, work)
+        job = Job(client, work, address)
         with self._changed:
             waiting = len(self._in_order())
-            mine = len(self._waiting.get(client, ()))
+            near = self._waiting.get(address, OrderedDict())
+            mine, ours = len(near.get(client, ())), sum(map(len, near.values()))
             later = max(1, min(60, round(self._seconds * (waiting + 1) / 2)))
             if mine >= self._most_each:
                 raise busy(f"{mine} of your {self._what} are already queued", later, yours=True)
+            if ours >= self._most_address:
+                raise busy(f"{ours} {self._what} of your address are already queued", later, yours=True)
             if self._closed or waiting >= self._most or waiting * self._seconds > patience:
                 raise busy(f"{waiting} {self._what} are already queued", later)
-            self._waiting.setdefault(client, deque()).append(job)
+            self._waiting.setdefault(address, OrderedDict()).setdefault(client, deque()).append(job)
             self._emit_places()
             if self.preparing:
                 job.emit("preparing", self.preparing)
@@ -172,10 +185,10 @@ class Queue:
                     return None
                 self._changed.wait()
             job = self._running = order[0]
-            line = self._waiting.pop(job.client)
-            line.popleft()
-            if line:  # round-robin: this client goes last
-                self._waiting[job.client] = line
+            near = self._waiting[job.address]
+            near[job.client].popleft()
+            near.move_to_end(job.client)  # round-robin: this client goes last at its address, and its address last of all
+            self._waiting.move_to_end(job.address)
             self._emit_places()
             return job
 
@@ -194,14 +207,19 @@ class Queue:
 
     def _in_order(self) -> list[Job]:
         """The queued jobs in the order in which they would run. Drops cancelled ones."""
-        for client, line in list(self._waiting.items()):
-            self._waiting[client] = deque(job for job in line if not job.cancelled.is_set())
-            if not self._waiting[client]:
-                del self._waiting[client]
-        lines = [list(line) for line in self._waiting.values()]
-        return [line[turn] for turn in range(max(map(len, lines), default=0)) for line in lines if turn < len(line)]
+        for address, near in list(self._waiting.items()):
+            left = {client: deque(job for job in line if not job.cancelled.is_set()) for client, line in near.items()}
+            self._waiting[address] = OrderedDict((client, line) for client, line in left.items() if line)
+            if not self._waiting[address]:
+                del self._waiting[address]
+        return _in_turns([_in_turns(list(near.values())) for near in self._waiting.values()])
 
     def _emit_places(self) -> None:
         for before, job in enumerate(self._in_order()):
             with suppress(Cancelled):
                 job.emit("queued", before + (self._running is not None))
+
+
+def _in_turns(lines: Sequence[Sequence[Job]]) -> list[Job]:
+    """The first of each line, then the second of each, and so on."""
+    return [line[turn] for turn in range(max(map(len, lines), default=0)) for line in lines if turn < len(line)]

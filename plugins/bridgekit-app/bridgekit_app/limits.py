@@ -34,7 +34,8 @@ class Limits:
         response_seconds: time for a client to take what has been sent, for example a clip of 1.4 MB at 70 KB/s.
         encoding: items queued for encoding.
         pictures: images queued for generation.
-        pictures_each: the same for one client.
+        pictures_address: the same for one address, so that none can fill the queue, whatever its clients call themselves.
+        pictures_each: the same for one client: clients at one address are told apart by the name that they give.
         picture_seconds: estimated wait above which a client that is not shown its position in the queue is refused.
         media_bytes: clips and thumbnails cached in memory.
         vectors: embeddings of recent inputs cached per bridge, so that changing only the weights of a mixture encodes nothing.
@@ -53,7 +54,8 @@ class Limits:
     header_seconds: float = 10
     response_seconds: float = 20
     encoding: int = 256
-    pictures: int = 16
+    pictures: int = 20
+    pictures_address: int = 16
     pictures_each: int = 4
     picture_seconds: float = 60
     media_bytes: int = 32_000_000

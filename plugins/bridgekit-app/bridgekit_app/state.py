@@ -95,7 +95,8 @@ class AppState:
         self._descriptions: dict[tuple[Path, int], dict[str, Any]] = {}
         self._models: dict[str, ImageModel] = {}
         self._decoders = anyio.CapacityLimiter(os.cpu_count() or 1)
-        self.pictures = Queue("pictures", limits.pictures, limits.pictures_each, self.warm_up if warm else None)
+        first = self.warm_up if warm else None
+        self.pictures = Queue("pictures", limits.pictures, limits.pictures_each, first, limits.pictures_address)
 
     # ---- bridges and models
 

@@ -742,6 +742,29 @@ def test_clients_take_turns_however_many_jobs_one_of_them_has() -> None:
     assert asyncio.run(main()) == ["a1", "a2", "b1", "a3", "b2", "a4"]
 
 
+def test_an_address_gets_no_more_turns_and_places_for_the_names_it_makes_up() -> None:
+    async def main() -> list[str]:
+        queue, order, began, gate = Queue("jobs", 10, 5, most_address=6), list[str](), threading.Event(), threading.Event()
+
+        def work(name: str) -> Callable[[Emit], Any]:
+            return lambda _: (began.set(), gate.wait(), order.append(name))
+
+        jobs = [queue.submit("made up 0", work("bad 0"), address="bad")]
+        began.wait()
+        jobs += [queue.submit(f"made up {number}", work(f"bad {number}"), address="bad") for number in range(1, 7)]
+        with pytest.raises(Refusal, match="6 jobs of your address are already queued") as refused:
+            queue.submit("made up 7", work("bad 7"), address="bad")
+        assert refused.value.status == 429
+        jobs += [queue.submit(name[:1], work(name), address="good") for name in ("a1", "a2", "b1")]
+        gate.set()
+        for job in jobs:
+            await outcome(job)
+        queue.close()
+        return order
+
+    assert asyncio.run(main())[:7] == ["bad 0", "bad 1", "a1", "bad 2", "b1", "bad 3", "a2"]
+
+
 def test_work_that_would_wait_longer_than_its_client_is_refused() -> None:
     async def main() -> None:
         queue, gate = Queue("jobs", 10, 5), threading.Event()
