@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from bridgekit import Bridge, BridgekitError
+from bridgekit import Bridge, BridgekitError, read_pairs
 from bridgekit.fusion.adapter import FusionAdapter
 from bridgekit.storage.bounded import OutOfBounds
 from bridgekit.storage.tensors import open_tensors
@@ -165,3 +167,82 @@ def test_a_file_that_is_cut_while_it_is_read_is_refused(tmp_path: Path) -> None:
         os.truncate(tmp_path / "x", 1 << 20)
         with pytest.raises(OutOfBounds, match="cut short"):
             list(file.read_into(memoryview(bytearray(1 << 22))))
+
+
+# ---- tables
+
+
+def read_refused(path: Path, saying: str, log: Path, memory: int) -> None:
+    def read() -> None:
+        with pytest.raises(BridgekitError, match=saying):
+            read_pairs(path, ("audio", "text"))
+
+    assert taken(read, log)[0] < memory
+
+
+@pytest.mark.parametrize("lists", [False, True], ids=["rows", "elements of a list"])
+def test_a_parquet_of_a_million_equal_cells_in_no_bytes_is_refused(tmp_path: Path, lists: bool) -> None:
+    texts = ["a dog"] * 1_000_000
+    columns = {"audio": ["a.wav"], "text": [texts]} if lists else {"audio": ["a.wav"] * len(texts), "text": texts}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet", compression="zstd")
+    assert (tmp_path / "t.parquet").stat().st_size < 10_000
+    read_refused(tmp_path / "t.parquet", "has 1,000,000 cells in a column, but only", tmp_path / "log", 30 * MB)
+
+
+def test_a_parquet_of_many_short_rows_that_differ_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"x")
+    texts = [str(number) for number in range(200_000)]
+    table = pa.table({"audio": ["a.wav"] * len(texts), "text": texts})
+    small = {"compression": "zstd", "use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}}
+    pq.write_table(table, tmp_path / "t.parquet", **small)
+    assert len(read_pairs(tmp_path / "t.parquet", ("audio", "text"))) == len(texts)
+
+
+def test_rows_that_are_set_aside_share_their_texts(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"x")
+    (tmp_path / "t.csv").write_text("audio,text\n" + "a.wav,a dog\n" * 100_000 + "a.wav,\n" * 100_000)
+    left_out = read_pairs(tmp_path / "t.csv", ("audio", "text")).set_aside
+    assert len(left_out) == 199_999
+    assert len({id(row.item) for row in left_out}) == 2
+    assert len({id(row.reason) for row in left_out}) <= 100_001
+    assert (left_out[0].reason, left_out[-1].item) == ("the same as row 2", f"beside {tmp_path / 'a.wav'}")
+
+
+@pytest.mark.parametrize("start", ["a.wav,", 'a.wav,"', "a.wav,x\n"])
+def test_a_csv_of_half_a_gigabyte_of_nothing_is_refused_at_its_first_row(tmp_path: Path, start: str) -> None:
+    with (tmp_path / "t.csv").open("w") as file:
+        file.write(f"audio,text\n{start}")
+        file.truncate(512 << 20)
+    read_refused(tmp_path / "t.csv", "over 16,777,216 characters|line contains NUL", tmp_path / "log", 120 * MB)
+
+
+def test_a_row_of_a_csv_is_bounded_as_its_cells_are(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("audio,text\n" + '"x\n",' * 10_000_000)
+    read_refused(tmp_path / "t.csv", "over 16,777,216 characters", tmp_path / "log", 400 * MB)
+    (tmp_path / "t.csv").write_text("a," * 20_000 + "\n")
+    read_refused(tmp_path / "t.csv", "over 16,384 columns", tmp_path / "log", 30 * MB)
+
+
+def test_the_cells_of_a_csv_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridgekit.tables.formats.MAX_CELLS", 20)
+    (tmp_path / "t.csv").write_text("audio,text\n" + "a,b\n" * 11)
+    read_refused(tmp_path / "t.csv", "over 20 cells", tmp_path / "log", 30 * MB)
+
+
+def test_a_csv_is_kept_in_arrow_whatever_its_line_breaks(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"x")
+    rows = [("audio", "text"), *(("a.wav", f"caption {number} of é 😀\u2028") for number in range(150_000))]
+    for line_break in ("\n", "\r\n", "\r"):
+        text = line_break.join(",".join(row) for row in rows)
+        (tmp_path / "t.csv").write_text(text, encoding="utf-8-sig", newline="")
+        pairs = read_pairs(tmp_path / "t.csv", ("audio", "text"))
+        assert list(pairs.columns["text"]) == [text.strip() for _, text in rows[1:]]
+        assert list(pairs.rows[-1:]) == [150_001]
+    assert taken(lambda: read_pairs(tmp_path / "t.csv", ("audio", "text")), tmp_path / "log")[0] < 12 * len(text)
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r"])
+def test_the_row_that_is_not_in_utf_8_is_named_however_far_down(tmp_path: Path, line_break: str) -> None:
+    good = f"a.wav,a caption of a dog{line_break}".encode()
+    (tmp_path / "t.csv").write_bytes(f"audio,text{line_break}".encode() + good * 100_000 + b"a.wav,\xe9t\xe9" + good)
+    read_refused(tmp_path / "t.csv", r"not valid UTF-8\n.*row 100002", tmp_path / "log", 60 * MB)

@@ -14,6 +14,10 @@ from bridgekit.errors import ItemError
 
 MAX_ROWS = 20_000_000
 MAX_BYTES = 1 << 30  # of the cells of one reply, uncompressed
+MAX_CELLS = 1 << 26  # elements of lists in one reply
+#: More cells of a column than FEW must not be more than this many per byte of the file. Equal cells take next to no bytes. Rows
+#: that differ take some: numbers that count up, at best, one for 11 of them.
+FEW, PER_BYTE = 100_000, 64
 _BATCH = 1 << 14  # rows decoded at a time, fewer if they hold files
 
 #: Facts, as JSON, and pieces of data.
@@ -35,6 +39,9 @@ def describe_table(path: Path) -> Reply:
     with _opened(path) as table:
         if table.rows > MAX_ROWS:
             raise _too_large(path, f"has {table.rows:,} rows, over {MAX_ROWS:,}")
+        most, size = max(table.rows, table.most_values), path.stat().st_size
+        if most > max(FEW, PER_BYTE * size):
+            raise _too_large(path, f"has {most:,} cells in a column, but only {size:,} bytes")
         kinds = [column_kind(field.type) for field in table.schema]
         files = [name for name, kind in zip(table.schema.names, kinds, strict=True) if kind == "bytes"]
         return {
@@ -57,10 +64,13 @@ def read_cells(path: Path, name: str, start: int, stop: int) -> Reply:
     with _opened(path) as table:
         labels = table_features(table.schema).get(name, {}).get("names")
         is_file = column_kind(table.schema.field(name).type) == "bytes"
-        chunks, size = [], 0
+        chunks, size, count = [], 0, 0
         for cells in table.cells(name, start, stop):
             cleaned = blob_cells(cells).field("bytes") if is_file else text_cells(cells, labels)
             size += cleaned.nbytes
+            count += len(cleaned.values) if pa.types.is_large_list(cleaned.type) else 0
+            if count > MAX_CELLS:
+                raise _too_large(path, f"has over {MAX_CELLS:,} cells in {stop - start:,} rows")
             if size > MAX_BYTES:  # metadata counts a repeated text only once
                 raise _too_large(path, f"has {stop - start:,} rows that unpack to over {MAX_BYTES >> 30} GB")
             chunks.append(cleaned)
@@ -106,6 +116,12 @@ class _Parquet:
         self._metadata = self._file.metadata
         self.schema, self.rows = self._file.schema_arrow, self._metadata.num_rows
         self._groups = [self._metadata.row_group(number) for number in range(self._metadata.num_row_groups)]
+
+    @property
+    def most_values(self) -> int:
+        """The most cells that any column claims to have; elements of lists are counted."""
+        counts = [[group.column(number).num_values for number in range(group.num_columns)] for group in self._groups]
+        return max(map(sum, zip(*counts, strict=True)), default=0)
 
     def _chunks(self, name: str) -> Iterator[Any]:
         """The metadata of a column, or of one of its fields, in every row group."""
@@ -159,6 +175,7 @@ class _Arrow:
             reader = pa.ipc.open_stream(source)
             self._batches = list(reader)
         self.schema, self.rows = reader.schema, sum(batch.num_rows for batch in self._batches)
+        self.most_values = self.rows  # its lists are bounded where they are read
 
     def size(self, name: str) -> int:
         return sum(batch.column(name).nbytes for batch in self._batches)

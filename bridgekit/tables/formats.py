@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +19,14 @@ from numpy.typing import NDArray
 from bridgekit.errors import BridgekitError
 from bridgekit.items import EXTENSIONS
 from bridgekit.pairs import Column, SetAside
-from bridgekit.storage.bounded import open_regular, parse_json, read_bounded, why_no_json
-from bridgekit.tables.arrow import ArrowFile
+from bridgekit.storage.bounded import OutOfBounds, open_regular, parse_json, read_bounded, regular_size, why_no_json
+from bridgekit.tables.arrow import ArrowFile, column_of_text
 
 MAX_TABLE = 4 << 30  # bytes
 MAX_JSON = 512 << 20  # bytes of a JSON table, which is parsed at once
-MAX_ROW = 16 << 20  # characters of a JSON Lines row or a CSV cell
+MAX_ROW = 16 << 20  # characters of a row of CSV or JSON Lines
+MAX_CELLS, MAX_COLUMNS = 200_000_000, 1 << 14  # of a CSV
+_CHUNK = 1 << 16  # rows of a CSV that are converted at a time
 FILL = "add a header with column names, and rows"  # remedy for an empty table
 ARROW = (".parquet", ".arrow", ".feather")
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", *ARROW)
@@ -94,30 +99,35 @@ def read_records(path: Path) -> Records:
 def _read_delimited(path: Path, delimiter: str) -> Records:
     # Not pyarrow's reader, which silently merges all rows after an unclosed quote into one cell.
     csv.field_size_limit(MAX_ROW)
-    reader = csv.reader(io.StringIO(read_utf8(path), newline=""), delimiter=delimiter, strict=True)
     names: list[str] = []
-    rows: list[int] = []
-    numbers: list[dict[str, int]] = []  # of the distinct cells of each column
-    codes: list[list[int]] = []
+    columns: list[_TextColumn] = []
+    rows = array("q")
     row = 0
     try:
-        for row, cells in enumerate(reader, 1):
-            record = [cell.strip() for cell in cells]
-            if not any(record):
-                continue
-            if not names:
-                names = record
-                numbers, codes = [{} for _ in names], [[] for _ in names]
-            elif len(record) != len(names):
-                what = f"the row has {len(record)} cells, but the header has {len(names)}"
-                remedy = 'put cells that contain commas, tabs or line breaks in "double quotes"'
-                if len(names) == 1 and any(mark in names[0] for mark in ";|\t"):
-                    remedy = "separate the cells with commas (.csv) or tabs (.tsv)"
-                raise _bad_row(path, row, what, remedy)
-            else:
-                rows.append(row)
-                for cell, known, column in zip(record, numbers, codes, strict=True):
-                    column.append(known.setdefault(cell, len(known)) if cell else -1)
+        with _Lines.of(path) as lines:
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            for row, cells in enumerate(reader, 1):
+                lines.taken = 0
+                record = [cell.strip() for cell in cells]
+                if not any(record):
+                    continue
+                if not names:
+                    names = record
+                    if len(names) > MAX_COLUMNS:
+                        raise _bad_row(path, row, f"the header has over {MAX_COLUMNS:,} columns", "keep those that are needed")
+                    columns = [_TextColumn() for _ in names]
+                elif len(record) != len(names):
+                    what = f"the row has {len(record)} cells, but the header has {len(names)}"
+                    remedy = 'put cells that contain commas, tabs or line breaks in "double quotes"'
+                    if len(names) == 1 and any(mark in names[0] for mark in ";|\t"):
+                        remedy = "separate the cells with commas (.csv) or tabs (.tsv)"
+                    raise _bad_row(path, row, what, remedy)
+                else:
+                    rows.append(row)
+                    if len(rows) * len(names) > MAX_CELLS:
+                        raise _bad_row(path, row, f"the table has over {MAX_CELLS:,} cells", "split it into smaller tables")
+                    for cell, texts in zip(record, columns, strict=True):
+                        texts.add(cell)
     except csv.Error as error:
         what = 'a double quote (") is never closed' if "end of data" in str(error) else f"the row is malformed ({error})"
         remedy = 'put the cell in "double quotes", and write each double quote inside it twice ("")'
@@ -125,8 +135,85 @@ def _read_delimited(path: Path, delimiter: str) -> Records:
             what = f"a cell has over {MAX_ROW:,} characters, or an earlier quote is never closed"
             remedy = 'shorten the cell, or remove a stray double quote (")'
         raise _bad_row(path, row + 1, what, remedy) from None
-    columns = [Cells(Column(list(known), np.array(each, np.int32))) for known, each in zip(numbers, codes, strict=True)]
-    return Records(names, rows, lambda name: columns[names.index(name)])
+    except UnicodeDecodeError:
+        raise _not_utf8(path, _first_bad_line(path)) from None
+
+    @cache
+    def column(name: str) -> Cells:
+        return Cells(columns[names.index(name)].read(f"{path}, column {name}"))
+
+    return Records(names, rows, column)
+
+
+class _Lines:
+    """The lines of a text file, within bounds. `csv.reader` takes several for a row whose cells have line breaks.
+
+    Arguments:
+        file: in UTF-8, open for reading.
+        size: its bytes.
+        most: the characters that may be taken; whoever starts a new row sets `taken` to 0.
+    """
+
+    def __init__(self, file: TextIO, size: int, most: int) -> None:
+        self._file, self._left, self._most = file, size, most
+        self.taken = 0
+
+    @classmethod
+    @contextmanager
+    def of(cls, path: Path, newline: str = "") -> Iterator[_Lines]:
+        """Open a table file; see `open` for `newline`.
+
+        Raises:
+            OutOfBounds: it is larger than `MAX_TABLE`, or not a regular file.
+        """
+        with open_regular(path) as file:
+            size = regular_size(file.fileno())
+            if size > MAX_TABLE:
+                raise OutOfBounds(f"it has {size:,} bytes, over {MAX_TABLE:,} bytes")
+            yield cls(io.TextIOWrapper(file, "utf-8-sig", newline=newline), size, MAX_ROW)
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(self._most + 1)
+        self.taken += len(line)
+        self._left -= len(line)
+        if self.taken > self._most:
+            raise csv.Error("field limit")
+        if self._left < 0:  # for example, files in /proc claim to have 0 bytes
+            raise OutOfBounds("it grew while being read, or does not report its size")
+        if not line:
+            raise StopIteration
+        return line
+
+
+class _TextColumn:
+    """A column of text in Arrow, to which cells are added one by one. Of equal cells in a chunk, one is kept."""
+
+    def __init__(self) -> None:
+        self._chunks: list[Any] = []
+        self._cells: list[str | None] = []
+        self._size = 0
+
+    def add(self, cell: str) -> None:
+        """Add a cell; an empty one is missing."""
+        self._cells.append(cell or None)
+        self._size += len(cell)
+        if len(self._cells) >= _CHUNK or self._size >= MAX_ROW:
+            self._finish()
+
+    def _finish(self) -> None:
+        import pyarrow as pa
+
+        self._chunks.append(pa.array(self._cells, pa.large_string()).dictionary_encode())
+        self._cells, self._size = [], 0
+
+    def read(self, where: str) -> Column[str]:
+        """All cells. Raises BridgekitError if the distinct ones are too large."""
+        if self._cells:
+            self._finish()
+        return column_of_text(self._chunks, where)[0]
 
 
 def _read_json_lines(path: Path) -> Records:
@@ -221,7 +308,27 @@ def read_utf8(path: Path, limit: int = MAX_TABLE) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         row = data.count(b"\n" if b"\n" in data else b"\r", 0, error.start) + 1
-        raise _bad_row(path, row, "the table is not valid UTF-8", "save the table as UTF-8") from None
+        raise _not_utf8(path, row) from None
+
+
+def _first_bad_line(path: Path) -> int:
+    """The 1-based line of the first byte that is not UTF-8."""
+    decoder, lines, returns = codecs.getincrementaldecoder("utf-8")(), 0, 0
+    with open_regular(path) as file:
+        while True:
+            data = file.read(1 << 20)
+            try:
+                decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                data = error.object[: error.start]
+                return 1 + (lines + data.count(b"\n") or returns + data.count(b"\r"))
+            lines, returns = lines + data.count(b"\n"), returns + data.count(b"\r")
+            if not data:
+                return 1 + (lines or returns)
+
+
+def _not_utf8(path: Path, row: int) -> BridgekitError:
+    return _bad_row(path, row, "the table is not valid UTF-8", "save the table as UTF-8")
 
 
 def _bad_row(path: Path, row: int, what: str, remedy: str) -> BridgekitError:

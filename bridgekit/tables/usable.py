@@ -101,35 +101,38 @@ def _set_aside(
     first: NDArray[np.int64],
     rows: NDArray[np.int64],
 ) -> Iterator[SetAside]:
-    """These rows with the reason of each."""
-    for row in rows.tolist():
-        fault = next(
-            (
-                (modality, faults[code])
-                for modality, faults in reasons.items()
-                if (code := int(columns[modality].codes[row])) in faults
-            ),
-            None,
-        )
-        if too_few[row]:
-            empty = next(modality for modality in columns if missing[modality][row])
-            fault = empty, f"no item in this column, and a pair needs two of {', '.join(columns)}"
-        if fault is None:
-            other = int(first[row])
-            leak = pairs.split is not None and split_name(pairs.split[row] or "") != split_name(pairs.split[other] or "")
-            fault = next(iter(columns)), f"the same as row {pairs.rows[other]}{', in another split' if leak else ''}"
-        column, reason = fault
-        yield SetAside(pairs.rows[row], column, _shown(columns, column, row)[:200], reason)
+    """These rows with the reason of each.
+
+    There may be millions, and most are alike: texts are made once for each item, and shared.
+    """
+    codes = {modality: column.codes[rows].tolist() for modality, column in columns.items()}
+    unnamed = split_name("")
+    splits = None if pairs.split is None else Column.of(pairs.split).map(split_name)
+    shown = cache(partial(_shown, columns))
+    same = cache("the same as row {}{}".format)
+    for at, (row, lacking, other) in enumerate(zip(rows.tolist(), too_few[rows].tolist(), first[rows].tolist(), strict=True)):
+        items = {modality: each[at] for modality, each in codes.items()}
+        column = next((modality for modality, faults in reasons.items() if items[modality] in faults), None)
+        if lacking:
+            column = next(modality for modality in columns if missing[modality][row])
+            reason = f"no item in this column, and a pair needs two of {', '.join(columns)}"
+        elif column is not None:
+            reason = reasons[column][items[column]]
+        else:
+            column = next(iter(columns))
+            leak = splits is not None and (splits[row] or unnamed) != (splits[other] or unnamed)
+            reason = same(pairs.rows[other], ", in another split" if leak else "")
+        beside = next((modality for modality in columns if items[modality] >= 0), None) if items[column] < 0 else None
+        yield SetAside(pairs.rows[row], column, shown(beside or column, items[beside or column], beside is not None), reason)
 
 
-def _shown(columns: Mapping[str, Column[Any]], column: str, row: int) -> str:
-    """The faulty item, as written if it is an address; if it is missing, what it is missing beside."""
-    code = int(columns[column].codes[row])
-    if code >= 0:
-        written = str(columns[column].values[code]) if columns[column].folder is not None else ""
-        return written if _URL.match(written) else str(columns[column].value(code))
-    others = (str(each[row]) for each in columns.values() if each.codes[row] >= 0)
-    return next((f"beside {other}" for other in others), "")
+def _shown(columns: Mapping[str, Column[Any]], column: str, code: int, beside: bool) -> str:
+    """The beginning of an item, as written if it is an address, or of what an item is missing beside."""
+    if code < 0:
+        return ""
+    written = str(columns[column].values[code]) if columns[column].folder is not None else ""
+    shown = written if _URL.match(written) else str(columns[column].value(code))
+    return f"beside {shown}"[:200] if beside else shown[:200]
 
 
 def _no_row(pairs: Pairs, first: SetAside | None) -> BridgekitError:
