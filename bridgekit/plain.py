@@ -9,6 +9,8 @@ import re
 # which JSON and file names may contain but UTF-8 cannot encode.
 _UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _MARKS = re.compile(r"([\\`*_{}\[\]()#!|~])")
+# What renderers make links of without any markup: http://x, www.x, name@x.
+_ADDRESS = re.compile(r"((?:[a-z][a-z0-9+.-]{0,30}://|www\.)[^\s|`<>()\[\]]*|[\w.+-]{1,64}@[\w-]+\.[\w.-]+)", re.IGNORECASE)
 
 
 def plain(text: object) -> str:
@@ -22,5 +24,11 @@ def plain_json(document: str) -> str:
 
 
 def markdown(text: object) -> str:
-    """One line of Markdown that renders as exactly this text: no tag, link, table cell or heading."""
-    return _MARKS.sub(r"\\\1", html.escape(plain(text), quote=False))
+    """One line of Markdown that renders as exactly this text: no tag, link, table cell or heading. Addresses are inline code.
+
+    Some renderers look for addresses after they have resolved escapes, so that nothing but code keeps them from making links.
+    """
+    parts = _ADDRESS.split(plain(text))  # every second is an address
+    parts[::2] = [_MARKS.sub(r"\\\1", html.escape(part, quote=False)) for part in parts[::2]]
+    parts[1::2] = [f"`{part}`" for part in parts[1::2]]
+    return "".join(parts)

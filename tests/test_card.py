@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any
 
 import pytest
@@ -77,3 +78,17 @@ def test_missing_metadata_is_an_error_rather_than_a_gap_in_the_card() -> None:
     del incomplete["temperature"]
     with pytest.raises((UndefinedError, TypeError)):
         model_card(incomplete, "tones", [])
+
+
+@pytest.mark.parametrize("address", ["http://evil.example/a?b=1&c", "HTTPS://evil", "ftp://x.y", "www.evil.com", "me@evil.com"])
+def test_bare_addresses_are_code_which_no_renderer_makes_a_link_of(address: str) -> None:
+    told = metadata(
+        provenance={"pairs": f"see {address}, `{address}` and ({address})", f"x{address}": 1},
+        metrics=[{**metadata()["metrics"][0], "split": f"a|{address}|", "method": address}],
+    )
+    card = model_card(told, f"bridge {address}", [])
+    text = card.partition("```")[0].replace("\\`", "").replace("\\|", "")
+    pieces = text.split("`")
+    assert len(pieces) % 2, "every piece of code ends"
+    assert address in card
+    assert not [piece for piece in pieces[::2] if re.search(r"://|www\.|\w@\w+\.\w", piece, re.IGNORECASE)]
