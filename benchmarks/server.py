@@ -1,4 +1,4 @@
-"""`bridgekit app` under load: 50 concurrent clients for a minute, on the same cores as the server.
+"""`bridgekit app` under load: 50 concurrent clients for a minute, on the same cores as the server, and again under attack.
 
 python benchmarks/server.py [SECONDS]
 """
@@ -13,6 +13,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -36,6 +37,14 @@ CLIENTS, SECONDS, SEED = 50, 60, 0
 MIX = {"embed a text": 0.6, "search images by text": 0.24, "search text by audio": 0.12, "generate an image": 0.04}
 WORDS, VOICES = 40, ("en-us+m3", "en+f4", "en-gb-x-rp+m1")
 NEW_VOICE = "en-us-nyc+m6"
+#: The attackers: connections that stall, each in one of these ways, and the largest JSON that the server takes.
+STALLED = 200
+STALLS = (
+    b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-",  # an unfinished header
+    b"POST /embed HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{",  # and body
+    20 * b"GET /static/swagger-ui-bundle.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",  # responses that are never read
+)
+LARGEST_JSON = 1_000_000
 
 
 @dataclass
@@ -82,7 +91,7 @@ def wav(path: Path) -> bytes:
 
 def client(number: int, port: int, until: float, clips: list[bytes], words: list[str], log: Log) -> None:
     """A client: send requests one after another, and wait when the server is busy."""
-    draw = random.Random(SEED * 1_000 + number)
+    draw = random.Random(SEED * 1_000 + number)  # `number` differs in each measurement, or results would be cached
     line = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     while time.monotonic() < until:
         [kind] = draw.choices(list(MIX), list(MIX.values()))
@@ -106,6 +115,64 @@ def client(number: int, port: int, until: float, clips: list[bytes], words: list
     line.close()
 
 
+def stall(port: int, until: float, log: Log) -> None:
+    """Keep `STALLED` connections that stall, and replace those that the server ends. Counts them as `ended`."""
+    lines: dict[socket.socket, None] = {}
+    made = 0
+    while time.monotonic() < until:
+        for line in list(lines):
+            if _is_ended(line):
+                log.busy["connections ended"] += 1
+                line.close()
+                del lines[line]
+        while len(lines) < STALLED and time.monotonic() < until:
+            line = socket.socket()
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            line.settimeout(10)
+            try:
+                line.connect(("127.0.0.1", port))
+                line.sendall(STALLS[made % len(STALLS)])
+            except OSError:
+                line.close()
+            else:
+                line.setblocking(False)
+                lines[line] = None
+                made += 1
+                log.busy["connections"] += 1
+        time.sleep(0.2)
+    for line in lines:
+        line.close()
+
+
+def _is_ended(line: socket.socket) -> bool:
+    """Whether the other side has closed a connection, without taking what it has sent."""
+    try:
+        return not line.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def post(port: int, until: float, log: Log) -> None:
+    """Send the largest JSON that is allowed, one after another, with as many commas as texts may have and with none."""
+    texts = json.dumps({"text": ["a," * 500] * 16})[:-2]
+    bodies = [
+        f'{texts}, "{"a" * (LARGEST_JSON - len(texts) - 6)}"]}}'.encode(),
+        b'{"text": "%s"}' % (b"a" * (LARGEST_JSON - 12)),
+    ]
+    assert all(len(body) == LARGEST_JSON for body in bodies)
+    while time.monotonic() < until:
+        for body in bodies:
+            line = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+            try:
+                line.request("POST", "/embed", body, {"Content-Type": "application/json"})
+                log.busy[f"posts answered {line.getresponse().status}"] += 1
+            except (OSError, http.client.HTTPException) as error:
+                log.busy[f"posts {type(error).__name__}"] += 1
+            line.close()
+
+
 def request(kind: str, draw: random.Random, clips: list[bytes], words: list[str]) -> tuple[str, bytes, dict[str, str]]:
     """A new request, so that no cached result applies: path, body, headers."""
     text = f"{draw.choice(words)} {draw.randrange(10**9)}"
@@ -126,10 +193,16 @@ def request(kind: str, draw: random.Random, clips: list[bytes], words: list[str]
 
 
 def memory(process: int) -> float:
-    """A process's resident memory in MB."""
-    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(encoding="ascii"))
-    assert found
-    return int(found.group(1)) / 1e3
+    """The resident memory of a process and its children, the decoders, in MB."""
+    children = [int(child) for file in Path(f"/proc/{process}/task").glob("*/children") for child in file.read_text().split()]
+    total = 0
+    for each in (process, *children):
+        try:
+            found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{each}/status").read_text(encoding="ascii"))
+        except FileNotFoundError:  # a decoder that has just ended
+            continue
+        total += int(found.group(1)) if found else 0
+    return total / 1e3
 
 
 def processor(process: int) -> float:
@@ -148,21 +221,25 @@ def main(lasting: float = SECONDS) -> str:
                 assert server.stdout
                 found = re.search(r"http://\S+", server.stdout.readline())
                 assert found
-                return measure(server.pid, int(urlsplit(found.group(0)).port or 0), clips, words, lasting)
+                port = int(urlsplit(found.group(0)).port or 0)
+                client(0, port, time.monotonic() + 20, clips, words, Log())  # warm-up: open all encoders and the model
+                quiet = measure(server.pid, port, clips, words, lasting)
+                heading = f"While {STALLED} connections stall and another client posts the largest JSON allowed:"
+                return "\n\n".join([quiet, heading, measure(server.pid, port, clips, words, lasting, attacked=True)])
             finally:
                 server.terminate()
 
 
-def measure(server: int, port: int, clips: list[bytes], words: list[str], lasting: float) -> str:
+def measure(server: int, port: int, clips: list[bytes], words: list[str], lasting: float, *, attacked: bool = False) -> str:
     """Send the requests."""
-    client(0, port, time.monotonic() + 20, clips, words, Log())  # warm-up: open all encoders and the model
-    log, held = Log(), []
+    log, attack, held = Log(), Log(), []
     before, had = health(port), processor(server)
     started = time.monotonic()
     until = started + lasting
-    threads = [
-        threading.Thread(target=client, args=(number, port, until, clips, words, log)) for number in range(1, CLIENTS + 1)
-    ]
+    numbers = range(1 + attacked * CLIENTS, 1 + (1 + attacked) * CLIENTS)
+    threads = [threading.Thread(target=client, args=(number, port, until, clips, words, log)) for number in numbers]
+    if attacked:
+        threads += [threading.Thread(target=target, args=(port, until, attack)) for target in (stall, post)]
     for thread in threads:
         thread.start()
     while time.monotonic() < until:
@@ -196,9 +273,12 @@ def measure(server: int, port: int, clips: list[bytes], words: list[str], lastin
         f"{sum(log.busy.values()):,} rejected as busy, {sum(log.errors.values())} errors{_listed(log.errors)}.",
         f"{items:,} inputs were encoded in {batches:,} batches, {items / max(1, batches):.1f} per batch. The server used "
         f"{had / seconds:.2f} of {os.cpu_count()} cores; the clients and other processes used the rest.",
-        f"Memory of the server: {held[0]:,.0f} MB at the start, {statistics.mean(held[1:half]):,.0f} MB in the first half, "
+        f"Memory of the server and its decoders: {held[0]:,.0f} MB at the start, "
+        f"{statistics.mean(held[1:half]):,.0f} MB in the first half, "
         f"{statistics.mean(held[half:]):,.0f} MB in the second, {held[-1]:,.0f} MB at the end.",
     ]
+    if attacked:
+        lines.append(f"The attackers: {', '.join(f'{count:,} {what}' for what, count in attack.busy.items())}.")
     return "\n\n".join(lines)
 
 
