@@ -88,7 +88,7 @@ floors:
 	test -x $(FLOORS)/bin/python || $(PYTHON) -m venv $(FLOORS)
 	$(FLOORS)/bin/python -m pip install --quiet uv
 	printf 'bridgekit-core; sys_platform == "never"\n' > $(FLOORS)/without-core.txt
-	$(FLOORS)/bin/uv pip compile --quiet --resolution lowest-direct --python $(FLOORS)/bin/python --overrides $(FLOORS)/without-core.txt --no-emit-package bridgekit-core pyproject.toml $(PLUGINS:%=%/pyproject.toml) $(foreach extra,dev generate media sentencepiece test torchvision,--extra $(extra)) --output-file $(FLOORS)/floors.txt
+	$(FLOORS)/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --python $(FLOORS)/bin/python --overrides $(FLOORS)/without-core.txt --no-emit-package bridgekit-core pyproject.toml $(PLUGINS:%=%/pyproject.toml) $(foreach extra,dev generate media sentencepiece test torchvision,--extra $(extra)) --output-file $(FLOORS)/floors.txt
 	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS)/bin/python --requirement $(FLOORS)/floors.txt
 	$(FLOORS)/bin/uv pip install --quiet --python $(FLOORS)/bin/python --no-deps --editable . $(PLUGINS:%=--editable %)
 	OMP_NUM_THREADS=1 BRIDGEKIT_FLOORS=yes $(FLOORS)/bin/python -m pytest -n 2 --dist loadfile $(FLOOR_TESTS)

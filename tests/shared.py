@@ -72,7 +72,7 @@ def compressed(path: Path, codec: str, samples: NDArray[np.float32], rate: int, 
             pictures = file.add_stream(video or "mjpeg", rate=5)
             pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p" if video else "yuvj420p"
             if cover:
-                pictures.disposition = av.stream.Disposition.attached_pic
+                pictures.disposition = av.stream.Disposition.attached_pic.value  # PyAV 14 takes only a number
             for number in range(20 if video else 1):
                 frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * number, np.uint8))
                 frame.pts = number
