@@ -231,7 +231,8 @@ def test_a_folder_with_the_weights_of_another_model_is_one_message(build_folder:
     (other / "model.safetensors").replace(folder / "model.safetensors")
     message = the_message(f"timm:{folder}")
     assert "cls_token" in message
-    assert message.count("\n") == 1
+    assert message.count("\n") == 2
+    assert "fix: download the model again" in message
 
 
 def test_a_folder_without_weights_is_one_message(build_folder: BuildFolder) -> None:
