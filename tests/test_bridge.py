@@ -225,3 +225,9 @@ def test_the_model_card_says_what_the_bridge_is_and_how_to_use_it(tmp_path: Path
     card = (tmp_path / "b" / "README.md").read_text()
     assert "`toy:tone`" in card
     assert 'Bridge.load("b")' in card
+
+
+def test_a_folder_whose_name_is_not_utf_8_holds_a_bridge(tmp_path: Path) -> None:
+    folder = untrained().save(tmp_path / "caf\udce9")
+    assert Bridge.load(folder).sides == untrained().sides
+    assert "caf\\udce9" in (folder / "README.md").read_text(encoding="utf-8")
