@@ -476,7 +476,7 @@ class Bridge:
             for name, data in (pictures or {}).items():
                 (aside / name).write_bytes(data)
             shown = sorted(file.name for file in aside.glob("*.png"))
-            (aside / "README.md").write_text(model_card(metadata, folder.name, shown), "utf-8", "backslashreplace")
+            (aside / "README.md").write_text(model_card(metadata, folder.name, shown), encoding="utf-8")
             (aside / "bridge.json").write_text(
                 json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", "utf-8", "backslashreplace"
             )
