@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -477,9 +478,11 @@ class Bridge:
                 (aside / name).write_bytes(data)
             shown = sorted(file.name for file in aside.glob("*.png"))
             (aside / "README.md").write_text(model_card(metadata, folder.name, shown), encoding="utf-8")
-            (aside / "bridge.json").write_text(
-                json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", "utf-8", "backslashreplace"
+            # JSON cannot have names that are not UTF-8. Their bytes, in Python surrogates, become text like \udce9.
+            text = re.sub(
+                "[\ud800-\udfff]", lambda lone: rf"\\u{ord(lone[0]):04x}", json.dumps(metadata, indent=2, ensure_ascii=False)
             )
+            (aside / "bridge.json").write_text(text + "\n", encoding="utf-8")
 
         with one_writer(folder):
             check_free(folder, overwrite)
