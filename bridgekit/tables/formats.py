@@ -100,7 +100,7 @@ def _read_delimited(path: Path, delimiter: str) -> Records:
     # Not pyarrow's reader, which silently merges all rows after an unclosed quote into one cell.
     csv.field_size_limit(MAX_ROW)
     names: list[str] = []
-    columns: list[_TextColumn] = []
+    columns: list[_Cells] = []
     rows = array("q")
     row = 0
     try:
@@ -115,7 +115,7 @@ def _read_delimited(path: Path, delimiter: str) -> Records:
                     names = record
                     if len(names) > MAX_COLUMNS:
                         raise _bad_row(path, row, f"the header has over {MAX_COLUMNS:,} columns", "keep those that are needed")
-                    columns = [_TextColumn() for _ in names]
+                    columns = [_Cells() for _ in names]
                 elif len(record) != len(names):
                     what = f"the row has {len(record)} cells, but the header has {len(names)}"
                     remedy = 'put cells that contain commas, tabs or line breaks in "double quotes"'
@@ -188,7 +188,7 @@ class _Lines:
         return line
 
 
-class _TextColumn:
+class _Cells:
     """A column of text in Arrow, to which cells are added one by one. Of equal cells in a chunk, one is kept."""
 
     def __init__(self) -> None:
