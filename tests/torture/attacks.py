@@ -419,12 +419,23 @@ def files_of_100_gigabytes(ground: Ground) -> None:
         _refused("info", "bridge", saying=name)
 
 
+def consistent_lie_in_a_sparse_file(ground: Ground) -> None:
+    """A bridge whose fields, list of tensors, checksum and file of 2 GB agree, but the file is a hole."""
+    from tests.test_bounds import wide_bridge
+
+    wide = wide_bridge(Path("wide"), 8_192, ())
+    file = wide / "adapters.safetensors"
+    assert file.stat().st_size > 2_000_000_000 > 51_200 * file.stat().st_blocks, "it must be large, and a hole"
+    _refused("info", "wide", saying="adapters.safetensors")
+
+
 def pipes_and_devices(ground: Ground) -> None:
     """Named pipes and endless devices instead of a bridge's files, a table, or a table's items."""
     os.mkfifo("pipe.png")
     Path("zero.png").symlink_to("/dev/zero")
     _table(ground, "pipe.png", "zero.png")
-    _set_aside(2)
+    for reason in _set_aside(2, "--outside"):  # otherwise the link is refused by where it leads
+        assert "not a regular file" in reason, reason
     for name in ("pipe.csv", "pipe.jsonl", "pipe.parquet"):
         os.mkfifo(name)
         _refused("encode", "--pairs", name, saying="not a regular file")
@@ -675,6 +686,7 @@ ATTACKS: tuple[Attack, ...] = (
     shapes_that_claim_terabytes,
     list_of_tensors_that_lies,
     files_of_100_gigabytes,
+    consistent_lie_in_a_sparse_file,
     pipes_and_devices,
     deep_json,
     keys_that_multiply,

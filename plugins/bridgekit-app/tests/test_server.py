@@ -45,6 +45,8 @@ from bridgekit.storage.bounded import parse_json
 from tests.conftest import Run, tone
 from tests.shared import PATIENCE, compressed, wait_until
 from tests.spoken_words import WORDS, SpokenWords, say
+from tests.torture.bombs import bombs
+from tests.torture.command import peak
 
 
 @pytest.fixture(scope="module")
@@ -528,6 +530,19 @@ def test_uploaded_pictures_are_opened_by_a_decoder_process_and_only_in_named_for
         answer = server.client.post("/embed", files={"image": (name, data)})
         assert answer.status_code == status, (name, answer.text)
         assert what in answer.text, name
+
+
+def test_bombs_go_through_the_upload_path_as_through_the_decoders(server: Served) -> None:
+    """Each is answered, refused or with an embedding of the small picture that it is, and the server stays small."""
+    before = peak()
+    for name, data in bombs().items():
+        modality = "image" if Path(name).suffix in (".png", ".gif", ".jpg", ".webp", ".ico", ".tif") else "audio"
+        answer = server.client.post("/embed", files={modality: (name, data)})
+        assert answer.status_code in (200, 413, 415), (name, answer.text)
+        if answer.status_code != 200:
+            assert error_of(answer)["what"], name
+    assert server.client.get("/healthz").status_code == 200
+    assert peak() - before < 500_000_000
 
 
 def test_media_are_decoded_by_few_processes_which_do_not_stay(
