@@ -172,17 +172,19 @@ def _mirrored(path: Path, to: Path) -> Path:
 @contextmanager
 def with_structure(steps: int, weight: float = 10.0) -> Iterator[None]:
     """FuseMix with the STRUCTURE regulariser on the mixed latents, ramped in over a third of at least so many steps."""
-    embed, loss, seen, done = training._embed, training._loss, dict[str, Tensor](), [0]
+    embed, loss, seen, done = training._embed, training._loss, list[Tensor](), [0]
 
     def embed_and_keep(run: Any, first: Tensor, second: Tensor, lam: Tensor) -> list[Tensor]:
-        seen["lam"] = lam
+        seen.append(lam)  # of each piece, in order
         return embed(run, first, second, lam)
 
     def regularised(run: Any, first: Tensor, second: Tensor, bounds: Any, embedded: Sequence[Tensor]) -> Tensor:
         done[0] += 1
+        lam = torch.cat(seen)
+        seen.clear()
         kept = torch.zeros(())
         for side, (latents, own) in enumerate(zip(run.latents, embedded, strict=True)):
-            mixed = mix(latents[run.index[first, side]], latents[run.index[second, side]], seen["lam"])
+            mixed = mix(latents[run.index[first, side]], latents[run.index[second, side]], lam)
             kept = kept + divergence(mixed, own.float()) / len(embedded)
         return loss(run, first, second, bounds, embedded) + weight * min(1.0, 3 * done[0] / steps) * kept
 
