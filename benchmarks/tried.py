@@ -229,6 +229,8 @@ def main(wanted: Sequence[str] = ()) -> str:
         beside: dict[str, str] = {}
         for draw in draws():
             for name, encoded, embed, hubs, other in ideas(draw):
+                if place == "sounds" and widths(encoded) != widths(draw.encoded):
+                    continue  # its prompts are encoded without what was added
                 figures.setdefault(name, []).append(figure(place, draw, encoded, embed, hubs))
                 beside[name] = other
                 print(place, draw.seed, name, f"{100 * figures[name][-1]:.1f}", file=sys.stderr, flush=True)
@@ -236,6 +238,11 @@ def main(wanted: Sequence[str] = ()) -> str:
         what = "accuracy" if place == "sounds" else "mean of the six recalls"
         parts.append(f"### {place}\n\n" + table(["idea", what, "gain", "over"], rows))
     return "\n\n".join(parts)
+
+
+def widths(encoded: EncodedPairs) -> list[int]:
+    """The widths of a table's latents."""
+    return [each.matrix.shape[1] for each in encoded.latents.values()]
 
 
 def gain(own: Sequence[float], other: Sequence[float] | None) -> list[str]:
