@@ -8,6 +8,7 @@ import re
 # Control characters (cursor movement, bell, window titles), line breaks, direction marks and overrides, and lone surrogates,
 # which JSON and file names may contain but UTF-8 cannot encode.
 _UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MARKS = re.compile(r"([\\`*_{}\[\]()#!|~])")
 # What renderers make links of without any markup: http://x, www.x, name@x.
 _ADDRESS = re.compile(r"((?:[a-z][a-z0-9+.-]{0,30}://|www\.)[^\s|`<>()\[\]]*|[\w.+-]{1,64}@[\w-]+\.[\w.-]+)", re.IGNORECASE)
@@ -21,6 +22,11 @@ def plain(text: object) -> str:
 def plain_json(document: str) -> str:
     """A JSON document that is safe to print on a terminal: characters that JSON leaves unescaped are escaped too."""
     return _UNSAFE.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", document)
+
+
+def without_surrogates(document: str) -> str:
+    """A JSON document that UTF-8 can encode: surrogates, Python's bytes of names that are not UTF-8, become `\\udce9`."""
+    return _SURROGATE.sub(lambda found: rf"\\u{ord(found[0]):04x}", document)
 
 
 def markdown(text: object) -> str:

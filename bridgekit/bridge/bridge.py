@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +30,7 @@ from bridgekit.fusion.training import Preset
 from bridgekit.hardware import resolve_device
 from bridgekit.latents.encode import encode_items
 from bridgekit.media import as_item, item_name
+from bridgekit.plain import without_surrogates
 from bridgekit.plugins import load_encoder
 from bridgekit.progress import Report, silent
 from bridgekit.retrieval import BANK_ROWS, TEMPLATES, Hit, bank_penalty, class_embeddings, nearest
@@ -478,10 +478,7 @@ class Bridge:
                 (aside / name).write_bytes(data)
             shown = sorted(file.name for file in aside.glob("*.png"))
             (aside / "README.md").write_text(model_card(metadata, folder.name, shown), encoding="utf-8")
-            # JSON cannot have names that are not UTF-8. Their bytes, in Python surrogates, become text like \udce9.
-            text = re.sub(
-                "[\ud800-\udfff]", lambda lone: rf"\\u{ord(lone[0]):04x}", json.dumps(metadata, indent=2, ensure_ascii=False)
-            )
+            text = without_surrogates(json.dumps(metadata, indent=2, ensure_ascii=False))
             (aside / "bridge.json").write_text(text + "\n", encoding="utf-8")
 
         with one_writer(folder):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import JSONResponse
 
 from bridgekit.errors import BridgekitError, ItemError, PluginError
-
-_LONE = re.compile("[\ud800-\udfff]")
+from bridgekit.plain import without_surrogates
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,8 @@ def too_large(most: int, remedy: str = "send a shorter clip, a smaller image or 
 
 
 def to_json(content: Any) -> str:
-    """JSON that UTF-8 can encode: surrogates, as which Python has bytes of file names that are not UTF-8, become `\\udce9`."""
-    return _LONE.sub(lambda found: rf"\\u{ord(found[0]):04x}", json.dumps(content, ensure_ascii=False, allow_nan=False))
+    """JSON that UTF-8 can encode, see `without_surrogates`."""
+    return without_surrogates(json.dumps(content, ensure_ascii=False, allow_nan=False))
 
 
 class Answer(JSONResponse):
