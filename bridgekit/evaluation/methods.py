@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bridgekit.evaluation.recall import SAMPLES, Embed, correct_items, directions
 from bridgekit.fusion.adapter import Adapter, FusionAdapter, project
-from bridgekit.fusion.closed_form import ClosedForm, spread_rows
+from bridgekit.fusion.closed_form import ClosedForm, evenly_spread, spread_rows
 from bridgekit.fusion.self_training import with_likely_partners
 from bridgekit.fusion.training import Preset, initial_adapters
 from bridgekit.hardware import widened
@@ -72,8 +72,7 @@ def bank_latents(encoded: EncodedPairs, rows: NDArray[np.int64]) -> dict[str, Te
     for a, b in combinations(encoded.ids, 2):
         both = rows[(encoded.ids[a][rows] >= 0) & (encoded.ids[b][rows] >= 0)]
         if len(both):
-            count = min(len(both), BANK_ROWS)
-            chosen = both[np.arange(count) * len(both) // count]
+            chosen = both[evenly_spread(len(both), min(len(both), BANK_ROWS)).numpy()]
             for one, other in ((a, b), (b, a)):
                 banks[f"{one}/{other}"] = encoded.latents[one].matrix[torch.from_numpy(encoded.ids[one][chosen])]
     return banks

@@ -20,6 +20,11 @@ ENOUGH_ROWS = 131_072
 PART_ROWS = 8_192
 
 
+def evenly_spread(n: int, most: int) -> Tensor:
+    """(most,) indices below n, evenly spread; n is at least `most`."""
+    return torch.arange(most) * n // most
+
+
 def spread_rows(
     latents: Mapping[str, Tensor], rows: Mapping[str, Tensor], most: int = ENOUGH_ROWS
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
@@ -36,7 +41,7 @@ def spread_rows(
     n = len(next(iter(rows.values())))
     if n <= most:
         return latents, rows
-    chosen = torch.arange(most) * n // most
+    chosen = evenly_spread(n, most)
     fewer_latents, fewer_rows = {}, {}
     for name, ids in rows.items():
         used, place = torch.unique(ids[chosen], return_inverse=True)

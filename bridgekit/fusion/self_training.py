@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from bridgekit.fusion.adapter import Adapter, project
+from bridgekit.fusion.closed_form import evenly_spread
 from bridgekit.hardware import widened
 from bridgekit.retrieval import BANK_ROWS, hub_penalty
 
 #: A pair has the weight of this many unpaired items.
 PAIR_WEIGHT = 4
-#: Temperature of the softmax over similarities. 0.03 and 0.08 were no better (benchmarks/unpaired.py).
+#: Temperature of the softmax over similarities.
 TEMPERATURE = 0.05
 #: Unpaired items of a modality, and candidates for their partners, at most; of more, as many are taken, evenly spread.
 MOST = 16_384
@@ -38,8 +39,8 @@ def with_likely_partners(
     Returns:
         latents and rows, of which each pair has `PAIR_WEIGHT`.
 
-    Source: self-training with a linear teacher, as in SOTAlign (ICML 2026), with a softmax in place of optimal transport, which
-    was no better here.
+    Source: self-training with a linear teacher, as in SOTAlign (arXiv 2602.23353), with a softmax in place of optimal
+    transport, which was no better here.
     """
     paired = {name: widened(latents[name][rows[name]]) for name in adapters}
     n = len(next(iter(paired.values())))
@@ -67,4 +68,4 @@ def _likely_partners(queries: Tensor, embedded: Tensor, penalty: Tensor, candida
 
 def _spread(matrix: Tensor, most: int) -> Tensor:
     """At most so many rows of a matrix, evenly spread."""
-    return matrix if len(matrix) <= most else matrix[torch.arange(most) * len(matrix) // most]
+    return matrix if len(matrix) <= most else matrix[evenly_spread(len(matrix), most)]
