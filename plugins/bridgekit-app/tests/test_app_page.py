@@ -169,6 +169,7 @@ def test_record_says_why_it_cannot_be_used(server: Served) -> None:
             opened(page, replace(server, address=address))
             record, reason = page.locator("#record"), page.locator("#record-why")
             shown = str(bool(why)).lower()
+            until(page, "document.querySelector('#record').hasAttribute('title')")  # the page has decided
             until(page, f"document.querySelector('#record').disabled === {shown}")
             until(page, f"(document.querySelector('#record-why').offsetParent !== null) === {shown}")
             assert record.is_disabled() == reason.is_visible() == bool(why), name
